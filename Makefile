@@ -1,0 +1,39 @@
+# Needs python3 (3.11 or newer, with venv) and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/.installed  ## a small sweep on embedded data, its table and its figure
+	$(BIN)/python sweeps/low_data.py --preset smoke
+	$(BIN)/python analysis/make_tables.py
+	@echo
+	@echo "tables and figures   $(CURDIR)/results/"
+	@find results -type f | sort | sed 's/^/                       /'
+	@echo "stages and journal   $(CURDIR)/storage/"
+	@echo "MLflow store         $(CURDIR)/mlflow.db   (to look at it: $(BIN)/mlflow ui)"
+
+test: .venv/.installed  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+clean:  ## remove .venv and caches; keeps storage/, mlflow.db and results/
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	find analysis benchmarks cvit sweeps tests -name __pycache__ -prune -exec rm -rf {} +
+
+# uv installs several times faster than pip; pip does where uv cannot be had or fails.
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is missing or older than Python 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	{ $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --compile-bytecode -p .venv -e '.[dev]'; } \
+	    || $(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@

@@ -1,0 +1,238 @@
+"""The configuration of one trial: frozen dataclasses that validate themselves, and their flat form.
+
+A field's metadata hold its help text; the command line of every sweep is generated from these classes, and the flat
+form (one level, the field names below) is what MLflow stores as parameters.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+PositionEncoding = Literal["relative", "relative+absolute"]
+InitSchemeName = Literal["random", "two_phase", "conv_structured"]
+ConvolutionForm = Literal["factorized", "full"]
+Augmentation = Literal["none", "shift", "crop_flip"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be trained; the message is one line that names the value and what is valid."""
+
+
+def choices(literal: Any) -> tuple[str, ...]:
+    """The values of a Literal type."""
+    return typing.get_args(literal)
+
+
+def _require(condition: bool, name: str, value: Any, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} {value!r} {rule}")
+
+
+def _require_choice(config: Any, name: str, literal: Any) -> None:
+    value, valid = getattr(config, name), choices(literal)
+    _require(value in valid, name, value, f"is not valid: one of {', '.join(valid)}")
+
+
+def _option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images are trained on. `data_fingerprint` identifies their content, wherever they lie."""
+
+    dataset: str = "digits"
+    data_fingerprint: str = ""
+    data_fraction: float = _option("Share of the training images used, in (0, 1]; stratified and nested.", 1.0)
+    validation_fraction: float = _option("Share of the training images held out for validation.", 0.1)
+    augmentation: Augmentation = _option("Augmentation of training images; the data set's own by default.", "shift")
+
+    def __post_init__(self) -> None:
+        _require(0 < self.data_fraction <= 1, "data_fraction", self.data_fraction, "must lie in (0, 1]")
+        _require(0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "must lie in (0, 1)")
+        _require_choice(self, "augmentation", Augmentation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture, shared by both phases. The first three fields come from the data set."""
+
+    image_size: int = 8
+    in_channels: int = 1
+    num_classes: int = 10
+    patch_size: int = _option("Side of a patch, pixels; divides the image size.", 4)
+    embed_dim: int = _option("Width of a token.", 128)
+    depth: int = _option("Number of transformer blocks.", 6)
+    num_heads: int = _option("Attention heads per block; 9 express a 3x3 convolution of patches.", 9)
+    head_dim: int = _option("Width of a head, independent of embed_dim / num_heads.", 16)
+    mlp_ratio: float = _option("Hidden width of the MLP over embed_dim.", 4.0)
+    position_encoding: PositionEncoding = _option(
+        "Relative bias alone, or beside a learned absolute embedding.", "relative"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "in_channels", "patch_size", "embed_dim", "depth", "num_heads", "head_dim"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _require(self.num_classes >= 2, "num_classes", self.num_classes, "must be at least 2")
+        _require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "must be positive")
+        divisors = [size for size in range(1, self.image_size + 1) if self.image_size % size == 0]
+        _require(
+            self.patch_size in divisors,
+            "patch_size",
+            self.patch_size,
+            f"must divide the image size {self.image_size}: one of {', '.join(map(str, divisors))}",
+        )
+        most = (2 * self.grid_size - 1) ** 2
+        _require(
+            self.num_heads <= most,
+            "num_heads",
+            self.num_heads,
+            f"must be at most {most}, the number of offsets on a grid of {self.grid_size}x{self.grid_size} patches",
+        )
+        _require_choice(self, "position_encoding", PositionEncoding)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of all heads together."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """How the transformer starts. Parameters that the scheme does not use have no influence on a trial."""
+
+    init_scheme: InitSchemeName = "random"
+    attention_sharpness: float = _option(
+        "Logit gap between a head's target patch and the zero slot at the start (schemes with a convolution).", 4.0
+    )
+    convolution_form: ConvolutionForm = _option(
+        "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
+    )
+    convolution_fraction: float = _option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "init_scheme", InitSchemeName)
+        _require_choice(self, "convolution_form", ConvolutionForm)
+        _require(self.attention_sharpness > 0, "attention_sharpness", self.attention_sharpness, "must be positive")
+        _require(
+            0 < self.convolution_fraction < 1, "convolution_fraction", self.convolution_fraction, "must lie in (0, 1)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets."""
+
+    epochs: int = _option("Passes over the subset, both phases together.", 20)
+    min_steps: int = _option("Optimiser steps at least, so that small fractions are trained too.", 400)
+    batch_size: int = _option("Images per optimiser step.", 64)
+    learning_rate: float = _option("Peak learning rate of AdamW.", 1e-3)
+    weight_decay: float = _option("Decoupled weight decay; not applied to biases, norms and position terms.", 0.05)
+    warmup_fraction: float = _option("Share of a phase's steps with a linearly rising learning rate.", 0.1)
+    label_smoothing: float = _option("Label smoothing of the cross-entropy, in [0, 1).", 0.0)
+    gradient_clip_norm: float = _option("Largest norm of the gradient; 0 clips nothing.", 1.0)
+    precision: Precision = _option("Arithmetic of the forward pass: float32, or bfloat16 autocast.", "float32")
+    evaluations: int = _option("Evaluations on the validation images per trial, evenly spaced.", 10)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "min_steps"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+        for name in ("batch_size", "evaluations"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _require(
+            self.learning_rate > 0 and math.isfinite(self.learning_rate),
+            "learning_rate",
+            self.learning_rate,
+            "must be positive and finite",
+        )
+        for name in ("weight_decay", "gradient_clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
+        for name in ("warmup_fraction", "label_smoothing"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must lie in [0, 1)")
+        _require_choice(self, "precision", Precision)
+
+    def total_steps(self, num_images: int) -> int:
+        """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2."""
+        return max(2, self.min_steps, math.ceil(self.epochs * num_images / self.batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """Everything that determines one training result, the seed included."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
+    training: TrainingConfig = TrainingConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+
+    def flat(self) -> dict[str, Any]:
+        """Every field on one level, by its own name."""
+        flat: dict[str, Any] = {}
+        for part in (self.data, self.model, self.init, self.training):
+            flat |= dataclasses.asdict(part)
+        return flat | {"seed": self.seed}
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> "TrialConfig":
+        """The inverse of `flat`; names that are missing keep their defaults.
+
+        Raises:
+            ConfigError: a name is unknown or a value invalid.
+        """
+        unknown = sorted(set(flat) - set(PARAMETERS))
+        if unknown:
+            raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(PARAMETERS)}")
+        parts: dict[str, Any] = {
+            name: part(**{f.name: flat[f.name] for f in dataclasses.fields(part) if f.name in flat})
+            for name, part in _PARTS.items()
+        }
+        return cls(**parts, seed=flat.get("seed", 0))
+
+
+_PARTS: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "init": InitConfig, "training": TrainingConfig}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A flat parameter: its type, default, help text and the part of the configuration it belongs to."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    part: str
+
+    def parse(self, text: str) -> Any:
+        """The value that a tracking store gave back as text."""
+        base = str if typing.get_origin(self.type) is Literal else self.type
+        return base(text)
+
+
+def _parameters() -> Mapping[str, Parameter]:
+    parameters = {}
+    for part_name, part in _PARTS.items():
+        hints = typing.get_type_hints(part)
+        for f in dataclasses.fields(part):
+            text = f.metadata.get("help", "")
+            parameters[f.name] = Parameter(f.name, hints[f.name], f.default, text, part_name)
+    parameters["seed"] = Parameter("seed", int, 0, "Seed of every draw.", "trial")
+    return types.MappingProxyType(parameters)
+
+
+PARAMETERS: Mapping[str, Parameter] = _parameters()
+"""Every flat parameter by name, in the order of the configuration."""

@@ -1,0 +1,198 @@
+"""Finds image data sets by name or path, describes them without decoding a pixel, and loads them.
+
+No torch here (torchvision's own data sets apart): a description serves planning and dry runs, and the arrays of a
+loaded data set travel between processes.
+"""
+
+import difflib
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cvit.config import Augmentation
+from cvit.data.builtin import AUGMENTATIONS, DIGITS, NAMES, TORCHVISION, read_digits, read_torchvision
+from cvit.data.folders import read_image_folder
+from cvit.data.images import DataError, Pixels, Target
+from cvit.data.parquet import parquet_files, read_parquet
+from cvit.data.stored import Labels, Part, Stored
+from cvit.data.subsets import holdout
+
+__all__ = ["NAMES", "DataError", "Dataset", "DatasetInfo", "Images", "describe", "load"]
+
+TEST_FRACTION = 0.2
+"""Share of the images held out for testing where a data set comes as one pool."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Decoded images (N, C, H, H) uint8 and their class indices (N,) int64."""
+
+    images: Pixels
+    labels: Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A decoded data set; `augmentation` is the one it is trained with by default."""
+
+    name: str
+    train: Images
+    test: Images
+    num_classes: int
+    class_names: tuple[str, ...]
+    augmentation: Augmentation
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetInfo:
+    """What is known of a data set before its images are decoded.
+
+    `fingerprint` identifies its content, and the size where images are resized; it does not depend on where it lies.
+    """
+
+    name: str
+    image_size: int
+    in_channels: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    train_labels: Labels
+    num_test: int
+    augmentation: Augmentation
+    fingerprint: str
+    stored: Stored = field(repr=False)
+    resize: bool = field(repr=False)
+
+
+def describe(
+    dataset: str, data_dir: str | os.PathLike[str], *, download: bool, image_size: int | None = None
+) -> DatasetInfo:
+    """Finds a data set and reads everything but its pixels.
+
+    Args:
+        dataset: one of NAMES, the name of a Parquet file, a folder of Parquet files or an image folder in `data_dir`,
+            or a path to one.
+        data_dir: where data sets lie and are downloaded to.
+        download: whether torchvision may download what is missing.
+        image_size: side, pixels, to which all images are cropped and resized; None takes them as they are.
+
+    Raises:
+        DataError: there is no such data set, or it cannot be used.
+    """
+    if image_size is not None and image_size < 1:
+        raise DataError(f"--image-size {image_size} must be at least 1")
+    name, stored = _find(dataset, Path(data_dir).expanduser(), download)
+    if len(stored.class_names) < 2:
+        raise DataError(f"dataset {dataset!r} has {len(stored.class_names)} class; at least 2 are needed")
+    train_labels, num_test = stored.train.labels, 0 if stored.test is None else len(stored.test.labels)
+    if stored.test is None:
+        train, test = _own_test_split(stored.train)
+        train_labels, num_test = train_labels[train], len(test)
+    if num_test == 0:
+        raise DataError(f"dataset {dataset!r} has too few images to hold some out for testing")
+    sizes, channels = _sizes_and_channels(dataset, stored)
+    size = image_size or _common_side(dataset, sizes)
+    return DatasetInfo(
+        name=name,
+        image_size=size,
+        in_channels=channels,
+        num_classes=len(stored.class_names),
+        class_names=stored.class_names,
+        train_labels=train_labels,
+        num_test=num_test,
+        augmentation=AUGMENTATIONS.get(name, "shift" if channels == 1 else "crop_flip"),
+        fingerprint=_fingerprint(stored.content, None if sizes == [(size, size)] else size),
+        stored=stored,
+        resize=image_size is not None,
+    )
+
+
+def load(info: DatasetInfo) -> Dataset:
+    """Decodes the images of a data set that `describe` found.
+
+    Raises:
+        DataError: an image cannot be decoded, or differs from the first ones in size or kind.
+    """
+    target, stored = Target(info.in_channels, info.image_size, info.resize), info.stored
+    train = Images(stored.train.pixels(target), stored.train.labels)
+    if stored.test is not None:
+        test = Images(stored.test.pixels(target), stored.test.labels)
+    else:
+        first, second = _own_test_split(stored.train)
+        pool = train
+        train = Images(pool.images[first], pool.labels[first])
+        test = Images(pool.images[second], pool.labels[second])
+    return Dataset(info.name, train, test, info.num_classes, info.class_names, info.augmentation, info.fingerprint)
+
+
+def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
+    """The data set's name, which is the last part of its path, and what is stored of it."""
+    if dataset == DIGITS:
+        return dataset, read_digits()
+    is_path = os.path.basename(dataset) != dataset or dataset.startswith((".", "~"))
+    if dataset and not is_path:
+        for path in (data_dir / dataset, data_dir / f"{dataset}.parquet"):
+            if stored := _open(path):
+                return _name(path), stored
+        if dataset in TORCHVISION:
+            return dataset, read_torchvision(dataset, data_dir, download=download)
+    path = Path(dataset).expanduser()
+    if dataset and path.exists():
+        if stored := _open(path):
+            return _name(path), stored
+        raise DataError(f"dataset {dataset!r} holds neither Parquet files nor class folders with images")
+    close = difflib.get_close_matches(dataset, NAMES, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise DataError(
+        f"dataset {dataset!r} is neither a path nor a name in {data_dir}: give {', '.join(NAMES)}, or a path to a "
+        f"Parquet file, a folder of Parquet files or an image folder{hint}"
+    )
+
+
+def _open(path: Path) -> Stored | None:
+    """The data set in a file or folder; None where there is none."""
+    if path.is_file():
+        return read_parquet([path])
+    if path.is_dir():
+        files = parquet_files(path)
+        return read_parquet(files) if files else read_image_folder(path)
+    return None
+
+
+def _name(path: Path) -> str:
+    path = path.resolve()
+    return path.stem if path.is_file() else path.name
+
+
+def _own_test_split(pool: Part) -> tuple[np.ndarray, np.ndarray]:
+    return holdout(pool.labels, TEST_FRACTION, "test split")
+
+
+def _sizes_and_channels(dataset: str, stored: Stored) -> tuple[list[tuple[int, int]], int]:
+    """Sizes (width, height) and channels of the first images."""
+    train = stored.train.forms()
+    test = stored.test.forms() if stored.test else []
+    channels = max(form.channels for _, form in train)
+    if test and channels != (other := max(form.channels for _, form in test)):
+        raise DataError(
+            f"dataset {dataset!r} has {channels} channels in its training images, {other} in its test images"
+        )
+    return sorted({(form.width, form.height) for _, form in train + test}), channels
+
+
+def _common_side(dataset: str, sizes: list[tuple[int, int]]) -> int:
+    width, height = sizes[0]
+    if len(sizes) > 1 or width != height:
+        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+        raise DataError(
+            f"dataset {dataset!r} has images of size {shown}; they must be square and equal: "
+            "give --image-size to crop and resize them"
+        )
+    return width
+
+
+def _fingerprint(content: str, size: int | None) -> str:
+    return hashlib.sha256(f"{content}|{size or 'as stored'}".encode()).hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""`random`: the ViT default (Dosovitskiy et al. 2021), truncated normal weights."""
+
+import math
+
+import torch
+from torch import nn
+
+from cvit.config import TrialConfig
+from cvit.models.convolution import FullConvolution
+from cvit.models.vit import VisionTransformer
+from cvit.training.randomness import generator
+from cvit.vocabulary import ATTENTION
+
+POSITION_STD = 0.02
+
+
+@torch.no_grad()
+def initialise(model: VisionTransformer, seed: int) -> None:
+    """Weights: truncated normal of variance 1 / fan-in; position terms: of standard deviation 0.02; biases zero.
+
+    Every parameter is drawn by its own name, so that all schemes share the draws of the parameters they share.
+    """
+    for name, parameter in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        owner = model.get_submodule(module)
+        if isinstance(owner, nn.LayerNorm):
+            parameter.fill_(1.0 if kind == "weight" else 0.0)
+        elif kind == "bias":
+            parameter.zero_()
+        elif kind in ("position_embedding", "relative_bias"):
+            _truncated_normal(parameter, POSITION_STD, seed, name)
+        elif isinstance(owner, FullConvolution):
+            fan_in = parameter.shape[0] * parameter.shape[2]
+            _truncated_normal(parameter, math.sqrt(1 / fan_in), seed, name)
+        else:
+            _truncated_normal(parameter, math.sqrt(1 / parameter[0].numel()), seed, name)
+
+
+def _truncated_normal(parameter: torch.Tensor, std: float, seed: int, name: str) -> None:
+    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator(seed, f"init/{name}"))
+
+
+def random(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
+    """A transformer with random attention."""
+    assert parent is None
+    model = VisionTransformer(config.model, ATTENTION)
+    initialise(model, config.seed)
+    return model, {}

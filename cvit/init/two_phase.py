@@ -1,0 +1,15 @@
+"""`two_phase`: attention starts as exactly the convolution that the first phase trained (paper, section 4)."""
+
+from cvit.config import TrialConfig
+from cvit.init.random import random
+from cvit.models.vit import VisionTransformer
+from cvit.transfer import transfer
+from cvit.vocabulary import TRANSFER_WEIGHT_ERROR
+
+
+def two_phase(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
+    """The transfer of the trained convolutional twin."""
+    assert parent is not None
+    model, _ = random(config, None)
+    error = transfer(parent, model, config.init.attention_sharpness)
+    return model, {TRANSFER_WEIGHT_ERROR: error}

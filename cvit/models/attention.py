@@ -1,0 +1,50 @@
+"""Multi-head self-attention with a relative position bias per head and a zero slot."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cvit.geometry import num_relative_positions, relative_position_index
+
+
+class RelativeAttention(nn.Module):
+    """Self-attention over a square grid of patches: softmax(Q Kᵀ / √head_dim + bias) V, heads concatenated, projected.
+
+    The bias of a head depends only on the offset between two patches (paper, section 3). One more key and value, the
+    *zero slot*, are zero: a head that attends to it contributes nothing, which is what zero padding needs where a
+    target patch lies outside the image.
+
+    Attributes:
+        relative_bias: (num_heads, (2·grid_size − 1)² + 1); the last column is the zero slot's.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, head_dim: int, grid_size: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.grid_size = num_heads, head_dim, grid_size
+        inner_dim = num_heads * head_dim
+        self.query = nn.Linear(embed_dim, inner_dim, bias=False)
+        self.key = nn.Linear(embed_dim, inner_dim, bias=False)
+        self.value = nn.Linear(embed_dim, inner_dim, bias=False)
+        self.output = nn.Linear(inner_dim, embed_dim)
+        positions = num_relative_positions(grid_size)
+        self.relative_bias = nn.Parameter(torch.zeros(num_heads, positions + 1))
+        index = F.pad(relative_position_index(grid_size), (0, 1), value=positions)
+        self.register_buffer("_bias_index", index.flatten(), persistent=False)
+
+    def position_bias(self) -> Tensor:
+        """(num_heads, N, N + 1): the bias of every query and key; the last key is the zero slot."""
+        num_patches = self.grid_size**2
+        index = self.get_buffer("_bias_index")
+        return self.relative_bias.index_select(1, index).view(self.num_heads, num_patches, num_patches + 1)
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, embed_dim) → (B, N, embed_dim)."""
+        query = self._heads(self.query(tokens))
+        key = F.pad(self._heads(self.key(tokens)), (0, 0, 0, 1))
+        value = F.pad(self._heads(self.value(tokens)), (0, 0, 0, 1))
+        bias = self.position_bias().to(query.dtype)[None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.output(mixed.transpose(1, 2).flatten(2))

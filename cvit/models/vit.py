@@ -1,0 +1,80 @@
+"""The vision transformer of both phases: same patch embedding, norms, MLPs and head; only the mixing differs."""
+
+import torch
+from torch import Tensor, nn
+
+from cvit.config import ConvolutionForm, ModelConfig
+from cvit.models.attention import RelativeAttention
+from cvit.models.convolution import FactorizedConvolution, FullConvolution
+from cvit.vocabulary import ATTENTION
+
+
+class Block(nn.Module):
+    """Pre-norm block: tokens + mixing(norm(tokens)), then + MLP(norm(tokens))."""
+
+    def __init__(self, embed_dim: int, mixing: nn.Module, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden_dim = round(embed_dim * mlp_ratio)
+        self.mixing_norm = nn.LayerNorm(embed_dim)
+        self.mixing = mixing
+        self.mlp_norm = nn.LayerNorm(embed_dim)
+        self.mlp = nn.Sequential(nn.Linear(embed_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, embed_dim))
+
+
+class VisionTransformer(nn.Module):
+    """ViT on a square token grid with mean pooling; mixes by attention or, in the convolution phase, by its twin.
+
+    Weights are uninitialised in the sense of `cvit.init`: apply a scheme before training.
+    """
+
+    def __init__(self, config: ModelConfig, phase: str, convolution_form: ConvolutionForm = "factorized") -> None:
+        super().__init__()
+        self.config, self.phase, self.convolution_form = config, phase, convolution_form
+        self.patch_embedding = nn.Conv2d(
+            config.in_channels, config.embed_dim, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = (
+            nn.Parameter(torch.zeros(1, config.grid_size**2, config.embed_dim))
+            if config.position_encoding == "relative+absolute"
+            else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(config.embed_dim, self._mixing(), config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+
+    def _mixing(self) -> nn.Module:
+        c = self.config
+        if self.phase == ATTENTION:
+            return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid_size)
+        if self.convolution_form == "factorized":
+            return FactorizedConvolution(c.embed_dim, c.num_heads, c.head_dim, c.grid_size)
+        return FullConvolution(c.embed_dim, c.num_heads, c.grid_size)
+
+    def forward(self, images: Tensor, intermediates: dict[str, Tensor] | None = None) -> Tensor:
+        """Class logits.
+
+        Args:
+            images: (B, in_channels, image_size, image_size), normalised.
+            intermediates: where given, filled with `embedding`, `block{i}/mixing`, `block{i}`, each (B, N, embed_dim),
+                and `pooled` (B, embed_dim).
+
+        Returns:
+            (B, num_classes).
+        """
+        kept = {} if intermediates is None else intermediates
+        tokens = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding
+        kept["embedding"] = tokens
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            mixed = block.mixing(block.mixing_norm(tokens))
+            tokens = tokens + mixed
+            tokens = tokens + block.mlp(block.mlp_norm(tokens))
+            if intermediates is not None:
+                kept |= {f"block{i}/mixing": mixed, f"block{i}": tokens}
+        pooled = self.norm(tokens).mean(dim=1)
+        kept["pooled"] = pooled
+        return self.head(pooled)

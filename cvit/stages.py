@@ -1,0 +1,93 @@
+"""Stages: the phases of a trial, each trained, checkpointed, cached and reused on its own.
+
+A stage's key is a hash of everything that determines its outcome, its parent's key included. Two trials whose
+convolution phases have the same key share that stage.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cvit.config import TrialConfig
+from cvit.vocabulary import ATTENTION, CONVOLUTION
+
+SCIENCE_VERSION = 1
+"""Raised whenever training the same configuration gives another result, so that old stages are not reused."""
+
+# The number of steps stands in the stage itself; the data set's name does not change its images.
+_NEVER_DECISIVE = {"dataset", "epochs", "min_steps", "convolution_fraction", "evaluations"}
+_NOT_DECISIVE = {
+    "random": {"attention_sharpness", "convolution_form"},
+    "two_phase": set(),
+    "conv_structured": set(),
+}
+_NOT_DECISIVE_FOR_CONVOLUTION = {"init_scheme", "attention_sharpness"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of a trial.
+
+    Attributes:
+        phase: `convolution` or `attention`.
+        trial: the configuration of (one of) the trials that the stage belongs to.
+        steps: optimiser steps of this stage.
+        first_step: optimiser steps of the trial before this stage.
+        evaluation_interval: steps between evaluations, counted over the whole trial.
+        parent: the stage whose weights this one starts from.
+    """
+
+    phase: str
+    trial: TrialConfig
+    steps: int
+    first_step: int
+    evaluation_interval: int
+    parent: "Stage | None" = None
+
+    @cached_property
+    def key(self) -> str:
+        """24 hexadecimal digits."""
+        not_decisive = (
+            _NOT_DECISIVE_FOR_CONVOLUTION if self.phase == CONVOLUTION else _NOT_DECISIVE[self.trial.init.init_scheme]
+        )
+        decisive: dict[str, Any] = {
+            name: value
+            for name, value in self.trial.flat().items()
+            if name not in _NEVER_DECISIVE and name not in not_decisive
+        }
+        decisive |= {
+            "science_version": SCIENCE_VERSION,
+            "phase": self.phase,
+            "steps": self.steps,
+            "first_step": self.first_step,
+            "evaluation_interval": self.evaluation_interval,
+            "parent": self.parent.key if self.parent else None,
+        }
+        return short_hash(decisive, digits=24)
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps of the trial up to this stage's end."""
+        return self.first_step + self.steps
+
+
+def stages_of(trial: TrialConfig, num_images: int) -> tuple[Stage, ...]:
+    """The stages of a trial on a subset of `num_images` images, in the order of training.
+
+    Every scheme gets the same number of steps in all: a two_phase trial divides them between its phases.
+    """
+    total = trial.training.total_steps(num_images)
+    interval = max(1, round(total / trial.training.evaluations))
+    if trial.init.init_scheme != "two_phase":
+        return (Stage(ATTENTION, trial, total, 0, interval),)
+    first = min(total - 1, max(1, round(total * trial.init.convolution_fraction)))
+    convolution = Stage(CONVOLUTION, trial, first, 0, interval)
+    return convolution, Stage(ATTENTION, trial, total - first, first, interval, convolution)
+
+
+def short_hash(content: Any, digits: int) -> str:
+    """The first digits of the SHA-256 of a JSON value's canonical text."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -1,0 +1,110 @@
+"""The transfer from the convolution phase to the attention phase: attention that computes the trained convolution.
+
+Head δ puts its attention on the patch at offset δ by its relative bias (paper, theorem 1); keys start at zero, so that
+attention does not depend on the content yet, while random queries let the keys learn.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cvit.geometry import Offset, relative_position
+from cvit.models.attention import RelativeAttention
+from cvit.models.convolution import FactorizedConvolution, FullConvolution
+from cvit.models.vit import Block, VisionTransformer
+
+
+@torch.no_grad()
+def transfer(twin: VisionTransformer, model: VisionTransformer, sharpness: float) -> float:
+    """Makes the attention model compute what its convolutional twin computes, up to softmax leakage.
+
+    Args:
+        twin: a model of the convolution phase.
+        model: a model of the attention phase and of the same configuration; changed in place. Its queries stay.
+        sharpness: logit gap between a head's target patch and the zero slot; the other patches lie as far below the
+            zero slot. So a head whose target lies outside the image attends to the zero slot.
+
+    Returns:
+        Relative error of the mixing weights in Frobenius norm, the largest over the blocks: rounding level for the
+        factorized twin, the error of the rank-head_dim approximation (and of dropped offsets) for the full one.
+    """
+    mixing_prefixes = tuple(f"blocks.{i}.mixing." for i in range(model.config.depth))
+    shared = {name: value for name, value in twin.state_dict().items() if not name.startswith(mixing_prefixes)}
+    missing, unexpected = model.load_state_dict(shared, strict=False)
+    assert not unexpected and all(name.startswith(mixing_prefixes) for name in missing)
+    errors = [0.0]
+    for source, target in zip(twin.blocks, model.blocks, strict=True):
+        assert isinstance(source, Block) and isinstance(target, Block)
+        assert isinstance(target.mixing, RelativeAttention)
+        errors.append(_transfer_mixing(source.mixing, target.mixing, sharpness))
+    return max(errors)
+
+
+def _transfer_mixing(source: nn.Module, target: RelativeAttention, sharpness: float) -> float:
+    if isinstance(source, FactorizedConvolution):
+        target.value.weight.copy_(source.value.weight)
+        target.output.weight.copy_(source.output.weight)
+        target.output.bias.copy_(source.output.bias)
+        offsets, error = source.offsets, 0.0
+    else:
+        assert isinstance(source, FullConvolution)
+        value, output, offsets, error = factorize(source.weight, source.offsets, target.num_heads, target.head_dim)
+        target.value.weight.copy_(value.flatten(0, 1))
+        target.output.weight.copy_(output.permute(1, 0, 2).flatten(1))
+        target.output.bias.copy_(source.bias)
+    target.key.weight.zero_()
+    look_at(target, offsets, sharpness)
+    return error
+
+
+@torch.no_grad()
+def look_at(attention: RelativeAttention, offsets: tuple[Offset, ...], sharpness: float) -> None:
+    """Sets the relative bias so that head h attends to the patch at offsets[h]: +sharpness there, 0 on the zero slot,
+    −sharpness on every other patch. An offset larger than the grid leaves only the zero slot to attend to."""
+    attention.relative_bias.fill_(-sharpness)
+    attention.relative_bias[:, -1] = 0.0
+    for head, offset in enumerate(offsets):
+        if max(map(abs, offset)) < attention.grid_size:
+            attention.relative_bias[head, relative_position(offset, attention.grid_size)] = sharpness
+
+
+def factorize(
+    weight: Tensor, offsets: tuple[Offset, ...], num_heads: int, head_dim: int
+) -> tuple[Tensor, Tensor, tuple[Offset, ...], float]:
+    """Best approximation of one linear map per offset by `num_heads` heads of rank `head_dim`, one offset a head.
+
+    Where there are fewer heads than offsets, those offsets are kept that carry most of the kernel's energy.
+
+    Args:
+        weight: (number of offsets, D out, D in).
+
+    Returns:
+        value (num_heads, head_dim, D in), output (num_heads, D out, head_dim), the heads' offsets, and the relative
+        error in Frobenius norm (Eckart–Young: the singular values left out).
+    """
+    assert num_heads <= len(offsets)
+    left, singular, right = torch.linalg.svd(weight, full_matrices=False)
+    rank = min(head_dim, singular.shape[1])
+    energy = singular[:, :rank].square().sum(dim=1)
+    kept = torch.argsort(energy, descending=True, stable=True)[:num_heads].sort().values
+    root = singular[kept, :rank].sqrt()
+    value = weight.new_zeros(num_heads, head_dim, weight.shape[2])
+    output = weight.new_zeros(num_heads, weight.shape[1], head_dim)
+    value[:, :rank] = root[:, :, None] * right[kept, :rank]
+    output[:, :, :rank] = left[kept][:, :, :rank] * root[:, None, :]
+    total = singular.square().sum()
+    lost = (total - energy[kept].sum()).clamp(min=0)
+    error = float((lost / total).sqrt()) if total > 0 else 0.0
+    return value, output, tuple(offsets[int(i)] for i in kept), error
+
+
+@torch.no_grad()
+def logit_error(twin: VisionTransformer, model: VisionTransformer, images: Tensor) -> float:
+    """‖model(images) − twin(images)‖ / ‖twin(images)‖ over all logits: the transfer's measured error.
+
+    Args:
+        images: (B, in_channels, image_size, image_size), normalised.
+    """
+    expected = twin(images)
+    return float((model(images) - expected).norm() / expected.norm())
+
+

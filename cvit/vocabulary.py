@@ -1,0 +1,56 @@
+"""Names shared by training, tracking and analysis: metrics, tags, parameters, statuses, journal records.
+
+They are part of the product's contract: dashboards and papers refer to them, so a published name never changes.
+No heavy imports here: the analysis reads this module without torch, Ray or MLflow.
+"""
+
+# Metrics, all stepped by optimiser step. A two-phase trial's curves run through both phases on one step axis.
+TRAIN_LOSS = "train/loss"
+TRAIN_ACCURACY = "train/accuracy"
+VAL_LOSS = "val/loss"
+VAL_ACCURACY = "val/accuracy"
+TEST_ACCURACY = "test/accuracy"
+LEARNING_RATE = "lr"
+GRAD_NORM = "grad_norm"
+IMAGES_PER_SECOND = "images_per_second"
+TRANSFER_WEIGHT_ERROR = "transfer/weight_error"
+TRANSFER_LOGIT_ERROR = "transfer/logit_error"
+TRANSFER_VAL_ACCURACY = "transfer/val_accuracy"
+CONVOLUTION_TEST_ACCURACY = "convolution/test_accuracy"
+
+# Tags of an MLflow run.
+TAG_ROLE = "cvit.role"
+TAG_TRIAL_KEY = "cvit.trial_key"
+TAG_STUDY_KEY = "cvit.study_key"
+TAG_STATUS = "cvit.status"
+TAG_SWEEP = "cvit.sweep"
+TAG_GRID = "cvit.grid"
+TAG_CODE_VERSION = "cvit.code_version"
+TAG_DEVICE = "cvit.device"
+TAG_DATA_FINGERPRINT = "cvit.data_fingerprint"
+TAG_DIVERGED_STEP = "cvit.diverged_step"
+TAG_COMMAND = "cvit.command"
+TAG_DRIVER = "cvit.driver"
+TAG_NOTE = "mlflow.note.content"
+
+ROLE_STUDY = "study"
+ROLE_TRIAL = "trial"
+
+# Statuses of a trial. A diverged trial is a result; a failed one is a fault of the code or of the machine.
+STATUS_OK = "ok"
+STATUS_DIVERGED = "diverged"
+STATUS_FAILED = "failed"
+
+# Phases of a trial.
+CONVOLUTION = "convolution"
+ATTENTION = "attention"
+
+# Folders below STORAGE.
+STAGES_FOLDER = "stages"
+JOURNAL_FOLDER = "journal"
+
+# Types of journal record (the field "type"); the other fields are those of the functions in sweeps/engine/journal.py.
+RECORD_STUDY = "study"
+RECORD_TRIAL = "trial"
+RECORD_POINTS = "points"
+RECORD_END = "end"

@@ -1,0 +1,202 @@
+"""The command line of a sweep, generated from its declaration and from the configuration classes."""
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from cvit.config import PARAMETERS, ConfigError
+from sweeps.engine.declaration import Preset, Sweep
+
+DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
+TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+"""The store that a plain `mlflow ui` opens in the working folder."""
+
+# Set by the data set or by another option, not by an option of their own.
+_NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
+_GROUPS = {
+    "run": Group("Run", sort_key=0),
+    "grid": Group("Grid (several values each)", sort_key=1),
+    "data": Group("Data", sort_key=2),
+    "model": Group("Model", sort_key=3),
+    "init": Group("Initialisation", sort_key=4),
+    "training": Group("Training", sort_key=5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for: a preset, what was given explicitly, and where and how to run.
+
+    Attributes:
+        grid: the values of every axis but the seed.
+        given: flat parameters given explicitly; they hold for every scheme.
+        command: the command line as typed, to run it again.
+    """
+
+    preset: str
+    grid: Mapping[str, tuple[Any, ...]]
+    seeds: int
+    given: Mapping[str, Any]
+    dataset: str
+    data_dir: str
+    download: bool
+    image_size: int | None
+    storage: str
+    tracking_uri: str
+    address: str | None
+    device: Literal["auto", "cpu", "cuda"]
+    dry_run: bool
+    command: str
+
+
+def parse(sweep: Sweep, argv: Sequence[str]) -> Request | None:
+    """The request that the arguments state; None where they asked for help, which is then printed.
+
+    Raises:
+        ConfigError: an unknown option or an invalid value, in one line.
+    """
+    try:
+        # The help shows the defaults of the preset that is asked for, so that one is looked for first.
+        preset_name = _preset_asked_for(sweep, argv)
+        app = _app(sweep, sweep.presets[preset_name], preset_name)
+        given = app(list(argv), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if given is None:
+        return None
+    return _request(sweep, preset_name, given, argv)
+
+
+def _preset_asked_for(sweep: Sweep, argv: Sequence[str]) -> str:
+    names = tuple(sweep.presets)
+    preset = sweep.default_preset
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument == "--preset":
+            preset = following
+        elif argument.startswith("--preset="):
+            preset = argument.removeprefix("--preset=")
+    if preset not in names:
+        raise ConfigError(f"preset {preset!r} is not valid: one of {', '.join(names)}")
+    return preset
+
+
+def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequence[str]) -> Request:
+    preset = sweep.presets[preset_name]
+    grid = {}
+    for axis, default in preset.grid.items():
+        values = tuple(dict.fromkeys(given.pop(axis, default)))
+        if not values:
+            raise ConfigError(f"--{_dashed(axis)} needs at least one value")
+        grid[axis] = values
+    seeds = given.pop("seeds", preset.seeds)
+    if seeds < 1:
+        raise ConfigError(f"seeds {seeds} must be at least 1")
+    return Request(
+        preset=preset_name,
+        grid=grid,
+        seeds=seeds,
+        given={name: value for name, value in given.items() if name in PARAMETERS and name not in _NOT_OPTIONS},
+        dataset=given.get("dataset", sweep.dataset),
+        data_dir=given.get("data_dir") or os.environ.get(DATA_DIR_VARIABLE) or "data",
+        download=not given.get("no_download", False),
+        image_size=given.get("image_size"),
+        storage=given.get("storage", "storage"),
+        tracking_uri=given.get("tracking_uri") or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI,
+        address=given.get("address") or os.environ.get("RAY_ADDRESS") or None,
+        device=given.get("device", "auto"),
+        dry_run=given.get("dry_run", False),
+        command=" ".join(["python", os.path.relpath(sys.argv[0]), *argv]),
+    )
+
+
+def _app(sweep: Sweep, preset: Preset, preset_name: str) -> App:
+    """An application whose parameters are the sweep's options; it returns those that were given."""
+    options = _run_options(sweep, preset, preset_name) | _grid_options(preset) | _parameter_options(preset)
+
+    def given_options(**given: Any) -> dict[str, Any]:
+        return given
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    given_options.__annotations__ = options
+    given_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in options.items()]
+    )
+    presets = "\n\n".join(f"preset {name}: {p.description}" for name, p in sweep.presets.items())
+    text = f"{sweep.question}\n\n{presets}\n\nRunning the same command again resumes: what is done is not trained again."
+    app = App(name=Path(sys.argv[0]).name, help=text, version_flags=[], result_action="return_value")
+    app["--help"].group = _GROUPS["run"]
+    app.default(given_options)
+    return app
+
+
+def _run_options(sweep: Sweep, preset: Preset, preset_name: str) -> dict[str, Any]:
+    run, data, grid = _GROUPS["run"], _GROUPS["data"], _GROUPS["grid"]
+    return {
+        "preset": _option(
+            Literal[tuple(sweep.presets)], "Scale of the sweep; other options change single values of it.", preset_name, run
+        ),
+        "storage": _option(str, "Folder or URL (s3://, gs://) that holds the sweep's state.", "storage", run),
+        "tracking_uri": _option(
+            str, f"MLflow store or server (or set {TRACKING_URI_VARIABLE}).", DEFAULT_TRACKING_URI, run
+        ),
+        "address": _option(str, "Ray cluster to run on (or set RAY_ADDRESS); without it Ray is started here.", None, run),
+        "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
+        "dry_run": _option(bool, "Print the plan and stop.", None, run),
+        "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
+        "dataset": _option(
+            str,
+            "digits, cifar10, cifar100, fashion_mnist, svhn, a name in the data folder, or the path of a Parquet file, "
+            "a folder of them or an image folder.",
+            sweep.dataset,
+            data,
+        ),
+        "data_dir": _option(str, f"Folder of the data sets (or set {DATA_DIR_VARIABLE}).", "data", data),
+        "no_download": _option(bool, "Never download a data set.", None, data),
+        "image_size": _option(int, "Resize images to this side, pixels; needed where sizes differ.", None, data),
+    }
+
+
+def _grid_options(preset: Preset) -> dict[str, Any]:
+    return {
+        axis: _option(tuple[PARAMETERS[axis].type, ...], PARAMETERS[axis].help, values, _GROUPS["grid"])
+        for axis, values in preset.grid.items()
+    }
+
+
+def _parameter_options(preset: Preset) -> dict[str, Any]:
+    options = {}
+    for name, parameter in PARAMETERS.items():
+        if name in _NOT_OPTIONS or name in preset.grid:
+            continue
+        default = preset.settings.get(name, parameter.default)
+        own = {s: settings[name] for s, settings in preset.scheme_settings.items() if name in settings}
+        shown = ", ".join([str(default), *(f"{scheme}: {value}" for scheme, value in own.items())])
+        if name == "augmentation":
+            shown = "the data set's own"
+        options[name] = _option(parameter.type, parameter.help, shown, _GROUPS[parameter.part])
+    return options
+
+
+def _option(kind: Any, help_text: str, default: Any, group: Group) -> Any:
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return Annotated[
+        kind | None,
+        Parameter(
+            help=help_text,
+            group=group,
+            negative="",
+            consume_multiple=True,
+            show_default=False if default is None else lambda _: shown,
+        ),
+    ]
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,82 @@
+"""Starts Ray here or attaches to a cluster, and says what a worker gets."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# These must be set before Ray is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# Ctrl-C is handled by sweeps.engine.run, as one clean stop.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# The state of a sweep is in the storage; Tune's own snapshots are never read.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import ray
+
+from cvit.config import ConfigError
+
+GPU_SHARE = 0.25
+"""GPUs per worker: small trainings leave most of a GPU idle, so several share one."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How packs run: on which device, with which Tune resources, and how many at a time right now."""
+
+    device: str
+    resources: dict[str, float]
+    count: int
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, device: str) -> Iterator[Workers]:
+    """Ray, started here or attached to, for the duration of a sweep.
+
+    Args:
+        address: of a running cluster, else None.
+        device: cpu, cuda, or auto: cuda where the cluster has GPUs.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or a GPU is asked for where there is none.
+    """
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"Ray address {address!r} cannot be used: {' '.join(str(error).split())}") from error
+    try:
+        workers = _workers(address, device)
+        # A searcher-driven run otherwise starts its workers one at a time, and short trials then share the first.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, 16 if address else 1))
+        yield workers
+    finally:
+        ray.shutdown()
+
+
+def _workers(address: str | None, device: str) -> Workers:
+    total = ray.cluster_resources()
+    gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 1.0)
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cpu":
+        return Workers("cpu", {"cpu": 1.0}, max(1, int(cpus)))
+    if not gpus and not address:
+        raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
+    return Workers("cuda", {"cpu": 1.0, "gpu": GPU_SHARE}, int(min(cpus, gpus / GPU_SHARE)))
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A folder for what Tune writes; nothing in it is needed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="cvit-tune-", ignore_cleanup_errors=True) as folder:
+        yield folder

@@ -1,0 +1,38 @@
+"""What a sweep script declares: a question, its grid, and presets of it at several scales."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The sweep at one scale.
+
+    Attributes:
+        description: one line for `--help`: purpose, hardware, duration.
+        grid: the values of every axis but the seed, by flat parameter name.
+        seeds: number of seeds, from 0 on.
+        settings: flat parameters that all trials share, where they differ from the configuration's defaults.
+        scheme_settings: flat parameters of single init schemes: each scheme's own best on validation.
+    """
+
+    description: str
+    grid: Mapping[str, tuple[Any, ...]]
+    seeds: int
+    settings: Mapping[str, Any]
+    scheme_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A question and the presets that answer it; the first preset is the default. All presets have the same axes."""
+
+    name: str
+    question: str
+    dataset: str
+    presets: Mapping[str, Preset]
+
+    @property
+    def default_preset(self) -> str:
+        return next(iter(self.presets))

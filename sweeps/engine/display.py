@@ -1,0 +1,145 @@
+"""What a person sees while a sweep runs: one live panel in a terminal, plain lines elsewhere."""
+
+import math
+import statistics
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cvit.training.checkpoint import StageResult
+from cvit.training.loop import Report
+from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY
+from sweeps.engine.plan import Pack, Plan
+
+PLAIN_INTERVAL_S = 5.0
+_MOST_PACKS_SHOWN = 8
+
+
+class Display:
+    """Follows the execution of a plan."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._plan, self._console = plan, console
+        self._started_at = time.monotonic()
+        self._printed_at = 0.0
+        self._todo = {stage.key: stage for stage in plan.todo}
+        self._steps: dict[str, int] = {}
+        self._first_steps: dict[str, int] = {}
+        self._speed: dict[str, float] = {}
+        self._running: dict[str, Pack] = {}
+        self._live = Live(get_renderable=self._panel, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def started(self, tune_id: str, pack: Pack) -> None:
+        """A worker has begun a pack."""
+        self._running[tune_id] = pack
+
+    def reported(self, tune_id: str, key: str, report: Report) -> None:
+        """A stage has come to a checkpoint or to its end."""
+        # Steps that an earlier session trained must not make this one look fast.
+        self._first_steps.setdefault(key, min(report.step, max(0, report.step - self._interval(key))))
+        self._steps[key] = self._todo[key].steps if report.result is not None else report.step
+        speeds = [value for metric, _, value, _ in report.points if metric == IMAGES_PER_SECOND]
+        if speeds:
+            self._speed[tune_id] = speeds[-1]
+        self._print_plain(at_once=False)
+
+    def ended(self, tune_id: str, error: str | None = None) -> None:
+        """A worker is done with a pack, or has given it up."""
+        pack = self._running.pop(tune_id, ())
+        self._speed.pop(tune_id, None)
+        if error is not None:
+            names = ", ".join(stage.key for stage in pack)
+            self._console.print(f"failed: stage {names}: {error}", highlight=False, markup=False)
+        self._print_plain(at_once=not self._plan.todo)
+
+    def _interval(self, key: str) -> int:
+        return self._todo[key].evaluation_interval
+
+    def _print_plain(self, at_once: bool) -> None:
+        now = time.monotonic()
+        if self._console.is_terminal or (now - self._printed_at < PLAIN_INTERVAL_S and not at_once):
+            return
+        self._printed_at = now
+        self._console.print(f"{self._headline()} | {self._accuracies()}", highlight=False, markup=False, soft_wrap=True)
+
+    def _num_done(self) -> int:
+        return sum(self._plan.status(trial) is not None for trial in self._plan.trials)
+
+    def _headline(self) -> str:
+        speed = sum(self._speed.values())
+        return (
+            f"{self._num_done()} of {len(self._plan.trials)} trials done, {len(self._running)} running, "
+            f"{speed:,.0f} images/s, {self._time_left()}"
+        )
+
+    def _time_left(self) -> str:
+        done = sum(steps - self._first_steps.get(key, 0) for key, steps in self._steps.items())
+        left = sum(stage.steps - self._steps.get(key, 0) for key, stage in self._todo.items())
+        if not done:
+            return "time left unknown"
+        return f"about {duration((time.monotonic() - self._started_at) / done * left)} left"
+
+    def _accuracies(self) -> str:
+        return "; ".join(
+            f"{scheme} mean {100 * statistics.fmean(values):.1f} % best {100 * max(values):.1f} % ({len(values)})"
+            for scheme, values in self._by_scheme().items()
+        )
+
+    def _by_scheme(self) -> dict[str, list[float]]:
+        """Test accuracies of the finished trials of each init scheme."""
+        found: dict[str, list[float]] = {}
+        for trial in self._plan.trials:
+            result = self._plan.results.get(trial.stages[-1].key)
+            value = final_accuracy(result) if result is not None else None
+            if value is not None:
+                found.setdefault(trial.config.init.init_scheme, []).append(value)
+        return found
+
+    def _panel(self) -> Group:
+        bar = ProgressBar(total=len(self._plan.trials), completed=self._num_done(), width=40)
+        packs = Table(box=None, padding=(0, 2, 0, 0))
+        for heading in ("running", "phase", "fraction", "seed", "step"):
+            packs.add_column(heading, style="dim" if heading == "running" else "")
+        for pack in list(self._running.values())[:_MOST_PACKS_SHOWN]:
+            for stage in pack:
+                t = stage.trial
+                step = f"{self._steps.get(stage.key, 0)}/{stage.steps}"
+                packs.add_row(t.init.init_scheme, stage.phase, f"{t.data.data_fraction:.3g}", str(t.seed), step)
+        schemes = Table(box=None, padding=(0, 2, 0, 0))
+        for heading in ("scheme", "trials", "mean test accuracy", "best"):
+            schemes.add_column(heading)
+        for scheme, values in self._by_scheme().items():
+            mean, best = 100 * statistics.fmean(values), 100 * max(values)
+            schemes.add_row(scheme, str(len(values)), f"{mean:.1f} %", f"{best:.1f} %")
+        return Group(Text(self._headline(), style="bold"), bar, packs, schemes)
+
+
+def final_accuracy(result: StageResult) -> float | None:
+    """The test accuracy at a stage's end; None where it diverged before."""
+    return next((value for metric, _, value, _ in reversed(result.points) if metric == TEST_ACCURACY), None)
+
+
+def duration(seconds: float) -> str:
+    """A duration that a person reads: 45 s, 12 min, 3.4 h."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,80 @@
+"""What a plan will cost: floating-point operations counted, time measured on a few steps."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cvit.models.vit import VisionTransformer
+from cvit.stages import Stage
+from cvit.training.optimizer import adamw
+
+_TIMED_STEPS = 3
+_LONGEST_TIMING_S = 3.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of training, and seconds on one worker of this machine."""
+
+    flops: float
+    worker_seconds: float
+
+
+def estimate(stages: list[Stage], device: torch.device) -> Cost:
+    """Counts the matrix operations of one step of every shape, forward and backward, and times a few such steps.
+
+    Evaluation and data preparation are left out.
+    """
+    flops, seconds = 0.0, 0.0
+    measured: dict[object, tuple[float, float]] = {}
+    for stage in stages:
+        shape = (stage.phase, stage.trial.model, stage.trial.init.convolution_form, stage.trial.training.batch_size)
+        if shape not in measured:
+            measured[shape] = _step_flops(stage), _step_seconds(stage, device)
+        flops += measured[shape][0] * stage.steps
+        seconds += measured[shape][1] * stage.steps
+    return Cost(flops, seconds)
+
+
+def _model(stage: Stage) -> VisionTransformer:
+    return VisionTransformer(stage.trial.model, stage.phase, stage.trial.init.convolution_form)
+
+
+def _batch(stage: Stage, device: str | torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    m, size = stage.trial.model, stage.trial.training.batch_size
+    images = torch.zeros(size, m.in_channels, m.image_size, m.image_size, device=device)
+    return images, torch.zeros(size, dtype=torch.int64, device=device)
+
+
+def _step_flops(stage: Stage) -> float:
+    with torch.device("meta"):
+        model = _model(stage)
+    images, labels = _batch(stage, "meta")
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(images), labels).backward()
+    return float(counter.get_total_flops())
+
+
+def _step_seconds(stage: Stage, device: torch.device) -> float:
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        model = _model(stage).to(device)
+        optimizer = adamw(model, stage.trial.training)
+        images, labels = _batch(stage, device)
+        times = []
+        while len(times) <= _TIMED_STEPS and sum(times) < _LONGEST_TIMING_S:
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times)
+    finally:
+        torch.set_num_threads(threads)

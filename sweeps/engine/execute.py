@@ -1,0 +1,76 @@
+"""Runs the stages that are left through one Tuner, and records every result as it comes in."""
+
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from cvit.data.datasets import Dataset
+from cvit.vocabulary import STATUS_FAILED
+from sweeps.engine.cluster import Workers, scratch_folder
+from sweeps.engine.display import Display
+from sweeps.engine.journal import Journal
+from sweeps.engine.plan import Plan
+from sweeps.engine.results import record
+from sweeps.engine.searcher import PlanSearcher
+from sweeps.engine.worker import REPORTS, PackTrainer
+
+MAX_FAILURES = 2
+"""How often a pack is tried again after an error; each time it goes on from its last checkpoint."""
+
+
+def execute(
+    plan: Plan, dataset: Dataset, storage_url: str, workers: Workers, journal: Journal, display: Display
+) -> None:
+    """Trains what `plan.todo` lists; results go to `plan.results`, the journal and the display."""
+    searcher = PlanSearcher(plan, {"storage": storage_url, "device": workers.device})
+    recorder = _Recorder(plan, searcher, journal, display)
+    trainable = tune.with_resources(tune.with_parameters(PackTrainer, dataset=dataset), workers.resources)
+    with scratch_folder() as folder:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=plan.study.sweep,
+                storage_path=folder,
+                callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    for trial in plan.trials:
+        lost = [stage.key for stage in trial.stages if stage.key in searcher.failed]
+        if lost and plan.status(trial) is None:
+            journal.record_end(trial, STATUS_FAILED, {}, recorder.errors.get(lost[0], "failed"))
+
+
+class _Recorder(tune.Callback):
+    """Takes results from Tune's loop to the plan, the journal and the display."""
+
+    def __init__(self, plan: Plan, searcher: PlanSearcher, journal: Journal, display: Display) -> None:
+        self._plan, self._searcher, self._journal, self._display = plan, searcher, journal, display
+        self.errors: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks into snapshots that this project never reads.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._display.started(trial.trial_id, self._searcher.pack_of(trial.trial_id))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        for key, report in result.get(REPORTS, ()):
+            record(self._plan, self._journal, key, report)
+            self._display.reported(trial.trial_id, key, report)
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._display.ended(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        lines = (trial.get_error() and str(trial.get_error()).strip().splitlines()) or ["unknown error"]
+        for stage in self._searcher.pack_of(trial.trial_id):
+            self.errors[stage.key] = lines[-1]
+        self._display.ended(trial.trial_id, error=lines[-1])

@@ -1,0 +1,72 @@
+"""What a sweep prints before it starts and after it ends."""
+
+import math
+import shlex
+
+import torch
+from rich.console import Console
+
+from analysis.load import load_journal
+from analysis.tables import answer_text
+from cvit.storage import Storage
+from sweeps.engine.cli import Request
+from sweeps.engine.display import duration
+from sweeps.engine.estimate import estimate
+from sweeps.engine.plan import MAX_PACK, Plan
+
+
+def print_plan(console: Console, plan: Plan, request: Request) -> None:
+    """The plan in a few lines; with --dry-run also what it will cost."""
+    todo = plan.todo
+    num_done = sum(plan.status(trial) is not None for trial in plan.trials)
+    shared = plan.study.params
+    lines = [
+        f"{plan.study.sweep}: {plan.study.question}",
+        f"  preset    {request.preset}",
+        f"  data      {shared['dataset']}, {shared['image_size']}x{shared['image_size']}, {shared['num_classes']} classes",
+        *(f"  {axis:<9} {' '.join(map(str, values))}" for axis, values in plan.study.cells.items()),
+        f"  trials    {len(plan.trials)}, of which done {num_done}",
+        f"  stages    {len(plan.stages)} ({plan.num_shared} saved by sharing), of which to train {len(todo)}",
+        f"  packs     {math.ceil(len(todo) / MAX_PACK)} of at most {MAX_PACK} stage",
+        f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
+        f"  storage   {request.storage}",
+        f"  tracking  {request.tracking_uri}",
+    ]
+    if request.dry_run and todo:
+        lines.append(f"  cost      {_cost(plan, request)}")
+    console.print("\n".join(lines), highlight=False, markup=False)
+    if not todo:
+        console.print("Nothing to train: every trial is done.", highlight=False, markup=False)
+
+
+def _cost(plan: Plan, request: Request) -> str:
+    use_gpu = request.device == "cuda" or (request.device == "auto" and torch.cuda.is_available())
+    cost = estimate(plan.todo, torch.device("cuda" if use_gpu else "cpu"))
+    return (
+        f"{cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
+        f"on this machine's {'GPU' if use_gpu else 'CPU'}, evaluation not counted"
+    )
+
+
+def print_answer(
+    console: Console, plan: Plan, storage: Storage, request: Request, tracking_error: str | None, interrupted: bool
+) -> None:
+    """The answer so far, and where to look or how to go on."""
+    frames = load_journal(storage, plan.study.sweep)
+    console.print("\n" + answer_text(frames.studies, frames.trials, plan.study.key), highlight=False, markup=False)
+    source = f"--storage {shlex.quote(request.storage)}"
+    lines = []
+    if tracking_error is not None:
+        lines.append(
+            f"MLflow at {request.tracking_uri} has not got everything yet ({tracking_error}); nothing is lost: it is "
+            f"in the journal, and running the command again copies it."
+        )
+    if interrupted:
+        num_done = sum(plan.status(trial) is not None for trial in plan.trials)
+        lines += [f"Stopped with {num_done} of {len(plan.trials)} trials done. To go on:", f"  {request.command}"]
+    else:
+        lines += [
+            f"Tables and figures:  python analysis/make_tables.py {source}",
+            f"Runs in MLflow:      mlflow ui --backend-store-uri {shlex.quote(request.tracking_uri)}",
+        ]
+    console.print("\n" + "\n".join(lines), highlight=False, markup=False)

@@ -1,0 +1,51 @@
+"""The Tune trainable: trains one pack of stages after another in the same process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray import tune
+
+from cvit.data.datasets import Dataset
+from cvit.stages import Stage
+from cvit.storage import Storage
+from cvit.training.batches import stage_data
+from cvit.training.loop import Report, train_stage
+
+REPORTS = "reports"
+"""Key of a Tune result that holds [(stage key, Report), …]."""
+
+
+class PackTrainer(tune.Trainable):
+    """One call of `step` trains up to the next checkpoint; the stage's state is in the storage, not in Tune's."""
+
+    def setup(self, config: dict[str, Any], dataset: Dataset | None = None) -> None:
+        assert dataset is not None
+        self._dataset = dataset
+        if config["device"] == "cpu":
+            torch.set_num_threads(1)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next pack; Tune reuses the process where this returns True."""
+        self._reports = self._train(new_config["pack"], new_config["storage"], torch.device(new_config["device"]))
+        return True
+
+    def _train(self, pack: tuple[Stage, ...], storage_url: str, device: torch.device) -> Iterator[tuple[str, Report]]:
+        storage = Storage.open(storage_url)
+        for stage in pack:
+            data = stage_data(self._dataset, stage.trial.data, stage.trial.seed, device)
+            for report in train_stage(stage, data, storage, device):
+                yield stage.key, report
+
+    def step(self) -> dict[str, Any]:
+        reported = next(self._reports, None)
+        if reported is None:
+            return {REPORTS: [], "done": True}
+        return {REPORTS: [reported], "done": False}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to save: a stage goes on from its own checkpoint in the storage."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing to load."""
