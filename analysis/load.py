@@ -10,12 +10,14 @@ expects are the union of the grids' products. Accuracies are fractions in 0..1.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ from cvit import vocabulary as names
 from cvit.config import PARAMETERS
 from cvit.storage import Storage, StorageError, decode_records
 
-CURVE_METRICS = (names.TRAIN_LOSS, names.VAL_ACCURACY)
-"""The metrics whose whole history is loaded."""
+CURVE_METRICS = (names.VAL_ACCURACY,)
+"""The metrics whose whole history is loaded. Each costs a query per run of MLflow, and SQLite answers one only after
+going through every value of that metric in the store."""
 
 METRICS = (
     names.TRAIN_LOSS,
@@ -47,6 +50,9 @@ METRICS = (
 
 RUNS_PER_PAGE = 1000
 """Runs asked of MLflow at once."""
+
+HISTORIES_AT_ONCE = 8
+"""Metric histories asked of MLflow at the same time: a server is waited for, not worked for."""
 
 SEED = "seed"
 STUDY_COLUMNS = ("study_key", "sweep", "question", "start_time_ms", "command", "cells", "params")
@@ -248,23 +254,30 @@ def _read_mlflow(client: Any) -> _Raw:
                 "params": run.data.params,
             },
         )
-    taken: set[str] = set()
-    # Should a trial have two runs, the one that has ended counts.
-    for run in sorted(runs(names.ROLE_TRIAL), key=lambda run: names.TAG_STATUS not in run.data.tags):
-        tags, metrics = run.data.tags, run.data.metrics
+    # Should a trial have two runs, the first that has ended counts.
+    ended_first = sorted(runs(names.ROLE_TRIAL), key=lambda run: names.TAG_STATUS not in run.data.tags)
+    run_of: dict[str, Any] = {}
+    for run in ended_first:
+        tags = run.data.tags
         trial_key = tags[names.TAG_TRIAL_KEY]
+        run_of.setdefault(trial_key, run)
         raw.add_trial(experiments[run.info.experiment_id], tags[names.TAG_STUDY_KEY], trial_key, run.data.params)
-        if trial_key in taken:
-            continue
-        taken.add(trial_key)
-        if names.TAG_STATUS in tags:
-            raw.ends[trial_key] = _end(tags[names.TAG_STATUS], tags)
-        for metric in (name for name in CURVE_METRICS if name in metrics):
-            history = sorted(
-                client.get_metric_history(run.info.run_id, metric), key=lambda point: (point.step, point.timestamp)
-            )
-            raw.add_points(trial_key, ((metric, point.step, point.value) for point in history))
-        raw.add_points(trial_key, ((name, 0, value) for name, value in metrics.items() if name not in CURVE_METRICS))
+
+    def history(run: Any, metric: str) -> list[tuple[str, int, float]]:
+        points = client.get_metric_history(run.info.run_id, metric) if metric in run.data.metrics else []
+        points.sort(key=lambda point: (point.step, point.timestamp))
+        return [(metric, point.step, point.value) for point in points]
+
+    with ThreadPoolExecutor(HISTORIES_AT_ONCE) as pool:
+        for metric in CURVE_METRICS:
+            histories = pool.map(history, run_of.values(), itertools.repeat(metric))
+            for trial_key, points in zip(run_of, histories, strict=True):
+                raw.add_points(trial_key, points)
+    for trial_key, run in run_of.items():
+        if names.TAG_STATUS in run.data.tags:
+            raw.ends[trial_key] = _end(run.data.tags[names.TAG_STATUS], run.data.tags)
+        finals = run.data.metrics.items()
+        raw.add_points(trial_key, ((name, 0, value) for name, value in finals if name not in CURVE_METRICS))
     return raw
 
 

@@ -50,11 +50,17 @@ class DataConfig:
     data_fingerprint: str = ""
     data_fraction: float = _option("Share of the training images used, in (0, 1]; stratified and nested.", 1.0)
     validation_fraction: float = _option("Share of the training images held out for validation.", 0.1)
+    max_validation_images: int = _option("Validation images looked at, at most; a stratified share of them.", 2000)
     augmentation: Augmentation = _option("Augmentation of training images; the data set's own by default.", "shift")
 
     def __post_init__(self) -> None:
         _require(0 < self.data_fraction <= 1, "data_fraction", self.data_fraction, "must lie in (0, 1]")
-        _require(0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "must lie in (0, 1)")
+        _require(
+            0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "must lie in (0, 1)"
+        )
+        _require(
+            self.max_validation_images >= 1, "max_validation_images", self.max_validation_images, "must be at least 1"
+        )
         _require_choice(self, "augmentation", Augmentation)
 
 
@@ -111,7 +117,7 @@ class ModelConfig:
 class InitConfig:
     """How the transformer starts. Parameters that the scheme does not use have no influence on a trial."""
 
-    init_scheme: InitSchemeName = "random"
+    init_scheme: InitSchemeName = _option("How the transformer's weights start.", "random")
     attention_sharpness: float = _option(
         "Logit gap between a head's target patch and the zero slot at the start (schemes with a convolution).", 4.0
     )

@@ -106,5 +106,3 @@ def logit_error(twin: VisionTransformer, model: VisionTransformer, images: Tenso
     """
     expected = twin(images)
     return float((model(images) - expected).norm() / expected.norm())
-
-

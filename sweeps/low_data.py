@@ -1,8 +1,8 @@
 """Does training first as a convolution win where data are few? (paper, section 5: the low-data regime)
 
-    python sweeps/low_data.py                                              # digits, a few minutes on two cores
-    python sweeps/low_data.py --dataset cifar10 --data-dir ../shared/data  # CIFAR-10 from Parquet files
-    python sweeps/low_data.py --preset reference --dataset cifar10         # ViT of depth 12, meant for GPUs
+python sweeps/low_data.py                                              # digits, a few minutes on two cores
+python sweeps/low_data.py --dataset cifar10 --data-dir ../shared/data  # CIFAR-10 from Parquet files
+python sweeps/low_data.py --preset reference --dataset cifar10         # ViT of depth 12, meant for GPUs
 """
 
 from sweeps.engine.declaration import Preset, Sweep
@@ -20,14 +20,22 @@ SWEEP = Sweep(
             description="the default: digits, 45 trials, about 5 minutes on 2 cores",
             grid={"data_fraction": (0.05, 0.1, 0.5), "init_scheme": SCHEMES},
             seeds=5,
-            settings=SMALL_VIT | {"patch_size": 1, "batch_size": 32, "epochs": 10, "min_steps": 300},
+            settings=SMALL_VIT | {"batch_size": 32, "epochs": 10, "min_steps": 300},
             scheme_settings={"random": {"position_encoding": "relative+absolute"}},
         ),
         "smoke": Preset(
             description="does it run? 6 tiny trials, under a minute on 2 cores",
             grid={"data_fraction": (0.01, 0.05), "init_scheme": SCHEMES},
             seeds=1,
-            settings=SMALL_VIT | {"depth": 2, "patch_size": 4, "batch_size": 32, "epochs": 1, "min_steps": 40, "evaluations": 4},
+            settings=SMALL_VIT
+            | {
+                "depth": 2,
+                "batch_size": 32,
+                "epochs": 1,
+                "min_steps": 40,
+                "evaluations": 2,
+                "max_validation_images": 500,
+            },
         ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",
@@ -38,7 +46,6 @@ SWEEP = Sweep(
                 "depth": 12,
                 "num_heads": 9,
                 "head_dim": 32,
-                "patch_size": 4,
                 "batch_size": 128,
                 "epochs": 100,
                 "min_steps": 4000,

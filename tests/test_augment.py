@@ -71,7 +71,6 @@ def test_members_of_a_pack_can_be_augmented_together() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_results_do_not_depend_on_the_device() -> None:
     images = batch(16, 3, 32)
     on_cpu = augment(images, "crop_flip", generator(0, "augmentation"))

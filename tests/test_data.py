@@ -21,7 +21,6 @@ from cvit.data.datasets import DataError, Dataset, DatasetInfo, describe, load
 from cvit.data.subsets import holdout, select, subset, subset_size, train_validation_split
 from cvit.training.randomness import derived_seed, generator
 
-SHARED = Path(__file__).parents[2] / "shared/data"
 NAMES = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
 Writer = Callable[..., Path]
 
@@ -512,14 +511,13 @@ assert not {"torch", "torchvision", "ray", "mlflow", "sklearn"} & set(sys.module
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason=f"no CIFAR-10 in {SHARED}")
-def test_cifar10() -> None:
-    info = info_of("cifar10", SHARED)
+def test_cifar10(cifar10_dir: Path) -> None:
+    info = info_of("cifar10", cifar10_dir)
     assert (info.image_size, info.in_channels, info.num_classes, info.num_test) == (32, 3, 10, 10_000)
     assert np.bincount(info.train_labels).tolist() == [5000] * 10
     assert info.class_names[:3] == ("airplane", "automobile", "bird") and info.augmentation == "crop_flip"
     assert subset_size(info.train_labels, 0.01, 0.1) == 450
-    path = SHARED / "cifar10/test.parquet"
+    path = cifar10_dir / "cifar10/test.parquet"
     data = loaded(path)
     assert len(data.train.labels) == 8000 and np.bincount(data.test.labels).tolist() == [200] * 10
     first = int(

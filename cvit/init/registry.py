@@ -1,4 +1,4 @@
-"""The init schemes by name. A new scheme is one file beside this one and one line here and in `config.InitSchemeName`."""
+"""The init schemes by name. A new one is a file beside this one, a line here and a name in `config.InitSchemeName`."""
 
 from collections.abc import Callable
 

@@ -58,7 +58,9 @@ class FullConvolution(nn.Module):
         """(embed_dim out, embed_dim in, K, K), as `torch.nn.functional.conv2d` takes it."""
         side = self.kernel_size
         empty = self.weight.new_zeros(side * side, *self.weight.shape[1:])
-        return empty.index_copy(0, self.get_buffer("_places"), self.weight).unflatten(0, (side, side)).permute(2, 3, 0, 1)
+        return (
+            empty.index_copy(0, self.get_buffer("_places"), self.weight).unflatten(0, (side, side)).permute(2, 3, 0, 1)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, embed_dim) → (B, N, embed_dim)."""

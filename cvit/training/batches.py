@@ -10,7 +10,7 @@ from torch import Tensor
 from cvit.config import DataConfig
 from cvit.data.augment import augment, channel_statistics, normalise
 from cvit.data.datasets import Dataset
-from cvit.data.subsets import select
+from cvit.data.subsets import select, subset
 from cvit.training.randomness import generator
 
 
@@ -43,12 +43,14 @@ class StageData:
 def stage_data(dataset: Dataset, config: DataConfig, seed: int, device: torch.device) -> StageData:
     """Selects a trial's subset and puts everything that its stages need on the device."""
     split = select(dataset.train.labels, config.data_fraction, config.validation_fraction, seed)
+    looked_at = min(1.0, config.max_validation_images / len(split.validation))
+    validated = split.validation[subset(dataset.train.labels[split.validation], looked_at, seed=0)]
 
     def on_device(images: np.ndarray, labels: np.ndarray) -> LabelledImages:
         return LabelledImages(torch.tensor(images, device=device), torch.tensor(labels, device=device))
 
     train = on_device(dataset.train.images[split.train], dataset.train.labels[split.train])
-    validation = on_device(dataset.train.images[split.validation], dataset.train.labels[split.validation])
+    validation = on_device(dataset.train.images[validated], dataset.train.labels[validated])
     mean, std = channel_statistics(train.images)
     return StageData(train, validation, on_device(dataset.test.images, dataset.test.labels), mean, std)
 
@@ -72,10 +74,8 @@ def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Ten
     return torch.cat(parts)
 
 
-def training_batch(
-    data: StageData, config: DataConfig, step: int, batch_size: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Augmented, normalised images and labels of a step of the trial; the same wherever and whenever it is asked for."""
+def training_batch(data: StageData, config: DataConfig, step: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Augmented, normalised images and labels of a step of the trial; the same wherever and whenever asked for."""
     index = batch_indices(step, batch_size, len(data.train), seed).to(data.train.labels.device)
     images = augment(data.train.images[index], config.augmentation, generator(seed, "augmentation", step))
     return data.normalised(images), data.train.labels[index]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-
 from torch.nn import functional as F
 
 from cvit.config import TrialConfig
@@ -83,9 +82,7 @@ def train_stage(stage: Stage, data: StageData, storage: Storage, device: torch.d
         unfinished = progress.step < stage.steps and diverged_step is None
         if unfinished and time.monotonic() - saved_at >= pause:
             saving_started = time.monotonic()
-            ckpt.save_checkpoint(
-                storage, stage.key, model.state_dict() | state_tensors(model, optimizer), progress
-            )
+            ckpt.save_checkpoint(storage, stage.key, model.state_dict() | state_tensors(model, optimizer), progress)
             saved_at = time.monotonic()
             saving_s = saved_at - saving_started
             yield Report(progress.points[reported:], progress.step)
@@ -141,8 +138,7 @@ def _train_interval(
     started = time.monotonic()
     for step in range(first, last):
         images, labels = training_batch(data, trial.data, stage.first_step + step, config.batch_size, trial.seed)
-        rate = learning_rate(step, stage.steps, config.learning_rate, config.warmup_fraction)
-        set_learning_rate(optimizer, rate)
+        set_learning_rate(optimizer, _learning_rate(stage, step))
         with _autocast(trial, device):
             logits = model(images)
         logits = logits.float()
@@ -164,7 +160,7 @@ def _train_interval(
     measured = {
         TRAIN_LOSS: float(all_losses.mean()),
         TRAIN_ACCURACY: float(correct) / images_seen,
-        LEARNING_RATE: rate,
+        LEARNING_RATE: _learning_rate(stage, last - 1),
         GRAD_NORM: float(all_norms.mean()),
         IMAGES_PER_SECOND: images_seen / seconds,
     }
@@ -175,6 +171,11 @@ def _train_interval(
     measured[VAL_LOSS], measured[VAL_ACCURACY] = _evaluate(model, data, data.validation, trial)
     _record(progress, stage.first_step + last, measured)
     return None
+
+
+def _learning_rate(stage: Stage, step: int) -> float:
+    config = stage.trial.training
+    return learning_rate(step, stage.steps, config.learning_rate, config.warmup_fraction)
 
 
 def _finish(

@@ -20,6 +20,7 @@ DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 # Set by the data set or by another option, not by an option of their own.
 _NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
+_CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8"}
 _GROUPS = {
     "run": Group("Run", sort_key=0),
     "grid": Group("Grid (several values each)", sort_key=1),
@@ -129,7 +130,9 @@ def _app(sweep: Sweep, preset: Preset, preset_name: str) -> App:
         [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in options.items()]
     )
     presets = "\n\n".join(f"preset {name}: {p.description}" for name, p in sweep.presets.items())
-    text = f"{sweep.question}\n\n{presets}\n\nRunning the same command again resumes: what is done is not trained again."
+    text = (
+        f"{sweep.question}\n\n{presets}\n\nRunning the same command again resumes: what is done is not trained again."
+    )
     app = App(name=Path(sys.argv[0]).name, help=text, version_flags=[], result_action="return_value")
     app["--help"].group = _GROUPS["run"]
     app.default(given_options)
@@ -140,13 +143,18 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str) -> dict[str, An
     run, data, grid = _GROUPS["run"], _GROUPS["data"], _GROUPS["grid"]
     return {
         "preset": _option(
-            Literal[tuple(sweep.presets)], "Scale of the sweep; other options change single values of it.", preset_name, run
+            Literal[tuple(sweep.presets)],
+            "Scale of the sweep; other options change single values of it.",
+            preset_name,
+            run,
         ),
         "storage": _option(str, "Folder or URL (s3://, gs://) that holds the sweep's state.", "storage", run),
         "tracking_uri": _option(
             str, f"MLflow store or server (or set {TRACKING_URI_VARIABLE}).", DEFAULT_TRACKING_URI, run
         ),
-        "address": _option(str, "Ray cluster to run on (or set RAY_ADDRESS); without it Ray is started here.", None, run),
+        "address": _option(
+            str, "Ray cluster to run on (or set RAY_ADDRESS); without it Ray is started here.", None, run
+        ),
         "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
         "dry_run": _option(bool, "Print the plan and stop.", None, run),
         "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
@@ -178,8 +186,7 @@ def _parameter_options(preset: Preset) -> dict[str, Any]:
         default = preset.settings.get(name, parameter.default)
         own = {s: settings[name] for s, settings in preset.scheme_settings.items() if name in settings}
         shown = ", ".join([str(default), *(f"{scheme}: {value}" for scheme, value in own.items())])
-        if name == "augmentation":
-            shown = "the data set's own"
+        shown = _CHOSEN_BY_THE_DATA.get(name, shown) if name not in preset.settings else shown
         options[name] = _option(parameter.type, parameter.help, shown, _GROUPS[parameter.part])
     return options
 

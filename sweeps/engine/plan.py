@@ -55,7 +55,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages that a sweep needs, in an order that respects their dependencies, and the results there already are."""
+    """The stages that a sweep needs, parents before children, and the results that there already are."""
 
     study: Study
     trials: tuple[Trial, ...]
@@ -110,11 +110,10 @@ def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, 
     """Results of finished stages. One whose trained weights are missing or altered does not count where a stage that
     is still to be trained starts from them."""
     found = {key: result for key in stages if (result := load_result(storage, key)) is not None}
-    for stage in stages.values():
-        parent = stage.parent
-        if stage.key not in found and parent is not None and parent.key in found:
-            if found[parent.key].diverged_step is None and load_weights(storage, parent.key) is None:
-                del found[parent.key]
+    starting_points = {s.parent.key for s in stages.values() if s.parent is not None and s.key not in found}
+    for key in starting_points & found.keys():
+        if found[key].diverged_step is None and load_weights(storage, key) is None:
+            del found[key]
     return found
 
 
@@ -144,7 +143,7 @@ def _study_and_trials(sweep: Sweep, request: Request, info: DatasetInfo) -> tupl
     study = Study(study_key, sweep.name, sweep.question, request.command, constant, cells)
 
     def trial(cell: Mapping[str, Any]) -> Trial:
-        flat = shared | own.get(cell.get("init_scheme", ""), {}) | cell
+        flat = {**shared, **own.get(cell.get("init_scheme", ""), {}), **cell}
         config = TrialConfig.from_flat(flat)
         data = config.data
         num_images = subset_size(info.train_labels, data.data_fraction, data.validation_fraction)

@@ -19,12 +19,13 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
     """The plan in a few lines; with --dry-run also what it will cost."""
     todo = plan.todo
     num_done = sum(plan.status(trial) is not None for trial in plan.trials)
-    shared = plan.study.params
+    params = plan.study.params
+    size = params["image_size"]
     lines = [
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
-        f"  data      {shared['dataset']}, {shared['image_size']}x{shared['image_size']}, {shared['num_classes']} classes",
-        *(f"  {axis:<9} {' '.join(map(str, values))}" for axis, values in plan.study.cells.items()),
+        f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes",
+        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, of which done {num_done}",
         f"  stages    {len(plan.stages)} ({plan.num_shared} saved by sharing), of which to train {len(todo)}",
         f"  packs     {math.ceil(len(todo) / MAX_PACK)} of at most {MAX_PACK} stage",

@@ -51,7 +51,10 @@ def run(sweep: Sweep, argv: list[str]) -> int:
     storage = Storage.open(request.storage)
     storage.exists()
     info = describe(
-        request.dataset, request.data_dir, download=request.download and not request.dry_run, image_size=request.image_size
+        request.dataset,
+        request.data_dir,
+        download=request.download and not request.dry_run,
+        image_size=request.image_size,
     )
     plan = Plan.make(sweep, request, info, storage)
     print_plan(console, plan, request)

@@ -18,7 +18,8 @@ class PlanSearcher(Searcher):
         self._packs: dict[str, Pack] = {}
         self.failed: set[str] = set()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    # Ray's annotation leaves out Searcher.FINISHED, which its documentation asks for.
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._drop_children_of_lost_stages()
         if not self._waiting:
             return Searcher.FINISHED

@@ -45,7 +45,9 @@ def check_tracking_uri(uri: str) -> None:
     if scheme not in _SCHEMES:
         raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(_SCHEMES)}")
     if scheme == "sqlite" and not Path(uri.partition(":///")[2]).absolute().parent.is_dir():
-        raise ConfigError(f"tracking URI {uri!r}: there is no folder {Path(uri.partition(':///')[2]).absolute().parent}")
+        raise ConfigError(
+            f"tracking URI {uri!r}: there is no folder {Path(uri.partition(':///')[2]).absolute().parent}"
+        )
 
 
 @dataclass
@@ -219,22 +221,23 @@ class Tracker:
         where this driver's plan has it, else ended as KILLED; a living driver's runs are its own business.
         """
         found = list(_all_runs(client, self._experiment_id))
-        drivers = {r.data.tags[v.TAG_STUDY_KEY]: r.data.tags[v.TAG_DRIVER] for r in found if v.TAG_DRIVER in r.data.tags}
+        drivers = {
+            r.data.tags[v.TAG_STUDY_KEY]: r.data.tags[v.TAG_DRIVER] for r in found if v.TAG_DRIVER in r.data.tags
+        }
         for existing in found:
             tags, status = existing.data.tags, existing.info.status
             study_key = tags.get(v.TAG_STUDY_KEY, "")
             key = tags.get(v.TAG_TRIAL_KEY, study_key)
             run = self._runs.get(key)
+            is_unfinished = run is None or run.end is None
             if run is not None:
                 run.run_id, run.opened = existing.info.run_id, status == "RUNNING"
-                has_ended = run.end is not None and tags.get(v.TAG_STATUS) == run.end["status"]
-                if has_ended and status in ("FINISHED", "FAILED"):
+                is_copied = not is_unfinished and tags.get(v.TAG_STATUS) == run.tags[v.TAG_STATUS]
+                if (is_copied and status in ("FINISHED", "FAILED")) or (is_unfinished and key not in self._planned):
                     run.settle()
-                elif key not in self._planned and run.end is None:
-                    run.settle()
-            if status == "RUNNING" and key not in self._planned and (run is None or run.end is None):
-                if study_key in self._planned or not _is_alive(drivers.get(study_key, "")):
-                    client.set_terminated(existing.info.run_id, "KILLED")
+            is_orphan = study_key in self._planned or not _is_alive(drivers.get(study_key, ""))
+            if status == "RUNNING" and is_unfinished and key not in self._planned and is_orphan:
+                client.set_terminated(existing.info.run_id, "KILLED")
 
     def _write(self, run: _Run) -> None:
         """Brings one run up to date. Each part may be repeated without harm."""
