@@ -78,28 +78,24 @@ class Storage:
         return f"{self._root}/{path}" if path else self._root
 
     def check_writable(self) -> None:
-        """Writes and removes a small file.
+        """Finds out whether files could be written, leaving nothing behind.
 
         Raises:
-            StorageError: that fails.
+            StorageError: they could not.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
         try:
+            if self.is_local and not os.path.exists(self._root):
+                folder = Path(self._root)
+                while not folder.exists():
+                    folder = folder.parent
+                if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(f"{folder} is not a folder that can be written")
+                return
+            probe = f".probe-{uuid.uuid4().hex}"
             self.write(probe, b"cvit")
             self.delete(probe)
         except OSError as error:
             raise StorageError(f"storage {self.url!r} cannot be written: {_one_line(error)}") from error
-
-    def exists(self) -> bool:
-        """Whether the root is there.
-
-        Raises:
-            StorageError: the storage cannot be reached.
-        """
-        try:
-            return self._filesystem.get_file_info(self._root).type != pafs.FileType.NotFound
-        except OSError as error:
-            raise StorageError(f"storage {self.url!r} cannot be read: {_one_line(error)}") from error
 
     def read(self, path: str) -> bytes:
         """The file's content. Raises FileNotFoundError where there is none."""

@@ -6,7 +6,7 @@ python sweeps/low_data.py --preset reference --dataset cifar10         # ViT of 
 """
 
 from sweeps.engine.declaration import Preset, Sweep
-from sweeps.engine.run import main
+from sweeps.engine.main import main
 
 SCHEMES = ("random", "conv_structured", "two_phase")
 SMALL_VIT = {"embed_dim": 48, "depth": 4, "num_heads": 9, "head_dim": 8, "mlp_ratio": 2.0}

@@ -68,7 +68,7 @@ def train_stage(stage: Stage, data: StageData, storage: Storage, device: torch.d
         ParentStageMissing: see there.
     """
     result = ckpt.load_result(storage, stage.key)
-    if result is not None:
+    if result is not None and ckpt.load_weights(storage, stage.key) is not None:
         yield Report(result.points, stage.steps, result)
         return
     model, progress, optimizer = _restore_or_start(stage, data, storage, device)

@@ -20,7 +20,7 @@ DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 # Set by the data set or by another option, not by an option of their own.
 _NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
-_CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8"}
+_CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8, at least 2"}
 _GROUPS = {
     "run": Group("Run", sort_key=0),
     "grid": Group("Grid (several values each)", sort_key=1),

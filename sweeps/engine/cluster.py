@@ -18,6 +18,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
+import torch
 
 from cvit.config import ConfigError
 
@@ -34,6 +35,12 @@ class Workers:
     count: int
 
 
+def check_device(device: str, address: str | None) -> None:
+    """Raises ConfigError where a GPU of this machine is asked for and there is none."""
+    if device == "cuda" and address is None and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
+
+
 @contextlib.contextmanager
 def ray_session(address: str | None, device: str) -> Iterator[Workers]:
     """Ray, started here or attached to, for the duration of a sweep.
@@ -43,7 +50,7 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
         device: cpu, cuda, or auto: cuda where the cluster has GPUs.
 
     Raises:
-        ConfigError: the cluster cannot be reached, or a GPU is asked for where there is none.
+        ConfigError: the cluster cannot be reached.
     """
     try:
         ray.init(
@@ -70,8 +77,6 @@ def _workers(address: str | None, device: str) -> Workers:
         device = "cuda" if gpus else "cpu"
     if device == "cpu":
         return Workers("cpu", {"cpu": 1.0}, max(1, int(cpus)))
-    if not gpus and not address:
-        raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
     return Workers("cuda", {"cpu": 1.0, "gpu": GPU_SHARE}, int(min(cpus, gpus / GPU_SHARE)))
 
 

@@ -10,7 +10,7 @@ from cvit.config import PARAMETERS, TrialConfig
 from cvit.data.datasets import DatasetInfo
 from cvit.data.subsets import subset_size
 from cvit.stages import Stage, short_hash, stages_of
-from cvit.storage import Storage
+from cvit.storage import Storage, StorageError
 from cvit.training.checkpoint import StageResult, load_result, load_weights
 from sweeps.engine.cli import Request
 from sweeps.engine.declaration import Sweep
@@ -19,7 +19,8 @@ Cells = Mapping[str, tuple[Any, ...]]
 """A grid: the values of every axis, the seed among them."""
 
 TOKENS_PER_SIDE = 8
-"""Where no patch size is given, images are cut into about 8 × 8 patches."""
+LEAST_PATCH_SIZE = 2
+"""Where no patch size is given, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,17 @@ class Plan:
 
     @classmethod
     def make(cls, sweep: Sweep, request: Request, info: DatasetInfo, storage: Storage) -> Self:
-        """Raises cvit.config.ConfigError where a combination of values cannot be trained."""
+        """
+        Raises:
+            ConfigError: a combination of values cannot be trained.
+            StorageError: the storage cannot be read.
+        """
         study, trials = _study_and_trials(sweep, request, info)
         stages = {stage.key: stage for trial in trials for stage in trial.stages}
-        return cls(study, trials, stages, _usable_results(storage, stages))
+        try:
+            return cls(study, trials, stages, _usable_results(storage, stages))
+        except OSError as error:
+            raise StorageError(f"storage {storage.url!r} cannot be read: {' '.join(str(error).split())}") from error
 
     @property
     def todo(self) -> list[Stage]:
@@ -156,7 +164,7 @@ def _study_and_trials(sweep: Sweep, request: Request, info: DatasetInfo) -> tupl
 
 
 def _default_patch_size(image_size: int) -> int:
-    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    divisors = [size for size in range(LEAST_PATCH_SIZE, image_size + 1) if image_size % size == 0]
     return min(divisors, key=lambda size: abs(image_size / size - TOKENS_PER_SIDE))
 
 

@@ -50,22 +50,25 @@ def _cost(plan: Plan, request: Request) -> str:
 
 
 def print_answer(
-    console: Console, plan: Plan, storage: Storage, request: Request, tracking_error: str | None, interrupted: bool
+    console: Console, plan: Plan, storage: Storage, request: Request, tracking_error: str | None, is_interrupted: bool
 ) -> None:
     """The answer so far, and where to look or how to go on."""
     frames = load_journal(storage, plan.study.sweep)
     console.print("\n" + answer_text(frames.studies, frames.trials, plan.study.key), highlight=False, markup=False)
     source = f"--storage {shlex.quote(request.storage)}"
+    num_done = sum(plan.status(trial) is not None for trial in plan.trials)
     lines = []
     if tracking_error is not None:
         lines.append(
             f"MLflow at {request.tracking_uri} has not got everything yet ({tracking_error}); nothing is lost: it is "
             f"in the journal, and running the command again copies it."
         )
-    if interrupted:
-        num_done = sum(plan.status(trial) is not None for trial in plan.trials)
+    if is_interrupted:
         lines += [f"Stopped with {num_done} of {len(plan.trials)} trials done. To go on:", f"  {request.command}"]
     else:
+        if num_done < len(plan.trials):
+            num_failed = len(plan.trials) - num_done
+            lines.append(f"{num_failed} of {len(plan.trials)} trials failed; running the command again retries them.")
         lines += [
             f"Tables and figures:  python analysis/make_tables.py {source}",
             f"Runs in MLflow:      mlflow ui --backend-store-uri {shlex.quote(request.tracking_uri)}",

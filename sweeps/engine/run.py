@@ -1,23 +1,24 @@
-"""The main flow of every sweep: request → plan → stages → results."""
+"""The main flow of every sweep: request → plan → stages → journal → answer."""
 
 import contextlib
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
-from cvit.config import ConfigError
-from cvit.data.datasets import DataError, DatasetInfo, describe, load
-from cvit.storage import Storage, StorageError
+from cvit.data.datasets import DatasetInfo, describe, load
+from cvit.storage import Storage
 from cvit.training.loop import Report
-from cvit.vocabulary import STATUS_FAILED, TAG_CODE_VERSION, TAG_DATA_FINGERPRINT
-from sweeps.engine.cli import Request, parse
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT
+from sweeps.engine.cli import Request
+from sweeps.engine.cluster import check_device, ray_session
 from sweeps.engine.declaration import Sweep
+from sweeps.engine.display import Display
+from sweeps.engine.execute import execute
 from sweeps.engine.journal import Journal
 from sweeps.engine.plan import Plan
 from sweeps.engine.report import print_answer, print_plan
@@ -25,62 +26,77 @@ from sweeps.engine.results import record
 from sweeps.engine.tracking import Tracker, check_tracking_uri
 
 EXIT_FAILED_TRIALS = 1
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 CLOSE_TIMEOUT_S = 60.0
 """How long the end of a sweep waits for MLflow; what is missing then is copied by the next run."""
 
 
-def main(sweep: Sweep) -> None:
-    """Runs a sweep script. Bad input ends it with one line and exit code 2 before anything starts."""
-    try:
-        sys.exit(run(sweep, sys.argv[1:]))
-    except (ConfigError, DataError, StorageError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+def run(sweep: Sweep, request: Request) -> int:
+    """Plans, trains what is missing, records and answers.
 
+    Returns:
+        The exit code: 0, 1 where trials failed, 130 after Ctrl-C.
 
-def run(sweep: Sweep, argv: list[str]) -> int:
-    """Plans, trains what is missing, records and answers. Returns the exit code."""
-    request = parse(sweep, argv)
-    if request is None:
-        return 0
+    Raises:
+        ConfigError, DataError, StorageError: bad input, before anything is created or started.
+    """
     console = Console(soft_wrap=True)
     check_tracking_uri(request.tracking_uri)
+    check_device(request.device, request.address)
     storage = Storage.open(request.storage)
-    storage.exists()
-    info = describe(
-        request.dataset,
-        request.data_dir,
-        download=request.download and not request.dry_run,
-        image_size=request.image_size,
-    )
+    if not request.dry_run:
+        storage.check_writable()
+    may_download = request.download and not request.dry_run
+    info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
     plan = Plan.make(sweep, request, info, storage)
     print_plan(console, plan, request)
     if request.dry_run:
         return 0
-    storage.check_writable()
-    journal = Journal(storage, sweep.name)
+    try:
+        with _sigterm_as_interrupt():
+            if not plan.todo:
+                return _record_and_answer(plan, info, request, storage, console, lambda journal: None)
+            dataset = load(info)
+            with ray_session(request.address, request.device) as workers:
+
+                def train(journal: Journal) -> None:
+                    with Display(plan, console) as display:
+                        execute(plan, dataset, storage.url, workers, journal, display)
+
+                return _record_and_answer(plan, info, request, storage, console, train)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _record_and_answer(
+    plan: Plan,
+    info: DatasetInfo,
+    request: Request,
+    storage: Storage,
+    console: Console,
+    train: Callable[[Journal], None],
+) -> int:
+    """Opens journal and tracker, trains, and answers from what was recorded, however the training ends."""
+    journal = Journal(storage, plan.study.sweep)
     tags = {TAG_CODE_VERSION: _code_version(), TAG_DATA_FINGERPRINT: info.fingerprint}
     journal.record_plan(plan.study, plan.trials, tags)
     _record_known_results(plan, journal)
     planned = {plan.study.key, *(trial.key for trial in plan.trials)}
-    tracker = Tracker(request.tracking_uri, sweep.name, planned, list(journal.records))
+    tracker = Tracker(request.tracking_uri, plan.study.sweep, planned, list(journal.records))
     journal.listen(tracker.feed)
-    interrupted = False
+    outcome, exit_code = "FAILED", EXIT_FAILED_TRIALS
     try:
-        with _sigterm_as_interrupt():
-            if plan.todo:
-                _train(plan, info, request, storage, journal, console)
+        train(journal)
+        if all(plan.status(trial) is not None for trial in plan.trials):
+            outcome, exit_code = "FINISHED", 0
     except KeyboardInterrupt:
-        interrupted = True
-    failed = any(journal.status(trial.key) == STATUS_FAILED for trial in plan.trials)
-    copied = tracker.close("KILLED" if interrupted else "FAILED" if failed else "FINISHED", CLOSE_TIMEOUT_S)
-    print_answer(console, plan, storage, request, None if copied else tracker.error or "timed out", interrupted)
-    if interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED_TRIALS if failed else 0
+        outcome, exit_code = "KILLED", EXIT_INTERRUPTED
+    finally:
+        copied = tracker.close(outcome, CLOSE_TIMEOUT_S)
+    error = None if copied else tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
+    print_answer(console, plan, storage, request, error, is_interrupted=exit_code == EXIT_INTERRUPTED)
+    return exit_code
 
 
 def _record_known_results(plan: Plan, journal: Journal) -> None:
@@ -88,19 +104,6 @@ def _record_known_results(plan: Plan, journal: Journal) -> None:
     before a driver was killed."""
     for key, result in plan.results.items():
         record(plan, journal, key, Report(result.points, plan.stages[key].steps, result))
-
-
-def _train(
-    plan: Plan, info: DatasetInfo, request: Request, storage: Storage, journal: Journal, console: Console
-) -> None:
-    # Ray is imported only where there is something to train.
-    from sweeps.engine.cluster import ray_session
-    from sweeps.engine.display import Display
-    from sweeps.engine.execute import execute
-
-    dataset = load(info)
-    with ray_session(request.address, request.device) as workers, Display(plan, console) as display:
-        execute(plan, dataset, storage.url, workers, journal, display)
 
 
 @contextlib.contextmanager

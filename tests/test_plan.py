@@ -1,0 +1,129 @@
+"""Grid → trials → stages → what is left to do."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from planning import SMALL, digits, make_plan
+
+from cvit.config import ConfigError
+from cvit.data.datasets import load
+from cvit.stages import Stage
+from cvit.storage import Storage
+from cvit.training.batches import stage_data
+from cvit.training.checkpoint import load_result
+from cvit.training.loop import train_stage
+from sweeps.engine.plan import Plan, pack
+from sweeps.engine.searcher import PlanSearcher
+
+CPU = torch.device("cpu")
+
+
+def train(stage: Stage, folder: Path) -> None:
+    data = stage_data(load(digits()), stage.trial.data, stage.trial.seed, CPU)
+    for _ in train_stage(stage, data, Storage.open(str(folder)), CPU):
+        pass
+
+
+def walk(plan: Plan, folder: Path) -> list[Stage]:
+    """Trains what the searcher suggests, one pack at a time, and returns the order."""
+    searcher, order = PlanSearcher(plan, {}), []
+    while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:
+        assert isinstance(suggestion, dict)
+        for stage in suggestion["pack"]:
+            train(stage, folder)
+            result = load_result(Storage.open(str(folder)), stage.key)
+            assert result is not None
+            plan.results[stage.key] = result
+            order.append(stage)
+        searcher.on_trial_complete(str(len(order)))
+    return order
+
+
+def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    assert len(plan.trials) == 2 * 2 * 2
+    assert len(plan.stages) == len(plan.todo) == 2 * 2 * (1 + 2)
+    assert len({trial.key for trial in plan.trials}) == 8
+    assert {trial.steps for trial in plan.trials} == {8}  # equal budgets
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_searcher_trains_parents_before_children_and_everything_once(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    order = walk(plan, tmp_path)
+    assert sorted(s.key for s in order) == sorted(plan.stages)
+    places = {stage.key: place for place, stage in enumerate(order)}
+    assert all(s.parent is None or places[s.parent.key] < places[s.key] for s in order)
+    assert make_plan(tmp_path, *SMALL).todo == []
+
+
+def test_the_searcher_waits_while_every_stage_left_needs_another(tmp_path: Path) -> None:
+    grid = ("--data-fraction", "0.05", "--init-scheme", "two_phase", "--seeds", "1")
+    plan = make_plan(tmp_path, *grid, *SMALL[8:])
+    searcher = PlanSearcher(plan, {})
+    first = searcher.suggest("a")
+    assert isinstance(first, dict)
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a", error=True)  # the convolution phase is lost: nothing can start from it
+    assert searcher.suggest("c") == PlanSearcher.FINISHED
+    assert searcher.failed == {first["pack"][0].key}
+
+
+def test_children_of_a_diverged_stage_are_not_trained(tmp_path: Path) -> None:
+    options = [*SMALL, "--learning-rate", "1e6", "--gradient-clip-norm", "0"]
+    plan = make_plan(tmp_path, *options)
+    order = walk(plan, tmp_path)
+    assert len(order) == 2 * 2 * 2  # one stage a trial: two_phase stops after its first
+    assert {plan.status(trial) for trial in plan.trials} == {"diverged"}
+    assert make_plan(tmp_path, *options).todo == []
+
+
+def test_more_seeds_or_fractions_extend_a_study_and_other_settings_make_another(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    more = make_plan(tmp_path, "--data-fraction", "0.02", "0.05", "0.1", "--seeds", "3", *SMALL[8:])
+    assert more.study.key == plan.study.key
+    assert {trial.key for trial in plan.trials} < {trial.key for trial in more.trials}
+    other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
+    assert other.study.key != plan.study.key
+
+
+def test_a_given_value_holds_for_every_scheme(tmp_path: Path) -> None:
+    own = {t.config.model.position_encoding for t in make_plan(tmp_path, *SMALL).trials}
+    given = {
+        t.config.model.position_encoding for t in make_plan(tmp_path, *SMALL, "--position-encoding", "relative").trials
+    }
+    assert given == {"relative"}
+    assert "relative+absolute" in own
+
+
+def test_altered_weights_are_trained_again_only_where_something_starts_from_them(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    for stage in plan.stages.values():
+        if stage.phase == "convolution":
+            train(stage, tmp_path)
+    damaged = next(stage for stage in plan.stages.values() if stage.phase == "convolution")
+    path = tmp_path / "stages" / damaged.key / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert damaged.key in {stage.key for stage in make_plan(tmp_path, *SMALL).todo}
+    walk(make_plan(tmp_path, *SMALL), tmp_path)
+    assert path.stat().st_size > 0
+    path.unlink()  # nothing is left to start from it
+    assert make_plan(tmp_path, *SMALL).todo == []
+
+
+def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) -> None:
+    assert {t.config.model.patch_size for t in make_plan(tmp_path, *SMALL).trials} == {2}
+    assert {t.config.model.patch_size for t in make_plan(tmp_path, *SMALL, "--patch-size", "4").trials} == {4}
+    with pytest.raises(ConfigError, match="patch_size 5 must divide"):
+        make_plan(tmp_path, *SMALL, "--patch-size", "5")
+
+
+def test_packs_hold_stages_of_one_shape(tmp_path: Path) -> None:
+    stages = list(make_plan(tmp_path, *SMALL).stages.values())
+    packs = pack(stages, 3, lambda stage: stage.phase)
+    assert sorted(s.key for p in packs for s in p) == sorted(s.key for s in stages)
+    assert all(len(p) <= 3 and len({s.phase for s in p}) == 1 for p in packs)
+    other_seed = replace(stages[0], trial=replace(stages[0].trial, seed=99))
+    assert len(pack([stages[0], other_seed], 1, lambda stage: stage.phase)) == 2

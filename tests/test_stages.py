@@ -1,0 +1,196 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvit.config import PARAMETERS, TrialConfig
+from cvit.stages import SCIENCE_VERSION, Stage, short_hash, stages_of
+
+# Every parameter by value, so that a changed default changes no key here.
+FLAT: dict[str, Any] = {
+    "dataset": "digits",
+    "data_fingerprint": "0123456789abcdef",
+    "data_fraction": 0.5,
+    "validation_fraction": 0.1,
+    "max_validation_images": 2000,
+    "augmentation": "shift",
+    "image_size": 8,
+    "in_channels": 1,
+    "num_classes": 10,
+    "patch_size": 2,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 9,
+    "head_dim": 8,
+    "mlp_ratio": 4.0,
+    "position_encoding": "relative",
+    "init_scheme": "two_phase",
+    "attention_sharpness": 4.0,
+    "convolution_form": "factorized",
+    "convolution_fraction": 0.25,
+    "epochs": 10,
+    "min_steps": 40,
+    "batch_size": 16,
+    "learning_rate": 0.001,
+    "weight_decay": 0.05,
+    "warmup_fraction": 0.1,
+    "label_smoothing": 0.0,
+    "gradient_clip_norm": 1.0,
+    "precision": "float32",
+    "evaluations": 10,
+    "seed": 0,
+}
+NUM_IMAGES = 160
+OTHER: dict[str, Any] = {
+    "dataset": "renamed",
+    "data_fingerprint": "fedcba9876543210",
+    "data_fraction": 0.25,
+    "validation_fraction": 0.2,
+    "max_validation_images": 50,
+    "augmentation": "none",
+    "image_size": 16,
+    "in_channels": 3,
+    "num_classes": 9,
+    "patch_size": 1,
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 4,
+    "head_dim": 4,
+    "mlp_ratio": 2.0,
+    "position_encoding": "relative+absolute",
+    "init_scheme": "conv_structured",
+    "attention_sharpness": 8.0,
+    "convolution_form": "full",
+    "convolution_fraction": 0.5,
+    "epochs": 20,
+    "min_steps": 400,
+    "batch_size": 8,
+    "learning_rate": 0.002,
+    "weight_decay": 0.0,
+    "warmup_fraction": 0.0,
+    "label_smoothing": 0.1,
+    "gradient_clip_norm": 0.0,
+    "precision": "bfloat16",
+    "evaluations": 20,
+    "seed": 1,
+}
+
+
+def stages(num_images: int = NUM_IMAGES, **changes: Any) -> tuple[Stage, ...]:
+    return stages_of(TrialConfig.from_flat(FLAT | changes), num_images)
+
+
+def keys(**changes: Any) -> tuple[str, ...]:
+    return tuple(stage.key for stage in stages(**changes))
+
+
+def test_the_table_of_changes_is_complete() -> None:
+    assert set(FLAT) == set(OTHER) == set(PARAMETERS)
+    assert all(FLAT[name] != OTHER[name] for name in FLAT)
+
+
+@given(
+    num_images=st.integers(1, 5000),
+    epochs=st.integers(0, 5),
+    min_steps=st.integers(0, 100),
+    batch_size=st.integers(1, 128),
+    convolution_fraction=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    evaluations=st.integers(1, 300),
+)
+def test_both_phases_together_get_the_steps_of_one(num_images: int, **training: Any) -> None:
+    (random,) = stages(num_images, init_scheme="random", **training)
+    convolution, attention = stages(num_images, init_scheme="two_phase", **training)
+    assert (convolution.phase, attention.phase, random.phase) == ("convolution", "attention", "attention")
+    assert min(convolution.steps, attention.steps) >= 1
+    assert convolution.steps + attention.steps == random.steps == attention.last_step
+    assert (convolution.first_step, attention.first_step, random.first_step) == (0, convolution.steps, 0)
+    assert attention.parent == convolution and convolution.parent is None and random.parent is None
+    # Curves of all schemes have their points at the same steps.
+    assert convolution.evaluation_interval == attention.evaluation_interval == random.evaluation_interval >= 1
+
+
+def test_the_convolution_phase_takes_its_share() -> None:
+    convolution, attention = stages(convolution_fraction=0.25)
+    assert (convolution.steps, attention.steps, convolution.evaluation_interval) == (25, 75, 10)
+
+
+@pytest.mark.parametrize("name", sorted(set(PARAMETERS) - {"init_scheme"}))
+def test_a_parameter_changes_the_keys_where_it_changes_the_outcome(name: str) -> None:
+    """Every parameter is either known here to be without influence, or changes the keys of both stages."""
+    convolution, attention = keys()
+    other_convolution, other_attention = keys(**{name: OTHER[name]})
+    without_influence = {"dataset"}
+    first_phase_only = {"attention_sharpness"}
+    assert (other_attention != attention) == (name not in without_influence)
+    assert (other_convolution != convolution) == (name not in without_influence | first_phase_only)
+
+
+def test_the_convolution_phase_is_shared_over_sharpness() -> None:
+    assert {keys(attention_sharpness=s)[0] for s in (2.0, 4.0, 8.0)} == {keys()[0]}
+    assert len({keys(attention_sharpness=s)[1] for s in (2.0, 4.0, 8.0)}) == 3
+
+
+def test_the_convolution_phase_does_not_depend_on_the_scheme_that_follows() -> None:
+    convolution = stages()[0]
+    alone = Stage(
+        convolution.phase,
+        TrialConfig.from_flat(FLAT | {"init_scheme": "conv_structured"}),
+        convolution.steps,
+        convolution.first_step,
+        convolution.evaluation_interval,
+    )
+    assert alone.key == convolution.key
+
+
+@pytest.mark.parametrize("name", ["attention_sharpness", "convolution_form", "convolution_fraction", "dataset"])
+def test_random_does_not_depend_on_what_it_does_not_use(name: str) -> None:
+    assert keys(init_scheme="random", **{name: OTHER[name]}) == keys(init_scheme="random")
+
+
+@pytest.mark.parametrize("name", ["attention_sharpness", "convolution_form"])
+def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
+    assert keys(init_scheme="conv_structured", **{name: OTHER[name]}) != keys(init_scheme="conv_structured")
+
+
+def test_schemes_have_keys_of_their_own() -> None:
+    found = [key for scheme in ("random", "two_phase", "conv_structured") for key in keys(init_scheme=scheme)]
+    assert len(set(found)) == len(found) == 4
+
+
+def test_the_attention_key_depends_on_its_parent() -> None:
+    convolution, attention = stages()
+    other_parent = stages(learning_rate=0.01)[0]
+    adopted = Stage(
+        attention.phase,
+        attention.trial,
+        attention.steps,
+        attention.first_step,
+        attention.evaluation_interval,
+        other_parent,
+    )
+    assert other_parent.key != convolution.key
+    assert adopted.key != attention.key
+
+
+def test_steps_count_and_not_how_they_were_asked_for() -> None:
+    assert keys(epochs=0, min_steps=100) == keys()  # 10 epochs of 160 images in batches of 16
+    assert keys(evaluations=11, epochs=0, min_steps=110) != keys()
+
+
+def test_golden_keys() -> None:
+    """Results that earlier versions stored must be found again: a key may change only where the result does.
+
+    Where training the same configuration has come to give another result, raise SCIENCE_VERSION and put the new keys
+    here. Where this fails for any other reason (a parameter added, a hash changed), stored results would be lost.
+    """
+    assert SCIENCE_VERSION == 1
+    assert keys() == ("11b51f1e5f4415ba7968ff3e", "a1b89668388bd06e828e2877")
+    assert keys(init_scheme="random") == ("d01fcb40e2238eca338cf0f4",)
+    assert keys(init_scheme="conv_structured") == ("943bc783c47a3d29c00db407",)
+
+
+def test_short_hash_is_that_of_the_canonical_text() -> None:
+    # printf '{"a":1,"b":[2.5,null]}' | sha256sum
+    assert short_hash({"b": [2.5, None], "a": 1}, 24) == "fbb68c4db7e0dd9e9fbcbf26"
+    assert short_hash({"a": 1, "b": [2.5, None]}, 8) == "fbb68c4db7e0dd9e9fbcbf26"[:8]
