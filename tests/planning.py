@@ -11,7 +11,7 @@ from sweeps.low_data import SWEEP
 SMALL = (
     *("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--epochs", "0"),
-    *("--min-steps", "8", "--evaluations", "2"),
+    *("--min-steps", "24", "--evaluations", "2"),
 )
 
 

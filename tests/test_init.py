@@ -12,6 +12,7 @@ from cvit.init.two_phase import two_phase
 from cvit.models.vit import VisionTransformer
 from cvit.stages import stages_of
 
+SCHEMES: tuple[Any, ...] = choices(InitSchemeName)
 # Variance of a normal distribution cut at ±2σ, over σ²: 1 − 4 φ(2) / (2 Φ(2) − 1).
 CUT_VARIANCE = 1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
 
@@ -56,13 +57,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_the_registry_is_what_the_configuration_offers() -> None:
-    assert tuple(INIT_SCHEMES) == choices(InitSchemeName)
+    assert tuple(INIT_SCHEMES) == SCHEMES
 
 
 @pytest.mark.parametrize("form", choices(ConvolutionForm))
 def test_all_schemes_share_the_draws_of_what_they_share(form: ConvolutionForm) -> None:
     """Fairness: schemes differ in the mixing, not in the luck of the other weights."""
-    models = [start(scheme, convolution_form=form, seed=3) for scheme in choices(InitSchemeName)]
+    models = [start(scheme, convolution_form=form, seed=3) for scheme in SCHEMES]
     models.append(first_phase(convolution_form=form, seed=3))
     shared = [outside_the_mixing(model) for model in models]
     assert {"patch_embedding.weight", "position_embedding", "blocks.1.mlp.2.weight", "head.weight"} <= shared[0].keys()
@@ -77,7 +78,7 @@ def test_the_factorized_twin_shares_the_value_and_output_weights_too() -> None:
         assert torch.equal(attention[f"blocks.0.mixing.{name}"], twin[f"blocks.0.mixing.{name}"])
 
 
-@pytest.mark.parametrize("scheme", choices(InitSchemeName))
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_seeds_draw_different_weights_and_one_seed_the_same(scheme: InitSchemeName) -> None:
     torch.manual_seed(1)
     one = start(scheme, seed=1).state_dict()
@@ -111,7 +112,7 @@ def test_weights_have_the_variance_of_their_fan_in(form: ConvolutionForm) -> Non
         "blocks.0.mixing.value.weight": 64,
         "blocks.0.mixing.output.weight": 9 * 32,
         "blocks.0.mixing.weight": 9 * 64,
-        "position_embedding": 1 / 0.02**2,
+        "position_embedding": 1,
         "blocks.0.mixing.relative_bias": 1 / 0.02**2,
     }
     seen = set()
@@ -136,12 +137,13 @@ def test_weights_have_the_variance_of_their_fan_in(form: ConvolutionForm) -> Non
 def test_tokens_keep_their_size_on_their_way() -> None:
     """What 1/fan-in is for: 0.77 of the variance is kept by each layer, whatever its width."""
     for width in (16, 96):
-        model = start("random", embed_dim=width, depth=1, in_channels=1)
+        model = start("random", embed_dim=width, depth=1, in_channels=1, position_encoding="relative")
         images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         kept: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             model(images, kept)
         assert 0.5 < float(kept["embedding"].var()) < 1.1
+        assert 0.1 < float(kept["block0/mixing"].std()) < 1.1
 
 
 @pytest.mark.parametrize("form", choices(ConvolutionForm))

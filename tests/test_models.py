@@ -23,8 +23,9 @@ PHASES = ("attention", "convolution")
 
 
 def model_config(**changes: Any) -> ModelConfig:
-    small = {"image_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 4, "head_dim": 5}
-    return ModelConfig(**(small | {"mlp_ratio": 2.0} | changes))
+    small: dict[str, Any] = {"image_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 4}
+    small |= {"head_dim": 5, "mlp_ratio": 2.0}
+    return ModelConfig(**(small | changes))
 
 
 def all_random(module: nn.Module, seed: int = 0, std: float = 0.5) -> None:
@@ -219,9 +220,10 @@ def test_intermediates_are_named_and_are_those_of_the_forward_pass(phase: str) -
     after = kept["block0"] + kept["block1/mixing"]
     assert torch.equal(after + block.mlp(block.mlp_norm(after)), kept["block1"])
     patch = images[1, :, 2:4, 6:8]  # row 1, column 3 of the grid
-    embedded = (model.patch_embedding.weight * patch).sum(dim=(1, 2, 3)) + model.patch_embedding.bias
-    assert model.position_embedding is not None
-    torch.testing.assert_close(kept["embedding"][1, 7], embedded + model.position_embedding[0, 7])
+    embedding, positions = model.patch_embedding, model.position_embedding
+    assert embedding.bias is not None and positions is not None
+    embedded = (embedding.weight * patch).sum(dim=(1, 2, 3)) + embedding.bias
+    torch.testing.assert_close(kept["embedding"][1, 7], embedded + positions[0, 7])
 
 
 def permuted(images: Tensor, order: Tensor, patch: int) -> Tensor:
@@ -257,7 +259,8 @@ def test_images_do_not_see_each_other(phase: str) -> None:
 
 
 def test_phases_share_everything_but_the_mixing() -> None:
-    for form in choices(ConvolutionForm):
+    forms: tuple[Any, ...] = choices(ConvolutionForm)
+    for form in forms:
         attention, twin = (random_model(phase, form).state_dict() for phase in PHASES)
         common = {name for name in attention if ".mixing." not in name}
         assert common == {name for name in twin if ".mixing." not in name}

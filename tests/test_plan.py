@@ -46,7 +46,7 @@ def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
     assert len(plan.trials) == 2 * 2 * 2
     assert len(plan.stages) == len(plan.todo) == 2 * 2 * (1 + 2)
     assert len({trial.key for trial in plan.trials}) == 8
-    assert {trial.steps for trial in plan.trials} == {8}  # equal budgets
+    assert {trial.steps for trial in plan.trials} == {24}  # equal budgets
     assert not list(tmp_path.iterdir())
 
 

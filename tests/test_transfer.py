@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,14 @@ def pair(
     form: ConvolutionForm = "factorized", dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: Any
 ) -> tuple[VisionTransformer, VisionTransformer]:
     """A twin and an attention model, all their parameters random, biases and norms too."""
-    small = {"image_size": 8, "patch_size": 2, "in_channels": 2, "embed_dim": 12, "depth": 2, "num_heads": 9}
+    small: dict[str, Any] = {
+        "image_size": 8,
+        "patch_size": 2,
+        "in_channels": 2,
+        "embed_dim": 12,
+        "depth": 2,
+        "num_heads": 9,
+    }
     config = ModelConfig(
         **(small | {"head_dim": 5, "mlp_ratio": 2.0, "position_encoding": "relative+absolute"} | sizes)
     )
@@ -172,20 +180,20 @@ def test_the_error_of_the_rank_is_eckart_youngs(head_dim: int) -> None:
 def test_the_error_falls_with_the_width_of_the_heads() -> None:
     weight = random_kernel()
     errors = [factorize(weight, nearest_offsets(9), 9, head_dim)[3] for head_dim in range(1, 9)]
-    assert all(wider < narrower for narrower, wider in zip(errors, errors[1:], strict=False))
+    assert all(wider < narrower for narrower, wider in pairwise(errors))
     assert errors[0] < 1 and errors[-1] < 1e-7
 
 
 def test_the_error_that_the_transfer_reports_is_the_largest_over_the_blocks() -> None:
     twin, model = pair("full", head_dim=4)
-    errors = [factorize(mixing(twin, i).weight, nearest_offsets(9), 9, 4)[3] for i in range(2)]
+    parts = [factorize(mixing(twin, i).weight.detach(), nearest_offsets(9), 9, 4) for i in range(2)]
+    errors = [error for *_, error in parts]
     assert errors[0] != errors[1]
     assert transfer(twin, model, sharpness=80.0) == max(errors)
     # The attention computes the convolution of the approximated kernel, exactly.
-    kernel = [torch.matmul(*factorize(mixing(twin, i).weight, nearest_offsets(9), 9, 4)[1::-1]) for i in range(2)]
     with torch.no_grad():
-        for i in range(2):
-            mixing(twin, i).weight.copy_(kernel[i])
+        for i, (value, output, *_) in enumerate(parts):
+            mixing(twin, i).weight.copy_(output @ value)
     images = images_for(twin)
     assert (model(images) - twin(images)).abs().max() <= 1e-10
 
@@ -261,7 +269,7 @@ def test_leakage_shrinks_with_the_sharpness(num_heads: int) -> None:
     for sharpness in (2.0, 4.0, 8.0, 16.0):
         transfer(twin, model, sharpness)
         errors.append(logit_error(twin, model, images_for(twin)))
-    assert all(sharper < softer / 2 for softer, sharper in zip(errors, errors[1:], strict=False))
+    assert all(sharper < softer / 2 for softer, sharper in pairwise(errors))
     # The zero slot takes e^-16 = 1e-7 of a head's attention; the logits feel about as much.
     assert 1e-9 < errors[-1] < 1e-5
 

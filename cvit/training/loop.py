@@ -40,6 +40,8 @@ CHECKPOINT_INTERVAL_S = 2.0
 """Least time between checkpoints. They are written at evaluations only, where nothing is accumulated."""
 CHECKPOINT_TIME_SHARE = 0.05
 """Largest share of the time that may go into writing checkpoints; slow storage gets fewer of them."""
+DIVERGENCE_MARGIN = 1.1
+"""A loss that ends above this many times the first step's has diverged; less is the noise of a single batch."""
 EVALUATION_BATCH_SIZE = 500
 TRANSFER_IMAGES = 256
 """Validation images on which the transfer's logit error is measured."""
@@ -186,13 +188,13 @@ def _finish(
     diverged_step: int | None,
     device: torch.device,
 ) -> StageResult:
-    """The result. A loss that ends above the trial's first one counts as diverged, at the last step."""
+    """The result. A loss that ends above where the trial's began counts as diverged, at the last step."""
     assert progress.initial_loss is not None
     if diverged_step is None:
         name = TEST_ACCURACY if stage.phase == ATTENTION else CONVOLUTION_TEST_ACCURACY
         _record(progress, stage.last_step, {name: _evaluate(model, data, data.test, stage.trial)[1]})
         final_loss = next(value for metric, _, value, _ in reversed(progress.points) if metric == TRAIN_LOSS)
-        if final_loss > progress.initial_loss:
+        if final_loss > DIVERGENCE_MARGIN * progress.initial_loss:
             diverged_step = stage.last_step
     return StageResult(
         status=STATUS_OK if diverged_step is None else STATUS_DIVERGED,

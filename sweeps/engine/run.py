@@ -15,7 +15,7 @@ from cvit.storage import Storage
 from cvit.training.loop import Report
 from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT
 from sweeps.engine.cli import Request
-from sweeps.engine.cluster import check_device, ray_session
+from sweeps.engine.cluster import check_address, check_device, ray_session
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.display import Display
 from sweeps.engine.execute import execute
@@ -44,6 +44,7 @@ def run(sweep: Sweep, request: Request) -> int:
     console = Console(soft_wrap=True)
     check_tracking_uri(request.tracking_uri)
     check_device(request.device, request.address)
+    check_address(request.address)
     storage = Storage.open(request.storage)
     if not request.dry_run:
         storage.check_writable()

@@ -1,0 +1,164 @@
+"""The copy of the journal in a real MLflow store: complete, once, whatever happens in between."""
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from planning import SMALL, make_plan
+
+from cvit import vocabulary as v
+from cvit.config import ConfigError
+from cvit.storage import Storage
+from sweeps.engine.journal import Journal
+from sweeps.engine.plan import Plan
+from sweeps.engine.tracking import Tracker, check_tracking_uri
+
+START_MS = 1_700_000_000_000
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that the tests share, each with an experiment of its own: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+def keys(plan: Plan) -> set[str]:
+    return {plan.study.key, *(trial.key for trial in plan.trials)}
+
+
+def points(last_step: int) -> list[tuple[str, int, float, int]]:
+    return [(v.VAL_ACCURACY, step, step / 1000, START_MS + step) for step in range(1, last_step + 1)]
+
+
+def journal_of(folder: Path, plan: Plan, last_step: int, ended: bool) -> Journal:
+    journal = Journal(Storage.open(str(folder)), "low_data")
+    journal.record_plan(plan.study, plan.trials, {v.TAG_CODE_VERSION: "1"})
+    for trial in plan.trials:
+        journal.record_points([trial], points(last_step))
+        if ended:
+            journal.record_end(trial, v.STATUS_OK, {v.TAG_DEVICE: "cpu"}, "a note")
+    return journal
+
+
+def copy(uri: str, experiment: str, plan: Plan, journal: Journal, outcome: str = "FINISHED") -> Tracker:
+    tracker = Tracker(uri, experiment, keys(plan), list(journal.records))
+    assert tracker.close(outcome, timeout_s=60), tracker.error
+    return tracker
+
+
+def runs(uri: str, experiment: str) -> list[Any]:
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return list(client.search_runs([found.experiment_id], max_results=1000))
+
+
+def trial_runs(uri: str, experiment: str) -> list[Any]:
+    return [run for run in runs(uri, experiment) if run.data.tags[v.TAG_ROLE] == v.ROLE_TRIAL]
+
+
+def history(uri: str, run: Any) -> list[tuple[int, float, int]]:
+    found = MlflowClient(uri).get_metric_history(run.info.run_id, v.VAL_ACCURACY)
+    return sorted((m.step, m.value, m.timestamp) for m in found)
+
+
+def expected(last_step: int) -> list[tuple[int, float, int]]:
+    return [(step, value, time_ms) for _, step, value, time_ms in points(last_step)]
+
+
+def test_every_measurement_arrives_once_however_often_it_is_copied(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 1200, ended=False)  # more than one call of MLflow's takes
+    copy(uri, "often", plan, journal, "KILLED")
+    first = {run.info.run_id for run in runs(uri, "often")}
+    assert {run.info.status for run in runs(uri, "often")} == {"KILLED"}
+    journal = journal_of(tmp_path, plan, 1300, ended=True)
+    copy(uri, "often", plan, journal)
+    copy(uri, "often", plan, journal)
+    assert {run.info.run_id for run in runs(uri, "often")} == first
+    assert {run.info.status for run in runs(uri, "often")} == {"FINISHED"}
+    trials = trial_runs(uri, "often")
+    assert len(trials) == 8
+    assert all(history(uri, run) == expected(1300) for run in trials[:2])
+    assert {run.info.start_time for run in trials} == {START_MS + 1}
+    assert {(r.data.tags[v.TAG_STATUS], r.data.tags[v.TAG_DEVICE], r.data.tags[v.TAG_NOTE]) for r in trials} == {
+        (v.STATUS_OK, "cpu", "a note")
+    }
+
+
+def test_runs_that_a_dead_driver_left_running_are_taken_up_or_ended(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 3, ended=False)
+    copy(uri, "dead", plan, journal, "RUNNING")  # as a driver leaves them that is killed
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for run in runs(uri, "dead"):
+        if v.TAG_DRIVER in run.data.tags:
+            MlflowClient(uri).set_tag(run.info.run_id, v.TAG_DRIVER, f"{socket.gethostname()}:{dead.pid}")
+    other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
+    grown = journal_of(tmp_path, other, 3, ended=True)
+    copy(uri, "dead", other, grown)
+    by_study = {run.data.tags[v.TAG_STUDY_KEY]: set() for run in runs(uri, "dead")}
+    for run in trial_runs(uri, "dead"):
+        by_study[run.data.tags[v.TAG_STUDY_KEY]].add(run.info.status)
+    assert by_study == {plan.study.key: {"KILLED"}, other.study.key: {"FINISHED"}}
+    copy(uri, "dead", plan, journal_of(tmp_path, plan, 5, ended=True))
+    assert {run.info.status for run in runs(uri, "dead")} == {"FINISHED"}
+    assert len(runs(uri, "dead")) == 2 * 9
+
+
+def test_a_living_drivers_runs_are_left_alone(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    copy(uri, "alive", plan, journal_of(tmp_path, plan, 3, ended=False), "RUNNING")  # this process lives
+    other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
+    copy(uri, "alive", other, journal_of(tmp_path, other, 3, ended=True))
+    left = {r.info.status for r in runs(uri, "alive") if r.data.tags[v.TAG_STUDY_KEY] == plan.study.key}
+    assert left == {"RUNNING"}
+
+
+def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 5, ended=True)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    started = time.monotonic()
+    tracker = Tracker(nobody, "later", keys(plan), list(journal.records))
+    tracker.feed([])
+    assert time.monotonic() - started < 1  # feeding never waits for the server
+    assert not tracker.close("FINISHED", timeout_s=1)
+    assert tracker.error
+    copy(uri, "later", plan, journal)
+    assert len(trial_runs(uri, "later")) == 8
+    assert all(history(uri, run) == expected(5) for run in trial_runs(uri, "later"))
+
+
+def test_a_trial_that_failed_and_then_succeeds_ends_as_succeeded(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 5, ended=False)
+    for trial in plan.trials:
+        journal.record_end(trial, v.STATUS_FAILED, {}, "ValueError: broken")
+    copy(uri, "retried", plan, journal, "FAILED")
+    assert {run.info.status for run in runs(uri, "retried")} == {"FAILED"}
+    assert {run.data.tags[v.TAG_NOTE] for run in trial_runs(uri, "retried")} == {"ValueError: broken"}
+    for trial in plan.trials:
+        journal.record_end(trial, v.STATUS_OK, {}, "well")
+    copy(uri, "retried", plan, journal)
+    assert {run.info.status for run in runs(uri, "retried")} == {"FINISHED"}
+    assert {run.data.tags[v.TAG_STATUS] for run in trial_runs(uri, "retried")} == {v.STATUS_OK}
+
+
+@pytest.mark.parametrize("wrong", ["mlruns", "file:///tmp/x", "ftp://host", "", "sqlite:////no/such/folder/x.db"])
+def test_wrong_tracking_uris_are_refused_without_opening_them(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="tracking URI"):
+        check_tracking_uri(wrong)
+
+
+@pytest.mark.parametrize("right", ["sqlite:///mlflow.db", "http://127.0.0.1:5000", "postgresql+psycopg2://u@h/db"])
+def test_usable_tracking_uris_are_taken(right: str) -> None:
+    check_tracking_uri(right)
