@@ -19,6 +19,10 @@ Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
 
 
+LARGEST_LEARNING_RATE = 1e30
+"""Beyond it float32 overflows inside the optimiser, before the loss could diverge."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be trained; the message is one line that names the value and what is valid."""
 
@@ -85,7 +89,12 @@ class ModelConfig:
         for name in ("image_size", "in_channels", "patch_size", "embed_dim", "depth", "num_heads", "head_dim"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _require(self.num_classes >= 2, "num_classes", self.num_classes, "must be at least 2")
-        _require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "must be positive")
+        _require(
+            math.isfinite(self.mlp_ratio) and round(self.embed_dim * self.mlp_ratio) >= 1,
+            "mlp_ratio",
+            self.mlp_ratio,
+            "must be finite and make the MLP's hidden width, mlp_ratio * embed_dim, at least 1",
+        )
         divisors = [size for size in range(1, self.image_size + 1) if self.image_size % size == 0]
         _require(
             self.patch_size in divisors,
@@ -129,7 +138,12 @@ class InitConfig:
     def __post_init__(self) -> None:
         _require_choice(self, "init_scheme", InitSchemeName)
         _require_choice(self, "convolution_form", ConvolutionForm)
-        _require(self.attention_sharpness > 0, "attention_sharpness", self.attention_sharpness, "must be positive")
+        _require(
+            self.attention_sharpness > 0 and math.isfinite(self.attention_sharpness),
+            "attention_sharpness",
+            self.attention_sharpness,
+            "must be positive and finite",
+        )
         _require(
             0 < self.convolution_fraction < 1, "convolution_fraction", self.convolution_fraction, "must lie in (0, 1)"
         )
@@ -156,10 +170,10 @@ class TrainingConfig:
         for name in ("batch_size", "evaluations"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _require(
-            self.learning_rate > 0 and math.isfinite(self.learning_rate),
+            0 < self.learning_rate <= LARGEST_LEARNING_RATE,
             "learning_rate",
             self.learning_rate,
-            "must be positive and finite",
+            f"must be positive and at most {LARGEST_LEARNING_RATE:g}",
         )
         for name in ("weight_decay", "gradient_clip_norm"):
             value = getattr(self, name)

@@ -63,7 +63,7 @@ class Storage:
             else:
                 url = str(Path(url).expanduser().absolute())
                 filesystem, root = pafs.LocalFileSystem(), url
-        except (OSError, ValueError, NotImplementedError) as error:
+        except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
             raise StorageError(f"storage {url!r} cannot be opened: {_one_line(error)}") from error
         return cls(url, filesystem, root.rstrip("/"))
 

@@ -91,9 +91,10 @@ def factorize(
     output = weight.new_zeros(num_heads, weight.shape[1], head_dim)
     value[:, :rank] = root[:, :, None] * right[kept, :rank]
     output[:, :, :rank] = left[kept][:, :, :rank] * root[:, None, :]
-    total = singular.square().sum()
-    lost = (total - energy[kept].sum()).clamp(min=0)
-    error = float((lost / total).sqrt()) if total > 0 else 0.0
+    left_out = singular.square()
+    total = left_out.sum()
+    left_out[kept, :rank] = 0.0  # summed, not subtracted from the total: the difference would be all rounding
+    error = float((left_out.sum() / total).sqrt()) if total > 0 else 0.0
     return value, output, tuple(offsets[int(i)] for i in kept), error
 
 

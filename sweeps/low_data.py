@@ -37,6 +37,22 @@ SWEEP = Sweep(
                 "max_validation_images": 500,
             },
         ),
+        "photographs": Preset(
+            description="CIFAR-sized photographs on a CPU: 18 trials, under an hour on 2 cores",
+            grid={"data_fraction": (0.01, 0.05, 0.1), "init_scheme": ("random", "two_phase")},
+            seeds=3,
+            settings={
+                "embed_dim": 96,
+                "depth": 4,
+                "num_heads": 9,
+                "head_dim": 12,
+                "mlp_ratio": 2.0,
+                "batch_size": 64,
+                "epochs": 15,
+                "min_steps": 400,
+                "max_validation_images": 1000,
+            },
+        ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",
             grid={"data_fraction": (0.01, 0.02, 0.05, 0.1, 0.2, 1.0), "init_scheme": SCHEMES},

@@ -79,9 +79,9 @@ def test_nearest_offsets_are_square_neighbourhoods() -> None:
 
 
 def test_fewer_offsets_are_the_first_of_more() -> None:
-    all_offsets = nearest_offsets(49)
-    assert len(set(all_offsets)) == 49
-    for count in range(1, 50):
+    all_offsets = nearest_offsets(81)
+    assert len(set(all_offsets)) == 81
+    for count in range(1, 82):
         assert nearest_offsets(count) == all_offsets[:count]
 
 

@@ -201,7 +201,7 @@ def test_appended_lines_follow_each_other(tmp_path: Path) -> None:
         "s3://bucket/prefix?unknown_option=1",
         "s3:///no-bucket",
         "file://host/path",
-        pytest.param("~no-such-user/x", marks=pytest.mark.xfail(raises=RuntimeError, reason="expanduser's own error")),
+        "~no-such-user/x",
     ],
 )
 def test_what_cannot_be_opened_is_named_in_one_line(url: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.geometry import Offset, nearest_offsets, reach
+from cvit.geometry import Offset, nearest_offsets, num_relative_positions, reach
 
 THREE_BY_THREE = 9
 
@@ -37,7 +37,8 @@ class FactorizedConvolution(nn.Module):
 class FullConvolution(nn.Module):
     """A convolution of full rank: one (embed_dim, embed_dim) map per offset.
 
-    It has a 3×3 neighbourhood, or as many offsets as there are heads where there are more than 9.
+    It has a 3×3 neighbourhood, or as many offsets as there are heads where there are more than 9; on a grid of a single
+    patch the only offset there is.
 
     Attributes:
         weight: (number of offsets, embed_dim out, embed_dim in).
@@ -46,7 +47,9 @@ class FullConvolution(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, grid_size: int) -> None:
         super().__init__()
         self.grid_size = grid_size
-        self.offsets: tuple[Offset, ...] = nearest_offsets(max(THREE_BY_THREE, num_heads))
+        self.offsets: tuple[Offset, ...] = nearest_offsets(
+            min(max(THREE_BY_THREE, num_heads), num_relative_positions(grid_size))
+        )
         self.weight = nn.Parameter(torch.zeros(len(self.offsets), embed_dim, embed_dim))
         self.bias = nn.Parameter(torch.zeros(embed_dim))
         side = 2 * reach(self.offsets) + 1
