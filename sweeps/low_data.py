@@ -48,9 +48,13 @@ SWEEP = Sweep(
                 "head_dim": 12,
                 "mlp_ratio": 2.0,
                 "batch_size": 64,
-                "epochs": 15,
+                "epochs": 12,
                 "min_steps": 400,
                 "max_validation_images": 1000,
+            },
+            scheme_settings={
+                "random": {"position_encoding": "relative+absolute", "learning_rate": 2e-3},
+                "two_phase": {"position_encoding": "relative", "learning_rate": 1e-3},
             },
         ),
         "reference": Preset(

@@ -45,6 +45,8 @@ class Display:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+        else:
+            self._print_plain()
 
     def started(self, tune_id: str, pack: Pack) -> None:
         """A worker has begun a pack."""
@@ -58,7 +60,7 @@ class Display:
         speeds = [value for metric, _, value, _ in report.points if metric == IMAGES_PER_SECOND]
         if speeds:
             self._speed[tune_id] = speeds[-1]
-        self._print_plain(at_once=False)
+        self._print_plain_at_times()
 
     def ended(self, tune_id: str, error: str | None = None) -> None:
         """A worker is done with a pack, or has given it up."""
@@ -67,17 +69,19 @@ class Display:
         if error is not None:
             names = ", ".join(stage.key for stage in pack)
             self._console.print(f"failed: stage {names}: {error}", highlight=False, markup=False)
-        self._print_plain(at_once=not self._plan.todo)
+        self._print_plain_at_times()
 
     def _interval(self, key: str) -> int:
         return self._todo[key].evaluation_interval
 
-    def _print_plain(self, at_once: bool) -> None:
-        now = time.monotonic()
-        if self._console.is_terminal or (now - self._printed_at < PLAIN_INTERVAL_S and not at_once):
-            return
-        self._printed_at = now
-        self._console.print(f"{self._headline()} | {self._accuracies()}", highlight=False, markup=False, soft_wrap=True)
+    def _print_plain_at_times(self) -> None:
+        if not self._console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
+            self._print_plain()
+
+    def _print_plain(self) -> None:
+        self._printed_at = time.monotonic()
+        text = f"{self._headline()} | {self._accuracies()}"
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _num_done(self) -> int:
         return sum(self._plan.status(trial) is not None for trial in self._plan.trials)

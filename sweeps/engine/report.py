@@ -9,7 +9,7 @@ from rich.console import Console
 from analysis.load import load_journal
 from analysis.tables import answer_text
 from cvit.storage import Storage
-from sweeps.engine.cli import Request
+from sweeps.engine.cli import DEFAULT_TRACKING_URI, Request
 from sweeps.engine.display import duration
 from sweeps.engine.estimate import estimate
 from sweeps.engine.plan import MAX_PACK, Plan
@@ -71,6 +71,14 @@ def print_answer(
             lines.append(f"{num_failed} of {len(plan.trials)} trials failed; running the command again retries them.")
         lines += [
             f"Tables and figures:  python analysis/make_tables.py {source}",
-            f"Runs in MLflow:      mlflow ui --backend-store-uri {shlex.quote(request.tracking_uri)}",
+            f"Runs in MLflow:      {_how_to_look(request.tracking_uri)}",
         ]
     console.print("\n" + "\n".join(lines), highlight=False, markup=False)
+
+
+def _how_to_look(tracking_uri: str) -> str:
+    if tracking_uri.startswith(("http://", "https://")):
+        return tracking_uri
+    if tracking_uri == DEFAULT_TRACKING_URI:
+        return "mlflow ui"
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
