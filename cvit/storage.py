@@ -137,6 +137,12 @@ class Storage:
         except FileNotFoundError:
             return
 
+    def delete_others(self, folder: str, kept: set[str]) -> None:
+        """Removes all files directly in a folder but those named, what killed writers left there included."""
+        for info in self._filesystem.get_file_info(pafs.FileSelector(self._path(folder), allow_not_found=True)):
+            if info.is_file and info.base_name not in kept:
+                self.delete(f"{folder}/{info.base_name}")
+
     def names(self, folder: str) -> list[str]:
         """Sorted names of the files and folders directly in a folder; empty where there is none."""
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from sweeping import TINY, mlflow_runs, start, sweep
+from sweeping import mlflow_runs, start, sweep
 
 from cvit import vocabulary as v
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_result
 
 OPTIONS = (
-    *TINY,
-    *("--embed-dim", "32", "--depth", "2", "--evaluations", "40", "--min-steps", "1200"),
+    *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
+    *("--epochs", "0", "--min-steps", "800", "--evaluations", "40"),
     *("--data-fraction", "0.1", "--init-scheme", "random", "two_phase", "--seeds", "1"),
 )
 """Stages of several seconds, so that there are checkpoints in the middle."""
@@ -117,7 +117,7 @@ def test_a_stop_is_clean_and_names_the_command_that_resumes(tmp_path: Path, numb
     assert process.returncode == 130, output + errors
     assert "Traceback" not in output + errors
     assert "of 2 trials done. To go on:" in output
-    assert "low_data.py --embed-dim 16" in output
+    assert "low_data.py --embed-dim 32" in output
     runs = [*mlflow_runs(tmp_path, v.ROLE_TRIAL), *mlflow_runs(tmp_path, v.ROLE_STUDY)]
     assert "RUNNING" not in {run.info.status for run in runs}
     assert {run.info.status for run in runs if run.data.tags[v.TAG_ROLE] == v.ROLE_STUDY} == {"KILLED"}

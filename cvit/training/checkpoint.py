@@ -9,7 +9,6 @@ Each file is written atomically. The two newest checkpoints are kept: one that t
 and the one before it used. Nothing read from the storage is unpickled.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -89,9 +88,7 @@ def save_result(storage: Storage, key: str, weights: dict[str, Tensor], result: 
     data = safetensors.torch.save(weights)
     storage.write(f"{_folder(key)}/weights.safetensors", data)
     storage.write(f"{_folder(key)}/result.json", encode_record(asdict(result) | {"weights": checksum(data)}))
-    for old in _checkpoint_names(storage, key):
-        storage.delete(f"{_folder(key)}/{old}.json")
-        storage.delete(f"{_folder(key)}/{old}.safetensors")
+    storage.delete_others(_folder(key), kept={"weights.safetensors", "result.json"})
 
 
 def load_result(storage: Storage, key: str) -> StageResult | None:
@@ -117,11 +114,6 @@ def load_weights(storage: Storage, key: str) -> dict[str, Tensor] | None:
     if record is None or record["weights"] != checksum(data):
         return None
     return safetensors.torch.load(data)
-
-
-def describe_stage(storage: Storage, key: str, description: dict[str, Any]) -> None:
-    """Writes what the stage is beside its results, for people; nothing reads it back."""
-    storage.write(f"{_folder(key)}/stage.json", json.dumps(description, indent=2).encode() + b"\n")
 
 
 def _checkpoint_names(storage: Storage, key: str) -> list[str]:
