@@ -9,6 +9,7 @@ from sweeping import ROOT, readme_commands
 
 from cvit.config import PARAMETERS, ConfigError
 from sweeps.engine.cli import parse
+from sweeps.engine.main import main
 from sweeps.low_data import SWEEP
 
 WRONG = [
@@ -18,7 +19,7 @@ WRONG = [
     (["--patch-size", "two"], '"two"'),
     (["--patch-size", "3"], "patch_size 3 must divide the image size 8: one of 1, 2, 4, 8"),
     (["--num-heads", "1000"], "num_heads 1000 must be at most 49"),
-    (["--preset", "huge"], "preset 'huge' is not valid: one of laptop, smoke, reference"),
+    (["--preset", "huge"], "preset 'huge' is not valid: one of laptop, smoke, photographs, reference"),
     (["--init-scheme", "zero"], '"zero"'),
     (["--data-fraction", "0.1", "1.5"], "data_fraction 1.5 must lie in (0, 1]"),
     (["--data-fraction", "0"], "data_fraction 0.0 must lie in (0, 1]"),
@@ -38,14 +39,29 @@ WRONG = [
 
 @pytest.mark.parametrize(("options", "names"), WRONG, ids=[" ".join(options) for options, _ in WRONG])
 def test_bad_input_ends_with_one_line_and_code_2_and_creates_nothing(
-    tmp_path: Path, options: list[str], names: str
+    options: list[str],
+    names: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = [sys.executable, str(ROOT / "sweeps/low_data.py"), *options]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweeps/low_data.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        main(SWEEP)
+    output, error = capsys.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    assert error.startswith("low_data.py: error: ")
+    assert error.count("\n") == 1
+    assert names in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_so_it_does_as_a_process(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "sweeps/low_data.py"), "--patch-size", "3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("low_data.py: error: ")
-    assert done.stderr.count("\n") == 1
-    assert names in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "low_data.py: error: patch_size 3 must divide the image size 8: one of 1, 2, 4, 8\n"
     assert list(tmp_path.iterdir()) == []
 
 

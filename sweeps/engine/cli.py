@@ -78,9 +78,9 @@ def parse(sweep: Sweep, argv: Sequence[str]) -> Request | None:
 def _preset_asked_for(sweep: Sweep, argv: Sequence[str]) -> str:
     names = tuple(sweep.presets)
     preset = sweep.default_preset
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for place, argument in enumerate(argv):
         if argument == "--preset":
-            preset = following
+            preset = argv[place + 1] if place + 1 < len(argv) else ""
         elif argument.startswith("--preset="):
             preset = argument.removeprefix("--preset=")
     if preset not in names:
