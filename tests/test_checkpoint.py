@@ -10,13 +10,12 @@ from torch import Tensor
 from cvit.storage import Storage
 from cvit.training.checkpoint import (
     Progress,
-    StageResult,
     load_checkpoint,
-    load_result,
     load_weights,
     save_checkpoint,
     save_result,
 )
+from cvit.training.results import StageResult, load_result
 
 KEY = "0123456789abcdef01234567"
 POINTS = [("train/loss", 10, 0.1 + 0.2, 1_700_000_000_123), ("lr", 10, 5e-324, 1_700_000_000_124)]

@@ -13,7 +13,7 @@ from sweeping import mlflow_runs, start, sweep
 
 from cvit import vocabulary as v
 from cvit.storage import Storage
-from cvit.training.checkpoint import load_result
+from cvit.training.results import load_result
 
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),

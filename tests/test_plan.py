@@ -12,8 +12,8 @@ from cvit.data.datasets import load
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.training.batches import stage_data
-from cvit.training.checkpoint import load_result
 from cvit.training.loop import train_stage
+from cvit.training.results import load_result
 from sweeps.engine.plan import Plan, pack
 from sweeps.engine.searcher import PlanSearcher
 

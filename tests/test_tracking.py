@@ -14,9 +14,10 @@ from planning import SMALL, make_plan
 from cvit import vocabulary as v
 from cvit.config import ConfigError
 from cvit.storage import Storage
+from sweeps.engine.checks import check_tracking_uri
 from sweeps.engine.journal import Journal
 from sweeps.engine.plan import Plan
-from sweeps.engine.tracking import Tracker, check_tracking_uri
+from sweeps.engine.tracking import Tracker
 
 START_MS = 1_700_000_000_000
 

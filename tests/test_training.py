@@ -17,9 +17,10 @@ from cvit.models.vit import VisionTransformer
 from cvit.stages import Stage, stages_of
 from cvit.storage import Storage
 from cvit.training.batches import StageData, batch_indices, stage_data, training_batch
-from cvit.training.checkpoint import StageResult, load_checkpoint, load_result, load_weights
+from cvit.training.checkpoint import load_checkpoint, load_weights
 from cvit.training.loop import ParentStageMissing, Report, train_stage
 from cvit.training.optimizer import adamw, decays, load_state_tensors, set_learning_rate, state_tensors
+from cvit.training.results import StageResult, load_result
 from cvit.training.schedule import learning_rate
 
 CPU = torch.device("cpu")

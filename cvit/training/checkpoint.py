@@ -10,16 +10,12 @@ and the one before it used. Nothing read from the storage is unpickled.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from cvit.storage import Storage, checksum, decode_records, encode_record
-from cvit.vocabulary import STAGES_FOLDER
-
-Point = tuple[str, int, float, int]
-"""(metric, optimiser step of the trial, value, time of the measurement in milliseconds since the epoch)."""
+from cvit.storage import Storage, checksum, encode_record
+from cvit.training.results import Point, StageResult, as_point, read_record, read_weights, stage_folder
 
 _KEPT = 2
 
@@ -41,44 +37,29 @@ class Progress:
     points: list[Point] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class StageResult:
-    """A finished stage: status `ok` or `diverged` (then with its step, counted over the trial) and all points."""
-
-    status: str
-    initial_loss: float
-    seconds: float
-    device: str
-    points: list[Point]
-    diverged_step: int | None = None
-
-
-def _folder(key: str) -> str:
-    return f"{STAGES_FOLDER}/{key}"
-
-
 def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], progress: Progress) -> None:
     """Writes a checkpoint and drops all but the newest two."""
-    name = f"{_folder(key)}/step-{progress.step:08d}"
+    name = f"{stage_folder(key)}/step-{progress.step:08d}"
     data = safetensors.torch.save(tensors)
     storage.write(f"{name}.safetensors", data)
     storage.write(f"{name}.json", encode_record(asdict(progress) | {"tensors": checksum(data)}))
     for old in _checkpoint_names(storage, key)[:-_KEPT]:
-        storage.delete(f"{_folder(key)}/{old}.json")
-        storage.delete(f"{_folder(key)}/{old}.safetensors")
+        storage.delete(f"{stage_folder(key)}/{old}.json")
+        storage.delete(f"{stage_folder(key)}/{old}.safetensors")
 
 
 def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Progress] | None:
     """The newest checkpoint that is whole, or None."""
     for name in reversed(_checkpoint_names(storage, key)):
-        path = f"{_folder(key)}/{name}"
+        path = f"{stage_folder(key)}/{name}"
+        record = read_record(storage, f"{path}.json")
         try:
-            record, data = _read_record(storage, f"{path}.json"), storage.read(f"{path}.safetensors")
+            data = storage.read(f"{path}.safetensors")
         except FileNotFoundError:
             continue
         if record is None or record.pop("tensors") != checksum(data):
             continue
-        record["points"] = [_point(p) for p in record["points"]]
+        record["points"] = [as_point(p) for p in record["points"]]
         return safetensors.torch.load(data), Progress(**record)
     return None
 
@@ -86,46 +67,17 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Prog
 def save_result(storage: Storage, key: str, weights: dict[str, Tensor], result: StageResult) -> None:
     """Marks a stage as done and drops its checkpoints."""
     data = safetensors.torch.save(weights)
-    storage.write(f"{_folder(key)}/weights.safetensors", data)
-    storage.write(f"{_folder(key)}/result.json", encode_record(asdict(result) | {"weights": checksum(data)}))
-    storage.delete_others(_folder(key), kept={"weights.safetensors", "result.json"})
-
-
-def load_result(storage: Storage, key: str) -> StageResult | None:
-    """The result of a stage that is done, else None."""
-    try:
-        record = _read_record(storage, f"{_folder(key)}/result.json")
-    except FileNotFoundError:
-        return None
-    if record is None:
-        return None
-    record.pop("weights")
-    record["points"] = [_point(p) for p in record["points"]]
-    return StageResult(**record)
+    storage.write(f"{stage_folder(key)}/weights.safetensors", data)
+    storage.write(f"{stage_folder(key)}/result.json", encode_record(asdict(result) | {"weights": checksum(data)}))
+    storage.delete_others(stage_folder(key), kept={"weights.safetensors", "result.json"})
 
 
 def load_weights(storage: Storage, key: str) -> dict[str, Tensor] | None:
     """The trained weights of a stage that is done; None where they or the result are missing or altered."""
-    try:
-        record = _read_record(storage, f"{_folder(key)}/result.json")
-        data = storage.read(f"{_folder(key)}/weights.safetensors")
-    except FileNotFoundError:
-        return None
-    if record is None or record["weights"] != checksum(data):
-        return None
-    return safetensors.torch.load(data)
+    data = read_weights(storage, key)
+    return safetensors.torch.load(data) if data is not None else None
 
 
 def _checkpoint_names(storage: Storage, key: str) -> list[str]:
-    names = storage.names(_folder(key))
+    names = storage.names(stage_folder(key))
     return [name.removesuffix(".json") for name in names if name.startswith("step-") and name.endswith(".json")]
-
-
-def _read_record(storage: Storage, path: str) -> dict[str, Any] | None:
-    records = decode_records(storage.read(path))
-    return records[0] if len(records) == 1 else None
-
-
-def _point(values: list[Any]) -> Point:
-    metric, step, value, time_ms = values
-    return str(metric), int(step), float(value), int(time_ms)

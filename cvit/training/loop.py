@@ -15,8 +15,9 @@ from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import LabelledImages, StageData, training_batch
-from cvit.training.checkpoint import Point, Progress, StageResult
+from cvit.training.checkpoint import Progress
 from cvit.training.optimizer import adamw, load_state_tensors, set_learning_rate, state_tensors
+from cvit.training.results import Point, StageResult, load_result
 from cvit.training.schedule import learning_rate
 from cvit.transfer import logit_error
 from cvit.vocabulary import (
@@ -69,7 +70,7 @@ def train_stage(stage: Stage, data: StageData, storage: Storage, device: torch.d
     Raises:
         ParentStageMissing: see there.
     """
-    result = ckpt.load_result(storage, stage.key)
+    result = load_result(storage, stage.key)
     if result is not None and ckpt.load_weights(storage, stage.key) is not None:
         yield Report(result.points, stage.steps, result)
         return
@@ -99,7 +100,7 @@ def _restore_or_start(
 ) -> tuple[VisionTransformer, Progress, torch.optim.AdamW]:
     parent, initial_loss = None, None
     if stage.parent is not None:
-        parent_result = ckpt.load_result(storage, stage.parent.key)
+        parent_result = load_result(storage, stage.parent.key)
         weights = ckpt.load_weights(storage, stage.parent.key)
         if parent_result is None or weights is None:
             raise ParentStageMissing(f"stage {stage.parent.key}, from which {stage.key} starts, is missing or altered")

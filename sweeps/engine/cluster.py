@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ import torch
 
 from cvit.config import ConfigError
 
-CONNECT_TIMEOUT_S = 5.0
 GPU_SHARE = 0.25
 """GPUs per worker: small trainings leave most of a GPU idle, so several share one."""
 
@@ -45,17 +43,6 @@ def check_device(device: str, address: str | None) -> None:
     """Raises ConfigError where a GPU of this machine is asked for and there is none."""
     if device == "cuda" and address is None and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
-
-
-def check_address(address: str | None) -> None:
-    """Raises ConfigError where nothing listens at a cluster's address; Ray itself would look for it for minutes."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not colon:
-        return  # none, or a word that Ray knows, such as auto
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Ray address {address!r} cannot be reached: {error}") from error
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cvit.training.checkpoint import StageResult
 from cvit.training.loop import Report
+from cvit.training.results import StageResult
 from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY
 from sweeps.engine.plan import Pack, Plan
 

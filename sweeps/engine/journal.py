@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cvit.storage import Storage, decode_records, encode_record
-from cvit.training.checkpoint import Point
+from cvit.training.results import Point
 from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
 from sweeps.engine.plan import Study, Trial
 

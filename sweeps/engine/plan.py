@@ -11,7 +11,7 @@ from cvit.data.datasets import DatasetInfo
 from cvit.data.subsets import subset_size
 from cvit.stages import Stage, short_hash, stages_of
 from cvit.storage import Storage, StorageError
-from cvit.training.checkpoint import StageResult, load_result, load_weights
+from cvit.training.results import StageResult, load_result, read_weights
 from sweeps.engine.cli import Request
 from sweeps.engine.declaration import Sweep
 
@@ -120,7 +120,7 @@ def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, 
     found = {key: result for key in stages if (result := load_result(storage, key)) is not None}
     starting_points = {s.parent.key for s in stages.values() if s.parent is not None and s.key not in found}
     for key in starting_points & found.keys():
-        if found[key].diverged_step is None and load_weights(storage, key) is None:
+        if found[key].diverged_step is None and read_weights(storage, key) is None:
             del found[key]
     return found
 

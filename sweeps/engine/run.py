@@ -1,4 +1,4 @@
-"""The main flow of every sweep: request → plan → stages → journal → answer."""
+"""The main flow of a sweep: plan → stages → journal → answer."""
 
 import contextlib
 import os
@@ -10,20 +10,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cvit.data.datasets import DatasetInfo, describe, load
+from cvit.data.datasets import DatasetInfo, load
 from cvit.storage import Storage
 from cvit.training.loop import Report
 from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT
 from sweeps.engine.cli import Request
-from sweeps.engine.cluster import check_address, check_device, ray_session
-from sweeps.engine.declaration import Sweep
+from sweeps.engine.cluster import check_device, ray_session
 from sweeps.engine.display import Display
 from sweeps.engine.execute import execute
 from sweeps.engine.journal import Journal
 from sweeps.engine.plan import Plan
 from sweeps.engine.report import print_answer, print_plan
 from sweeps.engine.results import record
-from sweeps.engine.tracking import Tracker, check_tracking_uri
+from sweeps.engine.tracking import Tracker
 
 EXIT_FAILED_TRIALS = 1
 EXIT_INTERRUPTED = 130
@@ -32,25 +31,18 @@ CLOSE_TIMEOUT_S = 60.0
 """How long the end of a sweep waits for MLflow; what is missing then is copied by the next run."""
 
 
-def run(sweep: Sweep, request: Request) -> int:
-    """Plans, trains what is missing, records and answers.
+def run(plan: Plan, info: DatasetInfo, request: Request, storage: Storage) -> int:
+    """Trains what is missing, records and answers.
 
     Returns:
         The exit code: 0, 1 where trials failed, 130 after Ctrl-C.
 
     Raises:
-        ConfigError, DataError, StorageError: bad input, before anything is created or started.
+        ConfigError: there is no such device or cluster.
+        DataError: an image cannot be decoded.
     """
-    console = Console(soft_wrap=True)
-    check_tracking_uri(request.tracking_uri)
     check_device(request.device, request.address)
-    check_address(request.address)
-    storage = Storage.open(request.storage)
-    if not request.dry_run:
-        storage.check_writable()
-    may_download = request.download and not request.dry_run
-    info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
-    plan = Plan.make(sweep, request, info, storage)
+    console = Console(soft_wrap=True)
     print_plan(console, plan, request)
     if request.dry_run:
         return 0

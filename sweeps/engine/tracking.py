@@ -14,12 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from cvit import vocabulary as v
-from cvit.config import ConfigError
 from sweeps.engine.journal import Record
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -32,22 +29,6 @@ _BATCH_METRICS = 1000
 _MAX_TAG_LENGTH = 5000
 _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
-
-
-def check_tracking_uri(uri: str) -> None:
-    """Looks at a tracking URI without opening it.
-
-    Raises:
-        ConfigError: MLflow could not use it.
-    """
-    scheme = urlparse(uri).scheme.partition("+")[0]
-    if scheme not in _SCHEMES:
-        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(_SCHEMES)}")
-    if scheme == "sqlite" and not Path(uri.partition(":///")[2]).absolute().parent.is_dir():
-        raise ConfigError(
-            f"tracking URI {uri!r}: there is no folder {Path(uri.partition(':///')[2]).absolute().parent}"
-        )
 
 
 @dataclass

@@ -1,0 +1,62 @@
+"""Results of finished stages. Reading them needs no torch, so that a sweep can be planned at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cvit.storage import Storage, checksum, decode_records
+from cvit.vocabulary import STAGES_FOLDER
+
+Point = tuple[str, int, float, int]
+"""(metric, optimiser step of the trial, value, time of the measurement in milliseconds since the epoch)."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage: status `ok` or `diverged` (then with its step, counted over the trial) and all points."""
+
+    status: str
+    initial_loss: float
+    seconds: float
+    device: str
+    points: list[Point]
+    diverged_step: int | None = None
+
+
+def stage_folder(key: str) -> str:
+    """The folder of a stage below the storage."""
+    return f"{STAGES_FOLDER}/{key}"
+
+
+def load_result(storage: Storage, key: str) -> StageResult | None:
+    """The result of a stage that is done, else None."""
+    record = read_record(storage, f"{stage_folder(key)}/result.json")
+    if record is None:
+        return None
+    record.pop("weights")
+    record["points"] = [as_point(p) for p in record["points"]]
+    return StageResult(**record)
+
+
+def read_weights(storage: Storage, key: str) -> bytes | None:
+    """The trained weights of a stage that is done, as saved; None where they or the result are missing or altered."""
+    record = read_record(storage, f"{stage_folder(key)}/result.json")
+    try:
+        data = storage.read(f"{stage_folder(key)}/weights.safetensors")
+    except FileNotFoundError:
+        return None
+    return data if record is not None and record["weights"] == checksum(data) else None
+
+
+def read_record(storage: Storage, path: str) -> dict[str, Any] | None:
+    """The one record that a file holds; None where it is missing, torn or altered."""
+    try:
+        records = decode_records(storage.read(path))
+    except FileNotFoundError:
+        return None
+    return records[0] if len(records) == 1 else None
+
+
+def as_point(values: list[Any]) -> Point:
+    """A point as JSON gives it back."""
+    metric, step, value, time_ms = values
+    return str(metric), int(step), float(value), int(time_ms)

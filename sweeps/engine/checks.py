@@ -1,0 +1,37 @@
+"""Looks at what a user named before anything is opened, imported or started."""
+
+import socket
+from pathlib import Path
+from urllib.parse import urlparse
+
+from cvit.config import ConfigError
+
+CONNECT_TIMEOUT_S = 5.0
+
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Looks at a tracking URI without opening it.
+
+    Raises:
+        ConfigError: MLflow could not use it.
+    """
+    scheme = urlparse(uri).scheme.partition("+")[0]
+    if scheme not in _SCHEMES:
+        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(_SCHEMES)}")
+    if scheme == "sqlite" and not Path(uri.partition(":///")[2]).absolute().parent.is_dir():
+        raise ConfigError(
+            f"tracking URI {uri!r}: there is no folder {Path(uri.partition(':///')[2]).absolute().parent}"
+        )
+
+
+def check_address(address: str | None) -> None:
+    """Raises ConfigError where nothing listens at a cluster's address; Ray itself would look for it for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # none, or a word that Ray knows, such as auto
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Ray address {address!r} cannot be reached: {error}") from error
