@@ -247,7 +247,7 @@ def _read_mlflow(client: Any) -> _Raw:
             experiments[run.info.experiment_id],
             {
                 "study_key": tags[names.TAG_STUDY_KEY],
-                "question": tags.get(names.TAG_NOTE, ""),
+                "question": tags.get(names.TAG_QUESTION, ""),
                 "start_time_ms": run.info.start_time,
                 "command": tags.get(names.TAG_COMMAND, ""),
                 "cells": json.loads(tags[names.TAG_GRID]),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 if __name__ == "__main__":
+    # Not this folder: its tables.py must not pass for the package that pandas knows by that name.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cyclopts import App, CycloptsError, Group, Parameter

@@ -154,7 +154,7 @@ def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:
             tags={
                 names.TAG_ROLE: names.ROLE_STUDY, names.TAG_STUDY_KEY: study.key, names.TAG_SWEEP: "low_data",
                 names.TAG_GRID: json.dumps(cells), names.TAG_COMMAND: study.command(len(study.extensions)),
-                names.TAG_NOTE: "Does two-phase help?",
+                names.TAG_QUESTION: "Does two-phase help?",
             },
         )  # fmt: skip
         client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in study.params.items()])

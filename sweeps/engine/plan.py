@@ -144,9 +144,10 @@ def _study_and_trials(sweep: Sweep, request: Request, info: DatasetInfo) -> tupl
     }
     shared |= request.given
     cells = {**request.grid, "seed": tuple(range(request.seeds))}
-    constant = {name: value for name, value in shared.items() if name not in cells}
     # The data set's name is not part of its identity: the same files under another name are the same study.
-    identity = {name: value for name, value in constant.items() if name != "dataset"}
+    identity = {name: value for name, value in shared.items() if name not in cells and name != "dataset"}
+    varying = set(cells).union(*own.values())
+    constant = {name: value for name, value in shared.items() if name not in varying}
     study_key = short_hash({"sweep": sweep.name, "shared": identity, "own": own, "axes": sorted(cells)}, digits=16)
     study = Study(study_key, sweep.name, sweep.question, request.command, constant, cells)
 

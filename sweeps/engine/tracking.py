@@ -144,7 +144,7 @@ class Tracker:
                     v.TAG_ROLE: v.ROLE_STUDY,
                     v.TAG_STUDY_KEY: key,
                     v.TAG_SWEEP: record["sweep"],
-                    v.TAG_NOTE: record["question"],
+                    v.TAG_QUESTION: record["question"],
                 }
                 self._runs[key] = _Run(key, record["params"], tags, key, record["start_time_ms"])
             run = self._runs[key]
