@@ -47,17 +47,16 @@ def run(plan: Plan, info: DatasetInfo, request: Request, storage: Storage) -> in
     if request.dry_run:
         return 0
     try:
-        with _sigterm_as_interrupt():
-            if not plan.todo:
-                return _record_and_answer(plan, info, request, storage, console, lambda journal: None)
-            dataset = load(info)
-            with ray_session(request.address, request.device) as workers:
+        if not plan.todo:
+            return _record_and_answer(plan, info, request, storage, console, lambda journal: None)
+        dataset = load(info)
+        with ray_session(request.address, request.device) as workers:
 
-                def train(journal: Journal) -> None:
-                    with Display(plan, console) as display:
-                        execute(plan, dataset, storage.url, workers, journal, display)
+            def train(journal: Journal) -> None:
+                with Display(plan, console) as display:
+                    execute(plan, dataset, storage.url, workers, journal, display)
 
-                return _record_and_answer(plan, info, request, storage, console, train)
+            return _record_and_answer(plan, info, request, storage, console, train)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -80,7 +79,8 @@ def _record_and_answer(
     journal.listen(tracker.feed)
     outcome, exit_code = "FAILED", EXIT_FAILED_TRIALS
     try:
-        train(journal)
+        with _sigterm_as_interrupt():
+            train(journal)
         if all(plan.status(trial) is not None for trial in plan.trials):
             outcome, exit_code = "FINISHED", 0
     except KeyboardInterrupt:
@@ -101,7 +101,10 @@ def _record_known_results(plan: Plan, journal: Journal) -> None:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """A polite kill (a batch system's, say) stops a sweep as cleanly as Ctrl-C."""
+    """A polite kill (a batch system's, say) stops a sweep as cleanly as Ctrl-C.
+
+    Ray puts a handler of its own in place when it starts, so this one must come after that.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
