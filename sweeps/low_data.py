@@ -22,7 +22,7 @@ SWEEP = Sweep(
             grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES},
             seeds=5,
             settings=SMALL_VIT
-            | {"batch_size": 32, "epochs": 10, "min_steps": 400, "learning_rate": 2e-3, "validation_fraction": 0.2},
+            | {"batch_size": 32, "epochs": 10, "min_steps": 300, "learning_rate": 2e-3, "validation_fraction": 0.2},
             scheme_settings={
                 "random": {"position_encoding": "relative+absolute"},
                 "conv_structured": {"position_encoding": "relative+absolute", "learning_rate": 4e-3},
