@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,8 @@ settings.load_profile("cvit")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sets the environment before any test module imports torch, Ray or MLflow."""
+    # A suite started in the background inherits an ignored SIGINT, and would hand it on to the sweeps it interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(ENVIRONMENT)
     for name in FOREIGN:
         os.environ.pop(name, None)

@@ -117,7 +117,8 @@ class Display:
         return found
 
     def _panel(self) -> Group:
-        bar = ProgressBar(total=len(self._plan.trials), completed=self._num_done(), width=40)
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=len(self._plan.trials), completed=self._num_done(), width=40))
         packs = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("running", "phase", "fraction", "seed", "step"):
             packs.add_column(heading, style="dim" if heading == "running" else "")
