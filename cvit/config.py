@@ -116,11 +116,6 @@ class ModelConfig:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
 
-    @property
-    def inner_dim(self) -> int:
-        """Width of all heads together."""
-        return self.num_heads * self.head_dim
-
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:

@@ -190,6 +190,5 @@ def test_total_steps(epochs: int, min_steps: int, batch_size: int, num_images: i
     assert config.total_steps(num_images) == steps
 
 
-def test_grid_size_and_inner_dim() -> None:
-    config = ModelConfig(image_size=32, patch_size=4, num_heads=9, head_dim=16, embed_dim=100)
-    assert (config.grid_size, config.inner_dim) == (8, 144)
+def test_grid_size_is_the_number_of_patches_along_a_side() -> None:
+    assert ModelConfig(image_size=32, patch_size=4).grid_size == 8
