@@ -1,8 +1,9 @@
 """From a tracking store to tidy frames: the same frames from the journal alone and from MLflow alone.
 
-`studies`  one row per study: study_key, sweep, question, start_time_ms, command, cells, params
-`trials`   one row per trial: trial_key, study_key, sweep, status (missing while unfinished), diverged_step, every flat
-           parameter (typed), the final value, at the largest step, of every metric (NaN where never measured)
+`studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params
+`trials`   one row per trial: trial_key, study_key, sweep, task, status (missing while unfinished), diverged_step, every
+           flat parameter of its task (typed; None for those of other tasks), the final value, at the largest step, of
+           every metric (NaN where never measured)
 `curves`   one row per measurement of CURVE_METRICS: trial_key, metric, step, value
 
 `cells` is a list of grids, each a mapping from parameter name to values, `seed` included; the trials that a study
@@ -16,7 +17,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from urllib.parse import unquote
 import pandas as pd
 
 from cvit import vocabulary as names
-from cvit.config import PARAMETERS
+from cvit.config import PARAMETERS_OF, Parameter
 from cvit.storage import Storage, StorageError, decode_records
 
 CURVE_METRICS = (names.VAL_ACCURACY,)
@@ -45,6 +46,8 @@ METRICS = (
     names.TRANSFER_WEIGHT_ERROR,
     names.TRANSFER_LOGIT_ERROR,
     names.CONVOLUTION_TEST_ACCURACY,
+    names.EXPRESSIVITY_ERROR,
+    names.EXPRESSIVITY_BOUND,
 )
 """The metrics that always have a column in `trials`; others get one when they occur."""
 
@@ -55,8 +58,8 @@ HISTORIES_AT_ONCE = 8
 """Metric histories asked of MLflow at the same time: a server is waited for, not worked for."""
 
 SEED = "seed"
-STUDY_COLUMNS = ("study_key", "sweep", "question", "start_time_ms", "command", "cells", "params")
-TRIAL_COLUMNS = ("trial_key", "study_key", "sweep", "status", "diverged_step")
+STUDY_COLUMNS = ("study_key", "sweep", "task", "question", "start_time_ms", "command", "cells", "params")
+TRIAL_COLUMNS = ("trial_key", "study_key", "sweep", "task", "status", "diverged_step")
 CURVE_COLUMNS = ("trial_key", "metric", "step", "value")
 
 _MLFLOW_INFINITY = 1.797e308  # MLflow stores infinities as the largest finite double
@@ -148,7 +151,7 @@ class _Raw:
                 case names.RECORD_STUDY:
                     self.add_study(sweep, record)
                 case names.RECORD_TRIAL:
-                    self.add_trial(sweep, record["study_key"], record["trial_key"], record["params"])
+                    self.add_trial(sweep, record)
                 case names.RECORD_POINTS:
                     self.add_points(record["trial_key"], ((m, step, value) for m, step, value, _ in record["points"]))
                 case names.RECORD_END:
@@ -156,27 +159,32 @@ class _Raw:
 
     def add_study(self, sweep: str, record: Mapping[str, Any]) -> None:
         """Takes up a study or its extension: cells are united, and the last command wins."""
+        task, of_task = _task_of(record)
         cells = [
-            {name: [_typed(name, value) for value in grid[name]] for name in sorted(grid)} for grid in record["cells"]
+            {name: [_typed(of_task, name, value) for value in grid[name]] for name in sorted(grid)}
+            for grid in record["cells"]
         ]
         study = self.studies.setdefault(
             record["study_key"],
             {
                 "study_key": record["study_key"],
                 "sweep": sweep,
+                "task": task,
                 "question": record["question"],
                 "start_time_ms": int(record["start_time_ms"]),
                 "cells": [],
-                "params": _typed_params(record["params"]),
+                "params": _typed_params(of_task, record["params"]),
             },
         )
         study["command"] = record["command"]
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
-    def add_trial(self, sweep: str, study_key: str, trial_key: str, params: Mapping[str, Any]) -> None:
-        row = {"trial_key": trial_key, "study_key": study_key, "sweep": sweep}
-        defaults = {name: parameter.default for name, parameter in PARAMETERS.items()}
-        self.trials.setdefault((study_key, trial_key), row | defaults | _typed_params(params))
+    def add_trial(self, sweep: str, record: Mapping[str, Any]) -> None:
+        task, of_task = _task_of(record)
+        study_key, trial_key = record["study_key"], record["trial_key"]
+        row = {"trial_key": trial_key, "study_key": study_key, "sweep": sweep, "task": task}
+        defaults = {name: parameter.default for name, parameter in of_task.items()}
+        self.trials.setdefault((study_key, trial_key), row | defaults | _typed_params(of_task, record["params"]))
 
     def add_points(self, trial_key: str, points: Iterable[tuple[str, int, float]]) -> None:
         for metric, step, value in points:
@@ -205,8 +213,11 @@ class _Raw:
             final = {metric: self.finals.get((trial_key, metric), (0, float("nan")))[1] for metric in metrics}
             rows.append(trial | {"status": status, "diverged_step": diverged_step} | final)
         rows.sort(key=self._trial_order)
-        others = sorted({name for row in rows for name in row} - {*TRIAL_COLUMNS, *PARAMETERS, *metrics})
-        frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *PARAMETERS, *others, *metrics])
+        tasks = {row["task"] for row in [*self.studies.values(), *rows]}
+        parameters = dict.fromkeys(name for task in PARAMETERS_OF if task in tasks for name in PARAMETERS_OF[task])
+        others = sorted({name for row in rows for name in row} - {*TRIAL_COLUMNS, *parameters, *metrics})
+        columns = [*TRIAL_COLUMNS, *parameters, *others, *metrics]
+        frame = pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
         return frame.astype({"status": "string", "diverged_step": "Int64"} | dict.fromkeys(metrics, "float64"))
 
     def _trial_order(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -252,6 +263,7 @@ def _read_mlflow(client: Any) -> _Raw:
                 "command": tags.get(names.TAG_COMMAND, ""),
                 "cells": json.loads(tags[names.TAG_GRID]),
                 "params": run.data.params,
+                "tags": tags,
             },
         )
     # Should a trial have two runs, the first that has ended counts.
@@ -261,7 +273,8 @@ def _read_mlflow(client: Any) -> _Raw:
         tags = run.data.tags
         trial_key = tags[names.TAG_TRIAL_KEY]
         run_of.setdefault(trial_key, run)
-        raw.add_trial(experiments[run.info.experiment_id], tags[names.TAG_STUDY_KEY], trial_key, run.data.params)
+        record = {"study_key": tags[names.TAG_STUDY_KEY], "trial_key": trial_key, "tags": tags}
+        raw.add_trial(experiments[run.info.experiment_id], record | {"params": run.data.params})
 
     def history(run: Any, metric: str) -> list[tuple[str, int, float]]:
         points = client.get_metric_history(run.info.run_id, metric) if metric in run.data.metrics else []
@@ -316,18 +329,29 @@ def _end(status: str, tags: Mapping[str, str]) -> tuple[str, int | None]:
     return status, None if step is None else int(step)
 
 
-def _typed(name: str, value: Any) -> Any:
+def _task_of(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Parameter]]:
+    """The task of a study or trial and its parameters; records from before there were several tasks are trainings."""
+    task = record.get("tags", {}).get(names.TAG_TASK, names.TRAINING)
+    return task, PARAMETERS_OF.get(task, {})
+
+
+def _typed(of_task: Mapping[str, Parameter], name: str, value: Any) -> Any:
     """A parameter's value in its own type; parameters that this version does not know stay text."""
     text = str(value)
     try:
-        return PARAMETERS[name].parse(text) if name in PARAMETERS else text
+        return of_task[name].parse(text) if name in of_task else text
     except ValueError as error:
         raise LoadError(f"parameter {name} has the unreadable value {text!r}") from error
 
 
-def _typed_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    ordered = [name for name in PARAMETERS if name in params] + sorted(set(params) - set(PARAMETERS))
-    return {name: _typed(name, params[name]) for name in ordered}
+def _typed_params(of_task: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
+    ordered = [name for name in of_task if name in params] + sorted(set(params) - set(of_task))
+    return {name: _typed(of_task, name, params[name]) for name in ordered}
+
+
+def _column(values: Sequence[Any]) -> pd.Series:
+    """The values as a column; beside missing ones each keeps its own type, where pandas would make integers floats."""
+    return pd.Series(values, dtype=object if None in values else None)
 
 
 def _value(value: float) -> float:

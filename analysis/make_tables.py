@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 if __name__ == "__main__":
     # Not this folder: its tables.py must not pass for the package that pandas knows by that name.
@@ -17,9 +17,15 @@ if __name__ == "__main__":
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
+from analysis import expressivity as fits
+from analysis import tables
+from analysis.layouts import LAYOUTS
 from analysis.load import Frames, LoadError, load_journal, load_mlflow
-from analysis.tables import LOW_DATA, TableError, low_data_csv, low_data_latex, low_data_markdown
+from analysis.studies import Study, TableError, read_studies
 from cvit.storage import Storage, StorageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
@@ -33,21 +39,66 @@ app = App(
 )
 
 
+# matplotlib is slow to load: figures are not imported before one is drawn.
+
+
 def low_data(frames: Frames) -> dict[str, bytes]:
     """The files of the sweep low_data by name, the Markdown table first."""
-    from analysis.figures import image_bytes, low_data_figure  # matplotlib is slow to load: not before it is needed
+    from analysis.figures.low_data import draw
 
-    figure = low_data_figure(frames.studies, frames.trials, frames.curves)
-    return {
-        "low_data.md": low_data_markdown(frames.studies, frames.trials).encode(),
-        "low_data.csv": low_data_csv(frames.studies, frames.trials).encode(),
-        "low_data.tex": low_data_latex(frames.studies, frames.trials).encode(),
-        "low_data.png": image_bytes(figure, "png"),
-        "low_data.svg": image_bytes(figure, "svg"),
-    }
+    studies, texts = _of_trainings("low_data", frames)
+    return texts | _images("low_data", draw(studies, frames.curves))
 
 
-BUILDERS: Mapping[str, Callable[[Frames], dict[str, bytes]]] = {LOW_DATA: low_data}
+def head_count(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep head_count by name, the Markdown table first."""
+    from analysis.figures.head_count import draw
+
+    studies, texts = _of_trainings("head_count", frames)
+    return texts | _images("head_count", draw(studies))
+
+
+def patch_size(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep patch_size by name, the Markdown table first."""
+    from analysis.figures.patch_size import draw
+
+    studies, texts = _of_trainings("patch_size", frames)
+    return texts | _images("patch_size", draw(studies))
+
+
+def expressivity(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep expressivity by name, the Markdown table first; the CSV is of the most recent study."""
+    from analysis.figures.expressivity import draw
+
+    studies = read_studies(frames, fits.SWEEP, fits.AXES)
+    texts = {"md": fits.markdown(studies), "csv": fits.csv(studies[0]), "tex": fits.latex_tables(studies)}
+    return _named(fits.SWEEP, texts) | _images(fits.SWEEP, draw(studies))
+
+
+def _of_trainings(sweep: str, frames: Frames) -> tuple[list[Study], dict[str, bytes]]:
+    """The studies of a sweep of trainings, and their tables."""
+    layout = LAYOUTS[sweep]
+    studies = read_studies(frames, sweep, layout.axes)
+    texts = {"md": tables.markdown(sweep, studies, layout), "csv": tables.csv(studies, layout)}
+    return studies, _named(sweep, texts | {"tex": tables.latex_tables(studies, layout)})
+
+
+def _named(sweep: str, texts: Mapping[str, str]) -> dict[str, bytes]:
+    return {f"{sweep}.{kind}": text.encode() for kind, text in texts.items()}
+
+
+def _images(sweep: str, figure: "Figure") -> dict[str, bytes]:
+    from analysis.figures.style import image_bytes
+
+    return {f"{sweep}.{kind}": image_bytes(figure, kind) for kind in ("png", "svg")}
+
+
+BUILDERS: Mapping[str, Callable[[Frames], dict[str, bytes]]] = {
+    "low_data": low_data,
+    "expressivity": expressivity,
+    "head_count": head_count,
+    "patch_size": patch_size,
+}
 """How each sweep is shown: from the frames to the files, Markdown first."""
 
 
@@ -82,6 +133,8 @@ def make_tables(
         for name, content in files.items():
             (out / name).write_bytes(content)
             print(f"wrote {out / name}")
+    if passed_over := [sweep for sweep in held if sweep not in BUILDERS]:
+        print(f"passed over, without a table of their own: {', '.join(passed_over)}")
     return 0
 
 

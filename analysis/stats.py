@@ -1,8 +1,8 @@
 """Means and paired differences over seeds, with 95 % Student t-intervals.
 
 The rule for trials that did not end well: a diverged trial is a result. It counts in `diverged`, and its last measured
-test accuracy enters the mean; where it was never measured, the trial stays out of the mean and is listed. A failed, an
-unfinished and an absent trial are no results, nor is one that ended ok but was never tested: they are missing.
+value enters the mean; where it was never measured, the trial stays out of the mean and is listed. A failed, an
+unfinished and an absent trial are no results, nor is one that ended ok but was never measured: they are missing.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from cvit import vocabulary as names
 
 NOT_STARTED = "not started"
 UNFINISHED = "unfinished"
-UNMEASURED = "ended without a test accuracy"
+UNMEASURED = "ended without a result"
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Estimate:
 class Result:
     """What became of one expected trial.
 
-    `axes` are its values on the study's axes; `state` is ok, diverged, failed, unfinished, not started or untested;
+    `axes` are its values on the study's axes; `state` is ok, diverged, failed, unfinished, not started or unmeasured;
     `value` is the metric's final value of an ok or diverged trial, NaN without one; `trial` is the trial's row.
     """
 
@@ -124,7 +124,7 @@ def summarise(results: Iterable[Result], by: Sequence[str]) -> list[Summary]:
     ]
 
 
-def paired_difference(results: Iterable[Result], arm: str, treatment: str, baseline: str) -> list[Summary]:
+def paired_difference(results: Iterable[Result], arm: str, treatment: Any, baseline: Any) -> list[Summary]:
     """Treatment less baseline on the same seeds, a summary per combination of the axes other than `arm`.
 
     Args:

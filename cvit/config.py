@@ -1,7 +1,8 @@
 """The configuration of one trial: frozen dataclasses that validate themselves, and their flat form.
 
 A field's metadata hold its help text; the command line of every sweep is generated from these classes, and the flat
-form (one level, the field names below) is what MLflow stores as parameters.
+form (one level, the field names below) is what MLflow stores as parameters. There are two tasks, each with a
+configuration of its own: `training` (TrialConfig) and `expressivity` (ExpressivityConfig).
 """
 
 import dataclasses
@@ -17,10 +18,15 @@ InitSchemeName = Literal["random", "two_phase", "conv_structured"]
 ConvolutionForm = Literal["factorized", "full"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
+Task = Literal["training", "expressivity"]
 
 
 LARGEST_LEARNING_RATE = 1e30
 """Beyond it float32 overflows inside the optimiser, before the loss could diverge."""
+
+
+THREE_BY_THREE = 9
+"""Offsets of a 3×3 neighbourhood: the least that a convolutional twin of full rank has."""
 
 
 class ConfigError(ValueError):
@@ -40,6 +46,12 @@ def _require(condition: bool, name: str, value: Any, rule: str) -> None:
 def _require_choice(config: Any, name: str, literal: Any) -> None:
     value, valid = getattr(config, name), choices(literal)
     _require(value in valid, name, value, f"is not valid: one of {', '.join(valid)}")
+
+
+def _require_divisor(name: str, value: int, image_size: int) -> None:
+    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    valid = ", ".join(map(str, divisors))
+    _require(value in divisors, name, value, f"must divide the image size {image_size}: one of {valid}")
 
 
 def _option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
@@ -80,6 +92,9 @@ class ModelConfig:
     depth: int = _option("Number of transformer blocks.", 6)
     num_heads: int = _option("Attention heads per block; 9 express a 3x3 convolution of patches.", 9)
     head_dim: int = _option("Width of a head, independent of embed_dim / num_heads.", 16)
+    inner_dim: int = _option(
+        "Width of all heads together: head_dim is its share, rounded; 0 leaves head_dim as it is.", 0
+    )
     mlp_ratio: float = _option("Hidden width of the MLP over embed_dim.", 4.0)
     position_encoding: PositionEncoding = _option(
         "Relative bias alone, or beside a learned absolute embedding.", "relative"
@@ -95,13 +110,7 @@ class ModelConfig:
             self.mlp_ratio,
             "must be finite and make the MLP's hidden width, mlp_ratio * embed_dim, at least 1",
         )
-        divisors = [size for size in range(1, self.image_size + 1) if self.image_size % size == 0]
-        _require(
-            self.patch_size in divisors,
-            "patch_size",
-            self.patch_size,
-            f"must divide the image size {self.image_size}: one of {', '.join(map(str, divisors))}",
-        )
+        _require_divisor("patch_size", self.patch_size, self.image_size)
         most = (2 * self.grid_size - 1) ** 2
         _require(
             self.num_heads <= most,
@@ -110,6 +119,9 @@ class ModelConfig:
             f"must be at most {most}, the number of offsets on a grid of {self.grid_size}x{self.grid_size} patches",
         )
         _require_choice(self, "position_encoding", PositionEncoding)
+        _require(self.inner_dim >= 0, "inner_dim", self.inner_dim, "must be at least 0")
+        if self.inner_dim:
+            object.__setattr__(self, "head_dim", max(1, round(self.inner_dim / self.num_heads)))
 
     @property
     def grid_size(self) -> int:
@@ -209,14 +221,58 @@ class TrialConfig:
         Raises:
             ConfigError: a name is unknown or a value invalid.
         """
-        unknown = sorted(set(flat) - set(PARAMETERS))
-        if unknown:
-            raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(PARAMETERS)}")
+        _require_known(flat, PARAMETERS)
         parts: dict[str, Any] = {
             name: part(**{f.name: flat[f.name] for f in dataclasses.fields(part) if f.name in flat})
             for name, part in _PARTS.items()
         }
         return cls(**parts, seed=flat.get("seed", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressivityConfig:
+    """One attempt to fit an attention layer to a random convolution; see `cvit.theorem.expressivity`."""
+
+    kernel_size: int = _option("Side of the convolution's kernel, pixels.", 3)
+    patch_size: int = _option("Side of a patch, pixels; divides the image size.", 1)
+    num_heads: int = _option("Heads of the attention layer.", 9)
+    fit_image_size: int = _option("Side of the images that the operators act on, pixels.", 8)
+    fit_channels: int = _option("Channels in and out; the theorem's count needs their square ≥ kernel_size².", 8)
+    fit_steps: int = _option("Steps of gradient descent on the attention.", 400)
+    fit_learning_rate: float = _option("Learning rate of the attention's logits.", 0.2)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "patch_size", "num_heads", "fit_image_size", "fit_channels", "fit_steps"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _require_divisor("patch_size", self.patch_size, self.fit_image_size)
+        _require(
+            0 < self.fit_learning_rate <= LARGEST_LEARNING_RATE,
+            "fit_learning_rate",
+            self.fit_learning_rate,
+            f"must be positive and at most {LARGEST_LEARNING_RATE:g}",
+        )
+        _require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by its name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> "ExpressivityConfig":
+        """The inverse of `flat`; names that are missing keep their defaults.
+
+        Raises:
+            ConfigError: a name is unknown or a value invalid.
+        """
+        _require_known(flat, EXPRESSIVITY_PARAMETERS)
+        return cls(**flat)
+
+
+def _require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]) -> None:
+    unknown = sorted(set(flat) - set(parameters))
+    if unknown:
+        raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(parameters)}")
 
 
 _PARTS: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "init": InitConfig, "training": TrainingConfig}
@@ -238,9 +294,9 @@ class Parameter:
         return base(text)
 
 
-def _parameters() -> Mapping[str, Parameter]:
+def _parameters(parts: Mapping[str, Any]) -> Mapping[str, Parameter]:
     parameters = {}
-    for part_name, part in _PARTS.items():
+    for part_name, part in parts.items():
         hints = typing.get_type_hints(part)
         for f in dataclasses.fields(part):
             text = f.metadata.get("help", "")
@@ -249,5 +305,12 @@ def _parameters() -> Mapping[str, Parameter]:
     return types.MappingProxyType(parameters)
 
 
-PARAMETERS: Mapping[str, Parameter] = _parameters()
-"""Every flat parameter by name, in the order of the configuration."""
+PARAMETERS: Mapping[str, Parameter] = _parameters(_PARTS)
+"""Every flat parameter of a training by name, in the order of the configuration."""
+EXPRESSIVITY_PARAMETERS: Mapping[str, Parameter] = _parameters({"fit": ExpressivityConfig})
+"""Every flat parameter of a fit of an attention layer to a convolution."""
+PARAMETERS_OF: Mapping[str, Mapping[str, Parameter]] = {
+    "training": PARAMETERS,
+    "expressivity": EXPRESSIVITY_PARAMETERS,
+}
+"""The parameters of every task."""

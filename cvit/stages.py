@@ -2,22 +2,25 @@
 
 A stage's key is a hash of everything that determines its outcome, its parent's key included. Two trials whose
 convolution phases have the same key share that stage.
+
+A training has stages of the class `Stage`; a fit of an attention layer to a convolution is one `FitStage`.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
-from cvit.config import TrialConfig
-from cvit.vocabulary import ATTENTION, CONVOLUTION
+from cvit.config import THREE_BY_THREE, ExpressivityConfig, TrialConfig
+from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, FIT
 
 SCIENCE_VERSION = 1
 """Raised whenever training the same configuration gives another result, so that old stages are not reused."""
 
-# The number of steps stands in the stage itself; the data set's name does not change its images.
-_NEVER_DECISIVE = {"dataset", "epochs", "min_steps", "convolution_fraction", "evaluations"}
+# The number of steps stands in the stage itself, the width of all heads in that of each; the data set's name does not
+# change its images.
+_NEVER_DECISIVE = {"dataset", "inner_dim", "epochs", "min_steps", "convolution_fraction", "evaluations"}
 _NOT_DECISIVE = {
     "random": {"attention_sharpness", "convolution_form"},
     "two_phase": set(),
@@ -57,6 +60,10 @@ class Stage:
             for name, value in self.trial.flat().items()
             if name not in _NEVER_DECISIVE and name not in not_decisive
         }
+        if self.phase == CONVOLUTION and self.trial.init.convolution_form == "full":
+            # A full convolution has no heads, only a neighbourhood: trials with fewer heads than that share it.
+            decisive["num_heads"] = max(THREE_BY_THREE, decisive["num_heads"])
+            del decisive["head_dim"]
         decisive |= {
             "science_version": SCIENCE_VERSION,
             "phase": self.phase,
@@ -71,6 +78,31 @@ class Stage:
     def last_step(self) -> int:
         """Optimiser steps of the trial up to this stage's end."""
         return self.first_step + self.steps
+
+
+@dataclass(frozen=True)
+class FitStage:
+    """The one stage of an expressivity trial."""
+
+    trial: ExpressivityConfig
+    phase: ClassVar[str] = FIT
+    parent: ClassVar[None] = None
+
+    @cached_property
+    def key(self) -> str:
+        """24 hexadecimal digits."""
+        return short_hash({"science_version": SCIENCE_VERSION, "task": EXPRESSIVITY, **self.trial.flat()}, digits=24)
+
+    @property
+    def steps(self) -> int:
+        return self.trial.fit_steps
+
+    @property
+    def last_step(self) -> int:
+        return self.steps
+
+
+AnyStage = Stage | FitStage
 
 
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[Stage, ...]:

@@ -17,6 +17,9 @@ TRANSFER_WEIGHT_ERROR = "transfer/weight_error"
 TRANSFER_LOGIT_ERROR = "transfer/logit_error"
 TRANSFER_VAL_ACCURACY = "transfer/val_accuracy"
 CONVOLUTION_TEST_ACCURACY = "convolution/test_accuracy"
+# Of a fit of an attention layer to a convolution: distances of the two operators, relative to the convolution's norm.
+EXPRESSIVITY_ERROR = "expressivity/error"
+EXPRESSIVITY_BOUND = "expressivity/bound"
 
 # Tags of an MLflow run.
 TAG_ROLE = "cvit.role"
@@ -24,6 +27,7 @@ TAG_TRIAL_KEY = "cvit.trial_key"
 TAG_STUDY_KEY = "cvit.study_key"
 TAG_STATUS = "cvit.status"
 TAG_SWEEP = "cvit.sweep"
+TAG_TASK = "cvit.task"
 TAG_GRID = "cvit.grid"
 TAG_CODE_VERSION = "cvit.code_version"
 TAG_DEVICE = "cvit.device"
@@ -42,9 +46,14 @@ STATUS_OK = "ok"
 STATUS_DIVERGED = "diverged"
 STATUS_FAILED = "failed"
 
+# Tasks: what a trial does.
+TRAINING = "training"
+EXPRESSIVITY = "expressivity"
+
 # Phases of a trial.
 CONVOLUTION = "convolution"
 ATTENTION = "attention"
+FIT = "fit"
 
 # Folders below STORAGE.
 STAGES_FOLDER = "stages"

@@ -14,7 +14,6 @@ SMALL_VIT = {"embed_dim": 48, "depth": 4, "num_heads": 9, "head_dim": 8, "mlp_ra
 SWEEP = Sweep(
     name="low_data",
     question="Do two phases beat random initialisation where data are few, and by how much?",
-    dataset="digits",
     # Settings of single schemes are their own best on validation images, found with equal budget (docs/LOG.md).
     presets={
         "laptop": Preset(

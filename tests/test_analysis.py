@@ -1,55 +1,22 @@
 """From tracking store to tables: the same from the journal as from MLflow, and right by hand-computed numbers."""
 
-import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
+from recorded import TIME_MS, FakeStudy, FakeTrial, write_journal, write_mlflow
 
-from analysis import load, make_tables, stats, tables
+from analysis import load, make_tables, stats
+from analysis.answers import answer_text
 from cvit import vocabulary as names
 from cvit.config import TrialConfig
-from cvit.storage import Storage, encode_record
+from cvit.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
-TIME_MS = 1_760_000_000_000
-
-
-@dataclass
-class FakeTrial:
-    """What a trial leaves in a store."""
-
-    key: str
-    params: dict[str, Any]
-    points: list[tuple[str, int, float, int]]
-    status: str | None
-    tags: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class FakeStudy:
-    """What a study leaves in a store; `extensions` are the cells of later commands."""
-
-    key: str
-    start_time_ms: int
-    dataset: str
-    cells: list[dict[str, list[Any]]]
-    trials: list[FakeTrial]
-    extensions: list[list[dict[str, list[Any]]]] = field(default_factory=list)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "batch_size": 64, "learning_rate": 0.001}
-
-    def command(self, extension: int) -> str:
-        return f"python sweeps/low_data.py --dataset {self.dataset} --seeds {3 + extension}"
 
 
 def fake_trial(
@@ -96,77 +63,12 @@ def fake_studies() -> list[FakeStudy]:
     first = {"data_fraction": fractions, "init_scheme": schemes, "seed": [0, 1, 2]}
     second = {"data_fraction": fractions, "init_scheme": schemes, "seed": [3]}
     begun = {"data_fraction": [0.05], "init_scheme": schemes, "seed": [0]}
+    digits, cifar = ({"dataset": name, "batch_size": 64, "learning_rate": 0.001} for name in ("digits", "cifar_10%"))
+    of_cifar = [fake_trial("cifar_10%", 0.05, "two_phase", 0, 0.446)]
     return [
-        FakeStudy("a1b2c3d4e5f60718", TIME_MS, "digits", [first], trials, [[second]]),
-        FakeStudy("0f1e2d3c4b5a6978", TIME_MS + 86_400_000, "cifar_10%", [begun],
-                  [fake_trial("cifar_10%", 0.05, "two_phase", 0, 0.446)]),
-    ]  # fmt: skip
-
-
-def write_journal(folder: Path, studies: Iterable[FakeStudy]) -> Storage:
-    """The journal as the engine writes it, in two segments, with a torn line and repeated records in between."""
-    storage = Storage.open(str(folder))
-    records: list[dict[str, Any]] = []
-    for study in studies:
-        for extension, cells in enumerate([study.cells, *study.extensions]):
-            records.append(
-                {
-                    "type": "study", "study_key": study.key, "sweep": "low_data", "question": "Does two-phase help?",
-                    "start_time_ms": study.start_time_ms + extension, "command": study.command(extension),
-                    "cells": cells, "axes": ["data_fraction", "init_scheme"], "params": study.params, "tags": {},
-                }
-            )  # fmt: skip
-        for trial in study.trials:
-            params = {
-                "type": "trial",
-                "trial_key": trial.key,
-                "study_key": study.key,
-                "params": trial.params,
-                "tags": {},
-            }
-            points = {"type": "points", "trial_key": trial.key, "points": trial.points}
-            records += [params, points, params, points]
-            if trial.status is not None:
-                end = {"type": "end", "trial_key": trial.key, "note": "", "time_ms": TIME_MS}
-                records.append(end | {"status": "failed", "tags": {}})
-                records.append(end | {"status": trial.status, "tags": trial.tags})
-    half = len(records) // 2
-    torn = encode_record(records[0])[:-20] + b"\n"
-    end = {"type": "end", "trial_key": "digits-0.01-random-0", "status": "failed", "tags": {}, "note": "", "time_ms": 0}
-    altered = encode_record(end).replace(b"failed", b"broken")
-    storage.write("journal/low_data/000001.jsonl", b"".join(map(encode_record, records[:half])) + torn)
-    storage.write("journal/low_data/000002.jsonl", b"".join(map(encode_record, records[half:])) + altered)
-    return storage
-
-
-def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:
-    """The same content as runs of an MLflow store, a parent run per study."""
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
-
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("low_data")
-    for study in studies:
-        cells = study.cells + [grid for extension in study.extensions for grid in extension]
-        parent = client.create_run(
-            experiment,
-            start_time=study.start_time_ms,
-            tags={
-                names.TAG_ROLE: names.ROLE_STUDY, names.TAG_STUDY_KEY: study.key, names.TAG_SWEEP: "low_data",
-                names.TAG_GRID: json.dumps(cells), names.TAG_COMMAND: study.command(len(study.extensions)),
-                names.TAG_QUESTION: "Does two-phase help?",
-            },
-        )  # fmt: skip
-        client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in study.params.items()])
-        for trial in reversed(study.trials):
-            tags = {names.TAG_ROLE: names.ROLE_TRIAL, names.TAG_TRIAL_KEY: trial.key, names.TAG_STUDY_KEY: study.key}
-            tags |= {"mlflow.parentRunId": parent.info.run_id} | trial.tags
-            if trial.key.endswith("two_phase-0"):  # a driver died between creating the run and taking note of it
-                client.create_run(experiment, start_time=0, tags={k: v for k, v in tags.items() if k not in trial.tags})
-            run = client.create_run(experiment, tags=tags | ({names.TAG_STATUS: trial.status} if trial.status else {}))
-            metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in trial.points]
-            params = [Param(name, str(value)) for name, value in trial.params.items()]
-            client.log_batch(run.info.run_id, metrics=metrics, params=params)
+        FakeStudy("a1b2c3d4e5f60718", "low_data", [first], trials, digits, extensions=[[second]]),
+        FakeStudy("0f1e2d3c4b5a6978", "low_data", [begun], of_cifar, cifar, TIME_MS + 86_400_000),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +153,8 @@ def test_tables_are_the_golden_ones_from_either_source(
 
 
 def test_missing_cells_are_shown(frames: load.Frames) -> None:
-    text = tables.low_data_markdown(frames.studies, frames.trials)
+    files = make_tables.low_data(frames)
+    text = files["low_data.md"].decode()
     for line in (
         "- 10 %, random, seed 1: failed",
         "- 10 %, random, seed 2: unfinished",
@@ -260,7 +163,7 @@ def test_missing_cells_are_shown(frames: load.Frames) -> None:
         "- 5 %, random, seed 0: not started",
     ):
         assert f"\n{line}\n" in text
-    csv = tables.low_data_csv(frames.studies, frames.trials).splitlines()
+    csv = files["low_data.csv"].decode().splitlines()
     assert "low_data,cifar_10%-0f1e2d3c,cifar_10%,accuracy,0.05,random,,,,0,1,0" in csv
 
 
@@ -269,22 +172,18 @@ def test_a_study_without_trials_is_all_missing(tmp_path: Path) -> None:
     begun.trials = []
     storage = write_journal(tmp_path / "storage", [begun])
     assert make_tables.main(["--storage", storage.url, "--out", str(tmp_path / "out")]) == 0
-    assert "Missing: 2 of 2 trials." in answer(load.load_journal(storage, "low_data"), begun.key)
+    assert "Missing: 2 of 2 trials." in answer_text(load.load_journal(storage, "low_data"), begun.key)
 
 
 def test_the_answer_for_the_terminal(frames: load.Frames) -> None:
-    assert answer(frames, "a1b2c3d4e5f60718") == (GOLDEN / "answer.txt").read_text()
+    assert answer_text(frames, "a1b2c3d4e5f60718") == (GOLDEN / "answer.txt").read_text()
     with pytest.raises(KeyError):
-        answer(frames, "unknown")
-
-
-def answer(frames: load.Frames, study_key: str) -> str:
-    return tables.answer_text(frames.studies, frames.trials, study_key)
+        answer_text(frames, "unknown")
 
 
 def test_the_tables_need_neither_plots_nor_mlflow() -> None:
     code = (
-        "import sys, analysis.tables; print([m for m in ('matplotlib', 'mlflow', 'torch', 'ray') if m in sys.modules])"
+        "import sys, analysis.answers; print([m for m in ('matplotlib', 'mlflow', 'torch', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

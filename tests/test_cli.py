@@ -1,15 +1,22 @@
 """The command line: what is refused, and how; what the help says; that documented commands are valid."""
 
+import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from planning import all_sweeps, digits, requests_of
 from sweeping import ROOT, readme_commands
 
 from cvit.config import PARAMETERS, ConfigError
+from cvit.storage import Storage
+from cvit.vocabulary import TRAINING
 from sweeps.engine.cli import parse
+from sweeps.engine.declaration import Sweep
 from sweeps.engine.main import main
+from sweeps.engine.plan import Plan
 from sweeps.low_data import SWEEP
 
 WRONG = [
@@ -111,10 +118,58 @@ def test_values_given_twice_count_once() -> None:
 
 def test_every_documented_command_is_valid() -> None:
     commands = list(readme_commands())
-    assert commands
     for script, *options in commands:
         assert (ROOT / script).is_file()
-        assert parse(SWEEP, options) is not None
+        assert all(requests_of(script, options))
+    assert {script for script, *_ in commands} == {script for script, _ in all_sweeps()}
+
+
+@pytest.mark.parametrize(("script", "sweep"), [pytest.param(*found, id=found[1].name) for found in all_sweeps()])
+def test_every_preset_of_every_sweep_can_be_planned(script: str, sweep: Sweep, tmp_path: Path) -> None:
+    assert {"laptop", "smoke", "reference"} <= set(sweep.presets)
+    assert sweep.default_preset == "laptop"
+    photographs = dataclasses.replace(digits(), image_size=32, in_channels=3, augmentation="crop_flip")
+    for name in sweep.presets:
+        info = None if sweep.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
+        (request,) = [r for r in requests_of(script, ["--preset", name]) if r and r.sweep == sweep.name]
+        plan = Plan.make(sweep, request, info, Storage.open(str(tmp_path)))
+        assert len(plan.trials) == math.prod(map(len, plan.study.cells.values()))
+        assert len({trial.key for trial in plan.trials}) == len(plan.trials)
+
+
+def test_the_sweeps_of_a_script_have_the_same_presets() -> None:
+    presets: dict[str, set[tuple[str, ...]]] = {}
+    for script, sweep in all_sweeps():
+        presets.setdefault(script, set()).add(tuple(sweep.presets))
+    assert [script for script, found in presets.items() if len(found) > 1] == []
+
+
+HEAD_COUNT = "sweeps/head_count.py"
+
+
+def test_an_option_goes_to_every_part_that_has_it() -> None:
+    options = ["--num-heads", "3", "9", "--kernel-size", "5", "--seeds", "4", "--dataset", "cifar10", "--depth", "2"]
+    expressivity, training = requests_of(HEAD_COUNT, options)
+    assert expressivity is not None and training is not None
+    assert expressivity.grid["num_heads"] == training.grid["num_heads"] == (3, 9)
+    assert expressivity.grid["kernel_size"] == (5,) and "kernel_size" not in training.grid
+    assert expressivity.seeds == training.seeds == 4
+    assert (expressivity.given, training.given) == ({}, {"depth": 2})
+    assert training.dataset == "cifar10"
+
+
+def test_a_part_alone_has_its_own_options_only() -> None:
+    (request,) = requests_of(HEAD_COUNT, ["--part", "expressivity", "--patch-size", "1", "2"])
+    assert request is not None and request.grid["patch_size"] == (1, 2)
+    for options, message in (
+        (["--part=expressivity", "--depth", "2"], r"--depth.*in expressivity; --part chooses one of"),
+        (["--patch-size", "1", "2"], r"in head_count; --part chooses one of expressivity, head_count"),
+        (["--part", "training"], r"^part 'training' is not valid: one of expressivity, head_count$"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            requests_of(HEAD_COUNT, options)
+    with pytest.raises(ConfigError, match="--part"):
+        requests_of("sweeps/low_data.py", ["--part", "low_data"])
 
 
 def test_a_wrong_documented_command_would_be_noticed() -> None:

@@ -35,6 +35,7 @@ INVALID: dict[str, list[Any]] = {
     "depth": [0, -1],
     "num_heads": [0, 10],
     "head_dim": [0],
+    "inner_dim": [-1],
     "mlp_ratio": [0.0, -1.0, NAN],
     "position_encoding": ["absolute", "relative "],
     "init_scheme": ["", "twophase", "mimetic"],

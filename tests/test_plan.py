@@ -9,24 +9,26 @@ from planning import SMALL, digits, make_plan
 
 from cvit.config import ConfigError
 from cvit.data.datasets import load
-from cvit.stages import Stage
+from cvit.stages import AnyStage, Stage
 from cvit.storage import Storage
 from cvit.training.batches import stage_data
 from cvit.training.loop import train_stage
 from cvit.training.results import load_result
 from sweeps.engine.plan import Plan, pack
 from sweeps.engine.searcher import PlanSearcher
+from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
 
 CPU = torch.device("cpu")
 
 
-def train(stage: Stage, folder: Path) -> None:
+def train(stage: AnyStage, folder: Path) -> None:
+    assert isinstance(stage, Stage)
     data = stage_data(load(digits()), stage.trial.data, stage.trial.seed, CPU)
     for _ in train_stage(stage, data, Storage.open(str(folder)), CPU):
         pass
 
 
-def walk(plan: Plan, folder: Path) -> list[Stage]:
+def walk(plan: Plan, folder: Path) -> list[AnyStage]:
     """Trains what the searcher suggests, one pack at a time, and returns the order."""
     searcher, order = PlanSearcher(plan, {}), []
     while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:
@@ -90,10 +92,10 @@ def test_more_seeds_or_fractions_extend_a_study_and_other_settings_make_another(
 
 
 def test_a_given_value_holds_for_every_scheme(tmp_path: Path) -> None:
-    own = {t.config.model.position_encoding for t in make_plan(tmp_path, *SMALL).trials}
-    given = {
-        t.config.model.position_encoding for t in make_plan(tmp_path, *SMALL, "--position-encoding", "relative").trials
-    }
+    def values(*options: str) -> set[str]:
+        return {t.config.flat()["position_encoding"] for t in make_plan(tmp_path, *SMALL, *options).trials}
+
+    own, given = values(), values("--position-encoding", "relative")
     assert given == {"relative"}
     assert "relative+absolute" in own
 
@@ -114,8 +116,8 @@ def test_altered_weights_are_trained_again_only_where_something_starts_from_them
 
 
 def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) -> None:
-    assert {t.config.model.patch_size for t in make_plan(tmp_path, *SMALL).trials} == {2}
-    assert {t.config.model.patch_size for t in make_plan(tmp_path, *SMALL, "--patch-size", "4").trials} == {4}
+    assert {t.config.flat()["patch_size"] for t in make_plan(tmp_path, *SMALL).trials} == {2}
+    assert {t.config.flat()["patch_size"] for t in make_plan(tmp_path, *SMALL, "--patch-size", "4").trials} == {4}
     with pytest.raises(ConfigError, match="patch_size 5 must divide"):
         make_plan(tmp_path, *SMALL, "--patch-size", "5")
 
@@ -127,3 +129,29 @@ def test_packs_hold_stages_of_one_shape(tmp_path: Path) -> None:
     assert all(len(p) <= 3 and len({s.phase for s in p}) == 1 for p in packs)
     other_seed = replace(stages[0], trial=replace(stages[0].trial, seed=99))
     assert len(pack([stages[0], other_seed], 1, lambda stage: stage.phase)) == 2
+
+
+def test_a_parameter_that_the_configuration_gains_later_does_not_part_studies(tmp_path: Path) -> None:
+    """Only what differs from its default is part of a study's identity, so a default given explicitly changes none."""
+    assert make_plan(tmp_path, *SMALL, "--inner-dim", "0").study.key == make_plan(tmp_path, *SMALL).study.key
+    assert make_plan(tmp_path, *SMALL, "--inner-dim", "72").study.key != make_plan(tmp_path, *SMALL).study.key
+
+
+def test_cells_that_ask_for_the_same_training_share_its_stages_and_are_trials_of_their_own(tmp_path: Path) -> None:
+    options = ("--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72", "--seeds", "1")
+    plan = make_plan(tmp_path, *options, "--init-scheme", "two_phase", sweep=HEAD_COUNT)
+    assert len({trial.key for trial in plan.trials}) == len(plan.trials) == 4
+    assert len(plan.stages) == 1 + 3  # one convolution for all; attention with 4 heads of 8, 4 of 18, 9 of 8
+    by_cell = {(t.cell["num_heads"], t.cell["inner_dim"]): t.stages[-1].key for t in plan.trials}
+    assert by_cell[9, 0] == by_cell[9, 72] and by_cell[4, 0] != by_cell[4, 72]
+
+
+def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:
+    options = ("--kernel-size", "3", "5", "--patch-size", "2", "--num-heads", "8", "9", "--seeds", "2")
+    plan = make_plan(tmp_path, *options, sweep=EXPRESSIVITY)
+    assert len(plan.trials) == len(plan.stages) == len(plan.todo) == 8
+    assert plan.study.task == "expressivity" and "dataset" not in plan.study.params
+    searcher = PlanSearcher(plan, {})
+    suggested = [searcher.suggest(str(number)) for number in range(9)]
+    assert suggested.pop() == PlanSearcher.FINISHED
+    assert {s["pack"][0].key for s in suggested if isinstance(s, dict)} == set(plan.stages)

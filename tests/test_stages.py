@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvit.config import PARAMETERS, TrialConfig
-from cvit.stages import SCIENCE_VERSION, Stage, short_hash, stages_of
+from cvit.config import EXPRESSIVITY_PARAMETERS, PARAMETERS, ExpressivityConfig, TrialConfig
+from cvit.stages import SCIENCE_VERSION, FitStage, Stage, short_hash, stages_of
 
 # Every parameter by value, so that a changed default changes no key here.
 FLAT: dict[str, Any] = {
@@ -23,6 +23,7 @@ FLAT: dict[str, Any] = {
     "depth": 2,
     "num_heads": 9,
     "head_dim": 8,
+    "inner_dim": 0,
     "mlp_ratio": 4.0,
     "position_encoding": "relative",
     "init_scheme": "two_phase",
@@ -57,6 +58,7 @@ OTHER: dict[str, Any] = {
     "depth": 3,
     "num_heads": 4,
     "head_dim": 4,
+    "inner_dim": 36,
     "mlp_ratio": 2.0,
     "position_encoding": "relative+absolute",
     "init_scheme": "conv_structured",
@@ -194,3 +196,43 @@ def test_short_hash_is_that_of_the_canonical_text() -> None:
     # printf '{"a":1,"b":[2.5,null]}' | sha256sum
     assert short_hash({"b": [2.5, None], "a": 1}, 24) == "fbb68c4db7e0dd9e9fbcbf26"
     assert short_hash({"a": 1, "b": [2.5, None]}, 8) == "fbb68c4db7e0dd9e9fbcbf26"[:8]
+
+
+def test_the_width_of_all_heads_counts_as_the_width_of_each() -> None:
+    assert keys(inner_dim=72, head_dim=5) == keys(head_dim=8) == keys()
+    assert keys(inner_dim=144) == keys(head_dim=16)
+
+
+def test_a_full_convolution_phase_is_shared_by_all_heads_that_a_3x3_neighbourhood_holds() -> None:
+    """The twin has no heads: training 4 heads of 16 starts from the same convolution as 9 of 8, but 12 need more."""
+    first = {
+        (heads, width): keys(convolution_form="full", num_heads=heads, head_dim=width)
+        for heads in (1, 4, 9, 12)
+        for width in (8, 16)
+    }
+    assert len({k[0] for (heads, _), k in first.items() if heads <= 9}) == 1
+    assert first[12, 8][0] == first[12, 16][0] != first[9, 8][0]
+    assert len({k[1] for k in first.values()}) == len(first)
+    assert keys(num_heads=4)[0] != keys()[0], "a factorized twin has as many offsets as heads"
+
+
+def test_fits_have_keys_of_their_own() -> None:
+    """Golden for the same reason as above; every parameter decides a fit."""
+    flat = {
+        "kernel_size": 3,
+        "patch_size": 2,
+        "num_heads": 9,
+        "fit_image_size": 8,
+        "fit_channels": 8,
+        "fit_steps": 400,
+        "fit_learning_rate": 0.2,
+        "seed": 0,
+    }
+    other = dict(zip(flat, (5, 4, 8, 16, 4, 200, 0.1, 1), strict=True))
+    assert set(flat) == set(EXPRESSIVITY_PARAMETERS)
+
+    def key(**changes: Any) -> str:
+        return FitStage(ExpressivityConfig.from_flat(flat | changes)).key
+
+    assert len({key(), *(key(**{name: other[name]}) for name in flat)}) == 1 + len(flat)
+    assert key() == "2f81b330b2a75064f67fb01b"

@@ -46,10 +46,10 @@ class RelativeAttention(nn.Module):
         key = F.pad(self._heads(self.key(tokens)), (0, 0, 0, 1))
         value = F.pad(self._heads(self.value(tokens)), (0, 0, 0, 1))
         bias = self.position_bias().to(query.dtype)[None]
-        return self.output(_attend(query, key, value, bias).transpose(1, 2).flatten(2))
+        return self.output(attend(query, key, value, bias).transpose(1, 2).flatten(2))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """softmax(query keyᵀ / √head_dim + bias) value, over the last two dimensions."""
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cvit.config import THREE_BY_THREE
 from cvit.geometry import Offset, nearest_offsets, num_relative_positions, reach
-
-THREE_BY_THREE = 9
 
 
 class FactorizedConvolution(nn.Module):

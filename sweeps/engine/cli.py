@@ -3,20 +3,23 @@
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from cvit.config import PARAMETERS, ConfigError
+from cvit.config import PARAMETERS_OF, ConfigError
+from cvit.vocabulary import TRAINING
 from sweeps.engine.declaration import Preset, Sweep
 
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 """The store that a plain `mlflow ui` opens in the working folder."""
+
+ALL_PARTS = "all"
 
 # Set by the data set or by another option, not by an option of their own.
 _NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
@@ -28,6 +31,7 @@ _GROUPS = {
     "model": Group("Model", sort_key=3),
     "init": Group("Initialisation", sort_key=4),
     "training": Group("Training", sort_key=5),
+    "fit": Group("Fit of attention to a convolution", sort_key=6),
 }
 
 
@@ -38,9 +42,11 @@ class Request:
     Attributes:
         grid: the values of every axis but the seed.
         given: flat parameters given explicitly; they hold for every scheme.
+        dataset: name or path; of no meaning for a sweep that trains on none.
         command: the command line as typed, to run it again.
     """
 
+    sweep: str
     preset: str
     grid: Mapping[str, tuple[Any, ...]]
     seeds: int
@@ -57,39 +63,62 @@ class Request:
     command: str
 
 
-def parse(sweep: Sweep, argv: Sequence[str]) -> Request | None:
+def parts_asked_for(sweeps: Sequence[Sweep], argv: Sequence[str]) -> list[Sweep]:
+    """The sweeps of a script that `--part` chooses: one of them, or all.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    name = _value_of("part", argv) if len(sweeps) > 1 else None
+    if name is None or name == ALL_PARTS:
+        return list(sweeps)
+    _require_one_of("part", name, [sweep.name for sweep in sweeps])
+    return [sweep for sweep in sweeps if sweep.name == name]
+
+
+def parse(sweep: Sweep, argv: Sequence[str], script: Sequence[Sweep] = ()) -> Request | None:
     """The request that the arguments state; None where they asked for help, which is then printed.
+
+    Args:
+        script: all sweeps of the script where there are several; options of the others are let pass.
 
     Raises:
         ConfigError: an unknown option or an invalid value, in one line.
     """
     try:
         # The help shows the defaults of the preset that is asked for, so that one is looked for first.
-        preset_name = _preset_asked_for(sweep, argv)
-        app = _app(sweep, sweep.presets[preset_name], preset_name)
+        preset_name = _value_of("preset", argv)
+        preset_name = sweep.default_preset if preset_name is None else preset_name
+        _require_one_of("preset", preset_name, sweep.presets)
+        app = _app(sweep, preset_name, parts_asked_for(script, argv), [other.name for other in script])
         given = app(list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        place = f" (in {sweep.name}; --part chooses one of {', '.join(p.name for p in script)})" if script else ""
+        raise ConfigError(" ".join(str(error).split()) + place) from error
     if given is None:
         return None
     return _request(sweep, preset_name, given, argv)
 
 
-def _preset_asked_for(sweep: Sweep, argv: Sequence[str]) -> str:
-    names = tuple(sweep.presets)
-    preset = sweep.default_preset
-    for place, argument in enumerate(argv):
-        if argument == "--preset":
-            preset = argv[place + 1] if place + 1 < len(argv) else ""
-        elif argument.startswith("--preset="):
-            preset = argument.removeprefix("--preset=")
-    if preset not in names:
-        raise ConfigError(f"preset {preset!r} is not valid: one of {', '.join(names)}")
-    return preset
+def _value_of(option: str, argv: Sequence[str]) -> str | None:
+    """The last value of an option, before the arguments are parsed; empty where it was left out."""
+    value = None
+    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
+        if argument == f"--{option}":
+            value = following
+        elif argument.startswith(f"--{option}="):
+            value = argument.removeprefix(f"--{option}=")
+    return value
+
+
+def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
+    if value not in (names := list(valid)):
+        raise ConfigError(f"{option} {value!r} is not valid: one of {', '.join(names)}")
 
 
 def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequence[str]) -> Request:
     preset = sweep.presets[preset_name]
+    parameters = PARAMETERS_OF[sweep.task].keys() - _NOT_OPTIONS
     grid = {}
     for axis, default in preset.grid.items():
         values = tuple(dict.fromkeys(given.pop(axis, default)))
@@ -100,10 +129,11 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     if seeds < 1:
         raise ConfigError(f"seeds {seeds} must be at least 1")
     return Request(
+        sweep=sweep.name,
         preset=preset_name,
         grid=grid,
         seeds=seeds,
-        given={name: value for name, value in given.items() if name in PARAMETERS and name not in _NOT_OPTIONS},
+        given={name: value for name, value in given.items() if name in parameters},
         dataset=given.get("dataset", sweep.dataset),
         data_dir=given.get("data_dir") or os.environ.get(DATA_DIR_VARIABLE) or "data",
         download=not given.get("no_download", False),
@@ -117,9 +147,15 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     )
 
 
-def _app(sweep: Sweep, preset: Preset, preset_name: str) -> App:
-    """An application whose parameters are the sweep's options; it returns those that were given."""
-    options = _run_options(sweep, preset, preset_name) | _grid_options(preset) | _parameter_options(preset)
+def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequence[str]) -> App:
+    """An application whose parameters are the sweep's options and those of the sweeps beside it; it returns what was
+    given."""
+    options: dict[str, Any] = {}
+    for part in (sweep, *beside):
+        preset = part.presets[preset_name]
+        own = _run_options(part, preset, preset_name, parts) | _data_options(part)
+        own |= _grid_options(part, preset) | _parameter_options(part, preset)
+        options = own | options
 
     def given_options(**given: Any) -> dict[str, Any]:
         return given
@@ -129,19 +165,20 @@ def _app(sweep: Sweep, preset: Preset, preset_name: str) -> App:
     given_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in options.items()]
     )
-    presets = "\n\n".join(f"preset {name}: {p.description}" for name, p in sweep.presets.items())
-    text = (
-        f"{sweep.question}\n\n{presets}\n\nRunning the same command again resumes: what is done is not trained again."
-    )
+    about = [part.question for part in (beside or [sweep])]
+    about += [f"preset {name}: {p.description}" for name, p in sweep.presets.items()]
+    about += ["Running the same command again resumes: what is done is not trained again."]
+    text = "\n\n".join(about)
     app = App(name=Path(sys.argv[0]).name, help=text, version_flags=[], result_action="return_value")
     app["--help"].group = _GROUPS["run"]
     app.default(given_options)
     return app
 
 
-def _run_options(sweep: Sweep, preset: Preset, preset_name: str) -> dict[str, Any]:
-    run, data, grid = _GROUPS["run"], _GROUPS["data"], _GROUPS["grid"]
-    return {
+def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence[str]) -> dict[str, Any]:
+    run, grid = _GROUPS["run"], _GROUPS["grid"]
+    part = _option(Literal[ALL_PARTS, *parts], "Which of the script's sweeps to run.", ALL_PARTS, run)
+    return ({"part": part} if parts else {}) | {
         "preset": _option(
             Literal[tuple(sweep.presets)],
             "Scale of the sweep; other options change single values of it.",
@@ -158,6 +195,14 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str) -> dict[str, An
         "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
         "dry_run": _option(bool, "Print the plan and stop.", None, run),
         "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
+    }
+
+
+def _data_options(sweep: Sweep) -> dict[str, Any]:
+    data = _GROUPS["data"]
+    if sweep.task != TRAINING:
+        return {}
+    return {
         "dataset": _option(
             str,
             "digits, cifar10, cifar100, fashion_mnist, svhn, a name in the data folder, or the path of a Parquet file, "
@@ -171,16 +216,17 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str) -> dict[str, An
     }
 
 
-def _grid_options(preset: Preset) -> dict[str, Any]:
+def _grid_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
+    parameters = PARAMETERS_OF[sweep.task]
     return {
-        axis: _option(tuple[PARAMETERS[axis].type, ...], PARAMETERS[axis].help, values, _GROUPS["grid"])
+        axis: _option(tuple[parameters[axis].type, ...], parameters[axis].help, values, _GROUPS["grid"])
         for axis, values in preset.grid.items()
     }
 
 
-def _parameter_options(preset: Preset) -> dict[str, Any]:
+def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     options = {}
-    for name, parameter in PARAMETERS.items():
+    for name, parameter in PARAMETERS_OF[sweep.task].items():
         if name in _NOT_OPTIONS or name in preset.grid:
             continue
         default = preset.settings.get(name, parameter.default)

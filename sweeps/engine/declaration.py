@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cvit.config import Task
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -26,12 +28,18 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A question and the presets that answer it; the first preset is the default. All presets have the same axes."""
+    """A question and the presets that answer it; the first preset is the default. All presets have the same axes.
+
+    Attributes:
+        task: what its trials do: `training` on a data set, or `expressivity`, a fit that needs none.
+        dataset: the default data set of a training.
+    """
 
     name: str
     question: str
-    dataset: str
     presets: Mapping[str, Preset]
+    task: Task = "training"
+    dataset: str = "digits"
 
     @property
     def default_preset(self) -> str:

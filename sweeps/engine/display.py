@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cvit.stages import FitStage
 from cvit.training.loop import Report
 from cvit.training.results import StageResult
 from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY
@@ -72,7 +73,9 @@ class Display:
         self._print_plain_at_times()
 
     def _interval(self, key: str) -> int:
-        return self._todo[key].evaluation_interval
+        """Steps from one report to the next; a fit reports at its end only."""
+        stage = self._todo[key]
+        return stage.steps if isinstance(stage, FitStage) else stage.evaluation_interval
 
     def _print_plain_at_times(self) -> None:
         if not self._console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
@@ -80,7 +83,7 @@ class Display:
 
     def _print_plain(self) -> None:
         self._printed_at = time.monotonic()
-        text = f"{self._headline()} | {self._accuracies()}"
+        text = " | ".join(filter(None, [self._headline(), self._accuracies()]))
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _num_done(self) -> int:
@@ -88,10 +91,13 @@ class Display:
 
     def _headline(self) -> str:
         speed = sum(self._speed.values())
-        return (
-            f"{self._num_done()} of {len(self._plan.trials)} trials done, {len(self._running)} running, "
-            f"{speed:,.0f} images/s, {self._time_left()}"
-        )
+        parts = [
+            f"{self._num_done()} of {len(self._plan.trials)} trials done",
+            f"{len(self._running)} running",
+            *([f"{speed:,.0f} images/s"] if speed else []),
+            self._time_left(),
+        ]
+        return ", ".join(parts)
 
     def _time_left(self) -> str:
         done = sum(steps - self._first_steps.get(key, 0) for key, steps in self._steps.items())
@@ -113,27 +119,29 @@ class Display:
             result = self._plan.results.get(trial.stages[-1].key)
             value = final_accuracy(result) if result is not None else None
             if value is not None:
-                found.setdefault(trial.config.init.init_scheme, []).append(value)
+                found.setdefault(trial.cell.get("init_scheme", "all"), []).append(value)
         return found
 
     def _panel(self) -> Group:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=len(self._plan.trials), completed=self._num_done(), width=40))
         packs = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("running", "phase", "fraction", "seed", "step"):
+        axes = list(self._plan.study.cells)
+        for heading in ("running", *axes, "step"):
             packs.add_column(heading, style="dim" if heading == "running" else "")
         for pack in list(self._running.values())[:_MOST_PACKS_SHOWN]:
             for stage in pack:
-                t = stage.trial
+                cell = self._plan.trials_of[stage.key][0].cell
                 step = f"{self._steps.get(stage.key, 0)}/{stage.steps}"
-                packs.add_row(t.init.init_scheme, stage.phase, f"{t.data.data_fraction:.3g}", str(t.seed), step)
+                packs.add_row(stage.phase, *(str(cell[axis]) for axis in axes), step)
+        found = self._by_scheme()
         schemes = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("scheme", "trials", "mean test accuracy", "best"):
             schemes.add_column(heading)
-        for scheme, values in self._by_scheme().items():
+        for scheme, values in found.items():
             mean, best = 100 * statistics.fmean(values), 100 * max(values)
             schemes.add_row(scheme, str(len(values)), f"{mean:.1f} %", f"{best:.1f} %")
-        return Group(Text(self._headline(), style="bold"), bar, packs, schemes)
+        return Group(Text(self._headline(), style="bold"), bar, packs, *([schemes] if found else []))
 
 
 def final_accuracy(result: StageResult) -> float | None:

@@ -1,6 +1,9 @@
 """What a plan will cost: floating-point operations counted, time measured on a few steps."""
 
+import contextlib
+import dataclasses
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +11,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.models.vit import VisionTransformer
-from cvit.stages import Stage
+from cvit.stages import AnyStage, FitStage, Stage
+from cvit.theorem.expressivity import descend
 from cvit.training.optimizer import adamw
 
 _TIMED_STEPS = 3
+_TIMED_FIT_STEPS = 20
 _LONGEST_TIMING_S = 3.0
 
 
@@ -23,7 +28,7 @@ class Cost:
     worker_seconds: float
 
 
-def estimate(stages: list[Stage], device: torch.device) -> Cost:
+def estimate(stages: list[AnyStage], device: torch.device) -> Cost:
     """Counts the matrix operations of one step of every shape, forward and backward, and times a few such steps.
 
     Evaluation and data preparation are left out.
@@ -31,12 +36,47 @@ def estimate(stages: list[Stage], device: torch.device) -> Cost:
     flops, seconds = 0.0, 0.0
     measured: dict[object, tuple[float, float]] = {}
     for stage in stages:
-        shape = (stage.phase, stage.trial.model, stage.trial.init.convolution_form, stage.trial.training.batch_size)
+        shape = _shape(stage)
         if shape not in measured:
-            measured[shape] = _step_flops(stage), _step_seconds(stage, device)
+            measured[shape] = _fit_cost(stage) if isinstance(stage, FitStage) else _training_cost(stage, device)
         flops += measured[shape][0] * stage.steps
         seconds += measured[shape][1] * stage.steps
     return Cost(flops, seconds)
+
+
+def _shape(stage: AnyStage) -> object:
+    if isinstance(stage, FitStage):
+        return dataclasses.replace(stage.trial, seed=0)
+    return stage.phase, stage.trial.model, stage.trial.init.convolution_form, stage.trial.training.batch_size
+
+
+def _fit_cost(stage: FitStage) -> tuple[float, float]:
+    """FLOPs and seconds of a step."""
+
+    def run(steps: int) -> float:
+        started = time.perf_counter()
+        descend(dataclasses.replace(stage.trial, fit_steps=steps))
+        return time.perf_counter() - started
+
+    with _one_thread():
+        with FlopCounterMode(display=False) as counter:
+            run(1)
+        return float(counter.get_total_flops()), max(0.0, run(1 + _TIMED_FIT_STEPS) - run(1)) / _TIMED_FIT_STEPS
+
+
+def _training_cost(stage: Stage, device: torch.device) -> tuple[float, float]:
+    return _step_flops(stage), _step_seconds(stage, device)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """As many as a worker on a CPU has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _model(stage: Stage) -> VisionTransformer:
@@ -59,10 +99,7 @@ def _step_flops(stage: Stage) -> float:
 
 
 def _step_seconds(stage: Stage, device: torch.device) -> float:
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
+    with _one_thread():
         model = _model(stage).to(device)
         optimizer = adamw(model, stage.trial.training)
         images, labels = _batch(stage, device)
@@ -76,5 +113,3 @@ def _step_seconds(stage: Stage, device: torch.device) -> float:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
         return min(times)
-    finally:
-        torch.set_num_threads(threads)

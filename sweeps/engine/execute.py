@@ -20,7 +20,7 @@ MAX_FAILURES = 2
 
 
 def execute(
-    plan: Plan, dataset: Dataset, storage_url: str, workers: Workers, journal: Journal, display: Display
+    plan: Plan, dataset: Dataset | None, storage_url: str, workers: Workers, journal: Journal, display: Display
 ) -> None:
     """Trains what `plan.todo` lists; results go to `plan.results`, the journal and the display."""
     searcher = PlanSearcher(plan, {"storage": storage_url, "device": workers.device})

@@ -1,4 +1,4 @@
-"""The entry point of every sweep script: request → plan → run."""
+"""The entry point of every sweep script: requests → plans → runs."""
 
 import sys
 from pathlib import Path
@@ -7,34 +7,53 @@ from cvit.config import ConfigError
 from cvit.data.datasets import describe
 from cvit.data.images import DataError
 from cvit.storage import Storage, StorageError
+from cvit.vocabulary import TRAINING
 from sweeps.engine.checks import check_address, check_tracking_uri
-from sweeps.engine.cli import Request, parse
+from sweeps.engine.cli import Request, parse, parts_asked_for
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.plan import Plan
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
-def main(sweep: Sweep) -> None:
-    """Runs a sweep script. Bad input ends it with one line and exit code 2 before anything is created or started."""
+def main(*sweeps: Sweep) -> None:
+    """Runs a sweep script, its sweeps one after another. Bad input ends it with one line and exit code 2 before
+    anything is created or started."""
     try:
-        request = parse(sweep, sys.argv[1:])
-        sys.exit(0 if request is None else _plan_and_run(sweep, request))
+        requests: list[tuple[Sweep, Request]] = []
+        for sweep in parts_asked_for(sweeps, sys.argv[1:]):
+            request = parse(sweep, sys.argv[1:], sweeps if len(sweeps) > 1 else ())
+            if request is None:
+                sys.exit(0)
+            requests.append((sweep, request))
+        sys.exit(_plan_and_run(requests))
     except (ConfigError, DataError, StorageError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
 
-def _plan_and_run(sweep: Sweep, request: Request) -> int:
+def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
+    """The worst exit code of the sweeps; all of them are planned before the first one starts."""
+    request = requests[0][1]  # where and how to run is the same for all
     check_tracking_uri(request.tracking_uri)
     check_address(request.address)
     storage = Storage.open(request.storage)
     if not request.dry_run:
         storage.check_writable()
     may_download = request.download and not request.dry_run
-    info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
-    plan = Plan.make(sweep, request, info, storage)
+    prepared = []
+    for sweep, request in requests:
+        info = None
+        if sweep.task == TRAINING:
+            info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
+        prepared.append((Plan.make(sweep, request, info, storage), info, request))
     # Torch, Ray and pandas take seconds to import: help and bad input are answered before.
     from sweeps.engine.run import run
 
-    return run(plan, info, request, storage)
+    exit_code = 0
+    for plan, info, request in prepared:
+        exit_code = max(exit_code, run(plan, info, request, storage))
+        if exit_code == EXIT_INTERRUPTED:
+            break
+    return exit_code

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
-from cvit.config import PARAMETERS, TrialConfig
+from cvit.config import PARAMETERS_OF, ExpressivityConfig, TrialConfig
 from cvit.data.datasets import DatasetInfo
 from cvit.data.subsets import subset_size
-from cvit.stages import Stage, short_hash, stages_of
+from cvit.stages import AnyStage, FitStage, short_hash, stages_of
 from cvit.storage import Storage, StorageError
 from cvit.training.results import StageResult, load_result, read_weights
 from sweeps.engine.cli import Request
@@ -35,6 +35,7 @@ class Study:
 
     key: str
     sweep: str
+    task: str
     question: str
     command: str
     params: Mapping[str, Any]
@@ -43,11 +44,12 @@ class Study:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training result to be had: its key (unique within the sweep), configuration and stages."""
+    """One result to be had: its key (unique within the sweep), place in the grid, configuration and stages."""
 
     key: str
-    config: TrialConfig
-    stages: tuple[Stage, ...]
+    cell: Mapping[str, Any]
+    config: TrialConfig | ExpressivityConfig
+    stages: tuple[AnyStage, ...]
 
     @property
     def steps(self) -> int:
@@ -60,12 +62,15 @@ class Plan:
 
     study: Study
     trials: tuple[Trial, ...]
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, AnyStage]
     results: dict[str, StageResult] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, sweep: Sweep, request: Request, info: DatasetInfo, storage: Storage) -> Self:
+    def make(cls, sweep: Sweep, request: Request, info: DatasetInfo | None, storage: Storage) -> Self:
         """
+        Args:
+            info: the data set, for a sweep that trains on one.
+
         Raises:
             ConfigError: a combination of values cannot be trained.
             StorageError: the storage cannot be read.
@@ -78,7 +83,7 @@ class Plan:
             raise StorageError(f"storage {storage.url!r} cannot be read: {' '.join(str(error).split())}") from error
 
     @property
-    def todo(self) -> list[Stage]:
+    def todo(self) -> list[AnyStage]:
         """Stages to train: those that unfinished trials need. A child of a diverged stage is not trained."""
         needed = {
             stage.key: stage
@@ -114,7 +119,7 @@ class Plan:
         return sum(len(trial.stages) for trial in self.trials) - len(self.stages)
 
 
-def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, StageResult]:
+def _usable_results(storage: Storage, stages: Mapping[str, AnyStage]) -> dict[str, StageResult]:
     """Results of finished stages. One whose trained weights are missing or altered does not count where a stage that
     is still to be trained starts from them."""
     found = {key: result for key in stages if (result := load_result(storage, key)) is not None}
@@ -125,10 +130,41 @@ def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, 
     return found
 
 
-def _study_and_trials(sweep: Sweep, request: Request, info: DatasetInfo) -> tuple[Study, tuple[Trial, ...]]:
+def _study_and_trials(sweep: Sweep, request: Request, info: DatasetInfo | None) -> tuple[Study, tuple[Trial, ...]]:
     preset = sweep.presets[request.preset]
-    shared = {name: p.default for name, p in PARAMETERS.items()}
-    shared |= {
+    defaults = {name: p.default for name, p in PARAMETERS_OF[sweep.task].items()}
+    shared = {**defaults, **(_chosen_by_the_data(info) if info is not None else {}), **preset.settings}
+    own = {
+        scheme: {name: value for name, value in settings.items() if name not in request.given}
+        for scheme, settings in preset.scheme_settings.items()
+    }
+    shared |= request.given
+    cells = {**request.grid, "seed": tuple(range(request.seeds))}
+    # The data set's name is not part of its identity: the same files under another name are the same study. Nor are
+    # defaults: a study stays the same when the configuration gains a parameter.
+    identity = {
+        name: value
+        for name, value in shared.items()
+        if name not in cells and name != "dataset" and value != defaults[name]
+    }
+    varying = set(cells).union(*own.values())
+    constant = {name: value for name, value in shared.items() if name not in varying}
+    study_key = short_hash({"sweep": sweep.name, "shared": identity, "own": own, "axes": sorted(cells)}, digits=16)
+    study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, cells)
+
+    def trial(cell: Mapping[str, Any]) -> Trial:
+        flat = {**shared, **own.get(cell.get("init_scheme", ""), {}), **cell}
+        config, stages = _stages(flat, info)
+        # Two cells may need the very same stages, such as two rules for the width that agree at one number of heads.
+        return Trial(short_hash([study_key, stages[-1].key, cell], digits=16), cell, config, stages)
+
+    seed_major = {"seed": cells["seed"], **request.grid}
+    combinations = itertools.product(*seed_major.values())
+    return study, tuple(trial(dict(zip(seed_major, values, strict=True))) for values in combinations)
+
+
+def _chosen_by_the_data(info: DatasetInfo) -> dict[str, Any]:
+    return {
         "dataset": info.name,
         "data_fingerprint": info.fingerprint,
         "image_size": info.image_size,
@@ -137,31 +173,17 @@ def _study_and_trials(sweep: Sweep, request: Request, info: DatasetInfo) -> tupl
         "augmentation": info.augmentation,
         "patch_size": _default_patch_size(info.image_size),
     }
-    shared |= preset.settings
-    own = {
-        scheme: {name: value for name, value in settings.items() if name not in request.given}
-        for scheme, settings in preset.scheme_settings.items()
-    }
-    shared |= request.given
-    cells = {**request.grid, "seed": tuple(range(request.seeds))}
-    # The data set's name is not part of its identity: the same files under another name are the same study.
-    identity = {name: value for name, value in shared.items() if name not in cells and name != "dataset"}
-    varying = set(cells).union(*own.values())
-    constant = {name: value for name, value in shared.items() if name not in varying}
-    study_key = short_hash({"sweep": sweep.name, "shared": identity, "own": own, "axes": sorted(cells)}, digits=16)
-    study = Study(study_key, sweep.name, sweep.question, request.command, constant, cells)
 
-    def trial(cell: Mapping[str, Any]) -> Trial:
-        flat = {**shared, **own.get(cell.get("init_scheme", ""), {}), **cell}
-        config = TrialConfig.from_flat(flat)
-        data = config.data
-        num_images = subset_size(info.train_labels, data.data_fraction, data.validation_fraction)
-        stages = stages_of(config, num_images)
-        return Trial(short_hash([study_key, stages[-1].key], digits=16), config, stages)
 
-    seed_major = {"seed": cells["seed"], **request.grid}
-    combinations = itertools.product(*seed_major.values())
-    return study, tuple(trial(dict(zip(seed_major, values, strict=True))) for values in combinations)
+def _stages(
+    flat: Mapping[str, Any], info: DatasetInfo | None
+) -> tuple[TrialConfig | ExpressivityConfig, tuple[AnyStage, ...]]:
+    if info is None:
+        fit = ExpressivityConfig.from_flat(flat)
+        return fit, (FitStage(fit),)
+    config = TrialConfig.from_flat(flat)
+    num_images = subset_size(info.train_labels, config.data.data_fraction, config.data.validation_fraction)
+    return config, stages_of(config, num_images)
 
 
 def _default_patch_size(image_size: int) -> int:
@@ -169,16 +191,16 @@ def _default_patch_size(image_size: int) -> int:
     return min(divisors, key=lambda size: abs(image_size / size - TOKENS_PER_SIDE))
 
 
-Pack = tuple[Stage, ...]
+Pack = tuple[AnyStage, ...]
 """Stages that one worker trains together."""
 
 MAX_PACK = 1
 """Stages in a pack at most. Members of a pack are trained one after another, so a larger one gains nothing yet."""
 
 
-def pack(ready: list[Stage], max_pack: int, shape: Callable[[Stage], Any]) -> list[Pack]:
+def pack(ready: list[AnyStage], max_pack: int, shape: Callable[[AnyStage], Any]) -> list[Pack]:
     """Groups stages of equal shape into packs of at most `max_pack`, in the order given."""
-    by_shape: dict[Any, list[Stage]] = {}
+    by_shape: dict[Any, list[AnyStage]] = {}
     for stage in ready:
         by_shape.setdefault(shape(stage), []).append(stage)
     return [

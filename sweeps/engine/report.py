@@ -2,12 +2,14 @@
 
 import math
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from analysis.answers import answer_text
 from analysis.load import load_journal
-from analysis.tables import answer_text
 from cvit.storage import Storage
 from sweeps.engine.cli import DEFAULT_TRACKING_URI, Request
 from sweeps.engine.display import duration
@@ -20,11 +22,10 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
     todo = plan.todo
     num_done = sum(plan.status(trial) is not None for trial in plan.trials)
     params = plan.study.params
-    size = params["image_size"]
     lines = [
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
-        f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes",
+        *([_data_line(params)] if "dataset" in params else []),
         *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, of which done {num_done}",
         f"  stages    {len(plan.stages)} ({plan.num_shared} saved by sharing), of which to train {len(todo)}",
@@ -38,6 +39,11 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
     console.print("\n".join(lines), highlight=False, markup=False)
     if not todo:
         console.print("Nothing to train: every trial is done.", highlight=False, markup=False)
+
+
+def _data_line(params: Mapping[str, Any]) -> str:
+    size = params["image_size"]
+    return f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes"
 
 
 def _cost(plan: Plan, request: Request) -> str:
@@ -54,7 +60,7 @@ def print_answer(
 ) -> None:
     """The answer so far, and where to look or how to go on."""
     frames = load_journal(storage, plan.study.sweep)
-    console.print("\n" + answer_text(frames.studies, frames.trials, plan.study.key), highlight=False, markup=False)
+    console.print("\n" + answer_text(frames, plan.study.key), highlight=False, markup=False)
     source = f"--storage {shlex.quote(request.storage)}"
     num_done = sum(plan.status(trial) is not None for trial in plan.trials)
     lines = []

@@ -13,25 +13,25 @@ from rich.console import Console
 from cvit.data.datasets import DatasetInfo, load
 from cvit.storage import Storage
 from cvit.training.loop import Report
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
 from sweeps.engine.cli import Request
 from sweeps.engine.cluster import check_device, ray_session
 from sweeps.engine.display import Display
 from sweeps.engine.execute import execute
 from sweeps.engine.journal import Journal
+from sweeps.engine.main import EXIT_INTERRUPTED
 from sweeps.engine.plan import Plan
 from sweeps.engine.report import print_answer, print_plan
 from sweeps.engine.results import record
 from sweeps.engine.tracking import Tracker
 
 EXIT_FAILED_TRIALS = 1
-EXIT_INTERRUPTED = 130
 
 CLOSE_TIMEOUT_S = 60.0
 """How long the end of a sweep waits for MLflow; what is missing then is copied by the next run."""
 
 
-def run(plan: Plan, info: DatasetInfo, request: Request, storage: Storage) -> int:
+def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage) -> int:
     """Trains what is missing, records and answers.
 
     Returns:
@@ -49,7 +49,7 @@ def run(plan: Plan, info: DatasetInfo, request: Request, storage: Storage) -> in
     try:
         if not plan.todo:
             return _record_and_answer(plan, info, request, storage, console, lambda journal: None)
-        dataset = load(info)
+        dataset = load(info) if info is not None else None
         with ray_session(request.address, request.device) as workers:
 
             def train(journal: Journal) -> None:
@@ -63,7 +63,7 @@ def run(plan: Plan, info: DatasetInfo, request: Request, storage: Storage) -> in
 
 def _record_and_answer(
     plan: Plan,
-    info: DatasetInfo,
+    info: DatasetInfo | None,
     request: Request,
     storage: Storage,
     console: Console,
@@ -71,7 +71,9 @@ def _record_and_answer(
 ) -> int:
     """Opens journal and tracker, trains, and answers from what was recorded, however the training ends."""
     journal = Journal(storage, plan.study.sweep)
-    tags = {TAG_CODE_VERSION: _code_version(), TAG_DATA_FINGERPRINT: info.fingerprint}
+    tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: plan.study.task}
+    if info is not None:
+        tags[TAG_DATA_FINGERPRINT] = info.fingerprint
     journal.record_plan(plan.study, plan.trials, tags)
     _record_known_results(plan, journal)
     planned = {plan.study.key, *(trial.key for trial in plan.trials)}

@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from cvit.stages import Stage
+from cvit.stages import AnyStage, FitStage
 from sweeps.engine.plan import MAX_PACK, Pack, Plan, pack
 
 
@@ -56,7 +56,9 @@ class PlanSearcher(Searcher):
         """Nothing to restore."""
 
 
-def _shape(stage: Stage) -> tuple[Any, ...]:
+def _shape(stage: AnyStage) -> tuple[Any, ...]:
     """What must be equal for stages to be trained together."""
+    if isinstance(stage, FitStage):
+        return (stage.key,)
     trial = stage.trial
     return stage.phase, trial.model, trial.init.convolution_form, trial.training.batch_size, stage.steps

@@ -257,7 +257,7 @@ class Tracker:
     def _create(self, run: _Run) -> str:
         tags = self._tags(run)
         if run.is_study:
-            name = f"{self._sweep} {run.params['dataset']} {run.key[:8]}"
+            name = " ".join([self._sweep, *([run.params["dataset"]] if "dataset" in run.params else []), run.key[:8]])
         else:
             parent = self._runs[run.study_key]
             if parent.run_id is None:

@@ -7,8 +7,9 @@ import torch
 from ray import tune
 
 from cvit.data.datasets import Dataset
-from cvit.stages import Stage
+from cvit.stages import AnyStage, FitStage
 from cvit.storage import Storage
+from cvit.theorem.expressivity import fit
 from cvit.training.batches import stage_data
 from cvit.training.loop import Report, train_stage
 
@@ -20,7 +21,6 @@ class PackTrainer(tune.Trainable):
     """One call of `step` trains up to the next checkpoint; the stage's state is in the storage, not in Tune's."""
 
     def setup(self, config: dict[str, Any], dataset: Dataset | None = None) -> None:
-        assert dataset is not None
         self._dataset = dataset
         if config["device"] == "cpu":
             torch.set_num_threads(1)
@@ -31,12 +31,20 @@ class PackTrainer(tune.Trainable):
         self._reports = self._train(new_config["pack"], new_config["storage"], torch.device(new_config["device"]))
         return True
 
-    def _train(self, pack: tuple[Stage, ...], storage_url: str, device: torch.device) -> Iterator[tuple[str, Report]]:
+    def _train(
+        self, pack: tuple[AnyStage, ...], storage_url: str, device: torch.device
+    ) -> Iterator[tuple[str, Report]]:
         storage = Storage.open(storage_url)
         for stage in pack:
-            data = stage_data(self._dataset, stage.trial.data, stage.trial.seed, device)
-            for report in train_stage(stage, data, storage, device):
+            for report in self._reports_of(stage, storage, device):
                 yield stage.key, report
+
+    def _reports_of(self, stage: AnyStage, storage: Storage, device: torch.device) -> Iterator[Report]:
+        if isinstance(stage, FitStage):
+            return fit(stage, storage)
+        assert self._dataset is not None
+        data = stage_data(self._dataset, stage.trial.data, stage.trial.seed, device)
+        return train_stage(stage, data, storage, device)
 
     def step(self) -> dict[str, Any]:
         reported = next(self._reports, None)

@@ -1,0 +1,21 @@
+"""The answer of one study in a few lines, for the terminal at the end of a sweep."""
+
+from analysis import expressivity
+from analysis.axes import SCHEME
+from analysis.layouts import LAYOUTS
+from analysis.load import Frames
+from analysis.studies import read_study
+from analysis.tables import Layout, answer
+
+
+def answer_text(frames: Frames, study_key: str) -> str:
+    """The answer of a study; for a sweep that has no answer of its own, the general table.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    study = read_study(frames, study_key)
+    if study.sweep == expressivity.SWEEP and set(study.axes) == set(expressivity.AXES):
+        return expressivity.answer(study)
+    layout = LAYOUTS.get(study.sweep, Layout())
+    return answer(study, layout if {*study.axes, SCHEME} == set(layout.axes) else Layout())

@@ -1,0 +1,61 @@
+"""The axes that sweeps vary, in words: headings of columns, values in a row, and how captions speak of them."""
+
+from typing import Any
+
+FRACTION = "data_fraction"
+SCHEME = "init_scheme"
+NUM_HEADS = "num_heads"
+INNER_DIM = "inner_dim"
+PATCH_SIZE = "patch_size"
+KERNEL_SIZE = "kernel_size"
+
+_HEADINGS = {FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}
+_IN_CAPTIONS = {FRACTION: "share of the training images", NUM_HEADS: "number of heads", INNER_DIM: "width of the heads"}
+
+
+def heading(axis: str) -> str:
+    """What stands above the axis's column in a table, such as `patch size`."""
+    return _HEADINGS.get(axis, axis.replace("_", " "))
+
+
+def in_caption(axis: str) -> str:
+    """The axis in a sentence, such as `number of heads`."""
+    return _IN_CAPTIONS.get(axis, axis.replace("_", " "))
+
+
+def value_text(axis: str, value: Any, head_dim: int | None = None) -> str:
+    """A value in a column under the axis's heading.
+
+    Args:
+        head_dim: what `inner_dim` 0 leaves the head's width at, where that is known.
+    """
+    if axis == FRACTION:
+        return fraction_text(value)
+    if axis == INNER_DIM:
+        return f"inner width {value}" if value else f"head_dim {'fixed' if head_dim is None else head_dim}"
+    return plain_text(value)
+
+
+def label(axis: str, value: Any, head_dim: int | None = None) -> str:
+    """A value that stands without a heading, such as `patch size 4`."""
+    text = value_text(axis, value, head_dim)
+    if axis in (FRACTION, INNER_DIM):
+        return text
+    if axis == NUM_HEADS:
+        return heads_text(value)
+    return f"{heading(axis)} {text}"
+
+
+def heads_text(count: int) -> str:
+    """`1 head` or `9 heads`."""
+    return f"{count} head{'' if count == 1 else 's'}"
+
+
+def fraction_text(fraction: float) -> str:
+    """A share as a percentage, such as `0.5 %`."""
+    return f"{100 * fraction:.10g} %"
+
+
+def plain_text(value: Any) -> str:
+    """A parameter's value, floats without the noise of their last digits."""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

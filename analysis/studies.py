@@ -1,0 +1,159 @@
+"""A study of any sweep, ready to be shown: its axes, what became of its trials, and the statistics of its table."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from analysis.axes import INNER_DIM, SCHEME, label, value_text
+from analysis.load import Frames, axes_of, rows_of
+from analysis.stats import Result, Summary, paired_difference, study_results, summarise
+from cvit import vocabulary as names
+
+TREATMENT = "two_phase"
+BASELINE = "random"
+GAIN = f"{TREATMENT} - {BASELINE}"
+"""The paired gain, in the place where other rows have their init scheme."""
+
+
+class TableError(ValueError):
+    """A study that a table or figure cannot show; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study of any sweep.
+
+    Attributes:
+        label: the data set, or the sweep where there is none, and the start of the study's key.
+        axes: the axes but the init scheme: those that the rows of a table vary.
+        schemes: the init schemes, in the order of the grid.
+        trials: its rows of the trials frame.
+        results: one per expected trial, ascending by `axes`, then by scheme and seed.
+    """
+
+    label: str
+    sweep: str
+    task: str
+    dataset: str
+    question: str
+    command: str
+    start_time_ms: int
+    params: Mapping[str, Any]
+    axes: list[str]
+    schemes: list[str]
+    trials: list[dict[str, Any]]
+    results: list[Result]
+
+    @property
+    def missing(self) -> list[Result]:
+        return [result for result in self.results if result.missing]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The distinct combinations of values on `axes`, ascending."""
+        return [dict(zip(self.axes, row, strict=True)) for row in dict.fromkeys(map(self.row_of, self.results))]
+
+    @cached_property
+    def accuracy(self) -> list[Summary]:
+        """A summary per row and scheme."""
+        return summarise(self.results, [*self.axes, SCHEME])
+
+    @cached_property
+    def gain(self) -> list[Summary]:
+        """Two phases less random initialisation on the same seeds, a summary per row that has both."""
+        gains = paired_difference(self.results, SCHEME, TREATMENT, BASELINE)
+        return [replace(gain, axes={**gain.axes, SCHEME: GAIN}) for gain in gains]
+
+    @cached_property
+    def head_dim(self) -> int | None:
+        """The width of a head that `inner_dim` 0 leaves as it is, where all trials have the same one."""
+        found = {trial["head_dim"] for trial in self.trials if trial.get(INNER_DIM) == 0}
+        found = found or {self.params.get("head_dim")}
+        return next(iter(found)) if len(found) == 1 else None
+
+    def values(self, axis: str) -> list[Any]:
+        """The distinct values on one of `axes`, ascending."""
+        return sorted({result.axes[axis] for result in self.results})
+
+    def row_of(self, item: Result | Summary) -> tuple[Any, ...]:
+        """Where a result or summary lies on `axes`."""
+        return tuple(item.axes[axis] for axis in self.axes)
+
+    def trials_at(self, place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The expected trials that there are at a place on some of the axes."""
+        return [
+            result.trial
+            for result in self.results
+            if result.trial is not None and all(result.axes[axis] == value for axis, value in place.items())
+        ]
+
+    def texts(self, place: Mapping[str, Any]) -> list[str]:
+        """A place on `axes` as cells of a table."""
+        return [value_text(axis, place[axis], self.head_dim) for axis in self.axes]
+
+    def labels(self, place: Mapping[str, Any]) -> list[str]:
+        """A place on `axes` as words that need no heading."""
+        return [label(axis, place[axis], self.head_dim) for axis in self.axes]
+
+
+def read_studies(frames: Frames, sweep: str, axes: Iterable[str]) -> list[Study]:
+    """The studies of a sweep, most recent first.
+
+    Args:
+        axes: the axes, init scheme included, that every study has to have.
+
+    Raises:
+        TableError: a study has others.
+    """
+    by_study: dict[str, list[dict[str, Any]]] = {}
+    for trial in rows_of(frames.trials):
+        by_study.setdefault(trial["study_key"], []).append(trial)
+    studies = []
+    for row in reversed([row for row in rows_of(frames.studies) if row["sweep"] == sweep]):
+        study = _read_study(row, by_study.get(row["study_key"], []))
+        found = axes_of(row["cells"])
+        if set(found) != set(axes):
+            raise TableError(f"study {study.label} varies {', '.join(found)}; this table shows {', '.join(axes)}")
+        studies.append(study)
+    return studies
+
+
+def read_study(frames: Frames, study_key: str) -> Study:
+    """One study, whatever its axes.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    for row in rows_of(frames.studies):
+        if row["study_key"] == study_key:
+            return _read_study(row, [trial for trial in rows_of(frames.trials) if trial["study_key"] == study_key])
+    raise KeyError(study_key)
+
+
+def _read_study(study: Mapping[str, Any], trials: list[dict[str, Any]]) -> Study:
+    dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
+    is_training = study["task"] == names.TRAINING
+    axes = axes_of(study["cells"])
+    results = study_results(study["cells"], trials, names.TEST_ACCURACY if is_training else names.EXPRESSIVITY_ERROR)
+    if SCHEME not in axes:  # all trials share it, or have none
+        scheme = study["params"].get(SCHEME, "-")
+        results = [replace(result, axes={**result.axes, SCHEME: scheme}) for result in results]
+    schemes = list(dict.fromkeys(result.axes[SCHEME] for result in results))
+    rows = [axis for axis in axes if axis != SCHEME]
+    results.sort(key=lambda r: (*(r.axes[axis] for axis in rows), schemes.index(r.axes[SCHEME]), r.seed))
+    dataset = dataset or ("unknown" if is_training else "")
+    return Study(
+        label=f"{dataset or study['sweep']}-{study['study_key'][:8]}",
+        sweep=study["sweep"],
+        task=study["task"],
+        dataset=dataset,
+        question=study["question"],
+        command=study["command"],
+        start_time_ms=study["start_time_ms"],
+        params=study["params"],
+        axes=rows,
+        schemes=schemes,
+        trials=trials,
+        results=results,
+    )

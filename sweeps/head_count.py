@@ -1,0 +1,80 @@
+"""How many heads does a convolution need, and how many does training need? (paper, theorems 1 and 2)
+
+python sweeps/head_count.py                                     # both parts: digits, about N minutes on two cores
+python sweeps/head_count.py --part expressivity                 # the curve that meets its lower bound, without training
+python sweeps/head_count.py --part expressivity --kernel-size 7 --patch-size 1 2 --num-heads 24 25 48 49
+python sweeps/head_count.py --part head_count --num-heads 1 9 --dataset cifar10 --data-dir ../shared/data --preset smoke
+"""
+
+from sweeps.engine.declaration import Preset, Sweep
+from sweeps.engine.main import main
+
+HEADS = (1, 2, 4, 6, 8, 9, 12, 16)
+INNER_DIM = 144
+"""The smallest width that all these head counts divide."""
+SCHEMES = ("random", "two_phase")
+# A twin of full rank is the same 3x3 convolution whatever the number of heads: with fewer than 9 heads, the attention
+# keeps the offsets that carry most of its energy.
+FULL = {"convolution_form": "full", "head_dim": 16}
+
+EXPRESSIVITY = Sweep(
+    name="expressivity",
+    question="How close does attention with so many heads come to a convolution, and how close can it come at best?",
+    task="expressivity",
+    presets={
+        "laptop": Preset(
+            description="the default: 324 fits and 96 trials on digits",
+            grid={"kernel_size": (3, 5), "patch_size": (1, 2, 4), "num_heads": (*range(1, 13), 16, 20, 23, 24, 25, 26)},
+            seeds=3,
+            settings={},
+        ),
+        "smoke": Preset(
+            description="does it run? 12 fits and 8 tiny trials",
+            grid={"kernel_size": (3,), "patch_size": (1, 2), "num_heads": (1, 8, 9)},
+            seeds=2,
+            settings={},
+        ),
+        "reference": Preset(
+            description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12",
+            grid={"kernel_size": (3, 5, 7), "patch_size": (1, 2, 4), "num_heads": (*range(1, 27), 48, 49, 50)},
+            seeds=5,
+            settings={},
+        ),
+    },
+)
+
+HEAD_COUNT = Sweep(
+    name="head_count",
+    question="How does accuracy depend on the number of heads, at a fixed width of a head and of all heads together?",
+    presets={
+        "laptop": Preset(
+            description=EXPRESSIVITY.presets["laptop"].description,
+            grid={"num_heads": HEADS, "inner_dim": (0, INNER_DIM), "init_scheme": SCHEMES},
+            seeds=3,
+            settings=FULL
+            | {"data_fraction": 0.05, "validation_fraction": 0.2, "embed_dim": 48, "depth": 4, "mlp_ratio": 2.0}
+            | {"batch_size": 32, "epochs": 10, "min_steps": 300, "learning_rate": 2e-3},
+            # Each scheme's own best of six settings on validation images at 9 heads (docs/LOG.md).
+            scheme_settings={"random": {"position_encoding": "relative+absolute", "learning_rate": 4e-3}},
+        ),
+        "smoke": Preset(
+            description=EXPRESSIVITY.presets["smoke"].description,
+            grid={"num_heads": (4, 9), "inner_dim": (0, INNER_DIM), "init_scheme": SCHEMES},
+            seeds=1,
+            settings=FULL
+            | {"data_fraction": 0.05, "embed_dim": 48, "depth": 1, "mlp_ratio": 2.0, "max_validation_images": 500}
+            | {"batch_size": 32, "epochs": 1, "min_steps": 40, "evaluations": 2},
+        ),
+        "reference": Preset(
+            description=EXPRESSIVITY.presets["reference"].description,
+            grid={"num_heads": HEADS, "inner_dim": (0, 288), "init_scheme": SCHEMES},
+            seeds=5,
+            settings=FULL
+            | {"data_fraction": 0.05, "embed_dim": 384, "depth": 12, "head_dim": 32, "label_smoothing": 0.1}
+            | {"batch_size": 128, "epochs": 100, "min_steps": 4000, "learning_rate": 5e-4, "precision": "bfloat16"},
+        ),
+    },
+)
+
+if __name__ == "__main__":
+    main(EXPRESSIVITY, HEAD_COUNT)

@@ -1,0 +1,55 @@
+"""What does the size of the patches do: to accuracy, to speed, to the heads a convolution needs? (paper, section 3)
+
+python sweeps/patch_size.py                                             # digits, about N minutes on two cores
+python sweeps/patch_size.py --data-fraction 0.05 --patch-size 1 2
+python sweeps/patch_size.py --preset photographs --dataset cifar10 --data-dir ../shared/data
+"""
+
+from sweeps.engine.declaration import Preset, Sweep
+from sweeps.engine.main import main
+
+SCHEMES = ("random", "two_phase")
+SMALL_VIT = {"embed_dim": 48, "depth": 4, "num_heads": 9, "head_dim": 8, "mlp_ratio": 2.0, "batch_size": 32}
+# Each scheme at the position encoding that is its best on validation images at the middle patch size (docs/LOG.md).
+OWN = {"random": {"position_encoding": "relative+absolute"}}
+
+SWEEP = Sweep(
+    name="patch_size",
+    question="How do accuracy, speed and the heads that a convolution needs depend on the size of the patches?",
+    presets={
+        "laptop": Preset(
+            description="the default: digits, 36 trials",
+            grid={"data_fraction": (0.05, 0.2), "patch_size": (1, 2, 4), "init_scheme": SCHEMES},
+            seeds=3,
+            settings=SMALL_VIT | {"epochs": 10, "min_steps": 300, "learning_rate": 2e-3, "validation_fraction": 0.2},
+            scheme_settings=OWN,
+        ),
+        "smoke": Preset(
+            description="does it run? 8 tiny trials",
+            grid={"data_fraction": (0.01, 0.05), "patch_size": (2, 4), "init_scheme": SCHEMES},
+            seeds=1,
+            settings=SMALL_VIT
+            | {"depth": 1, "epochs": 1, "min_steps": 40, "evaluations": 2, "max_validation_images": 500},
+        ),
+        "photographs": Preset(
+            description="CIFAR-sized photographs on a CPU: 8 trials, one seed",
+            grid={"data_fraction": (0.02, 0.05), "patch_size": (4, 8), "init_scheme": SCHEMES},
+            seeds=1,
+            settings=SMALL_VIT
+            | {"embed_dim": 96, "head_dim": 12, "batch_size": 64, "epochs": 12, "min_steps": 400}
+            | {"max_validation_images": 1000},
+            scheme_settings=OWN,
+        ),
+        "reference": Preset(
+            description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",
+            grid={"data_fraction": (0.01, 0.05, 0.2), "patch_size": (2, 4, 8), "init_scheme": SCHEMES},
+            seeds=5,
+            settings={"embed_dim": 384, "depth": 12, "num_heads": 9, "head_dim": 32, "batch_size": 128}
+            | {"epochs": 100, "min_steps": 4000, "learning_rate": 5e-4, "label_smoothing": 0.1}
+            | {"precision": "bfloat16", "evaluations": 20},
+        ),
+    },
+)
+
+if __name__ == "__main__":
+    main(SWEEP)
