@@ -33,6 +33,10 @@ class ConfigError(ValueError):
     """A configuration that cannot be trained; the message is one line that names the value and what is valid."""
 
 
+class CombinationError(ConfigError):
+    """Values that are valid each by itself and not together, such as a patch size and a number of heads."""
+
+
 def choices(literal: Any) -> tuple[str, ...]:
     """The values of a Literal type."""
     return typing.get_args(literal)
@@ -112,12 +116,11 @@ class ModelConfig:
         )
         _require_divisor("patch_size", self.patch_size, self.image_size)
         most = (2 * self.grid_size - 1) ** 2
-        _require(
-            self.num_heads <= most,
-            "num_heads",
-            self.num_heads,
-            f"must be at most {most}, the number of offsets on a grid of {self.grid_size}x{self.grid_size} patches",
-        )
+        if self.num_heads > most:
+            grid = f"{self.grid_size}x{self.grid_size}"
+            raise CombinationError(
+                f"num_heads {self.num_heads} must be at most {most}, the number of offsets on a grid of {grid} patches"
+            )
         _require_choice(self, "position_encoding", PositionEncoding)
         _require(self.inner_dim >= 0, "inner_dim", self.inner_dim, "must be at least 0")
         if self.inner_dim:
@@ -141,6 +144,8 @@ class InitConfig:
         "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
     )
     convolution_fraction: float = _option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
+    convolution_learning_rate: float = _option("Peak learning rate of the convolution phase; 0: learning_rate.", 0.0)
+    convolution_warmup_fraction: float = _option("Warm-up of the convolution phase; -1: warmup_fraction.", -1.0)
 
     def __post_init__(self) -> None:
         _require_choice(self, "init_scheme", InitSchemeName)
@@ -153,6 +158,18 @@ class InitConfig:
         )
         _require(
             0 < self.convolution_fraction < 1, "convolution_fraction", self.convolution_fraction, "must lie in (0, 1)"
+        )
+        _require(
+            0 <= self.convolution_learning_rate <= LARGEST_LEARNING_RATE,
+            "convolution_learning_rate",
+            self.convolution_learning_rate,
+            f"must be 0, for learning_rate, or positive and at most {LARGEST_LEARNING_RATE:g}",
+        )
+        _require(
+            self.convolution_warmup_fraction == -1 or 0 <= self.convolution_warmup_fraction < 1,
+            "convolution_warmup_fraction",
+            self.convolution_warmup_fraction,
+            "must be -1, for warmup_fraction, or lie in [0, 1)",
         )
 
 

@@ -20,7 +20,16 @@ SCIENCE_VERSION = 1
 
 # The number of steps stands in the stage itself, the width of all heads in that of each; the data set's name does not
 # change its images.
-_NEVER_DECISIVE = {"dataset", "inner_dim", "epochs", "min_steps", "convolution_fraction", "evaluations"}
+_NEVER_DECISIVE = {
+    "dataset",
+    "inner_dim",
+    "epochs",
+    "min_steps",
+    "convolution_fraction",
+    "convolution_learning_rate",
+    "convolution_warmup_fraction",
+    "evaluations",
+}
 _NOT_DECISIVE = {
     "random": {"attention_sharpness", "convolution_form"},
     "two_phase": set(),
@@ -60,6 +69,7 @@ class Stage:
             for name, value in self.trial.flat().items()
             if name not in _NEVER_DECISIVE and name not in not_decisive
         }
+        decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
         if self.phase == CONVOLUTION and self.trial.init.convolution_form == "full":
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than that share it.
             decisive["num_heads"] = max(THREE_BY_THREE, decisive["num_heads"])
@@ -73,6 +83,18 @@ class Stage:
             "parent": self.parent.key if self.parent else None,
         }
         return short_hash(decisive, digits=24)
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of this stage."""
+        own = self.trial.init.convolution_learning_rate if self.phase == CONVOLUTION else 0
+        return own or self.trial.training.learning_rate
+
+    @property
+    def warmup_fraction(self) -> float:
+        """Share of this stage's steps with a linearly rising learning rate."""
+        own = self.trial.init.convolution_warmup_fraction if self.phase == CONVOLUTION else -1
+        return own if own >= 0 else self.trial.training.warmup_fraction
 
     @property
     def last_step(self) -> int:
@@ -103,6 +125,11 @@ class FitStage:
 
 
 AnyStage = Stage | FitStage
+
+
+def depends_on(init_scheme: str, parameter: str) -> bool:
+    """Whether a parameter has any influence on trials of a scheme."""
+    return parameter not in _NOT_DECISIVE[init_scheme]
 
 
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[Stage, ...]:

@@ -208,7 +208,8 @@ def test_the_csv_of_head_count_says_how_wide_a_head_is(written: Path) -> None:
     rows = csv_rows(written / "head_count.csv")
     assert list(rows[0])[:7] == ["sweep", "study", "dataset", "kind", "inner_dim", "num_heads", "init_scheme"]
     assert {(row["inner_dim"], row["num_heads"], row["head_dim"]) for row in rows} == {
-        ("0", "1", "16"), ("0", "9", "16"), ("0", "12", "16"), ("144", "1", "144"), ("144", "9", "16"), ("144", "12", "12")
+        ("0", "1", "16"), ("0", "9", "16"), ("0", "12", "16"),
+        ("144", "1", "144"), ("144", "9", "16"), ("144", "12", "12"),
     }  # fmt: skip
 
 

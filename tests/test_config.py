@@ -42,6 +42,8 @@ INVALID: dict[str, list[Any]] = {
     "attention_sharpness": [0.0, -4.0, NAN],
     "convolution_form": ["half"],
     "convolution_fraction": [0.0, 1.0, NAN],
+    "convolution_learning_rate": [-1e-3, NAN, INF],
+    "convolution_warmup_fraction": [-0.5, 1.0, NAN],
     "epochs": [-1],
     "min_steps": [-1],
     "batch_size": [0, -64],

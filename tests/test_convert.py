@@ -270,7 +270,7 @@ def test_a_convolution_of_two_names_stays_one() -> None:
     assert error(conversion, network, randn(3, 2, 6, 4).float()) <= 1e-5
 
 
-@pytest.mark.parametrize(("sides", "odd"), [((8, 4), None), ((8, 3), 3), ((5, 8), 5)])
+@pytest.mark.parametrize(("sides", "odd"), [((8, 4), None), ((8, 3), 3), ((4, 7), 7), ((5, 8), 5)])
 def test_every_size_that_a_convolution_meets_counts(sides: tuple[int, int], odd: int | None) -> None:
     network = Calls(lambda self, x: self.conv(self.resize(self.conv(x))), conv=same(), resize=nn.Upsample(sides[1]))
     conversion = convert(network, torch.zeros(1, 2, sides[0], sides[0]), 2)
@@ -279,6 +279,18 @@ def test_every_size_that_a_convolution_meets_counts(sides: tuple[int, int], odd:
         assert conversion.replaced == {"conv": 9}
     else:
         assert conversion.kept == {"conv": f"patch size 2 does not divide its images of {odd}x{odd} pixels"}
+
+
+def test_the_example_goes_through_once_in_eval_mode_and_without_gradients() -> None:
+    seen = []
+
+    def forward(self: nn.Module, images: Tensor) -> Tensor:
+        seen.append((self.training, torch.is_grad_enabled(), images.shape))
+        return self.get_submodule("conv")(images)
+
+    example = torch.zeros(1, 2, 4, 4)
+    assert convert(Calls(forward, conv=same()), example, 2).replaced == {"conv": 9}
+    assert seen == [(False, False, example.shape)]
 
 
 def test_both_sides_of_an_image_count() -> None:

@@ -302,6 +302,17 @@ def test_dependent_taps_need_fewer_heads() -> None:
     assert error_bound(weight, 1, 3, 8) == 0.0
 
 
+def test_a_weak_tap_counts_until_it_is_rounding() -> None:
+    weight = torch.zeros(2, 1, 3, 3, dtype=torch.float64)
+    weight[0, 0, 1, 1] = 1.0
+    for strength, heads in ((1e-3, 2), (1e-12, 2), (1e-20, 1)):
+        weight[1, 0, 1, 2] = strength
+        assert kernel_heads(weight, 1) == heads
+        assert singular_values(weight, 1).tolist() == pytest.approx([1.0, strength * (heads - 1), *[0.0] * 7], rel=1e-9)
+    weight[1, 0, 1, 2] = 1e-6  # on 4×4 pixels the two offsets occur 16 and 12 times
+    assert error_bound(weight, 1, 1, 4) == pytest.approx(1e-6 * (12 / 16) ** 0.5, rel=1e-6)
+
+
 def test_heads_on_small_images() -> None:
     """A 5×5 kernel on pixels has 25 offsets; on 2×2 pixels the nine nearest occur, on one pixel the centre."""
     weight = randn(5, 5, 5, 5)

@@ -30,6 +30,8 @@ FLAT: dict[str, Any] = {
     "attention_sharpness": 4.0,
     "convolution_form": "factorized",
     "convolution_fraction": 0.25,
+    "convolution_learning_rate": 0.0,
+    "convolution_warmup_fraction": -1.0,
     "epochs": 10,
     "min_steps": 40,
     "batch_size": 16,
@@ -65,6 +67,8 @@ OTHER: dict[str, Any] = {
     "attention_sharpness": 8.0,
     "convolution_form": "full",
     "convolution_fraction": 0.5,
+    "convolution_learning_rate": 0.002,
+    "convolution_warmup_fraction": 0.2,
     "epochs": 20,
     "min_steps": 400,
     "batch_size": 8,
@@ -236,3 +240,14 @@ def test_fits_have_keys_of_their_own() -> None:
 
     assert len({key(), *(key(**{name: other[name]}) for name in flat)}) == 1 + len(flat)
     assert key() == "2f81b330b2a75064f67fb01b"
+
+
+def test_the_convolution_phase_may_have_a_schedule_of_its_own_and_is_then_shared_over_that_of_attention() -> None:
+    own = {"convolution_learning_rate": 0.001, "convolution_warmup_fraction": 0.1}
+    found = [keys(**own, learning_rate=rate, warmup_fraction=share) for rate in (0.001, 0.1) for share in (0.0, 0.1)]
+    assert {convolution for convolution, _ in found} == {keys()[0]}, "0.001 and 0.1 are what FLAT says for both"
+    assert len({attention for _, attention in found}) == 4
+    convolution, attention = stages(**own, learning_rate=0.1, warmup_fraction=0.0)
+    assert (convolution.learning_rate, convolution.warmup_fraction) == (0.001, 0.1)
+    assert (attention.learning_rate, attention.warmup_fraction) == (0.1, 0.0)
+    assert keys(init_scheme="random", **own) == keys(init_scheme="random")

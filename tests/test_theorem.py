@@ -222,7 +222,8 @@ def test_a_layer_of_its_own_starts_without_bias_and_learns() -> None:
         "query.weight": (20, 8),
         "key.weight": (20, 8),
     }
-    assert not layer.bias.any() and not layer.relative_bias.any()  # type: ignore[union-attr]
+    zero = [name for name, parameter in layer.named_parameters() if not parameter.any()]
+    assert zero == ["relative_bias", "bias", "query.weight", "key.weight"]
     layer(randn(2, 2, 4, 6).float()).square().sum().backward()
     assert layer.relative_bias.grad is not None
     assert layer.relative_bias.grad[:, [0, -2, -1]].all()  # the nearest above left, far away, and the zero slot
@@ -249,11 +250,11 @@ def test_the_layer_takes_over_what_kind_of_parameters_the_convolution_has() -> N
 
 
 def test_the_parameters_are_copies_and_no_random_number_is_drawn() -> None:
-    for channels in ((2, 3), (3, 2), (1, 1)):
-        conv = random_conv(*channels, 1)
+    for channels, kernel_size, patch_size in (((2, 3), 1, 2), ((3, 2), 1, 2), ((1, 1), 1, 1), ((2, 3), 3, 1)):
+        conv = random_conv(*channels, kernel_size)
         before = [parameter.detach().clone() for parameter in conv.parameters()]
         state = torch.get_rng_state()
-        layer = convolution_as_attention(conv, 1, content=True)
+        layer = convolution_as_attention(conv, patch_size, content=True)
         assert torch.equal(torch.get_rng_state(), state)
         with torch.no_grad():
             for parameter in layer.parameters():

@@ -53,7 +53,13 @@ def draw(studies: Sequence[Study]) -> Figure:
 
 def _draw_case(axes: Axes, by_heads: Mapping[int, Fit], count: int) -> None:
     heads = [number for number in by_heads if number <= count + _BEYOND_COUNT] or list(by_heads)
-    axes.plot(heads, [_drawn(by_heads[number].bound) for number in heads], color="black", label="bound (theorem 2)")
+    axes.plot(
+        heads,
+        [_drawn(by_heads[number].bound) for number in heads],
+        marker=".",
+        color="black",
+        label="bound (theorem 2)",
+    )
     axes.plot(
         heads,
         [_drawn(by_heads[number].reached) for number in heads],
@@ -67,13 +73,15 @@ def _draw_case(axes: Axes, by_heads: Mapping[int, Fit], count: int) -> None:
     axes.set_ylim(ROUNDING / 3, 3.0)
     fixed_ticks(axes.yaxis, [ROUNDING, 1e-6, 1e-3, 1.0], _power_of_ten)
     axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_xlabel("heads")
     if heads[0] <= count <= heads[-1]:
         mark_heads(axes, count, at_top=True)
     else:  # beyond the grid
-        where = f"{heads_text(count)} →" if count > heads[-1] else f"← {heads_text(count)}"
-        axes.annotate(where, (1.0, 0.85), xycoords="axes fraction", ha="right", va="top", **REMARK)
+        text, x, side = (
+            (f"{heads_text(count)} →", 1.0, "right") if count > heads[-1] else (f"← {heads_text(count)}", 0.01, "left")
+        )
+        axes.annotate(text, (x, 0.85), xycoords="axes fraction", ha=side, va="top", **REMARK)
     grid_lines(axes)
 
 

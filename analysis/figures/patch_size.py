@@ -1,6 +1,5 @@
 """The figure of the sweep patch_size: accuracy and speed against the size of the patches."""
 
-import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -56,11 +55,10 @@ def _draw_speed(axes: Axes, study: Study) -> None:
     for scheme in study.schemes:
         speeds = [steps_per_second(study, {PATCH_SIZE: size, SCHEME: scheme}) for size in sizes]
         axes.plot(sizes, speeds, label=scheme, **look(scheme))
-    if any(math.isfinite(steps_per_second(study, {PATCH_SIZE: size})) for size in sizes):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     log_x(axes, sizes, lambda size: f"{size}\n{', '.join(map(str, heads_by_kernel(round(size))))}")
     axes.set_xlabel(f"patch size (pixels, log scale)\nbelow it: {HEADS_NEEDED}")
     axes.set_ylabel("steps per second (log scale)")

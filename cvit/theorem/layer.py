@@ -25,7 +25,8 @@ class PatchAttention(nn.Module):
     Attributes:
         relative_bias: (num_heads, (2·half_width + 1)² + 2): the offsets row by row, the patches further away, the zero
             slot.
-        query, key: only with `content`; their weights are zero at the start.
+        query, key: only with `content`. Their weights are zero at the start, where neither has a gradient: training
+            has to give one of them values first.
         bias: (out_channels), as a Conv2d's, or None.
     """
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cvit.storage import Storage, checksum, encode_record
 from cvit.training.results import Point, StageResult, as_point, read_record, read_weights, stage_folder
+from cvit.training.stability import Stability
 
 _KEPT = 2
 
@@ -29,12 +30,14 @@ class Progress:
         initial_loss: training loss of the trial's first step.
         seconds: time spent training and evaluating this stage, over all sessions.
         points: every measurement of this stage so far.
+        stability: what the stability measures need to know of the steps so far.
     """
 
     step: int = 0
     initial_loss: float | None = None
     seconds: float = 0.0
     points: list[Point] = field(default_factory=list)
+    stability: Stability = field(default_factory=Stability)
 
 
 def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], progress: Progress) -> None:
@@ -60,6 +63,7 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Prog
         if record is None or record.pop("tensors") != checksum(data):
             continue
         record["points"] = [as_point(p) for p in record["points"]]
+        record["stability"] = Stability(**record.get("stability", {}))
         return safetensors.torch.load(data), Progress(**record)
     return None
 

@@ -23,6 +23,7 @@ from cvit.transfer import logit_error
 from cvit.vocabulary import (
     ATTENTION,
     CONVOLUTION_TEST_ACCURACY,
+    EARLY_GRAD_NORM,
     GRAD_NORM,
     IMAGES_PER_SECOND,
     LEARNING_RATE,
@@ -43,6 +44,8 @@ CHECKPOINT_TIME_SHARE = 0.05
 """Largest share of the time that may go into writing checkpoints; slow storage gets fewer of them."""
 DIVERGENCE_MARGIN = 1.1
 """A loss that ends above this many times the first step's has diverged; less is the noise of a single batch."""
+EARLY_STEPS = 100
+"""First steps of a stage whose gradient norms are recorded one by one."""
 EVALUATION_BATCH_SIZE = 500
 TRANSFER_IMAGES = 256
 """Validation images on which the transfer's logit error is measured."""
@@ -159,6 +162,13 @@ def _train_interval(
     if progress.initial_loss is None:
         progress.initial_loss = float(all_losses[0])
     finite = torch.isfinite(all_losses) & torch.isfinite(all_norms)
+    num_finite = len(finite) if finite.all() else int((~finite).int().argmax())
+    early = all_norms[: max(0, min(num_finite, EARLY_STEPS - first))].tolist()
+    for step, norm in enumerate(early, stage.first_step + first):
+        _record(progress, step, {EARLY_GRAD_NORM: norm})
+    progress.stability.update(
+        all_losses[:num_finite].tolist(), all_norms[:num_finite].tolist(), first, stage.steps, progress.initial_loss
+    )
     images_seen = (last - first) * config.batch_size
     measured = {
         TRAIN_LOSS: float(all_losses.mean()),
@@ -167,8 +177,8 @@ def _train_interval(
         GRAD_NORM: float(all_norms.mean()),
         IMAGES_PER_SECOND: images_seen / seconds,
     }
-    if not finite.all():
-        bad = first + int((~finite).int().argmax())
+    if num_finite < len(finite):
+        bad = first + num_finite
         progress.step = bad + 1
         return stage.first_step + bad
     measured[VAL_LOSS], measured[VAL_ACCURACY] = _evaluate(model, data, data.validation, trial)
@@ -177,8 +187,7 @@ def _train_interval(
 
 
 def _learning_rate(stage: Stage, step: int) -> float:
-    config = stage.trial.training
-    return learning_rate(step, stage.steps, config.learning_rate, config.warmup_fraction)
+    return learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_fraction)
 
 
 def _finish(
@@ -191,6 +200,8 @@ def _finish(
 ) -> StageResult:
     """The result. A loss that ends above where the trial's began counts as diverged, at the last step."""
     assert progress.initial_loss is not None
+    end = stage.last_step if diverged_step is None else diverged_step
+    _record(progress, end, progress.stability.measured(stage.first_step))
     if diverged_step is None:
         name = TEST_ACCURACY if stage.phase == ATTENTION else CONVOLUTION_TEST_ACCURACY
         _record(progress, stage.last_step, {name: _evaluate(model, data, data.test, stage.trial)[1]})

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from cvit.config import PARAMETERS_OF, ConfigError
 from cvit.vocabulary import TRAINING
-from sweeps.engine.declaration import Preset, Sweep
+from sweeps.engine.declaration import Preset, Search, Sweep
 
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -50,6 +50,7 @@ class Request:
     preset: str
     grid: Mapping[str, tuple[Any, ...]]
     seeds: int
+    search_trials: int | None
     given: Mapping[str, Any]
     dataset: str
     data_dir: str
@@ -128,11 +129,15 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     seeds = given.pop("seeds", preset.seeds)
     if seeds < 1:
         raise ConfigError(f"seeds {seeds} must be at least 1")
+    search_trials = given.pop("search_trials", None)
+    if search_trials is not None and search_trials < 1:
+        raise ConfigError(f"search_trials {search_trials} must be at least 1")
     return Request(
         sweep=sweep.name,
         preset=preset_name,
         grid=grid,
         seeds=seeds,
+        search_trials=search_trials,
         given={name: value for name, value in given.items() if name in parameters},
         dataset=given.get("dataset", sweep.dataset),
         data_dir=given.get("data_dir") or os.environ.get(DATA_DIR_VARIABLE) or "data",
@@ -178,24 +183,33 @@ def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequenc
 def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence[str]) -> dict[str, Any]:
     run, grid = _GROUPS["run"], _GROUPS["grid"]
     part = _option(Literal[ALL_PARTS, *parts], "Which of the script's sweeps to run.", ALL_PARTS, run)
-    return ({"part": part} if parts else {}) | {
-        "preset": _option(
-            Literal[tuple(sweep.presets)],
-            "Scale of the sweep; other options change single values of it.",
-            preset_name,
-            run,
-        ),
-        "storage": _option(str, "Folder or URL (s3://, gs://) that holds the sweep's state.", "storage", run),
-        "tracking_uri": _option(
-            str, f"MLflow store or server (or set {TRACKING_URI_VARIABLE}).", DEFAULT_TRACKING_URI, run
-        ),
-        "address": _option(
-            str, "Ray cluster to run on (or set RAY_ADDRESS); without it Ray is started here.", None, run
-        ),
-        "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
-        "dry_run": _option(bool, "Print the plan and stop.", None, run),
-        "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
-    }
+    return (
+        ({"part": part} if parts else {})
+        | {
+            "preset": _option(
+                Literal[tuple(sweep.presets)],
+                "Scale of the sweep; other options change single values of it.",
+                preset_name,
+                run,
+            ),
+            "storage": _option(str, "Folder or URL (s3://, gs://) that holds the sweep's state.", "storage", run),
+            "tracking_uri": _option(
+                str, f"MLflow store or server (or set {TRACKING_URI_VARIABLE}).", DEFAULT_TRACKING_URI, run
+            ),
+            "address": _option(
+                str, "Ray cluster to run on (or set RAY_ADDRESS); without it Ray is started here.", None, run
+            ),
+            "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
+            "dry_run": _option(bool, "Print the plan and stop.", None, run),
+            "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
+        }
+        | (_search_options(preset.search) if preset.search else {})
+    )
+
+
+def _search_options(search: Search) -> dict[str, Any]:
+    text = "Trials of the search for each init scheme's best settings."
+    return {"search_trials": _option(int, text, search.trials, _GROUPS["grid"])}
 
 
 def _data_options(sweep: Sweep) -> dict[str, Any]:
@@ -227,7 +241,7 @@ def _grid_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
 def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     options = {}
     for name, parameter in PARAMETERS_OF[sweep.task].items():
-        if name in _NOT_OPTIONS or name in preset.grid:
+        if name in _NOT_OPTIONS or name in preset.grid or (preset.search and name in preset.search.space):
             continue
         default = preset.settings.get(name, parameter.default)
         own = {s: settings[name] for s, settings in preset.scheme_settings.items() if name in settings}

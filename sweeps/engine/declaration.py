@@ -8,15 +8,40 @@ from cvit.config import Task
 
 
 @dataclass(frozen=True, kw_only=True)
+class Range:
+    """The values of a parameter that a search tries; `log` for a scale on which every factor counts the same."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search for every init scheme's own best settings, with an equal number of trials each.
+
+    Attributes:
+        space: the parameters searched over, by flat name.
+        trials: per init scheme.
+        round_size: trials per init scheme that are chosen, and run, at a time.
+    """
+
+    space: Mapping[str, Range]
+    trials: int
+    round_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """The sweep at one scale.
 
     Attributes:
         description: one line for `--help`: purpose, hardware, duration.
         grid: the values of every axis but the seed, by flat parameter name.
-        seeds: number of seeds, from 0 on.
+        seeds: number of seeds, from 0 on; of a search, the fresh seeds on which the winners are trained, from 1 on.
         settings: flat parameters that all trials share, where they differ from the configuration's defaults.
         scheme_settings: flat parameters of single init schemes: each scheme's own best on validation.
+        search: for a sweep that looks for these best settings itself.
     """
 
     description: str
@@ -24,6 +49,7 @@ class Preset:
     seeds: int
     settings: Mapping[str, Any]
     scheme_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    search: Search | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +59,8 @@ class Sweep:
     Attributes:
         task: what its trials do: `training` on a data set, or `expressivity`, a fit that needs none.
         dataset: the default data set of a training.
+        drop_invalid: leave out combinations that cannot be, such as more heads than there are offsets, and list them;
+            otherwise they are refused.
     """
 
     name: str
@@ -40,6 +68,7 @@ class Sweep:
     presets: Mapping[str, Preset]
     task: Task = "training"
     dataset: str = "digits"
+    drop_invalid: bool = False
 
     @property
     def default_preset(self) -> str:

@@ -126,7 +126,7 @@ class Display:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=len(self._plan.trials), completed=self._num_done(), width=40))
         packs = Table(box=None, padding=(0, 2, 0, 0))
-        axes = list(self._plan.study.cells)
+        axes = list(self._plan.trials[0].cell)
         for heading in ("running", *axes, "step"):
             packs.add_column(heading, style="dim" if heading == "running" else "")
         for pack in list(self._running.values())[:_MOST_PACKS_SHOWN]:

@@ -18,7 +18,8 @@ from typing import Any
 from cvit.storage import Storage, decode_records, encode_record
 from cvit.training.results import Point
 from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
-from sweeps.engine.plan import Study, Trial
+from sweeps.engine.grids import as_grids
+from sweeps.engine.trials import Study, Trial
 
 Record = dict[str, Any]
 
@@ -49,10 +50,12 @@ class Journal:
 
     def record_plan(self, study: Study, trials: Iterable[Trial], tags: dict[str, str]) -> None:
         """Records a study, or that it has grown, and its trials."""
-        cells = {axis: list(values) for axis, values in study.cells.items()}
+        trials = list(trials)
         known = self._cells.get(study.key, [])
+        grids = [{a: list(values) for a, values in grid.items()} for grid in as_grids(trial.cell for trial in trials)]
+        cells = [grid for grid in grids if grid not in known]
         new: list[Record] = []
-        if cells not in known:
+        if cells:
             new.append(
                 {
                     "type": RECORD_STUDY,
@@ -62,7 +65,7 @@ class Journal:
                     "command": study.command,
                     "start_time_ms": _now_ms(),
                     "params": dict(study.params),
-                    "cells": [cells],
+                    "cells": cells,
                     "tags": tags,
                 }
             )

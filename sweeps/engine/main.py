@@ -47,7 +47,12 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
         info = None
         if sweep.task == TRAINING:
             info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
-        prepared.append((Plan.make(sweep, request, info, storage), info, request))
+        plan = Plan.make(sweep, request, info, storage)
+        if plan.search is not None:
+            from sweeps.engine.tuning import next_plan
+
+            plan = next_plan(plan, storage) or plan
+        prepared.append((plan, info, request))
     # Torch, Ray and pandas take seconds to import: help and bad input are answered before.
     from sweeps.engine.run import run
 

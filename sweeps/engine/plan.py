@@ -1,73 +1,43 @@
 """From a request to trials, from trials to stages, from stages to what is left to do."""
 
-import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
-from cvit.config import PARAMETERS_OF, ExpressivityConfig, TrialConfig
+from cvit.config import CombinationError, ConfigError
 from cvit.data.datasets import DatasetInfo
-from cvit.data.subsets import subset_size
-from cvit.stages import AnyStage, FitStage, short_hash, stages_of
+from cvit.stages import AnyStage
 from cvit.storage import Storage, StorageError
 from cvit.training.results import StageResult, load_result, read_weights
 from sweeps.engine.cli import Request
-from sweeps.engine.declaration import Sweep
-
-Cells = Mapping[str, tuple[Any, ...]]
-"""A grid: the values of every axis, the seed among them."""
-
-TOKENS_PER_SIDE = 8
-LEAST_PATCH_SIZE = 2
-"""Where no patch size is given, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """Everything about a sweep that its trials share. Adding seeds or fractions extends a study; another learning rate
-    makes another one.
-
-    Attributes:
-        params: the flat parameters that do not vary.
-        cells: the grid of this request.
-    """
-
-    key: str
-    sweep: str
-    task: str
-    question: str
-    command: str
-    params: Mapping[str, Any]
-    cells: Cells
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One result to be had: its key (unique within the sweep), place in the grid, configuration and stages."""
-
-    key: str
-    cell: Mapping[str, Any]
-    config: TrialConfig | ExpressivityConfig
-    stages: tuple[AnyStage, ...]
-
-    @property
-    def steps(self) -> int:
-        return self.stages[-1].last_step
+from sweeps.engine.declaration import Search, Sweep
+from sweeps.engine.grids import Cell, product
+from sweeps.engine.trials import Study, Trial, study_of
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages that a sweep needs, parents before children, and the results that there already are."""
+    """The stages that a sweep needs, parents before children, and the results that there already are.
+
+    Attributes:
+        make_trial: from a value of every axis to the trial there.
+        dropped: combinations of the grid that cannot be, and why; the trials are the rest.
+        search: for a sweep whose later trials depend on the results of earlier ones; see `sweeps.engine.tuning`.
+    """
 
     study: Study
+    make_trial: Callable[[Cell], Trial] = field(repr=False)
     trials: tuple[Trial, ...]
     stages: Mapping[str, AnyStage]
-    results: dict[str, StageResult] = field(default_factory=dict)
+    results: dict[str, StageResult]
+    dropped: tuple[tuple[Cell, str], ...] = ()
+    search: Search | None = None
 
     @classmethod
     def make(cls, sweep: Sweep, request: Request, info: DatasetInfo | None, storage: Storage) -> Self:
-        """
+        """The whole plan of a grid; that of a search, which has no trials yet.
+
         Args:
             info: the data set, for a sweep that trains on one.
 
@@ -75,12 +45,37 @@ class Plan:
             ConfigError: a combination of values cannot be trained.
             StorageError: the storage cannot be read.
         """
-        study, trials = _study_and_trials(sweep, request, info)
+        study, make_trial = study_of(sweep, request, info)
+        search = sweep.presets[request.preset].search
+        if search is not None:
+            search = replace(search, trials=request.search_trials or search.trials)
+            return cls(study, make_trial, (), {}, {}, (), search)
+        trials: list[Trial] = []
+        dropped: list[tuple[Cell, str]] = []
+        for cell in product({"seed": study.cells["seed"], **request.grid}):
+            try:
+                trials.append(make_trial(cell))
+            except CombinationError as error:
+                if not sweep.drop_invalid:
+                    raise
+                dropped.append((cell, str(error)))
+        if not trials:
+            raise ConfigError(dropped[0][1])
+        return cls(study, make_trial, (), {}, {}, tuple(dropped)).extended(trials, storage)
+
+    def extended(self, more: Iterable[Trial], storage: Storage) -> Self:
+        """The plan with more trials.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        trials = (*self.trials, *more)
         stages = {stage.key: stage for trial in trials for stage in trial.stages}
         try:
-            return cls(study, trials, stages, _usable_results(storage, stages))
+            results = _usable_results(storage, stages)
         except OSError as error:
             raise StorageError(f"storage {storage.url!r} cannot be read: {' '.join(str(error).split())}") from error
+        return replace(self, trials=trials, stages=stages, results=results)
 
     @property
     def todo(self) -> list[AnyStage]:
@@ -114,9 +109,9 @@ class Plan:
         return found
 
     @property
-    def num_shared(self) -> int:
-        """Stages saved because several trials share them."""
-        return sum(len(trial.stages) for trial in self.trials) - len(self.stages)
+    def shared(self) -> list[AnyStage]:
+        """Stages saved because several trials share them, each as often as it is saved."""
+        return [stage for key, trials in self.trials_of.items() for stage in [self.stages[key]] * (len(trials) - 1)]
 
 
 def _usable_results(storage: Storage, stages: Mapping[str, AnyStage]) -> dict[str, StageResult]:
@@ -128,67 +123,6 @@ def _usable_results(storage: Storage, stages: Mapping[str, AnyStage]) -> dict[st
         if found[key].diverged_step is None and read_weights(storage, key) is None:
             del found[key]
     return found
-
-
-def _study_and_trials(sweep: Sweep, request: Request, info: DatasetInfo | None) -> tuple[Study, tuple[Trial, ...]]:
-    preset = sweep.presets[request.preset]
-    defaults = {name: p.default for name, p in PARAMETERS_OF[sweep.task].items()}
-    shared = {**defaults, **(_chosen_by_the_data(info) if info is not None else {}), **preset.settings}
-    own = {
-        scheme: {name: value for name, value in settings.items() if name not in request.given}
-        for scheme, settings in preset.scheme_settings.items()
-    }
-    shared |= request.given
-    cells = {**request.grid, "seed": tuple(range(request.seeds))}
-    # The data set's name is not part of its identity: the same files under another name are the same study. Nor are
-    # defaults: a study stays the same when the configuration gains a parameter.
-    identity = {
-        name: value
-        for name, value in shared.items()
-        if name not in cells and name != "dataset" and value != defaults[name]
-    }
-    varying = set(cells).union(*own.values())
-    constant = {name: value for name, value in shared.items() if name not in varying}
-    study_key = short_hash({"sweep": sweep.name, "shared": identity, "own": own, "axes": sorted(cells)}, digits=16)
-    study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, cells)
-
-    def trial(cell: Mapping[str, Any]) -> Trial:
-        flat = {**shared, **own.get(cell.get("init_scheme", ""), {}), **cell}
-        config, stages = _stages(flat, info)
-        # Two cells may need the very same stages, such as two rules for the width that agree at one number of heads.
-        return Trial(short_hash([study_key, stages[-1].key, cell], digits=16), cell, config, stages)
-
-    seed_major = {"seed": cells["seed"], **request.grid}
-    combinations = itertools.product(*seed_major.values())
-    return study, tuple(trial(dict(zip(seed_major, values, strict=True))) for values in combinations)
-
-
-def _chosen_by_the_data(info: DatasetInfo) -> dict[str, Any]:
-    return {
-        "dataset": info.name,
-        "data_fingerprint": info.fingerprint,
-        "image_size": info.image_size,
-        "in_channels": info.in_channels,
-        "num_classes": info.num_classes,
-        "augmentation": info.augmentation,
-        "patch_size": _default_patch_size(info.image_size),
-    }
-
-
-def _stages(
-    flat: Mapping[str, Any], info: DatasetInfo | None
-) -> tuple[TrialConfig | ExpressivityConfig, tuple[AnyStage, ...]]:
-    if info is None:
-        fit = ExpressivityConfig.from_flat(flat)
-        return fit, (FitStage(fit),)
-    config = TrialConfig.from_flat(flat)
-    num_images = subset_size(info.train_labels, config.data.data_fraction, config.data.validation_fraction)
-    return config, stages_of(config, num_images)
-
-
-def _default_patch_size(image_size: int) -> int:
-    divisors = [size for size in range(LEAST_PATCH_SIZE, image_size + 1) if image_size % size == 0]
-    return min(divisors, key=lambda size: abs(image_size / size - TOKENS_PER_SIDE))
 
 
 Pack = tuple[AnyStage, ...]

@@ -10,10 +10,12 @@ from rich.console import Console
 
 from analysis.answers import answer_text
 from analysis.load import load_journal
+from cvit.stages import AnyStage
 from cvit.storage import Storage
 from sweeps.engine.cli import DEFAULT_TRACKING_URI, Request
 from sweeps.engine.display import duration
 from sweeps.engine.estimate import estimate
+from sweeps.engine.grids import Cell, as_grids
 from sweeps.engine.plan import MAX_PACK, Plan
 
 
@@ -28,17 +30,31 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
         *([_data_line(params)] if "dataset" in params else []),
         *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, of which done {num_done}",
-        f"  stages    {len(plan.stages)} ({plan.num_shared} saved by sharing), of which to train {len(todo)}",
+        f"  stages    {len(plan.stages)} ({_saved(plan.shared)} saved by sharing), of which to train {len(todo)}",
         f"  packs     {math.ceil(len(todo) / MAX_PACK)} of at most {MAX_PACK} stage",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
         f"  storage   {request.storage}",
         f"  tracking  {request.tracking_uri}",
     ]
+    if plan.search is not None:
+        s, fresh = plan.search, len(plan.study.cells["seed"])
+        lines += [
+            f"  search    {s.trials} trials per scheme in rounds of {s.round_size}, then each winner on {fresh} seeds"
+        ]
+    if plan.dropped:
+        lines += [f"  dropped   {len(plan.dropped)} combinations that cannot be:", *_dropped(plan)]
     if request.dry_run and todo:
-        lines.append(f"  cost      {_cost(plan, request)}")
+        lines += _costs(plan, request)
     console.print("\n".join(lines), highlight=False, markup=False)
-    if not todo:
+    if not todo and plan.search is None:
         console.print("Nothing to train: every trial is done.", highlight=False, markup=False)
+
+
+def print_growth(console: Console, plan: Plan) -> None:
+    """What the results so far have added to the plan of a search."""
+    seeds = {trial.cell["seed"] for trial in plan.trials}
+    what = f"{len(plan.trials)} trials so far" if len(seeds) == 1 else f"the winners on {len(seeds) - 1} fresh seeds"
+    console.print(f"search: {what}, {len(plan.todo)} stages to train", highlight=False, markup=False)
 
 
 def _data_line(params: Mapping[str, Any]) -> str:
@@ -46,13 +62,37 @@ def _data_line(params: Mapping[str, Any]) -> str:
     return f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes"
 
 
-def _cost(plan: Plan, request: Request) -> str:
+def _saved(stages: list[AnyStage]) -> str:
+    steps = sum(stage.steps for stage in stages)
+    return f"{len(stages)} with {steps:,} steps" if stages else "0"
+
+
+def _dropped(plan: Plan) -> list[str]:
+    """A line per reason, with the values that are left out; axes on which all are go without saying."""
+    by_reason: dict[str, list[Cell]] = {}
+    for cell, reason in plan.dropped:
+        by_reason.setdefault(reason, []).append(cell)
+    lines = []
+    for reason, cells in by_reason.items():
+        for grid in as_grids(cells):
+            partial = {axis: values for axis, values in grid.items() if set(values) != set(plan.study.cells[axis])}
+            place = ", ".join(f"{axis} {' '.join(map(str, values))}" for axis, values in partial.items())
+            lines.append(f"            {place or 'all'}: {reason}")
+    return lines
+
+
+def _costs(plan: Plan, request: Request) -> list[str]:
     use_gpu = request.device == "cuda" or (request.device == "auto" and torch.cuda.is_available())
-    cost = estimate(plan.todo, torch.device("cuda" if use_gpu else "cpu"))
-    return (
-        f"{cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
+    device = torch.device("cuda" if use_gpu else "cpu")
+    cost = estimate(plan.todo, device)
+    lines = [
+        f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
         f"on this machine's {'GPU' if use_gpu else 'CPU'}, evaluation not counted"
-    )
+    ]
+    if plan.shared:
+        seconds = estimate(plan.shared, device).worker_seconds
+        lines.append(f"  saved     about {duration(seconds)} of one worker, by sharing stages")
+    return lines
 
 
 def print_answer(

@@ -3,7 +3,8 @@
 from cvit.training.loop import Report
 from cvit.vocabulary import TAG_DEVICE, TAG_DIVERGED_STEP
 from sweeps.engine.journal import Journal
-from sweeps.engine.plan import Plan, Trial
+from sweeps.engine.plan import Plan
+from sweeps.engine.trials import Trial
 
 
 def record(plan: Plan, journal: Journal, key: str, report: Report) -> None:

@@ -1,6 +1,7 @@
 """The main flow of a sweep: plan → stages → journal → answer."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -10,18 +11,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cvit.data.datasets import DatasetInfo, load
+from cvit.data.datasets import Dataset, DatasetInfo, load
 from cvit.storage import Storage
 from cvit.training.loop import Report
 from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
 from sweeps.engine.cli import Request
-from sweeps.engine.cluster import check_device, ray_session
+from sweeps.engine.cluster import Workers, check_device, ray_session
 from sweeps.engine.display import Display
 from sweeps.engine.execute import execute
 from sweeps.engine.journal import Journal
 from sweeps.engine.main import EXIT_INTERRUPTED
 from sweeps.engine.plan import Plan
-from sweeps.engine.report import print_answer, print_plan
+from sweeps.engine.report import print_answer, print_growth, print_plan
 from sweeps.engine.results import record
 from sweeps.engine.tracking import Tracker
 
@@ -46,19 +47,25 @@ def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage
     print_plan(console, plan, request)
     if request.dry_run:
         return 0
-    try:
-        if not plan.todo:
-            return _record_and_answer(plan, info, request, storage, console, lambda journal: None)
-        dataset = load(info) if info is not None else None
-        with ray_session(request.address, request.device) as workers:
+    with contextlib.ExitStack() as session:
 
-            def train(journal: Journal) -> None:
-                with Display(plan, console) as display:
-                    execute(plan, dataset, storage.url, workers, journal, display)
+        @functools.cache
+        def start() -> tuple[Dataset | None, Workers]:
+            """Loads the data and starts Ray, once, and only if there is anything to train."""
+            dataset = load(info) if info is not None else None
+            return dataset, session.enter_context(ray_session(request.address, request.device))
 
+        def train(plan: Plan, journal: Journal) -> None:
+            dataset, workers = start()
+            with Display(plan, console) as display:
+                execute(plan, dataset, storage.url, workers, journal, display)
+
+        try:
+            if plan.todo:
+                start()
             return _record_and_answer(plan, info, request, storage, console, train)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
 
 
 def _record_and_answer(
@@ -67,22 +74,28 @@ def _record_and_answer(
     request: Request,
     storage: Storage,
     console: Console,
-    train: Callable[[Journal], None],
+    train: Callable[[Plan, Journal], None],
 ) -> int:
     """Opens journal and tracker, trains, and answers from what was recorded, however the training ends."""
     journal = Journal(storage, plan.study.sweep)
     tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: plan.study.task}
     if info is not None:
         tags[TAG_DATA_FINGERPRINT] = info.fingerprint
-    journal.record_plan(plan.study, plan.trials, tags)
-    _record_known_results(plan, journal)
-    planned = {plan.study.key, *(trial.key for trial in plan.trials)}
-    tracker = Tracker(request.tracking_uri, plan.study.sweep, planned, list(journal.records))
+    _record_plan(plan, journal, tags)
+    tracker = Tracker(request.tracking_uri, plan.study.sweep, _keys(plan), list(journal.records))
     journal.listen(tracker.feed)
     outcome, exit_code = "FAILED", EXIT_FAILED_TRIALS
     try:
         with _sigterm_as_interrupt():
-            train(journal)
+            if plan.todo:
+                train(plan, journal)
+            while (grown := _next_plan(plan, storage)) is not None:
+                plan = grown
+                tracker.expect(_keys(plan))
+                _record_plan(plan, journal, tags)
+                print_growth(console, plan)
+                if plan.todo:
+                    train(plan, journal)
         if all(plan.status(trial) is not None for trial in plan.trials):
             outcome, exit_code = "FINISHED", 0
     except KeyboardInterrupt:
@@ -92,6 +105,23 @@ def _record_and_answer(
     error = None if copied else tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
     print_answer(console, plan, storage, request, error, is_interrupted=exit_code == EXIT_INTERRUPTED)
     return exit_code
+
+
+def _next_plan(plan: Plan, storage: Storage) -> Plan | None:
+    if plan.search is None:
+        return None
+    from sweeps.engine.tuning import next_plan  # Optuna is not needed otherwise
+
+    return next_plan(plan, storage)
+
+
+def _keys(plan: Plan) -> set[str]:
+    return {plan.study.key, *(trial.key for trial in plan.trials)}
+
+
+def _record_plan(plan: Plan, journal: Journal, tags: dict[str, str]) -> None:
+    journal.record_plan(plan.study, plan.trials, tags)
+    _record_known_results(plan, journal)
 
 
 def _record_known_results(plan: Plan, journal: Journal) -> None:

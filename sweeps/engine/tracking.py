@@ -84,6 +84,10 @@ class Tracker:
         """Takes records to copy."""
         self._inbox.put(records)
 
+    def expect(self, planned: set[str]) -> None:
+        """More keys of this driver's, before records of them are fed."""
+        self._planned = self._planned | planned
+
     def close(self, status: str, timeout_s: float) -> bool:
         """Ends the runs that are still open with a status of MLflow's (FINISHED, FAILED, KILLED).
 
@@ -151,7 +155,7 @@ class Tracker:
             run.cells += [cells for cells in record["cells"] if cells not in run.cells]
             run.tags |= {
                 v.TAG_COMMAND: record["command"],
-                v.TAG_GRID: json.dumps(run.cells),
+                **_in_parts(v.TAG_GRID, json.dumps(run.cells)),
                 v.TAG_NOTE: f"{record['question']}\n\n`{record['command']}`",
             }
             run.changed = True
@@ -282,6 +286,12 @@ def _all_runs(client: Any, experiment_id: str) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _in_parts(tag: str, text: str) -> dict[str, str]:
+    """A text that is too long for one tag, in several: tag, tag.1, tag.2, …"""
+    parts = [text[start : start + _MAX_TAG_LENGTH] for start in range(0, len(text), _MAX_TAG_LENGTH)]
+    return {tag if number == 0 else f"{tag}.{number}": part for number, part in enumerate(parts)}
 
 
 def _this_driver() -> str:

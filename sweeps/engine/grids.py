@@ -1,0 +1,28 @@
+"""Grids of trials: products of the axes' values, less the combinations that cannot be."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+Cell = Mapping[str, Any]
+"""A place in a grid: a value of every axis, the seed among them."""
+Cells = Mapping[str, tuple[Any, ...]]
+"""A grid: the values of every axis, the seed among them."""
+
+
+def product(grid: Cells) -> Iterator[dict[str, Any]]:
+    """The cells of a grid; the first axis varies slowest."""
+    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+
+
+def as_grids(cells: Iterable[Cell]) -> tuple[Cells, ...]:
+    """Grids whose union is these cells, merged axis by axis; a full grid gives itself back."""
+    grids = [{axis: (value,) for axis, value in cell.items()} for cell in cells]
+    for axis in reversed(grids[0] if grids else {}):
+        merged: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
+        for grid in grids:
+            others = tuple(values for name, values in grid.items() if name != axis)
+            known = merged.setdefault(others, grid | {axis: ()})
+            known[axis] = tuple(dict.fromkeys((*known[axis], *grid[axis])))
+        grids = list(merged.values())
+    return tuple(grids)

@@ -1,0 +1,62 @@
+"""Which init scheme is best when each is tuned with the same budget? An Optuna search per scheme, then fresh seeds.
+
+python sweeps/tuned.py                                          # digits, about N minutes on two cores
+python sweeps/tuned.py --search-trials 24 --seeds 10
+python sweeps/tuned.py --preset smoke --dataset cifar10 --data-dir ../shared/data
+
+Searched: learning rate, weight decay, warm-up and, where the scheme has one, attention sharpness. Selection is by the
+accuracy on validation images at the end; only the winners, trained on seeds that the search has not seen, are tested.
+"""
+
+from sweeps.engine.declaration import Preset, Range, Search, Sweep
+from sweeps.engine.main import main
+
+SCHEMES = ("random", "conv_structured", "two_phase")
+SPACE = {
+    "learning_rate": Range(low=3e-4, high=2e-2, log=True),
+    "weight_decay": Range(low=1e-3, high=0.3, log=True),
+    "warmup_fraction": Range(low=0.0, high=0.2),
+    "attention_sharpness": Range(low=1.0, high=10.0, log=True),
+}
+OWN = {
+    "random": {"position_encoding": "relative+absolute"},
+    "conv_structured": {"position_encoding": "relative+absolute"},
+}
+
+SWEEP = Sweep(
+    name="tuned",
+    question="Which init scheme is best when each has its own best settings, found with equal budget?",
+    presets={
+        "laptop": Preset(
+            description="the default: digits, 36 trials of the search and 15 of its winners",
+            grid={"init_scheme": SCHEMES},
+            seeds=5,
+            settings={"embed_dim": 48, "depth": 4, "num_heads": 9, "head_dim": 8, "mlp_ratio": 2.0}
+            | {"data_fraction": 0.05, "validation_fraction": 0.2, "batch_size": 32, "epochs": 10, "min_steps": 300},
+            scheme_settings=OWN,
+            search=Search(space=SPACE, trials=12, round_size=4),
+        ),
+        "smoke": Preset(
+            description="does it run? 8 tiny trials of the search and 2 of its winners",
+            grid={"init_scheme": ("random", "two_phase")},
+            seeds=1,
+            settings={"embed_dim": 48, "depth": 1, "num_heads": 9, "head_dim": 8, "mlp_ratio": 2.0}
+            | {"data_fraction": 0.02, "batch_size": 32, "epochs": 1, "min_steps": 40, "evaluations": 2}
+            | {"max_validation_images": 500},
+            scheme_settings=OWN,
+            search=Search(space=SPACE, trials=4, round_size=2),
+        ),
+        "reference": Preset(
+            description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",
+            grid={"init_scheme": SCHEMES},
+            seeds=5,
+            settings={"embed_dim": 384, "depth": 12, "num_heads": 9, "head_dim": 32, "batch_size": 128}
+            | {"data_fraction": 0.05, "epochs": 100, "min_steps": 4000, "label_smoothing": 0.1}
+            | {"precision": "bfloat16", "evaluations": 20},
+            search=Search(space=SPACE, trials=32, round_size=8),
+        ),
+    },
+)
+
+if __name__ == "__main__":
+    main(SWEEP)
