@@ -4,16 +4,23 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from sweeping import ROOT
 
-from cvit.data.datasets import DatasetInfo, describe
+from cvit.data.datasets import DatasetInfo, describe, load
+from cvit.stages import AnyStage, Stage
 from cvit.storage import Storage
+from cvit.training.batches import stage_data
+from cvit.training.loop import train_stage
+from cvit.training.results import load_result
 from cvit.vocabulary import TRAINING
 from sweeps.engine.cli import Request, parse, parts_asked_for
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.plan import Plan
+from sweeps.engine.searcher import PlanSearcher
 from sweeps.low_data import SWEEP
 
+CPU = torch.device("cpu")
 SMALL = (
     *("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--epochs", "0"),
@@ -49,3 +56,25 @@ def requests_of(script: str, options: list[str]) -> list[Request | None]:
     """What a script makes of a command line, a request for each of its parts that is asked for."""
     sweeps = sweeps_of(script)
     return [parse(s, options, sweeps if len(sweeps) > 1 else ()) for s in parts_asked_for(sweeps, options)]
+
+
+def train(stage: AnyStage, folder: Path) -> None:
+    assert isinstance(stage, Stage)
+    data = stage_data(load(digits()), stage.trial.data, stage.trial.seed, CPU)
+    for _ in train_stage(stage, data, Storage.open(str(folder)), CPU):
+        pass
+
+
+def walk(plan: Plan, folder: Path) -> list[AnyStage]:
+    """Trains what the searcher suggests, one pack at a time, and returns the order."""
+    searcher, order = PlanSearcher(plan, {}), []
+    while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:
+        assert isinstance(suggestion, dict)
+        for stage in suggestion["pack"]:
+            train(stage, folder)
+            result = load_result(Storage.open(str(folder)), stage.key)
+            assert result is not None
+            plan.results[stage.key] = result
+            order.append(stage)
+        searcher.on_trial_complete(str(len(order)))
+    return order

@@ -17,6 +17,7 @@ from sweeps.engine.cli import parse
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.main import main
 from sweeps.engine.plan import Plan
+from sweeps.engine.tuning import next_plan
 from sweeps.low_data import SWEEP
 
 WRONG = [
@@ -133,7 +134,12 @@ def test_every_preset_of_every_sweep_can_be_planned(script: str, sweep: Sweep, t
         info = None if sweep.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
         (request,) = [r for r in requests_of(script, ["--preset", name]) if r and r.sweep == sweep.name]
         plan = Plan.make(sweep, request, info, Storage.open(str(tmp_path)))
-        assert len(plan.trials) == math.prod(map(len, plan.study.cells.values()))
+        if plan.search is not None:
+            plan = next_plan(plan, Storage.open(str(tmp_path)))
+            assert plan is not None and plan.search is not None
+            assert len(plan.trials) == len(plan.study.cells["init_scheme"]) * plan.search.round_size
+            continue
+        assert len(plan.trials) + len(plan.dropped) == math.prod(map(len, plan.study.cells.values()))
         assert len({trial.key for trial in plan.trials}) == len(plan.trials)
 
 

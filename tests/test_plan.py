@@ -4,43 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from planning import SMALL, digits, make_plan
+from planning import SMALL, make_plan, train, walk
 
 from cvit.config import ConfigError
-from cvit.data.datasets import load
-from cvit.stages import AnyStage, Stage
 from cvit.storage import Storage
-from cvit.training.batches import stage_data
-from cvit.training.loop import train_stage
 from cvit.training.results import load_result
-from sweeps.engine.plan import Plan, pack
+from cvit.vocabulary import IMAGES_PER_SECOND
+from sweeps.engine.plan import pack
 from sweeps.engine.searcher import PlanSearcher
+from sweeps.full_grid import SWEEP as FULL_GRID
 from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
-
-CPU = torch.device("cpu")
-
-
-def train(stage: AnyStage, folder: Path) -> None:
-    assert isinstance(stage, Stage)
-    data = stage_data(load(digits()), stage.trial.data, stage.trial.seed, CPU)
-    for _ in train_stage(stage, data, Storage.open(str(folder)), CPU):
-        pass
-
-
-def walk(plan: Plan, folder: Path) -> list[AnyStage]:
-    """Trains what the searcher suggests, one pack at a time, and returns the order."""
-    searcher, order = PlanSearcher(plan, {}), []
-    while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:
-        assert isinstance(suggestion, dict)
-        for stage in suggestion["pack"]:
-            train(stage, folder)
-            result = load_result(Storage.open(str(folder)), stage.key)
-            assert result is not None
-            plan.results[stage.key] = result
-            order.append(stage)
-        searcher.on_trial_complete(str(len(order)))
-    return order
+from sweeps.no_warmup import SWEEP as NO_WARMUP
 
 
 def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
@@ -155,3 +129,45 @@ def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:
     suggested = [searcher.suggest(str(number)) for number in range(9)]
     assert suggested.pop() == PlanSearcher.FINISHED
     assert {s["pack"][0].key for s in suggested if isinstance(s, dict)} == set(plan.stages)
+
+
+def test_combinations_that_cannot_be_are_dropped_by_rule_and_listed(tmp_path: Path) -> None:
+    options = ("--patch-size", "2", "4", "--num-heads", "9", "16", "--data-fraction", "0.05", "--seeds", "2")
+    plan = make_plan(tmp_path, *options, "--init-scheme", "random", sweep=FULL_GRID)
+    assert {(t.cell["patch_size"], t.cell["num_heads"]) for t in plan.trials} == {(2, 9), (2, 16), (4, 9)}
+    assert len(plan.trials) == 6
+    assert [(cell["patch_size"], cell["num_heads"]) for cell, _ in plan.dropped] == [(4, 16)] * 2
+    assert {reason for _, reason in plan.dropped} == {
+        "num_heads 16 must be at most 9, the number of offsets on a grid of 2x2 patches"
+    }
+    with pytest.raises(ConfigError, match="num_heads 16 must be at most 9"):
+        make_plan(tmp_path, "--patch-size", "4", "--num-heads", "16", sweep=FULL_GRID)  # nothing would be left
+    with pytest.raises(ConfigError, match=r"data_fraction 1.5 must lie in \(0, 1\]"):
+        make_plan(tmp_path, "--data-fraction", "0.1", "1.5", sweep=FULL_GRID)  # a mistake, not a combination
+    with pytest.raises(ConfigError, match="num_heads 1000"):
+        make_plan(tmp_path, "--num-heads", "1000")
+
+
+def test_trials_end_the_same_with_and_without_sharing_stages(tmp_path: Path) -> None:
+    """Bit for bit, on one machine: four trials that share a convolution phase, against each trained alone."""
+    options = ("--warmup-fraction", "0", "0.1", "--learning-rate", "0.001", "0.016", "--seeds", "1")
+    small = ("--init-scheme", "two_phase", "--embed-dim", "16", "--depth", "1", "--min-steps", "24", "--epochs", "0")
+    plan = make_plan(tmp_path, *options, *small, sweep=NO_WARMUP)
+    assert (len(plan.trials), len(plan.stages), len(plan.shared)) == (4, 1 + 4, 3)
+    walk(plan, tmp_path / "together")
+    for number, trial in enumerate(plan.trials):
+        alone = tmp_path / f"alone{number}"
+        for stage in trial.stages:
+            train(stage, alone)
+            shared, own = (
+                load_result(Storage.open(str(folder)), stage.key) for folder in (tmp_path / "together", alone)
+            )
+            assert shared is not None and own is not None
+            # images_per_second and the times are measurements of the machine
+            points = [[p[:3] for p in r.points if p[0] != IMAGES_PER_SECOND] for r in (shared, own)]
+            assert points[0] == points[1]
+            weights = [
+                (folder / "stages" / stage.key / "weights.safetensors").read_bytes()
+                for folder in (tmp_path / "together", alone)
+            ]
+            assert weights[0] == weights[1]

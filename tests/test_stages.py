@@ -243,7 +243,7 @@ def test_fits_have_keys_of_their_own() -> None:
 
 
 def test_the_convolution_phase_may_have_a_schedule_of_its_own_and_is_then_shared_over_that_of_attention() -> None:
-    own = {"convolution_learning_rate": 0.001, "convolution_warmup_fraction": 0.1}
+    own: dict[str, Any] = {"convolution_learning_rate": 0.001, "convolution_warmup_fraction": 0.1}
     found = [keys(**own, learning_rate=rate, warmup_fraction=share) for rate in (0.001, 0.1) for share in (0.0, 0.1)]
     assert {convolution for convolution, _ in found} == {keys()[0]}, "0.001 and 0.1 are what FLAT says for both"
     assert len({attention for _, attention in found}) == 4
