@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 PositionEncoding = Literal["relative", "relative+absolute"]
-InitSchemeName = Literal["random", "two_phase", "conv_structured"]
+InitSchemeName = Literal[
+    "random", "two_phase", "conv_structured", "mimetic", "impulse", "local", "convolution", "resnet"
+]
 ConvolutionForm = Literal["factorized", "full"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
@@ -27,6 +29,8 @@ LARGEST_LEARNING_RATE = 1e30
 
 THREE_BY_THREE = 9
 """Offsets of a 3×3 neighbourhood: the least that a convolutional twin of full rank has."""
+REFERENCES = ("convolution", "resnet")
+"""Init schemes by name only: other models in the same tables, the convolutional twin alone and a residual network."""
 
 
 class ConfigError(ValueError):
@@ -136,9 +140,12 @@ class ModelConfig:
 class InitConfig:
     """How the transformer starts. Parameters that the scheme does not use have no influence on a trial."""
 
-    init_scheme: InitSchemeName = _option("How the transformer's weights start.", "random")
+    init_scheme: InitSchemeName = _option(
+        "How the transformer's weights start; convolution and resnet are other models, for reference.", "random"
+    )
     attention_sharpness: float = _option(
-        "Logit gap between a head's target patch and the zero slot at the start (schemes with a convolution).", 4.0
+        "Logit gap between a head's target patch and the zero slot at the start (schemes with a convolution; impulse).",
+        4.0,
     )
     convolution_form: ConvolutionForm = _option(
         "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"

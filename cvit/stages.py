@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from cvit.config import THREE_BY_THREE, ExpressivityConfig, TrialConfig
-from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, FIT
+from cvit.config import REFERENCES, THREE_BY_THREE, ExpressivityConfig, ModelConfig, TrialConfig
+from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, FIT, REFERENCE
 
 SCIENCE_VERSION = 1
 """Raised whenever training the same configuration gives another result, so that old stages are not reused."""
@@ -34,6 +34,14 @@ _NOT_DECISIVE = {
     "random": {"attention_sharpness", "convolution_form"},
     "two_phase": set(),
     "conv_structured": set(),
+    "mimetic": {"attention_sharpness", "convolution_form"},
+    "impulse": {"convolution_form"},
+    "local": {"attention_sharpness", "convolution_form"},
+    "convolution": {"attention_sharpness"},
+    "resnet": {
+        *("attention_sharpness", "convolution_form"),
+        *("patch_size", "num_heads", "head_dim", "position_encoding"),
+    },
 }
 _NOT_DECISIVE_FOR_CONVOLUTION = {"init_scheme", "attention_sharpness"}
 
@@ -43,7 +51,7 @@ class Stage:
     """One phase of a trial.
 
     Attributes:
-        phase: `convolution` or `attention`.
+        phase: `convolution`, `attention` or `reference`.
         trial: the configuration of (one of) the trials that the stage belongs to.
         steps: optimiser steps of this stage.
         first_step: optimiser steps of the trial before this stage.
@@ -70,7 +78,9 @@ class Stage:
             if name not in _NEVER_DECISIVE and name not in not_decisive
         }
         decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
-        if self.phase == CONVOLUTION and self.trial.init.convolution_form == "full":
+        init = self.trial.init
+        is_twin = self.phase == CONVOLUTION or init.init_scheme == "convolution"
+        if is_twin and init.convolution_form == "full":
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than that share it.
             decisive["num_heads"] = max(THREE_BY_THREE, decisive["num_heads"])
             del decisive["head_dim"]
@@ -95,6 +105,13 @@ class Stage:
         """Share of this stage's steps with a linearly rising learning rate."""
         own = self.trial.init.convolution_warmup_fraction if self.phase == CONVOLUTION else -1
         return own if own >= 0 else self.trial.training.warmup_fraction
+
+    @property
+    def architecture(self) -> tuple[str, str, ModelConfig, str]:
+        """What determines the model, its weights aside."""
+        init = self.trial.init
+        kind = init.init_scheme if self.phase == REFERENCE else ""
+        return self.phase, kind, self.trial.model, init.convolution_form
 
     @property
     def last_step(self) -> int:
@@ -139,6 +156,8 @@ def stages_of(trial: TrialConfig, num_images: int) -> tuple[Stage, ...]:
     """
     total = trial.training.total_steps(num_images)
     interval = max(1, round(total / trial.training.evaluations))
+    if trial.init.init_scheme in REFERENCES:
+        return (Stage(REFERENCE, trial, total, 0, interval),)
     if trial.init.init_scheme != "two_phase":
         return (Stage(ATTENTION, trial, total, 0, interval),)
     first = min(total - 1, max(1, round(total * trial.init.convolution_fraction)))

@@ -99,7 +99,7 @@ def factorize(
 
 
 @torch.no_grad()
-def logit_error(twin: VisionTransformer, model: VisionTransformer, images: Tensor) -> float:
+def logit_error(twin: nn.Module, model: nn.Module, images: Tensor) -> float:
     """‖model(images) − twin(images)‖ / ‖twin(images)‖ over all logits: the transfer's measured error.
 
     Args:

@@ -59,6 +59,7 @@ EXPRESSIVITY = "expressivity"
 # Phases of a trial.
 CONVOLUTION = "convolution"
 ATTENTION = "attention"
+REFERENCE = "reference"
 FIT = "fit"
 
 # Folders below STORAGE.

@@ -38,7 +38,7 @@ INVALID: dict[str, list[Any]] = {
     "inner_dim": [-1],
     "mlp_ratio": [0.0, -1.0, NAN],
     "position_encoding": ["absolute", "relative "],
-    "init_scheme": ["", "twophase", "mimetic"],
+    "init_scheme": ["", "twophase", "Random"],
     "attention_sharpness": [0.0, -4.0, NAN],
     "convolution_form": ["half"],
     "convolution_fraction": [0.0, 1.0, NAN],
@@ -137,7 +137,7 @@ def test_the_edge_of_what_is_valid_is_accepted(name: str, value: Any) -> None:
 def test_messages_say_what_is_valid() -> None:
     assert "one of 1, 2, 4, 8" in rejected("patch_size", 3)
     assert "at most 9" in rejected("num_heads", 10) and "2x2" in rejected("num_heads", 10)
-    assert "random, two_phase, conv_structured" in rejected("init_scheme", "mimetic")
+    assert "random, two_phase, conv_structured" in rejected("init_scheme", "twophase")
 
 
 def test_an_unknown_parameter_is_named_with_the_valid_ones() -> None:

@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from cvit.config import ConvolutionForm, InitSchemeName, TrialConfig, choices
+from cvit.config import REFERENCES, ConvolutionForm, InitSchemeName, TrialConfig, choices
 from cvit.init.conv_structured import conv_structured
 from cvit.init.random import initialise, random
-from cvit.init.registry import INIT_SCHEMES, initial_model
+from cvit.init.registry import INIT_SCHEMES, blank_model, initial_model
 from cvit.init.two_phase import two_phase
 from cvit.models.vit import VisionTransformer
 from cvit.stages import stages_of
@@ -37,18 +38,18 @@ def twin_of(config: TrialConfig) -> VisionTransformer:
     return twin
 
 
-def start(scheme: InitSchemeName, **changes: Any) -> VisionTransformer:
-    """The model that a trial's attention phase starts from, an untrained parent in the place of a trained one."""
+def start(scheme: InitSchemeName, **changes: Any) -> nn.Module:
+    """The model that a trial's last phase starts from, an untrained parent in the place of a trained one."""
     config = trial(init_scheme=scheme, **changes)
     stage = stages_of(config, num_images=100)[-1]
     return initial_model(stage, twin_of(config) if stage.parent else None)[0]
 
 
-def first_phase(**changes: Any) -> VisionTransformer:
+def first_phase(**changes: Any) -> nn.Module:
     return initial_model(stages_of(trial(init_scheme="two_phase", **changes), num_images=100)[0], None)[0]
 
 
-def outside_the_mixing(model: VisionTransformer) -> dict[str, torch.Tensor]:
+def outside_the_mixing(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if ".mixing." not in name}
 
 
@@ -57,19 +58,40 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_the_registry_is_what_the_configuration_offers() -> None:
-    assert tuple(INIT_SCHEMES) == SCHEMES
+    assert (*INIT_SCHEMES, *REFERENCES) == SCHEMES
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("form", choices(ConvolutionForm))
+def test_a_blank_model_takes_the_weights_of_every_stage(scheme: InitSchemeName, form: ConvolutionForm) -> None:
+    """What a parent is loaded into, and what is timed, is what is trained."""
+    for stage in stages_of(trial(init_scheme=scheme, convolution_form=form), num_images=100):
+        model = initial_model(stage, blank_model(stage.parent) if stage.parent else None)[0]
+        blank_model(stage).load_state_dict(model.state_dict())
+        assert type(blank_model(stage)) is type(model)
 
 
 @pytest.mark.parametrize("form", choices(ConvolutionForm))
 def test_all_schemes_share_the_draws_of_what_they_share(form: ConvolutionForm) -> None:
     """Fairness: schemes differ in the mixing, not in the luck of the other weights."""
-    models = [start(scheme, convolution_form=form, seed=3) for scheme in SCHEMES]
-    models.append(first_phase(convolution_form=form, seed=3))
-    shared = [outside_the_mixing(model) for model in models]
+    transformers = {scheme: start(scheme, convolution_form=form, seed=3) for scheme in SCHEMES if scheme != "resnet"}
+    shared = [outside_the_mixing(model) for model in transformers.values()]
+    shared.append(outside_the_mixing(first_phase(convolution_form=form, seed=3)))
     assert {"patch_embedding.weight", "position_embedding", "blocks.1.mlp.2.weight", "head.weight"} <= shared[0].keys()
     assert all(same(shared[0], other) for other in shared[1:])
-    queries = [model.state_dict()["blocks.1.mixing.query.weight"] for model in models[:3]]
-    assert all(torch.equal(queries[0], other) for other in queries[1:])
+    mixing = {scheme: model.get_submodule("blocks.1.mixing").state_dict() for scheme, model in transformers.items()}
+    same_as_random = {
+        scheme: {name for name, value in mixing[scheme].items() if torch.equal(value, mixing["random"][name])}
+        for scheme in ("conv_structured", "mimetic", "impulse", "local")
+    }
+    assert same_as_random == {
+        "conv_structured": {"query.weight", "output.bias"}
+        | ({"value.weight", "output.weight"} if form == "factorized" else set()),
+        "mimetic": {"output.bias", "relative_bias"},
+        "impulse": {"query.weight", "value.weight", "output.weight", "output.bias"},
+        "local": {"query.weight", "output.weight", "output.bias"},
+    }
+    assert torch.equal(mixing["two_phase"]["query.weight"], mixing["random"]["query.weight"])
 
 
 def test_the_factorized_twin_shares_the_value_and_output_weights_too() -> None:
@@ -85,8 +107,9 @@ def test_seeds_draw_different_weights_and_one_seed_the_same(scheme: InitSchemeNa
     torch.manual_seed(2)  # the global stream, which building a model consumes, has no influence
     assert same(one, start(scheme, seed=1).state_dict())
     other = start(scheme, seed=2).state_dict()
-    drawn = [name for name in one if name.endswith("weight") and "norm" not in name and "key" not in name]
-    assert len(drawn) > 10
+    set_for_all = {"key.weight"} | ({"value.weight"} if scheme == "local" else set())
+    drawn = [n for n, v in one.items() if n.endswith("weight") and v.ndim > 1 and not n.endswith((*set_for_all,))]
+    assert len(drawn) >= 10
     assert all(not torch.equal(one[name], other[name]) for name in drawn)
 
 

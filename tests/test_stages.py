@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvit.config import EXPRESSIVITY_PARAMETERS, PARAMETERS, ExpressivityConfig, TrialConfig
+from cvit.config import (
+    EXPRESSIVITY_PARAMETERS,
+    PARAMETERS,
+    ExpressivityConfig,
+    InitSchemeName,
+    TrialConfig,
+    choices,
+)
 from cvit.stages import SCIENCE_VERSION, FitStage, Stage, short_hash, stages_of
 
 # Every parameter by value, so that a changed default changes no key here.
@@ -159,9 +166,42 @@ def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
     assert keys(init_scheme="conv_structured", **{name: OTHER[name]}) != keys(init_scheme="conv_structured")
 
 
-def test_schemes_have_keys_of_their_own() -> None:
-    found = [key for scheme in ("random", "two_phase", "conv_structured") for key in keys(init_scheme=scheme)]
+STAGE_ONLY = {"dataset", "convolution_fraction"}
+"""Without influence on the stages of any scheme of one phase."""
+NOT_USED: dict[str, set[str]] = {
+    "mimetic": {"attention_sharpness", "convolution_form"},
+    "impulse": {"convolution_form"},
+    "local": {"attention_sharpness", "convolution_form"},
+    "convolution": {"attention_sharpness"},
+    "resnet": {"attention_sharpness", "convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim"}
+    | {"position_encoding"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(PARAMETERS) - {"init_scheme"}))
+@pytest.mark.parametrize("scheme", NOT_USED)
+def test_a_scheme_depends_on_exactly_what_it_uses(scheme: str, name: str) -> None:
+    changed = keys(init_scheme=scheme, **{name: OTHER[name]}) != keys(init_scheme=scheme)
+    assert changed == (name not in STAGE_ONLY | NOT_USED[scheme])
+
+
+@pytest.mark.parametrize("scheme", ["convolution", "resnet"])
+def test_a_reference_has_one_stage_of_the_whole_budget(scheme: str) -> None:
+    (reference,), (random,) = stages(init_scheme=scheme), stages(init_scheme="random")
+    assert reference.phase == "reference" and reference.parent is None
+    assert (reference.steps, reference.first_step) == (random.steps, 0)
+    assert reference.evaluation_interval == random.evaluation_interval
+
+
+def test_architectures_that_differ_are_told_apart() -> None:
+    found = [s.architecture for scheme in ("two_phase", "convolution", "resnet") for s in stages(init_scheme=scheme)]
     assert len(set(found)) == len(found) == 4
+    assert stages(init_scheme="mimetic")[0].architecture == stages(init_scheme="random", seed=1)[0].architecture
+
+
+def test_schemes_have_keys_of_their_own() -> None:
+    found = [key for scheme in choices(InitSchemeName) for key in keys(init_scheme=scheme)]
+    assert len(set(found)) == len(found) == len(choices(InitSchemeName)) + 1
 
 
 def test_the_attention_key_depends_on_its_parent() -> None:
@@ -218,6 +258,8 @@ def test_a_full_convolution_phase_is_shared_by_all_heads_that_a_3x3_neighbourhoo
     assert first[12, 8][0] == first[12, 16][0] != first[9, 8][0]
     assert len({k[1] for k in first.values()}) == len(first)
     assert keys(num_heads=4)[0] != keys()[0], "a factorized twin has as many offsets as heads"
+    alone = {"init_scheme": "convolution", "convolution_form": "full"}
+    assert keys(**alone, num_heads=4, head_dim=16) == keys(**alone) != keys(**alone, num_heads=12)
 
 
 def test_fits_have_keys_of_their_own() -> None:

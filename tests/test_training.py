@@ -112,7 +112,7 @@ def assert_same_outcome(stage: Stage, one: Storage, other: Storage) -> None:
 # Interruption and resumption
 
 
-@pytest.mark.parametrize("scheme", ["random", "two_phase"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.usefixtures("eager_checkpoints")
 def test_a_stage_interrupted_at_every_checkpoint_ends_as_if_it_had_not_been(
     scheme: InitSchemeName, data: StageData, tmp_path: Path
@@ -208,7 +208,7 @@ def test_the_loss_falls_on_digits(scheme: InitSchemeName, data: StageData, stora
     assert len(losses) == 6
     assert losses[-1] < 0.93 * losses[0]  # over three seeds at most 0.88 of it
     (accuracy,) = [value for name, _, value, _ in results[-1].points if name == "test/accuracy"]
-    assert accuracy > 0.17  # over three seeds at least 0.25; chance is 0.1, its standard deviation 0.016
+    assert accuracy > 0.17  # over three seeds at least 0.21; chance is 0.1, its standard deviation 0.016
 
 
 def test_curves_of_both_phases_run_on_one_axis(data: StageData, storage: Storage) -> None:

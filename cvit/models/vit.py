@@ -22,7 +22,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT on a square token grid with mean pooling; mixes by attention or, in the convolution phase, by its twin.
+    """ViT on a square token grid with mean pooling; mixes by attention, in any other phase by its twin.
 
     Weights are uninitialised in the sense of `cvit.init`: apply a scheme before training.
     """

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from cvit.config import TrialConfig
-from cvit.init.registry import initial_model
-from cvit.models.vit import VisionTransformer
+from cvit.init.registry import blank_model, initial_model
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
@@ -21,7 +21,7 @@ from cvit.training.results import Point, StageResult, load_result
 from cvit.training.schedule import learning_rate
 from cvit.transfer import logit_error
 from cvit.vocabulary import (
-    ATTENTION,
+    CONVOLUTION,
     CONVOLUTION_TEST_ACCURACY,
     EARLY_GRAD_NORM,
     GRAD_NORM,
@@ -100,7 +100,7 @@ def train_stage(stage: Stage, data: StageData, storage: Storage, device: torch.d
 
 def _restore_or_start(
     stage: Stage, data: StageData, storage: Storage, device: torch.device
-) -> tuple[VisionTransformer, Progress, torch.optim.AdamW]:
+) -> tuple[nn.Module, Progress, torch.optim.AdamW]:
     parent, initial_loss = None, None
     if stage.parent is not None:
         parent_result = load_result(storage, stage.parent.key)
@@ -108,7 +108,7 @@ def _restore_or_start(
         if parent_result is None or weights is None:
             raise ParentStageMissing(f"stage {stage.parent.key}, from which {stage.key} starts, is missing or altered")
         initial_loss = parent_result.initial_loss
-        parent = VisionTransformer(stage.trial.model, stage.parent.phase, stage.trial.init.convolution_form)
+        parent = blank_model(stage.parent)
         parent.load_state_dict(weights)
     model, measured = initial_model(stage, parent)
     model.to(device)
@@ -129,7 +129,7 @@ def _restore_or_start(
 
 
 def _train_interval(
-    stage: Stage, model: VisionTransformer, optimizer: torch.optim.AdamW, data: StageData, progress: Progress
+    stage: Stage, model: nn.Module, optimizer: torch.optim.AdamW, data: StageData, progress: Progress
 ) -> int | None:
     """Trains up to the next evaluation, evaluates and records; returns the step at which the loss or the gradient
     stopped being finite, if it did. The device is waited for only at the end."""
@@ -192,7 +192,7 @@ def _learning_rate(stage: Stage, step: int) -> float:
 
 def _finish(
     stage: Stage,
-    model: VisionTransformer,
+    model: nn.Module,
     data: StageData,
     progress: Progress,
     diverged_step: int | None,
@@ -203,7 +203,7 @@ def _finish(
     end = stage.last_step if diverged_step is None else diverged_step
     _record(progress, end, progress.stability.measured(stage.first_step))
     if diverged_step is None:
-        name = TEST_ACCURACY if stage.phase == ATTENTION else CONVOLUTION_TEST_ACCURACY
+        name = CONVOLUTION_TEST_ACCURACY if stage.phase == CONVOLUTION else TEST_ACCURACY
         _record(progress, stage.last_step, {name: _evaluate(model, data, data.test, stage.trial)[1]})
         final_loss = next(value for metric, _, value, _ in reversed(progress.points) if metric == TRAIN_LOSS)
         if final_loss > DIVERGENCE_MARGIN * progress.initial_loss:
@@ -219,9 +219,7 @@ def _finish(
 
 
 @torch.inference_mode()
-def _evaluate(
-    model: VisionTransformer, data: StageData, images: LabelledImages, trial: TrialConfig
-) -> tuple[float, float]:
+def _evaluate(model: nn.Module, data: StageData, images: LabelledImages, trial: TrialConfig) -> tuple[float, float]:
     """Mean cross-entropy and accuracy, in [0, 1]."""
     model.eval()
     device = images.labels.device

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvit.models.vit import VisionTransformer
+from cvit.init.registry import blank_model
 from cvit.stages import AnyStage, FitStage, Stage
 from cvit.theorem.expressivity import descend
 from cvit.training.optimizer import adamw
@@ -47,7 +47,7 @@ def estimate(stages: list[AnyStage], device: torch.device) -> Cost:
 def _shape(stage: AnyStage) -> object:
     if isinstance(stage, FitStage):
         return dataclasses.replace(stage.trial, seed=0)
-    return stage.phase, stage.trial.model, stage.trial.init.convolution_form, stage.trial.training.batch_size
+    return stage.architecture, stage.trial.training.batch_size
 
 
 def _fit_cost(stage: FitStage) -> tuple[float, float]:
@@ -79,10 +79,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _model(stage: Stage) -> VisionTransformer:
-    return VisionTransformer(stage.trial.model, stage.phase, stage.trial.init.convolution_form)
-
-
 def _batch(stage: Stage, device: str | torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     m, size = stage.trial.model, stage.trial.training.batch_size
     images = torch.zeros(size, m.in_channels, m.image_size, m.image_size, device=device)
@@ -91,7 +87,7 @@ def _batch(stage: Stage, device: str | torch.device) -> tuple[torch.Tensor, torc
 
 def _step_flops(stage: Stage) -> float:
     with torch.device("meta"):
-        model = _model(stage)
+        model = blank_model(stage)
     images, labels = _batch(stage, "meta")
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(images), labels).backward()
@@ -100,7 +96,7 @@ def _step_flops(stage: Stage) -> float:
 
 def _step_seconds(stage: Stage, device: torch.device) -> float:
     with _one_thread():
-        model = _model(stage).to(device)
+        model = blank_model(stage).to(device)
         optimizer = adamw(model, stage.trial.training)
         images, labels = _batch(stage, device)
         times = []

@@ -60,5 +60,4 @@ def _shape(stage: AnyStage) -> tuple[Any, ...]:
     """What must be equal for stages to be trained together."""
     if isinstance(stage, FitStage):
         return (stage.key,)
-    trial = stage.trial
-    return stage.phase, trial.model, trial.init.convolution_form, trial.training.batch_size, stage.steps
+    return stage.architecture, stage.trial.training.batch_size, stage.steps

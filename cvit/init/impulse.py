@@ -1,0 +1,46 @@
+"""`impulse`: attention maps that start as random impulse convolutions (Zheng, Li and Lucey 2024, "Convolutional
+Initialization for Data-Efficient Vision Transformers", arXiv 2401.12511, and "Structured Initialization for Attention
+in Vision Transformers", arXiv 2404.01139).
+
+In the papers every head of every layer draws one offset of a 3×3 neighbourhood, with replacement. W_Q and W_K are then
+fitted by gradient descent, so that softmax(P W_Q W_Kᵀ Pᵀ), P the position embeddings behind a layer norm, is the matrix
+that shifts the image by that offset, with zero padding. Values and outputs stay random: in their view random impulse
+filters are as good for mixing patches as trained filters.
+
+Adapted to this architecture: the relative bias carries the pattern, in place of W_Q and W_K. With a relative position
+encoding alone tokens know no position, so that no W_Q and W_K could do it, and beside an absolute embedding the bias
+does exactly what the fit does approximately: on real images, not only on position embeddings, in every layer alike and
+whatever the rank head_dim. Keys start at zero, so that content has no part in attention yet, while random queries let
+the keys learn. Where the offset points outside the image the head looks at the zero slot, the papers' zero row.
+
+What is left beside `conv_structured`, whose heads take every offset once: the offsets are random, by head and layer.
+"""
+
+import torch
+
+from cvit.config import THREE_BY_THREE, TrialConfig
+from cvit.geometry import Offset, nearest_offsets, num_relative_positions
+from cvit.init.random import random
+from cvit.models.attention import RelativeAttention
+from cvit.models.vit import VisionTransformer
+from cvit.training.randomness import generator
+from cvit.transfer import look_at
+
+
+@torch.no_grad()
+def impulse(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
+    """A transformer whose heads look at random offsets, as sharply as `attention_sharpness` says."""
+    assert parent is None
+    model, _ = random(config, None)
+    for name, attention in model.named_modules():
+        if isinstance(attention, RelativeAttention):
+            attention.key.weight.zero_()
+            look_at(attention, _drawn_offsets(attention, config.seed, name), config.init.attention_sharpness)
+    return model, {}
+
+
+def _drawn_offsets(attention: RelativeAttention, seed: int, name: str) -> tuple[Offset, ...]:
+    """An offset a head, of the 3×3 neighbourhood or, on a single patch, of the one offset that there is."""
+    offsets = nearest_offsets(min(THREE_BY_THREE, num_relative_positions(attention.grid_size)))
+    source = generator(seed, f"init/{name}.offsets")
+    return tuple(offsets[i] for i in torch.randint(len(offsets), (attention.num_heads,), generator=source).tolist())

@@ -1,0 +1,66 @@
+"""`local`: the convolutional initialisation of ConViT (d'Ascoli et al. 2021, "ConViT: Improving Vision Transformers
+with Soft Convolutional Inductive Biases", arXiv 2103.10697, section 3 and its published code).
+
+Position logits of head h for a patch at offset δ are −α ‖δ − Δ_h‖² up to a constant, with locality strength α = 1 and
+the heads' centres Δ_h on a grid of √num_heads × √num_heads offsets around the patch. The value projection is the
+identity, so that every head passes on its own share of the channels; the other weights are random.
+
+Adapted to this architecture:
+
+- ConViT's gate mixes two softmaxes, sigmoid(1) = 73 % position and 27 % content at the start, and its small weights
+  (standard deviation 0.02) make that content part almost uniform. Here position is a bias inside one softmax, and the
+  larger random weights of this project would drown it. So keys start at zero: attention is the position part alone,
+  while random queries let the keys learn.
+- ConViT's position logits are an affine function of ‖δ‖² and δ for good; here every offset's bias is free to change.
+- Where num_heads is no square, the centres are the nearest offsets (ConViT leaves the heads beyond the square random).
+- All heads together may be narrower than the token, then its last channels are passed on by no head, or wider, then
+  heads begin again at its first channel.
+- ConViT has no zero slot: here it starts closed, at the logit of a patch 2 · grid_size away from the centre.
+
+`attention_sharpness` is the gap to the zero slot and has no counterpart here: α is the published one, whatever it is.
+"""
+
+import math
+
+import torch
+
+from cvit.config import TrialConfig
+from cvit.geometry import nearest_offsets
+from cvit.init.random import random
+from cvit.models.attention import RelativeAttention
+from cvit.models.vit import VisionTransformer
+
+LOCALITY_STRENGTH = 1.0
+"""α: by how much the logit falls from a head's centre to the patch beside it."""
+
+
+@torch.no_grad()
+def local(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
+    """A transformer whose heads look softly at places of a neighbourhood."""
+    assert parent is None
+    model, _ = random(config, None)
+    for attention in model.modules():
+        if isinstance(attention, RelativeAttention):
+            attention.key.weight.zero_()
+            _localise(attention)
+    return model, {}
+
+
+def _localise(attention: RelativeAttention) -> None:
+    reach = torch.arange(1 - attention.grid_size, attention.grid_size)
+    rows, columns = torch.meshgrid(reach, reach, indexing="ij")
+    for head, (dy, dx) in enumerate(centres(attention.num_heads)):
+        distance = (rows - dy) ** 2 + (columns - dx) ** 2
+        attention.relative_bias[head, :-1] = -LOCALITY_STRENGTH * distance.flatten()
+    attention.relative_bias[:, -1] = -LOCALITY_STRENGTH * (2 * attention.grid_size) ** 2
+    inner_dim, embed_dim = attention.value.weight.shape
+    attention.value.weight.copy_(torch.eye(embed_dim)[torch.arange(inner_dim) % embed_dim])
+
+
+def centres(num_heads: int) -> list[tuple[float, float]]:
+    """(rows, columns) from a patch to every head's centre; between patches where √num_heads is even."""
+    side = math.isqrt(num_heads)
+    if side**2 != num_heads:
+        return list(nearest_offsets(num_heads))
+    places = [place - (side - 1) / 2 for place in range(side)]
+    return [(dy, dx) for dy in places for dx in places]
