@@ -2,8 +2,8 @@
 
 from analysis import expressivity
 from analysis.axes import SCHEME
+from analysis.frames import Frames
 from analysis.layouts import LAYOUTS
-from analysis.load import Frames
 from analysis.studies import read_study
 from analysis.tables import Layout, answer
 

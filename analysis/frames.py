@@ -38,6 +38,10 @@ METRICS = (
     names.TRANSFER_WEIGHT_ERROR,
     names.TRANSFER_LOGIT_ERROR,
     names.CONVOLUTION_TEST_ACCURACY,
+    names.EARLY_LOSS,
+    names.GRAD_NORM_MAX,
+    names.GRAD_NORM_MAX_STEP,
+    names.LOSS_SPIKES,
     names.EXPRESSIVITY_ERROR,
     names.EXPRESSIVITY_BOUND,
 )
@@ -86,6 +90,7 @@ class Raw:
     ends: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # trial_key -> status, diverged step
     finals: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)  # (trial_key, metric) -> step, value
     curves: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)  # the same -> values by step
+    devices: dict[str, str] = field(default_factory=dict)  # trial_key -> where it was trained
 
     def add_records(self, sweep: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Takes up records of a sweep's journal; the last end of a trial wins."""
@@ -96,9 +101,12 @@ class Raw:
                 case names.RECORD_TRIAL:
                     self.add_trial(sweep, record)
                 case names.RECORD_POINTS:
-                    self.add_points(record["trial_key"], ((m, step, value) for m, step, value, _ in record["points"]))
+                    for metric, step, value, _ in record["points"]:
+                        self.add_final(record["trial_key"], metric, step, value)
+                        if metric in CURVES.get(sweep, ()):
+                            self.add_to_curve(record["trial_key"], metric, step, value)
                 case names.RECORD_END:
-                    self.ends[record["trial_key"]] = _end(record["status"], record.get("tags", {}))
+                    self.add_end(record["trial_key"], record["status"], record.get("tags", {}))
 
     def add_study(self, sweep: str, record: Mapping[str, Any]) -> None:
         """Takes up a study or its extension: cells are united, and the last command wins."""
@@ -126,16 +134,24 @@ class Raw:
         task, of_task = _task_of(record)
         study_key, trial_key = record["study_key"], record["trial_key"]
         row = {"trial_key": trial_key, "study_key": study_key, "sweep": sweep, "task": task}
+        row["code_version"] = record.get("tags", {}).get(names.TAG_CODE_VERSION)
         defaults = {name: parameter.default for name, parameter in of_task.items()}
         self.trials.setdefault((study_key, trial_key), row | defaults | _typed_params(of_task, record["params"]))
 
-    def add_points(self, trial_key: str, points: Iterable[tuple[str, int, float]]) -> None:
-        for metric, step, value in points:
-            key = (trial_key, metric)
-            if key not in self.finals or step > self.finals[key][0]:
-                self.finals[key] = (step, _value(value))
-            if metric in CURVE_METRICS:
-                self.curves.setdefault(key, {}).setdefault(step, _value(value))
+    def add_final(self, trial_key: str, metric: str, step: int, value: float) -> None:
+        """Takes up a measurement that may be the trial's last of this metric."""
+        key = (trial_key, metric)
+        if key not in self.finals or step > self.finals[key][0]:
+            self.finals[key] = (step, _value(value))
+
+    def add_to_curve(self, trial_key: str, metric: str, step: int, value: float) -> None:
+        self.curves.setdefault((trial_key, metric), {}).setdefault(step, _value(value))
+
+    def add_end(self, trial_key: str, status: str, tags: Mapping[str, str]) -> None:
+        step = tags.get(names.TAG_DIVERGED_STEP)
+        self.ends[trial_key] = (status, None if step is None else int(step))
+        if names.TAG_DEVICE in tags:
+            self.devices[trial_key] = tags[names.TAG_DEVICE]
 
     def frames(self, source: str) -> Frames:
         """The frames, in an order that does not depend on the store.
@@ -154,14 +170,16 @@ class Raw:
         for (_, trial_key), trial in self.trials.items():
             status, diverged_step = self.ends.get(trial_key, (None, None))
             final = {metric: self.finals.get((trial_key, metric), (0, float("nan")))[1] for metric in metrics}
-            rows.append(trial | {"status": status, "diverged_step": diverged_step} | final)
+            ended = {"status": status, "diverged_step": diverged_step, "device": self.devices.get(trial_key)}
+            rows.append(trial | ended | final)
         rows.sort(key=self._trial_order)
         tasks = {row["task"] for row in [*self.studies.values(), *rows]}
         parameters = dict.fromkeys(name for task in PARAMETERS_OF if task in tasks for name in PARAMETERS_OF[task])
         others = sorted({name for row in rows for name in row} - {*TRIAL_COLUMNS, *parameters, *metrics})
         columns = [*TRIAL_COLUMNS, *parameters, *others, *metrics]
         frame = pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
-        return frame.astype({"status": "string", "diverged_step": "Int64"} | dict.fromkeys(metrics, "float64"))
+        texts = dict.fromkeys(("status", "code_version", "device"), "string")
+        return frame.astype(texts | {"diverged_step": "Int64"} | dict.fromkeys(metrics, "float64"))
 
     def _trial_order(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         study = self.studies.get(row["study_key"])
@@ -172,11 +190,6 @@ class Raw:
         rows = [(*key, step, value) for key in sorted(self.curves) for step, value in sorted(self.curves[key].items())]
         frame = pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
         return frame.astype({"step": "int64", "value": "float64"})
-
-
-def _end(status: str, tags: Mapping[str, str]) -> tuple[str, int | None]:
-    step = tags.get(names.TAG_DIVERGED_STEP)
-    return status, None if step is None else int(step)
 
 
 def _task_of(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Parameter]]:
@@ -206,5 +219,3 @@ def _column(values: Sequence[Any]) -> pd.Series:
 
 def _value(value: float) -> float:
     return float(value) if abs(value) < _MLFLOW_INFINITY else float(value) * float("inf")
-
-

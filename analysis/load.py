@@ -4,10 +4,11 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ RUNS_PER_PAGE = 1000
 
 HISTORIES_AT_ONCE = 8
 """Metric histories asked of a server at the same time: it is waited for, not worked for."""
+
+History = list[tuple[int, float]]
+"""Steps and values, ascending by step."""
 
 
 def load_journal(storage: Storage, sweep: str | None = None) -> Frames:
@@ -62,12 +66,12 @@ def load_mlflow(uri: str) -> Frames:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return _read_mlflow(MlflowClient(uri)).frames(f"MLflow store {_shown(uri)}")
+        return _read_mlflow(MlflowClient(uri), uri).frames(f"MLflow store {_shown(uri)}")
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise LoadError(f"MLflow store {_shown(uri)} cannot be read: {_shown(_one_line(error))}") from error
 
 
-def _read_mlflow(client: Any) -> Raw:
+def _read_mlflow(client: Any, uri: str) -> Raw:
     raw = Raw()
     experiments = {
         experiment.experiment_id: experiment.name
@@ -97,7 +101,7 @@ def _read_mlflow(client: Any) -> Raw:
                 "question": tags.get(names.TAG_QUESTION, ""),
                 "start_time_ms": run.info.start_time,
                 "command": tags.get(names.TAG_COMMAND, ""),
-                "cells": json.loads(tags[names.TAG_GRID]),
+                "cells": json.loads(_joined(tags, names.TAG_GRID)),
                 "params": run.data.params,
                 "tags": tags,
             },
@@ -112,22 +116,46 @@ def _read_mlflow(client: Any) -> Raw:
         record = {"study_key": tags[names.TAG_STUDY_KEY], "trial_key": trial_key, "tags": tags}
         raw.add_trial(experiments[run.info.experiment_id], record | {"params": run.data.params})
 
-    def history(run: Any, metric: str) -> list[tuple[str, int, float]]:
-        points = client.get_metric_history(run.info.run_id, metric) if metric in run.data.metrics else []
-        points.sort(key=lambda point: (point.step, point.timestamp))
-        return [(metric, point.step, point.value) for point in points]
-
-    with ThreadPoolExecutor(HISTORIES_AT_ONCE) as pool:
-        for metric in CURVE_METRICS:
-            histories = pool.map(history, run_of.values(), itertools.repeat(metric))
-            for trial_key, points in zip(run_of, histories, strict=True):
-                raw.add_points(trial_key, points)
     for trial_key, run in run_of.items():
         if names.TAG_STATUS in run.data.tags:
-            raw.ends[trial_key] = _end(run.data.tags[names.TAG_STATUS], run.data.tags)
-        finals = run.data.metrics.items()
-        raw.add_points(trial_key, ((name, 0, value) for name, value in finals if name not in CURVE_METRICS))
+            raw.add_end(trial_key, run.data.tags[names.TAG_STATUS], run.data.tags)
+        for metric, value in run.data.metrics.items():
+            raw.add_final(trial_key, metric, 0, value)
+    wanted = [
+        (trial_key, run.info.run_id, metric)
+        for trial_key, run in run_of.items()
+        for metric in CURVES.get(experiments[run.info.experiment_id], ())
+        if metric in run.data.metrics
+    ]
+    path = _sqlite_path(uri)
+    histories = _histories_of_server(client, wanted) if path is None else _histories_of_sqlite(path, wanted)
+    for (trial_key, _, metric), points in zip(wanted, histories, strict=True):
+        for step, value in points:
+            raw.add_to_curve(trial_key, metric, step, value)
     return raw
+
+
+def _histories_of_server(client: Any, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
+    """One per (trial key, run id, metric)."""
+
+    def history(run_id: str, metric: str) -> History:
+        points = client.get_metric_history(run_id, metric)
+        return [(point.step, point.value) for point in sorted(points, key=lambda p: (p.step, p.timestamp))]
+
+    with ThreadPoolExecutor(HISTORIES_AT_ONCE) as pool:
+        return list(pool.map(lambda place: history(*place[1:]), wanted))
+
+
+def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
+    """The same in a query per metric: through the client, each of a thousand histories would cost one."""
+    by_place: dict[tuple[str, str], History] = {(run_id, metric): [] for _, run_id, metric in wanted}
+    with contextlib.closing(_open_sqlite(path)) as connection:
+        for metric in {metric for _, _, metric in wanted}:
+            query = "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? ORDER BY step, timestamp"
+            for run_id, step, value, is_nan in connection.execute(query, (metric,)):
+                if (run_id, metric) in by_place:
+                    by_place[run_id, metric].append((step, math.nan if is_nan else value))
+    return [by_place[run_id, metric] for _, run_id, metric in wanted]
 
 
 def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -143,12 +171,11 @@ def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
 def _require_existing_store(uri: str) -> None:
     """MLflow creates the local store that it is asked to read, and fills a database that is not its own."""
     shown = f"MLflow store {_shown(uri)}"
-    if match := re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri):
-        path = Path(unquote(match[1]))
+    if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():
             raise LoadError(f"{shown} does not exist: no file {str(path)!r}")
         try:
-            with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            with contextlib.closing(_open_sqlite(path)) as connection:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
             raise LoadError(f"{shown} cannot be read: {_one_line(error)}") from error
@@ -158,6 +185,21 @@ def _require_existing_store(uri: str) -> None:
         path = Path(unquote(re.sub(r"^file:(//)?", "", uri)))
         if not any(path.glob("*/meta.yaml")):
             raise LoadError(f"{shown} does not exist: no experiment in the folder {str(path)!r}")
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    match = re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri)
+    return Path(unquote(match[1])) if match else None
+
+
+def _open_sqlite(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _joined(tags: Mapping[str, str], tag: str) -> str:
+    """The text of a tag that, being long, may go on in `tag.1`, `tag.2`, …"""
+    further = itertools.takewhile(tags.__contains__, (f"{tag}.{number}" for number in itertools.count(1)))
+    return "".join(tags[part] for part in (tag, *further))
 
 
 def _shown(text: str) -> str:

@@ -19,8 +19,9 @@ from cyclopts.validators import mutually_exclusive
 
 from analysis import expressivity as fits
 from analysis import tables
+from analysis.frames import Frames, LoadError
 from analysis.layouts import LAYOUTS
-from analysis.load import Frames, LoadError, load_journal, load_mlflow
+from analysis.load import load_journal, load_mlflow
 from analysis.studies import Study, TableError, read_studies
 from cvit.storage import Storage, StorageError
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from analysis.axes import INNER_DIM, SCHEME, label, plain_text
-from analysis.load import SEED
+from analysis.frames import SEED
 from analysis.stats import Result
 from analysis.studies import Study
 from analysis.text import markdown_table

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.load import SEED, axes_of
+from analysis.frames import SEED, axes_of
 from cvit import vocabulary as names
 
 NOT_STARTED = "not started"

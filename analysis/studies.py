@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from analysis.axes import INNER_DIM, SCHEME, label, value_text
-from analysis.load import Frames, axes_of, rows_of
+from analysis.frames import Frames, axes_of, rows_of
 from analysis.stats import Result, Summary, paired_difference, study_results, summarise
 from cvit import vocabulary as names
 

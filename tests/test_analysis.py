@@ -11,6 +11,7 @@ from recorded import TIME_MS, FakeStudy, FakeTrial, write_journal, write_mlflow
 
 from analysis import load, make_tables, stats
 from analysis.answers import answer_text
+from analysis.frames import CURVES, Frames, rows_of
 from cvit import vocabulary as names
 from cvit.config import TrialConfig
 from cvit.storage import Storage
@@ -84,7 +85,7 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def frames(journal: Storage) -> load.Frames:
+def frames(journal: Storage) -> Frames:
     return load.load_journal(journal)
 
 
@@ -98,9 +99,9 @@ def test_t_interval_by_hand() -> None:
     assert stats.t_interval([]).n == 0 and math.isnan(stats.t_interval([]).mean)
 
 
-def test_pairs_are_made_by_seed(frames: load.Frames) -> None:
-    study = load.rows_of(frames.studies)[0]
-    own = [trial for trial in load.rows_of(frames.trials) if trial["study_key"] == study["study_key"]]
+def test_pairs_are_made_by_seed(frames: Frames) -> None:
+    study = rows_of(frames.studies)[0]
+    own = [trial for trial in rows_of(frames.trials) if trial["study_key"] == study["study_key"]]
     results = stats.study_results(study["cells"], own)
     gains = stats.paired_difference(results, "init_scheme", "two_phase", "random")
     low, middle, full = gains
@@ -114,7 +115,7 @@ def test_pairs_are_made_by_seed(frames: load.Frames) -> None:
     assert (full.estimate.n, full.expected, full.diverged, full.missing) == (3, 4, 2, 0)
 
 
-def test_frames_hold_every_trial_once(frames: load.Frames) -> None:
+def test_frames_hold_every_trial_once(frames: Frames) -> None:
     studies = fake_studies()
     assert list(frames.studies["study_key"]) == [study.key for study in studies]
     assert list(frames.studies["start_time_ms"]) == [study.start_time_ms for study in studies]
@@ -125,11 +126,11 @@ def test_frames_hold_every_trial_once(frames: load.Frames) -> None:
     assert first["status"] == "ok" and first[names.TEST_ACCURACY] == 0.12 and first[names.TRAIN_LOSS] == math.inf
     assert first["batch_size"] == 64 and isinstance(first["data_fraction"], float)
     assert not frames.curves.duplicated(["trial_key", "metric", "step"]).any()
-    assert set(frames.curves["metric"]) == set(load.CURVE_METRICS)
+    assert set(frames.curves["metric"]) == set(CURVES["low_data"])
 
 
 def test_mlflow_gives_the_same_frames_page_by_page(
-    frames: load.Frames, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+    frames: Frames, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "RUNS_PER_PAGE", 4)
     again = load.load_mlflow(mlflow_uri)
@@ -152,7 +153,7 @@ def test_tables_are_the_golden_ones_from_either_source(
     assert (from_journal / "low_data.md").read_text() in printed
 
 
-def test_missing_cells_are_shown(frames: load.Frames) -> None:
+def test_missing_cells_are_shown(frames: Frames) -> None:
     files = make_tables.low_data(frames)
     text = files["low_data.md"].decode()
     for line in (
@@ -175,7 +176,7 @@ def test_a_study_without_trials_is_all_missing(tmp_path: Path) -> None:
     assert "Missing: 2 of 2 trials." in answer_text(load.load_journal(storage, "low_data"), begun.key)
 
 
-def test_the_answer_for_the_terminal(frames: load.Frames) -> None:
+def test_the_answer_for_the_terminal(frames: Frames) -> None:
     assert answer_text(frames, "a1b2c3d4e5f60718") == (GOLDEN / "answer.txt").read_text()
     with pytest.raises(KeyError):
         answer_text(frames, "unknown")

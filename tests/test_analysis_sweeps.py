@@ -15,10 +15,12 @@ from recorded import TIME_MS, FakeStudy, FakeTrial, write_journal, write_mlflow
 
 from analysis import expressivity, head_count, load, make_tables, patch_size
 from analysis.answers import answer_text
+from analysis.frames import Frames, rows_of
 from analysis.layouts import LAYOUTS
 from analysis.studies import Study, TableError, read_studies
 from cvit import vocabulary as names
 from cvit.config import ExpressivityConfig, TrialConfig
+from cvit.storage import Storage
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMES = ["random", "two_phase"]
@@ -120,8 +122,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def frames(folder: Path) -> load.Frames:
-    return load.load_journal(load.Storage.open(str(folder)))
+def frames(folder: Path) -> Frames:
+    return load.load_journal(Storage.open(str(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def of_training(frames: load.Frames, sweep: str) -> Study:
+def of_training(frames: Frames, sweep: str) -> Study:
     return read_studies(frames, sweep, LAYOUTS[sweep].axes)[0]
 
 
@@ -143,7 +145,7 @@ def points(line: Line2D) -> list[list[float]]:
     return np.asarray(line.get_xydata()).tolist()
 
 
-def frames_of(folder: Path, *made_up: FakeStudy) -> load.Frames:
+def frames_of(folder: Path, *made_up: FakeStudy) -> Frames:
     return load.load_journal(write_journal(folder / "storage", made_up))
 
 
@@ -160,7 +162,7 @@ def test_two_tasks_in_one_store_keep_their_types(tmp_path: Path) -> None:
     assert dict(zip(again.studies["sweep"], again.studies["task"], strict=True)) == tasks
     assert sorted(again.trials["task"]) == ["expressivity"] * 2 + ["training"] * 4
     training_only, fit_only = ("embed_dim", "depth", "data_fraction", "dataset"), ("kernel_size", "fit_steps")
-    for row in load.rows_of(again.trials):
+    for row in rows_of(again.trials):
         is_fit = row["task"] == names.EXPRESSIVITY
         assert type(row["num_heads"]) is int and type(row["seed"]) is int
         assert all((row[name] is None) == is_fit for name in training_only)
@@ -191,7 +193,7 @@ def test_a_sweep_without_a_table_is_named(tmp_path: Path, capsys: pytest.Capture
     assert "mystery" in capsys.readouterr().err
 
 
-def test_nine_heads_less_fewer_by_hand(frames: load.Frames) -> None:
+def test_nine_heads_less_fewer_by_hand(frames: Frames) -> None:
     found = head_count.nine_minus_fewer(of_training(frames, "head_count"))
     places = [(cell.axes["inner_dim"], cell.axes["num_heads"], cell.axes["init_scheme"]) for cell in found]
     assert places == [(width, 1, scheme) for width in (0, 144) for scheme in SCHEMES]
@@ -213,7 +215,7 @@ def test_the_csv_of_head_count_says_how_wide_a_head_is(written: Path) -> None:
     }  # fmt: skip
 
 
-def test_speed_is_the_median_over_trials_and_heads_follow_the_theorem(frames: load.Frames, written: Path) -> None:
+def test_speed_is_the_median_over_trials_and_heads_follow_the_theorem(frames: Frames, written: Path) -> None:
     study = of_training(frames, "patch_size")
     assert patch_size.steps_per_second(study, {"patch_size": 4, "init_scheme": "random"}) == pytest.approx(32.0)
     rows = csv_rows(written / "patch_size.csv")
@@ -236,7 +238,7 @@ def test_fits_are_the_best_of_the_most_recent_study(written: Path) -> None:
     ]
 
 
-def test_an_error_below_the_bound_stands_out(written: Path, frames: load.Frames) -> None:
+def test_an_error_below_the_bound_stands_out(written: Path, frames: Frames) -> None:
     violation = "VIOLATION: K = 3, P = 1, 1 head: reached 8.50e-01 lies below the bound 9.00e-01."
     text = (written / "expressivity.md").read_text()
     assert text.count("VIOLATION") == 1 and f"\n**{violation}**\n" in text
@@ -250,7 +252,7 @@ def test_an_error_below_the_bound_stands_out(written: Path, frames: load.Frames)
     assert not edge.contradicts and not expressivity.Fit(3, 1, 8, math.nan, math.nan, 0).contradicts
 
 
-def test_answers_for_the_terminal(frames: load.Frames) -> None:
+def test_answers_for_the_terminal(frames: Frames) -> None:
     heads = answer_text(frames, HEADS_KEY)
     assert heads == (GOLDEN / "head_count_answer.txt").read_text()
     assert "| 10 %          | 4          | 57.0 ± 5.0 (3) |" in answer_text(frames, PATCHES_KEY)
@@ -303,7 +305,7 @@ def test_little_data_is_shown_without_a_warning(tmp_path: Path, what: str) -> No
         assert "Missing: 4 of 4 trials." in answer_text(frames, FITS_KEY)
 
 
-def test_the_figure_of_expressivity_marks_the_theorem_and_clips_zeros(frames: load.Frames) -> None:
+def test_the_figure_of_expressivity_marks_the_theorem_and_clips_zeros(frames: Frames) -> None:
     from analysis.figures.expressivity import draw
 
     new, _ = draw(read_studies(frames, "expressivity", expressivity.AXES)).axes
@@ -314,7 +316,7 @@ def test_the_figure_of_expressivity_marks_the_theorem_and_clips_zeros(frames: lo
     assert {x for x, _ in mark} == {9} and new.get_xlim() == (0.5, 9.5)
 
 
-def test_the_figures_of_the_trainings_show_what_the_tables_say(frames: load.Frames) -> None:
+def test_the_figures_of_the_trainings_show_what_the_tables_say(frames: Frames) -> None:
     from analysis.figures import head_count as of_heads
     from analysis.figures import patch_size as of_patches
     from analysis.figures.style import image_bytes

@@ -166,7 +166,7 @@ def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
     assert keys(init_scheme="conv_structured", **{name: OTHER[name]}) != keys(init_scheme="conv_structured")
 
 
-STAGE_ONLY = {"dataset", "convolution_fraction"}
+STAGE_ONLY = {"dataset", "convolution_fraction", "convolution_learning_rate", "convolution_warmup_fraction"}
 """Without influence on the stages of any scheme of one phase."""
 NOT_USED: dict[str, set[str]] = {
     "mimetic": {"attention_sharpness", "convolution_form"},

@@ -24,7 +24,7 @@ from analysis.figures.style import (
     new_figure,
     tidy,
 )
-from analysis.load import CURVE_COLUMNS
+from analysis.frames import CURVE_COLUMNS
 from analysis.stats import Estimate, t_interval
 from analysis.studies import TREATMENT, Study
 from cvit import vocabulary as names

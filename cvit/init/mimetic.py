@@ -79,4 +79,3 @@ def factors(product: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     root = singular[:rank, None].sqrt()
     basis = torch.linalg.qr(drawn).Q if width > embed_dim else torch.eye(width)
     return basis @ (root * left.T[:rank]), basis @ (root * right[:rank])
-
