@@ -1,6 +1,6 @@
 """The answer of one study in a few lines, for the terminal at the end of a sweep."""
 
-from analysis import expressivity
+from analysis import expressivity, tuned
 from analysis.axes import SCHEME
 from analysis.frames import Frames
 from analysis.layouts import LAYOUTS
@@ -15,7 +15,10 @@ def answer_text(frames: Frames, study_key: str) -> str:
         KeyError: there is no such study.
     """
     study = read_study(frames, study_key)
-    if study.sweep == expressivity.SWEEP and set(study.axes) == set(expressivity.AXES):
+    axes = {*study.axes, SCHEME}
+    if study.sweep == expressivity.SWEEP and axes == {*expressivity.AXES, SCHEME}:
         return expressivity.answer(study)
+    if study.sweep == tuned.SWEEP and axes == set(tuned.AXES):
+        return tuned.answer(study)
     layout = LAYOUTS.get(study.sweep, Layout())
-    return answer(study, layout if {*study.axes, SCHEME} == set(layout.axes) else Layout())
+    return answer(study, layout if axes == set(layout.axes) else Layout())

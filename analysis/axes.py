@@ -8,8 +8,13 @@ NUM_HEADS = "num_heads"
 INNER_DIM = "inner_dim"
 PATCH_SIZE = "patch_size"
 KERNEL_SIZE = "kernel_size"
+WARMUP = "warmup_fraction"
+LEARNING_RATE = "learning_rate"
 
-_HEADINGS = {FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}
+REFERENCES = ("convolution", "resnet")
+"""What stands among the init schemes to compare them with, though it is no transformer."""
+
+_HEADINGS = {SCHEME: "scheme", FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}
 _IN_CAPTIONS = {FRACTION: "share of the training images", NUM_HEADS: "number of heads", INNER_DIM: "width of the heads"}
 
 
@@ -31,6 +36,8 @@ def value_text(axis: str, value: Any, head_dim: int | None = None) -> str:
     """
     if axis == FRACTION:
         return fraction_text(value)
+    if axis == SCHEME:
+        return scheme_text(value)
     if axis == INNER_DIM:
         return f"inner width {value}" if value else f"head_dim {'fixed' if head_dim is None else head_dim}"
     return plain_text(value)
@@ -44,6 +51,11 @@ def label(axis: str, value: Any, head_dim: int | None = None) -> str:
     if axis == NUM_HEADS:
         return heads_text(value)
     return f"{heading(axis)} {text}"
+
+
+def scheme_text(scheme: str) -> str:
+    """An init scheme, references marked as such."""
+    return f"{scheme} (reference)" if scheme in REFERENCES else scheme
 
 
 def heads_text(count: int) -> str:

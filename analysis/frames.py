@@ -21,7 +21,8 @@ from cvit.config import PARAMETERS_OF, Parameter
 
 CURVES: Mapping[str, tuple[str, ...]] = {
     "low_data": (names.VAL_ACCURACY,),
-    "no_warmup": (names.VAL_ACCURACY, names.EARLY_GRAD_NORM),
+    # The transfer is measured where the attention phase begins.
+    "no_warmup": (names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
 }
 """The metrics whose whole history is loaded, by sweep: those that somebody draws or counts with. A history costs a
 query per run on an MLflow server."""

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 
-from analysis import head_count, patch_size
-from analysis.axes import FRACTION, SCHEME
+from analysis import head_count, init_schemes, no_warmup, patch_size
+from analysis.axes import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME
 from analysis.tables import Layout
 
 LAYOUTS: Mapping[str, Layout] = {
     "low_data": Layout(axes=(FRACTION, SCHEME)),
+    "no_warmup": no_warmup.LAYOUT,
     "head_count": head_count.LAYOUT,
     "patch_size": patch_size.LAYOUT,
+    "init_schemes": init_schemes.LAYOUT,
+    "full_grid": Layout(axes=(FRACTION, PATCH_SIZE, NUM_HEADS, SCHEME)),
 }

@@ -19,6 +19,7 @@ from cyclopts.validators import mutually_exclusive
 
 from analysis import expressivity as fits
 from analysis import tables
+from analysis import tuned as searches
 from analysis.frames import Frames, LoadError
 from analysis.layouts import LAYOUTS
 from analysis.load import load_journal, load_mlflow
@@ -48,7 +49,7 @@ def low_data(frames: Frames) -> dict[str, bytes]:
     from analysis.figures.low_data import draw
 
     studies, texts = _of_trainings("low_data", frames)
-    return texts | _images("low_data", draw(studies, frames.curves))
+    return texts | _images("low_data", draw(studies))
 
 
 def head_count(frames: Frames) -> dict[str, bytes]:
@@ -76,6 +77,43 @@ def expressivity(frames: Frames) -> dict[str, bytes]:
     return _named(fits.SWEEP, texts) | _images(fits.SWEEP, draw(studies))
 
 
+def no_warmup(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep no_warmup by name, the Markdown table first."""
+    from analysis.figures.no_warmup import draw
+
+    studies, texts = _of_trainings("no_warmup", frames)
+    return texts | _images("no_warmup", draw(studies))
+
+
+def init_schemes(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep init_schemes by name, the Markdown table first."""
+    from analysis.figures.init_schemes import draw
+
+    studies, texts = _of_trainings("init_schemes", frames)
+    return texts | _images("init_schemes", draw(studies))
+
+
+def full_grid(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep full_grid by name, the Markdown table first."""
+    from analysis.figures.full_grid import draw
+
+    studies, texts = _of_trainings("full_grid", frames)
+    return texts | _images("full_grid", draw(studies))
+
+
+def tuned(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep tuned by name, the Markdown table first."""
+    from analysis.figures.tuned import draw
+
+    studies = read_studies(frames, searches.SWEEP, searches.AXES)
+    texts = {
+        "md": searches.markdown(studies),
+        "csv": searches.csv(studies),
+        "tex": searches.latex_tables(studies),
+    }
+    return _named(searches.SWEEP, texts) | _images(searches.SWEEP, draw(studies))
+
+
 def _of_trainings(sweep: str, frames: Frames) -> tuple[list[Study], dict[str, bytes]]:
     """The studies of a sweep of trainings, and their tables."""
     layout = LAYOUTS[sweep]
@@ -96,9 +134,13 @@ def _images(sweep: str, figure: "Figure") -> dict[str, bytes]:
 
 BUILDERS: Mapping[str, Callable[[Frames], dict[str, bytes]]] = {
     "low_data": low_data,
+    "no_warmup": no_warmup,
     "expressivity": expressivity,
     "head_count": head_count,
     "patch_size": patch_size,
+    "init_schemes": init_schemes,
+    "full_grid": full_grid,
+    "tuned": tuned,
 }
 """How each sweep is shown: from the frames to the files, Markdown first."""
 

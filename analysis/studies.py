@@ -1,12 +1,13 @@
 """A study of any sweep, ready to be shown: its axes, what became of its trials, and the statistics of its table."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from analysis.axes import INNER_DIM, SCHEME, label, value_text
-from analysis.frames import Frames, axes_of, rows_of
+from analysis.frames import CURVE_COLUMNS, CURVES, Frames, axes_of, rows_of
 from analysis.stats import Result, Summary, paired_difference, study_results, summarise
 from cvit import vocabulary as names
 
@@ -30,6 +31,8 @@ class Study:
         schemes: the init schemes, in the order of the grid.
         trials: its rows of the trials frame.
         results: one per expected trial, ascending by `axes`, then by scheme and seed.
+        cells: the grids, in the order in which they were asked for.
+        curves: the metrics of `analysis.frames.CURVES`, by trial key and metric: values by step.
     """
 
     label: str
@@ -44,6 +47,8 @@ class Study:
     schemes: list[str]
     trials: list[dict[str, Any]]
     results: list[Result]
+    cells: list[dict[str, list[Any]]]
+    curves: Mapping[tuple[str, str], Mapping[int, float]]
 
     @property
     def missing(self) -> list[Result]:
@@ -88,6 +93,14 @@ class Study:
             if result.trial is not None and all(result.axes[axis] == value for axis, value in place.items())
         ]
 
+    def steps_to(self, trial: Mapping[str, Any], accuracy: float) -> float:
+        """The step of the first evaluation on validation images that reaches an accuracy, both phases counted; infinite
+        where none does, NaN without evaluations."""
+        curve = self.curves.get((trial["trial_key"], names.VAL_ACCURACY))
+        if not curve or math.isnan(accuracy):
+            return math.nan
+        return min((step for step, value in curve.items() if value >= accuracy), default=math.inf)
+
     def texts(self, place: Mapping[str, Any]) -> list[str]:
         """A place on `axes` as cells of a table."""
         return [value_text(axis, place[axis], self.head_dim) for axis in self.axes]
@@ -109,9 +122,10 @@ def read_studies(frames: Frames, sweep: str, axes: Iterable[str]) -> list[Study]
     by_study: dict[str, list[dict[str, Any]]] = {}
     for trial in rows_of(frames.trials):
         by_study.setdefault(trial["study_key"], []).append(trial)
+    curves = _curves(frames, sweep)
     studies = []
     for row in reversed([row for row in rows_of(frames.studies) if row["sweep"] == sweep]):
-        study = _read_study(row, by_study.get(row["study_key"], []))
+        study = _read_study(row, by_study.get(row["study_key"], []), curves)
         found = axes_of(row["cells"])
         if set(found) != set(axes):
             raise TableError(f"study {study.label} varies {', '.join(found)}; this table shows {', '.join(axes)}")
@@ -127,11 +141,25 @@ def read_study(frames: Frames, study_key: str) -> Study:
     """
     for row in rows_of(frames.studies):
         if row["study_key"] == study_key:
-            return _read_study(row, [trial for trial in rows_of(frames.trials) if trial["study_key"] == study_key])
+            trials = [trial for trial in rows_of(frames.trials) if trial["study_key"] == study_key]
+            return _read_study(row, trials, _curves(frames, row["sweep"]))
     raise KeyError(study_key)
 
 
-def _read_study(study: Mapping[str, Any], trials: list[dict[str, Any]]) -> Study:
+def _curves(frames: Frames, sweep: str) -> dict[tuple[str, str], dict[int, float]]:
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    if sweep in CURVES:
+        for trial_key, metric, step, value in frames.curves[list(CURVE_COLUMNS)].itertuples(index=False, name=None):
+            if math.isfinite(value):
+                curves.setdefault((trial_key, metric), {})[step] = value
+    return curves
+
+
+def _read_study(
+    study: Mapping[str, Any],
+    trials: list[dict[str, Any]],
+    curves: Mapping[tuple[str, str], Mapping[int, float]],
+) -> Study:
     dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
     is_training = study["task"] == names.TRAINING
     axes = axes_of(study["cells"])
@@ -156,4 +184,6 @@ def _read_study(study: Mapping[str, Any], trials: list[dict[str, Any]]) -> Study
         schemes=schemes,
         trials=trials,
         results=results,
+        cells=study["cells"],
+        curves=curves,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.axes import SCHEME, heading, in_caption
+from analysis.axes import SCHEME, heading, in_caption, scheme_text, value_text
 from analysis.settings import heading_lines, listed, settings_lines
 from analysis.stats import Summary
 from analysis.studies import GAIN, Study
@@ -45,12 +45,14 @@ class Column:
         csv_names: what stands above it in the CSV.
         values: from a study and a place on its axes to a value per CSV column, NaN where unknown.
         is_measured: belongs to trials, so that the CSV has none for a difference between them.
+        in_overview: says something where all schemes share a row.
     """
 
     heading: str
     csv_names: tuple[str, ...]
     values: Callable[[Study, Mapping[str, Any]], tuple[float, ...]]
     is_measured: bool = False
+    in_overview: bool = True
 
     def text(self, study: Study, place: Mapping[str, Any]) -> str:
         """The values at a place, rounded."""
@@ -65,7 +67,7 @@ class Comparison:
         kind: their `kind` in the CSV.
         heading: what stands above the column that says of which scheme they are.
         summaries: a study's differences, their scheme among the axes.
-        title: the heading of a section of its own; none for the paired gain, which is part of every table.
+        title: the heading of a section of its own; none for the paired gain, which is a column of the short table.
     """
 
     kind: str
@@ -74,16 +76,28 @@ class Comparison:
     title: str = ""
 
 
+PAIRED_GAIN = Comparison("paired_gain", "paired gain", lambda study: study.gain)
+
+
 @dataclass(frozen=True)
 class Layout:
-    """What the tables of a sweep show beside accuracy and paired gain, and the axes it has; without them, any."""
+    """What the tables of a sweep show beside accuracy.
+
+    Attributes:
+        axes: the axes it has; without them, any.
+        columns: further columns.
+        gain: what the schemes gain.
+        comparisons: further differences.
+        across: the axis whose values are the columns of the short table.
+        notes: how the further columns are measured.
+    """
 
     axes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    gain: Comparison = PAIRED_GAIN
     comparisons: tuple[Comparison, ...] = ()
-
-
-_PAIRED_GAIN = Comparison("paired_gain", "paired gain", lambda study: study.gain)
+    across: str = SCHEME
+    notes: str = ""
 
 
 def csv(studies: Sequence[Study], layout: Layout) -> str:
@@ -97,7 +111,7 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
         kinds = [("accuracy", study.accuracy)]
-        kinds += [(each.kind, each.summaries(study)) for each in (_PAIRED_GAIN, *layout.comparisons)]
+        kinds += [(each.kind, each.summaries(study)) for each in (layout.gain, *layout.comparisons)]
         for kind, summaries in kinds:
             for cell in summaries:
                 place = {axis: cell.axes[axis] for axis in study.axes}
@@ -117,7 +131,8 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
 
 def markdown(sweep: str, studies: Sequence[Study], layout: Layout) -> str:
     """All studies of a sweep, a section each."""
-    return "\n".join([f"# {sweep}\n\n{_RULES}\n", *(_markdown_section(study, layout) for study in studies)])
+    rules = f"{_RULES} {layout.notes}".rstrip()
+    return "\n".join([f"# {sweep}\n\n{rules}\n", *(_markdown_section(study, layout) for study in studies)])
 
 
 def latex_tables(studies: Sequence[Study], layout: Layout) -> str:
@@ -126,22 +141,30 @@ def latex_tables(studies: Sequence[Study], layout: Layout) -> str:
 
 
 def answer(study: Study, layout: Layout) -> str:
-    """One study in a few lines for the terminal: a row per place on the axes, a column per scheme, the gain last."""
+    """One study in a few lines for the terminal: as a rule a column per scheme, the gain last."""
     lines = markdown_table(*_overview(study, layout, plus_minus=" ± "))
     lines += ["", "Test accuracy in %: mean ± half of the 95 % interval (number of seeds)."]
-    if study.gain:
+    if _has_gain(study, layout):
         lines += [f"{_place_of_gain(layout)}: difference on the same seeds, points [95 % interval] (number of pairs)."]
     if study.missing:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
-    for comparison in layout.comparisons:
-        if summaries := comparison.summaries(study):
+    for comparison in (layout.gain, *layout.comparisons):
+        if comparison.title and (summaries := comparison.summaries(study)):
             lines += ["", f"{comparison.title}, points [95 % interval] (number of pairs):", ""]
-            lines += markdown_table(*_pivot(study, summaries, gain_text))
+            lines += markdown_table(*_pivot(study, summaries, gain_text, layout.across))
     return "\n".join(lines)
 
 
+def _has_gain(study: Study, layout: Layout) -> bool:
+    return layout.gain is PAIRED_GAIN and bool(study.gain)
+
+
 def _place_of_gain(layout: Layout) -> str:
-    return f"Column {GAIN}" if layout.columns else "Last column"
+    return f"Column {GAIN}" if _overview_columns(layout) else "Last column"
+
+
+def _overview_columns(layout: Layout) -> list[Column]:
+    return [column for column in layout.columns if column.in_overview]
 
 
 def _markdown_section(study: Study, layout: Layout) -> str:
@@ -155,7 +178,7 @@ def _markdown_section(study: Study, layout: Layout) -> str:
             for cell in study.accuracy
         ],
     )
-    for comparison in (_PAIRED_GAIN, *layout.comparisons):
+    for comparison in (layout.gain, *layout.comparisons):
         if summaries := comparison.summaries(study):
             lines += ["", *([f"### {comparison.title}", ""] if comparison.title else [])]
             lines += markdown_table(
@@ -172,12 +195,12 @@ def _markdown_section(study: Study, layout: Layout) -> str:
 def _markdown_cells(study: Study, cell: Summary, sign: str = "") -> list[str]:
     counts = (cell.estimate.n, cell.expected, cell.diverged, cell.missing)
     estimate = [percent(cell.estimate.mean, sign), interval(cell.estimate, sign)]
-    return [*study.texts(cell.axes), cell.axes[SCHEME], *estimate, *map(str, counts)]
+    return [*study.texts(cell.axes), scheme_text(cell.axes[SCHEME]), *estimate, *map(str, counts)]
 
 
 def _latex_table(study: Study, layout: Layout) -> str:
     head, rows = _overview(study, layout, plus_minus=r" \pm ")
-    first, last = len(study.axes), len(head) - len(layout.columns)
+    first, last = len(_row_axes(study, layout.across)), len(head) - len(_overview_columns(layout))
     by = f" by {' and '.join(map(in_caption, study.axes))}" if study.axes else ""
     caption = (
         f"Test accuracy in percent on {study.dataset} (study {study.label}){by}: mean, half of the 95 % t-interval, "
@@ -188,27 +211,35 @@ def _latex_table(study: Study, layout: Layout) -> str:
 
 
 def _overview(study: Study, layout: Layout, plus_minus: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a row per place on the axes, a column per scheme, the paired gain, what the layout adds."""
-    head, rows = _pivot(study, study.accuracy, lambda cell: mean_text(cell, plus_minus))
-    gain = {study.row_of(cell): cell for cell in study.gain}
-    if gain:
-        head = [*head, GAIN]
-    head += [column.heading for column in layout.columns]
-    for row, place in zip(rows, study.rows, strict=True):
-        if gain:
-            row.append(gain_text(gain.get(tuple(place.values()))))
-        row += [column.text(study, place) for column in layout.columns]
+    """Head and rows of the short table, with the paired gain and what the layout adds behind the accuracies."""
+    head, rows = _pivot(study, study.accuracy, lambda cell: mean_text(cell, plus_minus), layout.across)
+    columns = _overview_columns(layout)
+    if layout.across == SCHEME:  # a row is a place on the study's axes
+        has_gain = _has_gain(study, layout)
+        gain = {study.row_of(cell): cell for cell in study.gain}
+        head = [*head, *([GAIN] if has_gain else []), *(column.heading for column in columns)]
+        for row, place in zip(rows, study.rows, strict=True):
+            row += [gain_text(gain.get(tuple(place.values())))] if has_gain else []
+            row += [column.text(study, place) for column in columns]
     return head, rows
 
 
+def _row_axes(study: Study, across: str) -> list[str]:
+    return [axis for axis in (*study.axes, SCHEME) if axis != across]
+
+
 def _pivot(
-    study: Study, summaries: Sequence[Summary], text: Callable[[Summary | None], str]
+    study: Study, summaries: Sequence[Summary], text: Callable[[Summary | None], str], across: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a row per place on the axes that has a summary, a column per scheme."""
-    cells = {(study.row_of(cell), cell.axes[SCHEME]): cell for cell in summaries}
-    places = [place for place in study.rows if any(row == tuple(place.values()) for row, _ in cells)]
-    head = [*map(heading, study.axes), *study.schemes]
+    """Head and rows: a column per value of the axis `across`, a row per place on the others that has a summary."""
+    axes = _row_axes(study, across)
+    columns = study.schemes if across == SCHEME else study.values(across)
+    cells = {(tuple(cell.axes[axis] for axis in axes), cell.axes[across]): cell for cell in summaries}
+    head = [*map(heading, axes), *(value_text(across, value, study.head_dim) for value in columns)]
     return head, [
-        [*study.texts(place), *(text(cells.get((tuple(place.values()), scheme))) for scheme in study.schemes)]
-        for place in places
+        [
+            *(value_text(axis, value, study.head_dim) for axis, value in zip(axes, place, strict=True)),
+            *(text(cells.get((place, value))) for value in columns),
+        ]
+        for place in dict.fromkeys(place for place, _ in cells)
     ]

@@ -55,7 +55,8 @@ def number_text(value: float) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table with aligned columns."""
+    """The lines of a table with aligned columns; a pipe within a cell is escaped."""
+    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in (head, *rows))
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
 
     def line(cells: Iterable[str]) -> str:

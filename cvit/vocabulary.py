@@ -47,10 +47,12 @@ TAG_NOTE = "mlflow.note.content"
 ROLE_STUDY = "study"
 ROLE_TRIAL = "trial"
 
-# Statuses of a trial. A diverged trial is a result; a failed one is a fault of the code or of the machine.
+# Statuses of a trial. A diverged trial is a result; a failed one is a fault of the code or of the machine; a pruned one
+# fell behind others in a search and was stopped.
 STATUS_OK = "ok"
 STATUS_DIVERGED = "diverged"
 STATUS_FAILED = "failed"
+STATUS_PRUNED = "pruned"
 
 # Tasks: what a trial does.
 TRAINING = "training"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.lines import Line2D
-from recorded import TIME_MS, FakeStudy, FakeTrial, write_journal, write_mlflow
+from recorded import TIME_MS, FakeStudy, FakeTrial, trainings, write_journal, write_mlflow
 
 from analysis import expressivity, head_count, load, make_tables, patch_size
 from analysis.answers import answer_text
@@ -26,32 +26,6 @@ GOLDEN = Path(__file__).parent / "golden"
 SCHEMES = ["random", "two_phase"]
 DAY_MS = 86_400_000
 HEADS_KEY, PATCHES_KEY, FITS_KEY, NEW_FITS_KEY, OTHER_KEY = (digit * 16 for digit in "abcde")
-
-
-def trainings(
-    sweep: str,
-    key: str,
-    grid: dict[str, list[Any]],
-    accuracy: Callable[[dict[str, Any]], float | None],
-    speed: Callable[[dict[str, Any]], float] = lambda cell: 10.0,
-    **shared: Any,
-) -> FakeStudy:
-    """A study of trainings; a trial whose accuracy is None has not been started, one with NaN has diverged."""
-    params = {"dataset": "digits", "embed_dim": 48, "batch_size": 50, "head_dim": 16} | shared
-    trials = []
-    for values in itertools.product(*grid.values()):
-        cell = dict(zip(grid, values, strict=True))
-        value = accuracy(cell)
-        if value is None:
-            continue
-        flat = TrialConfig.from_flat(params | cell).flat()
-        points = [(names.IMAGES_PER_SECOND, step, step / 20 * speed(cell) * 50, TIME_MS) for step in (10, 20)]
-        points += [(names.TEST_ACCURACY, 20, value, TIME_MS)] if math.isfinite(value) else []
-        status = names.STATUS_OK if math.isfinite(value) else names.STATUS_DIVERGED
-        tags = {} if math.isfinite(value) else {names.TAG_DIVERGED_STEP: "7"}
-        trials.append(FakeTrial(f"{key}-{'-'.join(map(str, values))}", flat, points, status, tags))
-    constant = {name: value for name, value in params.items() if name not in grid}
-    return FakeStudy(key, sweep, [grid], trials, constant, task=names.TRAINING)
 
 
 def head_study() -> FakeStudy:

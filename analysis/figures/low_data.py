@@ -1,12 +1,10 @@
 """The figure of the sweep low_data: accuracy against data fraction, and how it came about in training."""
 
 import bisect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,7 +22,6 @@ from analysis.figures.style import (
     new_figure,
     tidy,
 )
-from analysis.frames import CURVE_COLUMNS
 from analysis.stats import Estimate, t_interval
 from analysis.studies import TREATMENT, Study
 from cvit import vocabulary as names
@@ -33,14 +30,13 @@ _PHASE_MARK: dict[str, Any] = {"color": "black", "marker": "|", "markersize": 12
 _LOG_STEPS_FROM = 4.0  # ratio between the longest and the shortest curve from which steps get a log axis
 
 
-def draw(studies: Sequence[Study], curves: pd.DataFrame) -> Figure:
+def draw(studies: Sequence[Study]) -> Figure:
     """Per study, most recent first: accuracy against data fraction, and validation accuracy against steps.
 
     Lines are means over seeds, bands 95 % t-intervals. Diverged trials enter the left panel as they enter the tables,
     and are left out of the right one. A tick on a curve marks where its trials pass from convolution to attention.
     """
     shown = studies[:STUDIES_SHOWN]
-    history = _history(curves)
     with new_figure(ROW_HEIGHT * len(shown)) as figure:
         panels = figure.subplots(len(shown), 2, squeeze=False)
         for (left, right), study in zip(panels, shown, strict=True):
@@ -50,12 +46,13 @@ def draw(studies: Sequence[Study], curves: pd.DataFrame) -> Figure:
             left.set_xlabel("share of the training images (%, log scale)")
             tidy(left)
             left.legend(loc="best")
-            _draw_curves(right, study, history)
+            _draw_curves(right, study)
         figure.align_ylabels()
     return figure
 
 
-def _draw_curves(axes: Axes, study: Study, history: Mapping[str, Mapping[int, float]]) -> None:
+def _draw_curves(axes: Axes, study: Study) -> None:
+    history = {key: curve for (key, metric), curve in study.curves.items() if metric == names.VAL_ACCURACY}
     groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
     for result in study.results:
         if result.trial and result.state == names.STATUS_OK and result.trial["trial_key"] in history:
@@ -87,15 +84,6 @@ def _draw_curves(axes: Axes, study: Study, history: Mapping[str, Mapping[int, fl
     if phase_changes:
         handles.append(Line2D([], [], linestyle="", label="phase change", **_PHASE_MARK))
     legend_above(axes, handles)
-
-
-def _history(curves: pd.DataFrame) -> dict[str, dict[int, float]]:
-    """Validation accuracy by trial and step."""
-    history: dict[str, dict[int, float]] = {}
-    for trial_key, metric, step, value in curves[list(CURVE_COLUMNS)].itertuples(index=False, name=None):
-        if metric == names.VAL_ACCURACY and math.isfinite(value):
-            history.setdefault(trial_key, {})[step] = value
-    return history
 
 
 def _mean_curve(curves: Sequence[Mapping[int, float]]) -> tuple[list[int], list[Estimate]]:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.axes import SCHEME, fraction_text, heads_text
+from analysis.axes import REFERENCES, SCHEME, fraction_text, heads_text, scheme_text
 from analysis.stats import Estimate
 from analysis.studies import BASELINE, Study
 
@@ -29,7 +29,18 @@ STUDIES_SHOWN = 3
 WIDTH, ROW_HEIGHT = 7.0, 2.8
 """Inches: the width of a figure, the height of a study's row of panels."""
 
-COLOURS = {"random": "#D55E00", "two_phase": "#0072B2", "conv_structured": "#009E73"}
+COLOURS = {
+    "random": "#D55E00",
+    "two_phase": "#0072B2",
+    "conv_structured": "#009E73",
+    "mimetic": "#CC79A7",
+    "impulse": "#E69F00",
+    "local": "#56B4E9",
+    "convolution": "#000000",
+    "resnet": "#7F7F7F",
+}
+LINE_STYLES: tuple[Any, ...] = ("-", (0, (3.2, 1.6)))
+"""Of the largest fraction and the smallest, of no warm-up and the longest."""
 REMARK: Mapping[str, Any] = {"fontsize": "small", "color": "0.35"}
 """The look of a remark inside a panel."""
 _STYLE: dict[Any, Any] = {
@@ -47,10 +58,19 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "svg.hashsalt": "cvit",
 }
-_MARKERS = {"random": "o", "two_phase": "s", "conv_structured": "^"}
-_OTHER_COLOUR, _OTHER_MARKER = "#000000", "D"
-_FRACTION_STYLES = ("-", (0, (3.2, 1.6)))  # the largest fraction, the smallest
+_MARKERS = {
+    "random": "o",
+    "two_phase": "s",
+    "conv_structured": "^",
+    "mimetic": "v",
+    "impulse": "P",
+    "local": "X",
+    "convolution": "D",
+    "resnet": "*",
+}
+_OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
 _MARKERS_PER_LINE = 8
+_LEGEND_COLUMNS = 5
 
 
 @contextlib.contextmanager
@@ -70,33 +90,42 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def draw_accuracy(axes: Axes, study: Study, axis: str, place: Mapping[str, Any], **line: Any) -> None:
+def draw_accuracy(
+    axes: Axes, study: Study, axis: str, place: Mapping[str, Any], has_band: bool = True, **line: Any
+) -> None:
     """Test accuracy against one axis, a line per scheme, at a place on the other axes."""
     for scheme in study.schemes:
         at = {**place, SCHEME: scheme}
         cells = [c for c in study.accuracy if c.estimate.n and at.items() <= c.axes.items()]
-        draw_line(axes, [c.axes[axis] for c in cells], [c.estimate for c in cells], scheme, label=scheme, **line)
+        estimates = [c.estimate for c in cells]
+        draw_line(axes, [c.axes[axis] for c in cells], estimates, scheme, has_band, label=scheme_text(scheme), **line)
     axes.set_ylabel("test accuracy (%)")
 
 
-def draw_line(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, **line: Any) -> None:
-    """A scheme's means with their interval as a band, in percent."""
+def draw_line(
+    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, has_band: bool = True, **line: Any
+) -> None:
+    """A scheme's means, in percent, as a rule with their interval as a band."""
     low, mean, high = (100 * np.array([getattr(e, end) for e in estimates]) for end in ("ci_low", "mean", "ci_high"))
-    axes.plot(x, mean, markevery=math.ceil(len(x) / _MARKERS_PER_LINE) or None, **look(scheme), **line)
-    axes.fill_between(x, low, high, color=look(scheme)["color"], alpha=0.15, linewidth=0)
+    every = math.ceil(len(x) / _MARKERS_PER_LINE) or None
+    axes.plot(x, mean, **look(scheme, markevery=every, **line))
+    if has_band:
+        axes.fill_between(x, low, high, color=look(scheme)["color"], alpha=0.15, linewidth=0)
 
 
-def look(scheme: str) -> dict[str, Any]:
-    """Colour and marker of a scheme's line; the baseline's markers are hollow."""
+def look(scheme: str, **changes: Any) -> dict[str, Any]:
+    """Colour and marker of a scheme's line, but for the changes; the baseline's markers are hollow, references' lines
+    dotted."""
     colour = COLOURS.get(scheme, _OTHER_COLOUR)
     face = "white" if scheme == BASELINE else colour
-    return {"color": colour, "marker": _MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
+    own = {"color": colour, "marker": _MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
+    return own | ({"linestyle": ":"} if scheme in REFERENCES else {}) | changes
 
 
 def fraction_styles(fractions: Sequence[float]) -> dict[float, Any]:
     """Line styles of the largest and of the smallest data fraction; the others are not drawn."""
     ascending = sorted(fractions)
-    return dict(zip(dict.fromkeys([*ascending[-1:], *ascending[:1]]), _FRACTION_STYLES, strict=False))
+    return dict(zip(dict.fromkeys([*ascending[-1:], *ascending[:1]]), LINE_STYLES, strict=False))
 
 
 def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
@@ -105,6 +134,12 @@ def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
         Line2D([], [], color="black", linestyle=style, label=f"{fraction_text(fraction)} of images")
         for fraction, style in sorted(styles.items())
     ]
+
+
+def scheme_handles(studies: Sequence[Study]) -> list[Line2D]:
+    """Legend entries of the studies' init schemes."""
+    schemes = dict.fromkeys(scheme for study in studies for scheme in study.schemes)
+    return [Line2D([], [], label=scheme_text(scheme), **look(scheme)) for scheme in schemes]
 
 
 def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
@@ -144,7 +179,9 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), _LEGEND_COLUMNS)
+    )
 
 
 def mark_heads(axes: Axes, count: int, at_top: bool) -> None:

@@ -64,11 +64,20 @@ class Report:
     result: StageResult | None = None
 
 
-def train_stage(stage: Stage, data: StageData, storage: Storage, device: torch.device) -> Iterator[Report]:
+def train_stage(
+    stage: Stage,
+    data: StageData,
+    storage: Storage,
+    device: torch.device,
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
+) -> Iterator[Report]:
     """Trains a stage, yielding after every checkpoint and at the end; the last report holds the result.
 
     A stage that is done yields its result at once; one that was interrupted goes on from its last whole checkpoint
     and ends exactly as if it had not been.
+
+    Args:
+        checkpoint_interval_s: least time between checkpoints; 0: one at every evaluation.
 
     Raises:
         ParentStageMissing: see there.
@@ -84,7 +93,7 @@ def train_stage(stage: Stage, data: StageData, storage: Storage, device: torch.d
         started = time.monotonic()
         diverged_step = _train_interval(stage, model, optimizer, data, progress)
         progress.seconds += time.monotonic() - started
-        pause = max(CHECKPOINT_INTERVAL_S, saving_s / CHECKPOINT_TIME_SHARE)
+        pause = max(checkpoint_interval_s, saving_s / CHECKPOINT_TIME_SHARE) if checkpoint_interval_s else 0.0
         unfinished = progress.step < stage.steps and diverged_step is None
         if unfinished and time.monotonic() - saved_at >= pause:
             saving_started = time.monotonic()

@@ -51,6 +51,7 @@ class Request:
     grid: Mapping[str, tuple[Any, ...]]
     seeds: int
     search_trials: int | None
+    asha: bool
     given: Mapping[str, Any]
     dataset: str
     data_dir: str
@@ -138,6 +139,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         grid=grid,
         seeds=seeds,
         search_trials=search_trials,
+        asha=given.get("asha", False),
         given={name: value for name, value in given.items() if name in parameters},
         dataset=given.get("dataset", sweep.dataset),
         data_dir=given.get("data_dir") or os.environ.get(DATA_DIR_VARIABLE) or "data",
@@ -209,7 +211,11 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
 
 def _search_options(search: Search) -> dict[str, Any]:
     text = "Trials of the search for each init scheme's best settings."
-    return {"search_trials": _option(int, text, search.trials, _GROUPS["grid"])}
+    asha = "Stop trials of the search early that fall behind others of their scheme (ASHA)."
+    return {
+        "search_trials": _option(int, text, search.trials, _GROUPS["grid"]),
+        "asha": _option(bool, asha, None, _GROUPS["run"]),
+    }
 
 
 def _data_options(sweep: Sweep) -> dict[str, Any]:

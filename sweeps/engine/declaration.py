@@ -24,11 +24,13 @@ class Search:
         space: the parameters searched over, by flat name.
         trials: per init scheme.
         round_size: trials per init scheme that are chosen, and run, at a time.
+        asha: stop trials early that fall behind; see `sweeps.engine.pruning`.
     """
 
     space: Mapping[str, Range]
     trials: int
     round_size: int
+    asha: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

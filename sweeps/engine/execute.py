@@ -6,11 +6,12 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from cvit.data.datasets import Dataset
-from cvit.vocabulary import STATUS_FAILED
+from cvit.vocabulary import STATUS_FAILED, STATUS_PRUNED
 from sweeps.engine.cluster import Workers, scratch_folder
 from sweeps.engine.display import Display
 from sweeps.engine.journal import Journal
 from sweeps.engine.plan import Plan
+from sweeps.engine.pruning import AshaPerScheme
 from sweeps.engine.results import record
 from sweeps.engine.searcher import PlanSearcher
 from sweeps.engine.worker import REPORTS, PackTrainer
@@ -23,13 +24,20 @@ def execute(
     plan: Plan, dataset: Dataset | None, storage_url: str, workers: Workers, journal: Journal, display: Display
 ) -> None:
     """Trains what `plan.todo` lists; results go to `plan.results`, the journal and the display."""
-    searcher = PlanSearcher(plan, {"storage": storage_url, "device": workers.device})
+    pruning = plan.search is not None and plan.search.asha
+    settings = {"storage": storage_url, "device": workers.device, "report_every_evaluation": pruning}
+    searcher = PlanSearcher(plan, settings)
     recorder = _Recorder(plan, searcher, journal, display)
     trainable = tune.with_resources(tune.with_parameters(PackTrainer, dataset=dataset), workers.resources)
     with scratch_folder() as folder:
         tuner = tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                reuse_actors=True,
+                scheduler=AshaPerScheme(plan, recorder.prune) if pruning else None,
+            ),
             run_config=tune.RunConfig(
                 name=plan.study.sweep,
                 storage_path=folder,
@@ -65,6 +73,13 @@ class _Recorder(tune.Callback):
         for key, report in result.get(REPORTS, ()):
             record(self._plan, self._journal, key, report)
             self._display.reported(trial.trial_id, key, report)
+
+    def prune(self, key: str, validation_accuracy: float) -> None:
+        """A stage was stopped because it fell behind; so its trials are over."""
+        for trial in self._plan.trials_of[key]:
+            self._plan.pruned[trial.key] = validation_accuracy
+            note = f"stopped early, at {100 * validation_accuracy:.1f} % of the validation images"
+            self._journal.record_end(trial, STATUS_PRUNED, {}, note)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._display.ended(trial.trial_id)

@@ -113,6 +113,11 @@ class Journal:
         """How a trial ended, as last recorded."""
         return self._status.get(trial_key)
 
+    def last_value(self, trial_key: str, metric: str) -> float:
+        """The last measurement of a trial's metric; 0 where there is none."""
+        points = (r["points"] for r in self.records if r["type"] == RECORD_POINTS and r["trial_key"] == trial_key)
+        return max(((step, value) for p in points for name, step, value, _ in p if name == metric), default=(0, 0.0))[1]
+
     def _append(self, records: list[Record]) -> None:
         if not records:
             return

@@ -10,6 +10,7 @@ from cvit.data.datasets import DatasetInfo
 from cvit.stages import AnyStage
 from cvit.storage import Storage, StorageError
 from cvit.training.results import StageResult, load_result, read_weights
+from cvit.vocabulary import STATUS_PRUNED
 from sweeps.engine.cli import Request
 from sweeps.engine.declaration import Search, Sweep
 from sweeps.engine.grids import Cell, product
@@ -24,6 +25,7 @@ class Plan:
         make_trial: from a value of every axis to the trial there.
         dropped: combinations of the grid that cannot be, and why; the trials are the rest.
         search: for a sweep whose later trials depend on the results of earlier ones; see `sweeps.engine.tuning`.
+        pruned: trials of a search that were stopped early, by key, with their last validation accuracy.
     """
 
     study: Study
@@ -33,6 +35,7 @@ class Plan:
     results: dict[str, StageResult]
     dropped: tuple[tuple[Cell, str], ...] = ()
     search: Search | None = None
+    pruned: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def make(cls, sweep: Sweep, request: Request, info: DatasetInfo | None, storage: Storage) -> Self:
@@ -48,7 +51,7 @@ class Plan:
         study, make_trial = study_of(sweep, request, info)
         search = sweep.presets[request.preset].search
         if search is not None:
-            search = replace(search, trials=request.search_trials or search.trials)
+            search = replace(search, trials=request.search_trials or search.trials, asha=request.asha)
             return cls(study, make_trial, (), {}, {}, (), search)
         trials: list[Trial] = []
         dropped: list[tuple[Cell, str]] = []
@@ -91,6 +94,8 @@ class Plan:
 
     def status(self, trial: Trial) -> str | None:
         """The status of a finished trial: its last stage's, or that of a stage that diverged before; else None."""
+        if trial.key in self.pruned:
+            return STATUS_PRUNED
         for stage in trial.stages:
             result = self.results.get(stage.key)
             if result is None:

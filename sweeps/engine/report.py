@@ -96,9 +96,19 @@ def _costs(plan: Plan, request: Request) -> list[str]:
 
 
 def print_answer(
-    console: Console, plan: Plan, storage: Storage, request: Request, tracking_error: str | None, is_interrupted: bool
+    console: Console,
+    plan: Plan,
+    storage: Storage,
+    request: Request,
+    tracking_error: str | None,
+    page: str,
+    is_interrupted: bool,
 ) -> None:
-    """The answer so far, and where to look or how to go on."""
+    """The answer so far, and where to look or how to go on.
+
+    Args:
+        page: of MLflow's UI, below the address of its server.
+    """
     frames = load_journal(storage, plan.study.sweep)
     console.print("\n" + answer_text(frames, plan.study.key), highlight=False, markup=False)
     source = f"--storage {shlex.quote(request.storage)}"
@@ -117,14 +127,16 @@ def print_answer(
             lines.append(f"{num_failed} of {len(plan.trials)} trials failed; running the command again retries them.")
         lines += [
             f"Tables and figures:  python analysis/make_tables.py {source}",
-            f"Runs in MLflow:      {_how_to_look(request.tracking_uri)}",
+            *_how_to_look(request.tracking_uri, page),
         ]
     console.print("\n" + "\n".join(lines), highlight=False, markup=False)
 
 
-def _how_to_look(tracking_uri: str) -> str:
-    if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri
-    if tracking_uri == DEFAULT_TRACKING_URI:
-        return "mlflow ui"
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+def _how_to_look(tracking_uri: str, page: str) -> list[str]:
+    heading, address = "Runs in MLflow:      ", tracking_uri.rstrip("/")
+    commands = []
+    if not tracking_uri.startswith(("http://", "https://")):
+        store = "" if tracking_uri == DEFAULT_TRACKING_URI else f" --backend-store-uri {shlex.quote(tracking_uri)}"
+        commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
+        heading = f"{'... and then:':<{len(heading)}}"
+    return [*commands, f"{heading}{address}{page}"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from cvit.data.datasets import Dataset, DatasetInfo, load
 from cvit.storage import Storage
 from cvit.training.loop import Report
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
+from cvit.vocabulary import STATUS_PRUNED, TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK, VAL_ACCURACY
 from sweeps.engine.cli import Request
 from sweeps.engine.cluster import Workers, check_device, ray_session
 from sweeps.engine.display import Display
@@ -44,6 +44,8 @@ def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage
     """
     check_device(request.device, request.address)
     console = Console(soft_wrap=True)
+    journal = Journal(storage, plan.study.sweep)
+    _take_up_pruned(plan, journal)
     print_plan(console, plan, request)
     if request.dry_run:
         return 0
@@ -55,7 +57,7 @@ def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage
             dataset = load(info) if info is not None else None
             return dataset, session.enter_context(ray_session(request.address, request.device))
 
-        def train(plan: Plan, journal: Journal) -> None:
+        def train(plan: Plan) -> None:
             dataset, workers = start()
             with Display(plan, console) as display:
                 execute(plan, dataset, storage.url, workers, journal, display)
@@ -63,7 +65,7 @@ def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage
         try:
             if plan.todo:
                 start()
-            return _record_and_answer(plan, info, request, storage, console, train)
+            return _record_and_answer(plan, info, request, storage, journal, console, train)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
 
@@ -73,11 +75,11 @@ def _record_and_answer(
     info: DatasetInfo | None,
     request: Request,
     storage: Storage,
+    journal: Journal,
     console: Console,
-    train: Callable[[Plan, Journal], None],
+    train: Callable[[Plan], None],
 ) -> int:
-    """Opens journal and tracker, trains, and answers from what was recorded, however the training ends."""
-    journal = Journal(storage, plan.study.sweep)
+    """Opens the tracker, trains, and answers from what was recorded, however the training ends."""
     tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: plan.study.task}
     if info is not None:
         tags[TAG_DATA_FINGERPRINT] = info.fingerprint
@@ -88,14 +90,15 @@ def _record_and_answer(
     try:
         with _sigterm_as_interrupt():
             if plan.todo:
-                train(plan, journal)
+                train(plan)
             while (grown := _next_plan(plan, storage)) is not None:
                 plan = grown
+                _take_up_pruned(plan, journal)
                 tracker.expect(_keys(plan))
                 _record_plan(plan, journal, tags)
                 print_growth(console, plan)
                 if plan.todo:
-                    train(plan, journal)
+                    train(plan)
         if all(plan.status(trial) is not None for trial in plan.trials):
             outcome, exit_code = "FINISHED", 0
     except KeyboardInterrupt:
@@ -103,7 +106,7 @@ def _record_and_answer(
     finally:
         copied = tracker.close(outcome, CLOSE_TIMEOUT_S)
     error = None if copied else tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
-    print_answer(console, plan, storage, request, error, is_interrupted=exit_code == EXIT_INTERRUPTED)
+    print_answer(console, plan, storage, request, error, tracker.page, is_interrupted=exit_code == EXIT_INTERRUPTED)
     return exit_code
 
 
@@ -122,6 +125,13 @@ def _keys(plan: Plan) -> set[str]:
 def _record_plan(plan: Plan, journal: Journal, tags: dict[str, str]) -> None:
     journal.record_plan(plan.study, plan.trials, tags)
     _record_known_results(plan, journal)
+
+
+def _take_up_pruned(plan: Plan, journal: Journal) -> None:
+    """What an earlier session stopped early stays stopped, as long as trials are to be stopped at all."""
+    if plan.search is not None and plan.search.asha:
+        stopped = {trial.key for trial in plan.trials if journal.status(trial.key) == STATUS_PRUNED}
+        plan.pruned.update({key: journal.last_value(key, VAL_ACCURACY) for key in stopped})
 
 
 def _record_known_results(plan: Plan, journal: Journal) -> None:

@@ -34,16 +34,20 @@ class PlanSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         for stage in self.pack_of(trial_id):
-            if stage.key not in self._plan.results:
+            if stage.key not in self._plan.results and not self._is_pruned(stage):
                 self.failed.add(stage.key)
 
     def _drop_children_of_lost_stages(self) -> None:
-        """A stage whose parent diverged or failed has nothing to start from."""
+        """A stage whose parent diverged, failed or was pruned has nothing to start from."""
         for stage in list(self._waiting.values()):
             parent = stage.parent.key if stage.parent else None
             result = self._plan.results.get(parent or "")
-            if parent in self.failed or (result is not None and result.diverged_step is not None):
+            is_lost = parent in self.failed or (result is not None and result.diverged_step is not None)
+            if is_lost or self._is_pruned(stage):
                 del self._waiting[stage.key]
+
+    def _is_pruned(self, stage: AnyStage) -> bool:
+        return all(trial.key in self._plan.pruned for trial in self._plan.trials_of[stage.key])
 
     def pack_of(self, trial_id: str) -> Pack:
         """The stages that a Tune trial trains or trained."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from cvit import vocabulary as v
 from sweeps.engine.journal import Record
@@ -87,6 +88,13 @@ class Tracker:
     def expect(self, planned: set[str]) -> None:
         """More keys of this driver's, before records of them are fed."""
         self._planned = self._planned | planned
+
+    @property
+    def page(self) -> str:
+        """Where MLflow's UI compares this sweep's trials, below the server's address; the studies are left out."""
+        filter_text = quote(f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}'")
+        query = f"workflowType=machine_learning&searchFilter={filter_text}&compareRunsMode=CHART"
+        return f"/#/experiments/{self._experiment_id}/runs?{query}"
 
     def close(self, status: str, timeout_s: float) -> bool:
         """Ends the runs that are still open with a status of MLflow's (FINISHED, FAILED, KILLED).
@@ -195,6 +203,8 @@ class Tracker:
             assert experiment is not None
         elif experiment.lifecycle_stage != "active":
             client.restore_experiment(experiment.experiment_id)
+        # Otherwise MLflow's UI takes the experiment for one of generative AI.
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
         self._experiment_id = experiment.experiment_id
         self._adopt(client)
         self._client = client
@@ -267,7 +277,7 @@ class Tracker:
             if parent.run_id is None:
                 parent.run_id = self._create(parent)
             tags = tags | {"mlflow.parentRunId": parent.run_id}
-            name = " ".join(f"{axis}={run.params[axis]}" for axis in parent.cells[0])
+            name = _run_name({axis: run.params[axis] for axis in parent.cells[0]})
         return self._client.create_run(self._experiment_id, run.start_time_ms, tags, name).info.run_id
 
     def _end_open_runs(self) -> None:
@@ -286,6 +296,12 @@ def _all_runs(client: Any, experiment_id: str) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _run_name(cell: dict[str, Any]) -> str:
+    """The scheme first: the UI's column of names is narrow."""
+    scheme = [str(cell["init_scheme"])] if "init_scheme" in cell else []
+    return " ".join(scheme + [f"{axis}={value}" for axis, value in cell.items() if axis != "init_scheme"])
 
 
 def _in_parts(tag: str, text: str) -> dict[str, str]:

@@ -89,7 +89,9 @@ def _rounded(value: float, within: Range) -> float:
 
 
 def validation_accuracy(plan: Plan, trial: Trial) -> float:
-    """The last one of a trial that ended well; 0 for one that diverged or failed."""
+    """The last one of a trial that ended well or was pruned; 0 for one that diverged or failed."""
+    if trial.key in plan.pruned:
+        return plan.pruned[trial.key]
     result = plan.results.get(trial.stages[-1].key)
     if result is None or result.diverged_step is not None:
         return 0.0

@@ -11,8 +11,11 @@ from cvit.stages import AnyStage, FitStage
 from cvit.storage import Storage
 from cvit.theorem.expressivity import fit
 from cvit.training.batches import stage_data
-from cvit.training.loop import Report, train_stage
+from cvit.training.loop import CHECKPOINT_INTERVAL_S, Report, train_stage
+from cvit.vocabulary import VAL_ACCURACY
 
+STEP = "step"
+"""Key of a Tune result that holds optimiser steps of the trial, both phases together."""
 REPORTS = "reports"
 """Key of a Tune result that holds [(stage key, Report), …]."""
 
@@ -28,6 +31,7 @@ class PackTrainer(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next pack; Tune reuses the process where this returns True."""
+        self._checkpoint_interval_s = 0.0 if new_config["report_every_evaluation"] else CHECKPOINT_INTERVAL_S
         self._reports = self._train(new_config["pack"], new_config["storage"], torch.device(new_config["device"]))
         return True
 
@@ -44,13 +48,17 @@ class PackTrainer(tune.Trainable):
             return fit(stage, storage)
         assert self._dataset is not None
         data = stage_data(self._dataset, stage.trial.data, stage.trial.seed, device)
-        return train_stage(stage, data, storage, device)
+        return train_stage(stage, data, storage, device, self._checkpoint_interval_s)
 
     def step(self) -> dict[str, Any]:
         reported = next(self._reports, None)
         if reported is None:
             return {REPORTS: [], "done": True}
-        return {REPORTS: [reported], "done": False}
+        _, report = reported
+        accuracies = [(step, value) for metric, step, value, _ in report.points if metric == VAL_ACCURACY]
+        # What a scheduler may stop a trial by; one that is done cannot be stopped any more.
+        last = dict(zip((STEP, VAL_ACCURACY), accuracies[-1], strict=True)) if accuracies and not report.result else {}
+        return {REPORTS: [reported], "done": False} | last
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: a stage goes on from its own checkpoint in the storage."""

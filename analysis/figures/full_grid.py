@@ -1,0 +1,40 @@
+"""The figure of the sweep full_grid: accuracy against heads, a panel per patch size and data fraction."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from analysis.axes import FRACTION, NUM_HEADS, PATCH_SIZE, fraction_text
+from analysis.figures.style import STUDIES_SHOWN, draw_accuracy, fixed_ticks, legend_below, new_figure, tidy
+from analysis.studies import Study
+
+_PANEL_HEIGHT = 1.8
+
+
+def draw(studies: Sequence[Study]) -> Figure:
+    """Per study, most recent first, a row of panels per patch size, a column per data fraction, one y axis for all.
+
+    Lines are means over seeds, bands 95 % t-intervals; combinations that cannot be have no mark.
+    """
+    shown = studies[:STUDIES_SHOWN]
+    places = [(study, size) for study in shown for size in study.values(PATCH_SIZE)]
+    columns = max(len(study.values(FRACTION)) for study in shown)
+    with new_figure(_PANEL_HEIGHT * len(places) + 0.3) as figure:
+        rows = figure.subplots(len(places), columns, squeeze=False, sharey=True)
+        for panels, (study, size) in zip(rows, places, strict=True):
+            fractions, heads = study.values(FRACTION), study.values(NUM_HEADS)
+            for axes, fraction in zip(panels, fractions, strict=False):
+                draw_accuracy(axes, study, NUM_HEADS, {PATCH_SIZE: size, FRACTION: fraction})
+                title = f"patch size {size}, {fraction_text(fraction)} of the images"
+                is_first = axes is panels[0] and size == study.values(PATCH_SIZE)[0]
+                axes.set_title(f"{study.label}\n{title}" if is_first else title, loc="left")
+                axes.set_xlabel("number of heads")
+                axes.set_ylabel("test accuracy (%)" if axes is panels[0] else "")
+                fixed_ticks(axes.xaxis, heads, str)
+                axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
+            for axes in panels[len(fractions) :]:
+                axes.set_axis_off()
+        for axes in rows.flat:  # only now: all share the y axis
+            tidy(axes)
+        legend_below(figure, rows.flat)
+    return figure

@@ -1,0 +1,91 @@
+"""The rule by which a claim about accuracies or steps holds or does not.
+
+A claim is about the mean of a difference between trials on the same seeds. It has two lines, one MARGIN apart, and the
+MARGIN is the smallest difference that matters: a claim of a gain has them at 0 and +MARGIN, a claim of no loss at
+-MARGIN and 0. It *holds* where the whole interval lies above the lower line, *does not hold* where the whole interval
+lies below the upper one (what gain there may be is too small to matter, or there is a loss), else there is *not enough
+data*; so too with fewer than LEAST_PAIRS pairs.
+
+The ends of the interval are Student's t limits. Claims of one family (the same question of one study at several places)
+are judged together by Holm's step-down procedure, once for holding and once for not holding, each at ERROR_RATE: so the
+chance that any verdict of a family is wrong in either direction is at most 2 · ERROR_RATE. Each end is shown at the
+level of its own step: with m claims, ERROR_RATE / m for the clearest one, ERROR_RATE / (m - 1) for the next, and on,
+and from the first that fails, the level at which it failed. So verdicts can be read off the intervals.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not enough data"
+
+MARGIN = 0.01
+"""The smallest difference that matters: one point of accuracy, or one percent of the steps."""
+LEAST_PAIRS = 3
+ERROR_RATE = 0.025
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict and what it rests on: the mean, its interval, the number of pairs."""
+
+    verdict: str
+    estimate: float = math.nan
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    n: int = 0
+
+
+def judge(family: Sequence[Sequence[float]], line: float) -> list[Judged]:
+    """The verdicts on a family of claims that mean differences lie above a line.
+
+    Args:
+        family: per claim the differences, one per pair.
+        line: the lower one, 0 for a gain, -MARGIN for no loss.
+    """
+    testable = [i for i, differences in enumerate(family) if len(differences) >= LEAST_PAIRS]
+    of_holding = holm_levels([_p_above(family[i], line) for i in testable])
+    of_failing = holm_levels([_p_above([-d for d in family[i]], -(line + MARGIN)) for i in testable])
+    judged = [Judged(UNDECIDED, estimate=_mean(differences), n=len(differences)) for differences in family]
+    for i, for_it, against in zip(testable, of_holding, of_failing, strict=True):
+        low = _limit(family[i], for_it)
+        high = -_limit([-difference for difference in family[i]], against)
+        verdict = HOLDS if low > line else FAILS if high < line + MARGIN else UNDECIDED
+        judged[i] = Judged(verdict, _mean(family[i]), low, high, len(family[i]))
+    return judged
+
+
+def holm_levels(p_values: Sequence[float]) -> list[float]:
+    """The level at which Holm's procedure tests each hypothesis; those with p at most their level are rejected."""
+    levels = [0.0] * len(p_values)
+    level, is_stopped = 0.0, False
+    for step, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if not is_stopped:
+            level = ERROR_RATE / (len(p_values) - step)
+        levels[i] = level
+        is_stopped |= p_values[i] > level
+    return levels
+
+
+def _p_above(values: Sequence[float], line: float) -> float:
+    """One-sided p-value against a mean of at most the line."""
+    error = _standard_error(values)
+    if error == 0:
+        return 0.0 if _mean(values) > line else 1.0
+    return float(stdtr(len(values) - 1, -(_mean(values) - line) / error))
+
+
+def _limit(values: Sequence[float], level: float) -> float:
+    """The lower confidence limit of the mean that errs with a chance of `level`."""
+    return _mean(values) - float(stdtrit(len(values) - 1, 1 - level)) * _standard_error(values)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
