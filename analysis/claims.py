@@ -8,7 +8,7 @@ are the interval; an error up to ZERO_ERROR counts as zero. A claim that nothing
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from analysis import expressivity
@@ -55,7 +55,7 @@ class Claim:
 class Kind:
     """A claim of the paper: its name, what it says, where it is looked for, and how it is judged, study by study.
 
-    `unit` is `points` of accuracy or `% of the steps` (numbers are fractions), `error` (relative) or `heads`.
+    `unit` is `points` of accuracy or `% of the steps` (numbers are fractions), `relative error` or `heads`.
     """
 
     name: str
@@ -71,14 +71,13 @@ def claims(frames: Frames) -> list[Claim]:
     found = []
     for kind in KINDS:
         rows = [
-            Claim(f"{kind.name}/{place}", *astuple(judged), source_of(study))
+            _claim(f"{kind.name}/{place}", judged, source_of(study))
             for study in studies[kind.sweep]
             for family in kind.judge(study)
             for place, judged in family
         ]
         held = "; ".join(f"nothing to compare in {source_of(study)}" for study in studies[kind.sweep])
-        nothing = Claim(kind.name, *astuple(Judged(UNDECIDED)), held or f"no study of {kind.sweep}")
-        found += rows or [nothing]
+        found += rows or [_claim(kind.name, Judged(UNDECIDED), held or f"no study of {kind.sweep}")]
     return found
 
 
@@ -99,6 +98,10 @@ def latest_studies(frames: Frames, sweep: str) -> list[Study]:
 def source_of(study: Study) -> str:
     """The sweep and the study, whose label begins with the data set."""
     return f"{study.sweep}/{study.label}"
+
+
+def _claim(name: str, judged: Judged, source: str) -> Claim:
+    return Claim(name, judged.verdict, judged.estimate, judged.ci_low, judged.ci_high, judged.n, source)
 
 
 def _heads_enough(study: Study) -> Iterator[Family]:
@@ -145,7 +148,7 @@ def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) ->
         if THREE_BY_THREE in study.values(NUM_HEADS) and TREATMENT in study.schemes:
             nine = {NUM_HEADS: THREE_BY_THREE}
             family = [_differences(study, at | nine, at | {NUM_HEADS: heads}) for heads in others]
-            yield _judged([f"{INNER_DIM}={width}/{heads}" for heads in others], family, line)
+            yield _judged([f"{INNER_DIM}={width},{NUM_HEADS}={heads}" for heads in others], family, line)
 
 
 def _low_data_gain(study: Study) -> Iterator[Family]:
@@ -265,70 +268,71 @@ def _mean(values: Iterable[float]) -> float:
 KINDS = (
     Kind(
         "heads_enough",
-        "the theorem's number of heads expresses the convolution: the error reached is zero",
+        "The theorem's number of heads expresses the convolution: the error reached is zero",
         expressivity.SWEEP,
-        "error",
+        "relative error",
         _heads_enough,
     ),
     Kind(
         "heads_necessary",
-        "one head fewer does not express it: the error stays clearly above zero",
+        "One head fewer does not express it: the error stays clearly above zero",
         expressivity.SWEEP,
-        "error",
+        "relative error",
         _heads_necessary,
     ),
     Kind(
         "patches_save_heads",
-        "on patches a convolution needs fewer heads than on pixels",
+        "On patches a convolution needs fewer heads than on pixels",
         expressivity.SWEEP,
         "heads",
         _patches_save_heads,
     ),
     Kind(
         "nine_beat_fewer",
-        f"{TREATMENT} is more accurate with 9 heads than with fewer",
+        f"With 9 heads {TREATMENT} is more accurate than with fewer",
         "head_count",
         "points",
         _nine_beat_fewer,
     ),
     Kind(
         "nine_match_more",
-        f"{TREATMENT} is no less accurate with 9 heads than with more",
+        f"With 9 heads {TREATMENT} is no less accurate than with more",
         "head_count",
         "points",
         _nine_match_more,
     ),
     Kind(
         "low_data_gain",
-        f"{TREATMENT} is more accurate than {BASELINE} where data are few, at this share of the images",
+        f"Where data are few, at this share of the images, {TREATMENT} is more accurate than {BASELINE}",
         "low_data",
         "points",
         _low_data_gain,
     ),
     Kind(
         "gain_shrinks",
-        "that gain is larger at the smallest share of the images than at the largest",
+        "That gain is larger at the smallest share of the images than at the largest",
         "low_data",
         "points",
         _gain_shrinks,
     ),
     Kind(
         "no_loss_without_warmup",
-        f"{TREATMENT} loses nothing without warm-up, at this learning rate",
+        f"Without warm-up, at this learning rate, {TREATMENT} loses no accuracy",
         "no_warmup",
         "points",
         _no_loss_without_warmup,
     ),
     Kind(
         "random_loses_without_warmup",
-        f"{BASELINE} loses accuracy, or diverges, without warm-up, at this learning rate",
+        f"Without warm-up, at this learning rate, {BASELINE} loses accuracy or diverges",
         "no_warmup",
         "points",
         _loss_without_warmup,
     ),
     Kind(
         "trains_faster",
-        f"{TREATMENT} reaches {BASELINE}'s last validation accuracy in fewer steps, those of both phases counted",
+        f"At this share of the images, {TREATMENT} reaches {BASELINE}'s last validation accuracy in fewer steps, those "
+        "of both phases counted",
         "low_data",
         "% of the steps",
         _trains_faster,

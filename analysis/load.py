@@ -66,9 +66,9 @@ def load_mlflow(uri: str) -> Frames:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return _read_mlflow(MlflowClient(uri), uri).frames(f"MLflow store {_shown(uri)}")
+        return _read_mlflow(MlflowClient(uri), uri).frames(f"MLflow store {without_passwords(uri)}")
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        raise LoadError(f"MLflow store {_shown(uri)} cannot be read: {_shown(_one_line(error))}") from error
+        raise LoadError(without_passwords(f"MLflow store {uri} cannot be read: {_one_line(error)}")) from error
 
 
 def _read_mlflow(client: Any, uri: str) -> Raw:
@@ -170,7 +170,7 @@ def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
 
 def _require_existing_store(uri: str) -> None:
     """MLflow creates the local store that it is asked to read, and fills a database that is not its own."""
-    shown = f"MLflow store {_shown(uri)}"
+    shown = f"MLflow store {without_passwords(uri)}"
     if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():
             raise LoadError(f"{shown} does not exist: no file {str(path)!r}")
@@ -202,7 +202,7 @@ def _joined(tags: Mapping[str, str], tag: str) -> str:
     return "".join(tags[part] for part in (tag, *further))
 
 
-def _shown(text: str) -> str:
+def without_passwords(text: str) -> str:
     """The text without the passwords of the URLs in it."""
     return re.sub(r"://([^:/@\s]*):[^@/\s]+@", r"://\1:***@", text)
 

@@ -119,18 +119,23 @@ def read_studies(frames: Frames, sweep: str, axes: Iterable[str]) -> list[Study]
     Raises:
         TableError: a study has others.
     """
+    studies = all_studies(frames, sweep)
+    for study in studies:
+        found = axes_of(study.cells)
+        if set(found) != set(axes):
+            raise TableError(f"study {study.label} varies {', '.join(found)}; this table shows {', '.join(axes)}")
+    return studies
+
+
+def all_studies(frames: Frames, sweep: str | None = None) -> list[Study]:
+    """The studies of every sweep or of one, whatever their axes; those of a sweep most recent first."""
     by_study: dict[str, list[dict[str, Any]]] = {}
     for trial in rows_of(frames.trials):
         by_study.setdefault(trial["study_key"], []).append(trial)
-    curves = _curves(frames, sweep)
-    studies = []
-    for row in reversed([row for row in rows_of(frames.studies) if row["sweep"] == sweep]):
-        study = _read_study(row, by_study.get(row["study_key"], []), curves)
-        found = axes_of(row["cells"])
-        if set(found) != set(axes):
-            raise TableError(f"study {study.label} varies {', '.join(found)}; this table shows {', '.join(axes)}")
-        studies.append(study)
-    return studies
+    rows = [row for row in rows_of(frames.studies) if sweep in (None, row["sweep"])]
+    rows.sort(key=lambda row: row["start_time_ms"], reverse=True)
+    curves = {name: _curves(frames, name) for name in {row["sweep"] for row in rows}}
+    return [_read_study(row, by_study.get(row["study_key"], []), curves[row["sweep"]]) for row in rows]
 
 
 def read_study(frames: Frames, study_key: str) -> Study:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from recorded import TIME_MS, FakeStudy, FakeTrial, write_journal, write_mlflow
 
-from analysis import load, make_tables, stats
+from analysis import builders, load, make_tables, stats
 from analysis.answers import answer_text
 from analysis.frames import CURVES, Frames, rows_of
 from cvit import vocabulary as names
@@ -154,7 +154,7 @@ def test_tables_are_the_golden_ones_from_either_source(
 
 
 def test_missing_cells_are_shown(frames: Frames) -> None:
-    files = make_tables.low_data(frames)
+    files = builders.low_data(frames)
     text = files["low_data.md"].decode()
     for line in (
         "- 10 %, random, seed 1: failed",

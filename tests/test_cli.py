@@ -178,6 +178,13 @@ def test_a_part_alone_has_its_own_options_only() -> None:
         requests_of("sweeps/low_data.py", ["--part", "low_data"])
 
 
+def test_the_imports_that_the_readme_shows_are_there() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("from cvit")]
+    assert len(lines) >= 4
+    for line in lines:
+        exec(line, {})
+
+
 def test_a_wrong_documented_command_would_be_noticed() -> None:
     with pytest.raises(ConfigError):
         parse(SWEEP, ["--no-such-option"])

@@ -12,20 +12,37 @@ from sweeping import ROOT, journal, mlflow_runs, sweep
 from cvit import vocabulary as v
 from cvit.config import EXPRESSIVITY_PARAMETERS, PARAMETERS
 
-TINY = ("--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0", "--min-steps", "8")
+TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
 HEAD_COUNT = (
-    *("--preset", "smoke", *TINY, "--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72"),
+    *(*TINY, "--min-steps", "8", "--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72"),
     *("--kernel-size", "3", "--patch-size", "2", "--seeds", "2", "--fit-steps", "300"),
 )
-PATCH_SIZE = (*TINY, "--preset", "smoke", "--patch-size", "2", "4", "--data-fraction", "0.05", "0.1", "--seeds", "1")
+STABILITY_STEPS = 120
+OTHERS = {
+    "patch_size": ("--min-steps", "8", "--patch-size", "2", "4", "--data-fraction", "0.05", "0.1"),
+    "no_warmup": (
+        "--min-steps",
+        str(STABILITY_STEPS),
+        "--warmup-fraction",
+        "0",
+        "0.1",
+        "--learning-rate",
+        "0.001",
+        "1e3",
+    ),
+    "init_schemes": ("--min-steps", "8", "--data-fraction", "0.05"),
+    "full_grid": ("--min-steps", "8", "--data-fraction", "0.05", "--head-dim", "4"),
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which both sweeps have ended and their tables are made."""
+    """A working folder in which the sweeps have ended and their tables are made."""
     folder = tmp_path_factory.mktemp("questions")
     (folder / "head_count.txt").write_text(sweep(folder, *HEAD_COUNT, script="sweeps/head_count.py"))
-    (folder / "patch_size.txt").write_text(sweep(folder, *PATCH_SIZE, script="sweeps/patch_size.py"))
+    for name, options in OTHERS.items():
+        output = sweep(folder, *TINY, *options, "--seeds", "1", script=f"sweeps/{name}.py")
+        (folder / f"{name}.txt").write_text(output)
     tables = subprocess.run(
         [sys.executable, str(ROOT / "analysis/make_tables.py")], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -88,7 +105,7 @@ def test_two_cells_that_need_the_same_stages_are_two_trials_with_one_training(fo
 
 
 def test_training_runs_have_the_parameters_of_training(folder: Path) -> None:
-    for name in ("head_count", "patch_size"):
+    for name in ("head_count", *OTHERS):
         for run in mlflow_runs(folder, v.ROLE_TRIAL, name):
             assert set(run.data.params) == set(PARAMETERS)
             assert run.data.tags[v.TAG_TASK] == v.TRAINING
@@ -113,3 +130,40 @@ def test_running_a_script_again_trains_nothing(folder: Path) -> None:
     output = sweep(folder, *HEAD_COUNT, script="sweeps/head_count.py")
     assert output.count("Nothing to train: every trial is done.") == 2
     assert {path: path.stat().st_mtime_ns for path in (folder / "storage/stages").rglob("*.*")} == before
+
+
+def test_stability_is_measured_and_the_convolution_phase_shared(folder: Path) -> None:
+    """A learning rate of 1000 diverges or not; it is a result either way, and has the same first phase."""
+    assert "stages    9 (3 with 180 steps saved by sharing)" in (folder / "no_warmup.txt").read_text()
+    runs = mlflow_runs(folder, v.ROLE_TRIAL, "no_warmup")
+    assert len(runs) == 8
+    for run in runs:
+        metrics = run.data.metrics
+        assert metrics[v.GRAD_NORM_MAX] > 0 and metrics[v.LOSS_SPIKES] >= 0 and metrics[v.EARLY_LOSS] > 0
+        assert 0 <= metrics[v.GRAD_NORM_MAX_STEP] < STABILITY_STEPS
+        assert run.data.tags[v.TAG_STATUS] in (v.STATUS_OK, v.STATUS_DIVERGED)
+    wild = [run for run in runs if run.data.params["learning_rate"] == "1000.0"]
+    calm = [run for run in runs if run.data.params["learning_rate"] == "0.001"]
+    assert min(r.data.metrics[v.GRAD_NORM_MAX] for r in wild) > max(r.data.metrics[v.GRAD_NORM_MAX] for r in calm)
+    records = [r for r in journal(folder, "no_warmup") if r["type"] == v.RECORD_POINTS]
+    early = [point[1] for r in records for point in r["points"] if point[0] == v.EARLY_GRAD_NORM]
+    assert set(early) == set(range(STABILITY_STEPS))  # 100 of the one phase of random, 60 of each of two_phase's
+
+
+def test_every_scheme_and_reference_ends_with_a_test_accuracy(folder: Path) -> None:
+    runs = mlflow_runs(folder, v.ROLE_TRIAL, "init_schemes")
+    assert len(runs) == 8
+    assert {run.data.params["init_scheme"] for run in runs} == {
+        *("random", "mimetic", "impulse", "local", "conv_structured", "two_phase", "convolution", "resnet")
+    }
+    for run in runs:
+        assert 0 <= run.data.metrics[v.TEST_ACCURACY] <= 1
+        assert run.data.tags[v.TAG_STATUS] == v.STATUS_OK
+
+
+def test_dropped_combinations_are_listed_and_not_missing(folder: Path) -> None:
+    output = (folder / "full_grid.txt").read_text()
+    assert "dropped   2 combinations that cannot be:" in output
+    assert "patch_size 4, num_heads 16: num_heads 16 must be at most 9" in output
+    assert "Missing" not in output
+    assert len(mlflow_runs(folder, v.ROLE_TRIAL, "full_grid")) == 6

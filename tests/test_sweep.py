@@ -40,6 +40,10 @@ def test_the_answer_table_and_where_to_look_next_are_printed(finished: tuple[Pat
     assert "two_phase - random" in output
     assert "python analysis/make_tables.py" in output
     assert "mlflow ui" in output
+    (study,) = mlflow_runs(finished[0], v.ROLE_STUDY)
+    assert (
+        f"http://127.0.0.1:5000/#/experiments/{study.info.experiment_id}/runs?workflowType=machine_learning" in output
+    )
 
 
 def test_mlflow_has_a_study_and_a_nested_run_for_each_trial(finished: tuple[Path, str]) -> None:
