@@ -16,11 +16,12 @@ CSV_COLUMNS = tuple(field.name for field in fields(Claim))
 
 _UNITS = "Estimates are points of accuracy, percent of the steps, relative errors or numbers of heads; see claims.md."
 
+_MARGIN = f"{100 * MARGIN:g}"
 RULE = (
     "Accuracy and steps: the mean difference between trials on the same seeds, with Student's t limits. A claim of a "
-    f"gain holds where the whole interval lies above 0, and does not hold where it lies below +{100 * MARGIN:g} (no "
-    f"gain that matters); a claim of no loss holds where the interval lies above -{100 * MARGIN:g} (no loss that "
-    "matters), and does not hold where it lies below 0. Units are points of accuracy, or percent of the steps. Else, "
+    f"gain holds where the whole interval lies above 0; otherwise it does not hold where it lies below +{_MARGIN} (no "
+    f"gain that matters). A claim of no loss holds where the interval lies above -{_MARGIN} (no loss that matters); "
+    "otherwise it does not hold where it lies below 0. Units are points of accuracy, or percent of the steps. Else, "
     f"and with fewer than {LEAST_PAIRS} pairs: not enough data. Claims of one kind at several places of one study are "
     f"judged together by Holm's procedure, for either verdict at {100 * ERROR_RATE:g} %, so that the chance of any "
     f"wrong verdict among them is at most {200 * ERROR_RATE:g} %; the ends of an interval are shown at the level of "

@@ -38,12 +38,16 @@ def target_accuracy(study: Study) -> float:
 def early_gradients(study: Study, trial: Mapping[str, Any]) -> dict[int, float]:
     """Gradient norms of the attention phase's first steps, counted from that phase's start."""
     norms = study.curves.get((trial["trial_key"], names.EARLY_GRAD_NORM), {})
-    # The transfer is measured at the phase's first step; without one, a training of two phases did not get there.
-    transfer = study.curves.get((trial["trial_key"], names.TRANSFER_VAL_ACCURACY), {})
-    if trial[SCHEME] == TREATMENT and not transfer:
-        return {}
-    start = min(transfer, default=0)
-    return {step - start: norm for step, norm in sorted(norms.items()) if step >= start}
+    start = attention_start(study, trial)
+    return {round(step - start): norm for step, norm in sorted(norms.items()) if step >= start}
+
+
+def attention_start(study: Study, trial: Mapping[str, Any]) -> float:
+    """The first step of a trial's attention phase, where the transfer is measured; infinite where a training of two
+    phases has none, since it did not get there."""
+    if trial[SCHEME] != TREATMENT:
+        return 0
+    return min(study.curves.get((trial["trial_key"], names.TRANSFER_VAL_ACCURACY), {}), default=math.inf)
 
 
 def warmups(study: Study) -> tuple[float, float] | None:
@@ -66,7 +70,7 @@ def without_less_with(study: Study) -> list[Summary]:
 
 def _steps_to_target(study: Study, place: Mapping[str, Any]) -> tuple[float, float]:
     target = target_accuracy(study)
-    steps = _median(study.steps_to(trial, target) for trial in study.trials_at(place))
+    steps = _median(study.steps_to(t, target, after=attention_start(study, t)) for t in study.trials_at(place))
     return (steps if math.isfinite(steps) else math.nan, target)
 
 
@@ -140,7 +144,8 @@ LAYOUT = Layout(
         "One that was never tested, since its loss or gradient stopped being finite, is left out of the mean; the "
         "divergence rate counts it. Of trials' norm of the gradient before clipping, its step, early loss and steps "
         "the median is shown, of loss spikes the mean; gradient, spikes and early loss are those of the attention "
-        f"phase. Steps, of both phases, are those to {100 * TARGET_SHARE:.0f} % of the best cell's validation accuracy "
-        "(second number); a dash where most trials do not reach it."
+        "phase. Steps, those of both phases, are counted to the attention phase's first evaluation that reaches "
+        f"{100 * TARGET_SHARE:.0f} % of the best cell's accuracy on validation images (second number); a dash where "
+        "most trials do not."
     ),
 )

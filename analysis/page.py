@@ -25,7 +25,7 @@ a { color: var(--link); }
 .scroll, pre { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { vertical-align: bottom; font-weight: 600; }
+th { vertical-align: bottom; font-weight: 600; white-space: normal; overflow-wrap: normal; }
 .holds { color: var(--holds); font-weight: 600; }
 .fails { color: var(--fails); font-weight: 600; }
 .open { color: var(--open); }

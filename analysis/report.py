@@ -32,7 +32,7 @@ CAPTIONS: Mapping[str, str] = {
     "init_schemes": "Left: test accuracy of all init schemes against the share of the training images. Right: gain "
     "over random initialisation on the same seeds, with 95 % intervals. References are dotted.",
     "full_grid": "Test accuracy against the number of heads, a row per patch size, a column per share of the training "
-    "images. Means over seeds, bands 95 % intervals.",
+    "images. Lines are means over seeds, dots single trials.",
     "tuned": "Left: validation accuracy of the trials of each scheme's search, the best so far as a line; a trial that "
     "diverged is at 0. Right: test accuracy of the winners on fresh seeds, with mean and 95 % interval.",
 }
@@ -124,7 +124,7 @@ def _provenance(studies: Iterable[Study]) -> list[str]:
         done = f"{len(study.results) - len(study.missing)} of {len(study.results)}"
         measured = [_distinct(study, name) for name in ("data_fingerprint", "code_version", "device")]
         rows.append([study.sweep, study.label, started, done, study.dataset or "-", *measured])
-    versions = [["Python", platform.python_version()], *([name, metadata.version(name)] for name in _installed())]
+    versions = [["Python", platform.python_version()], *([name, _version(name)] for name in _LIBRARIES)]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     return [
         "<h2>Provenance</h2>",
@@ -140,9 +140,11 @@ def _distinct(study: Study, name: str) -> str:
     return ", ".join(map(str, values)) or "-"
 
 
-def _installed() -> list[str]:
-    installed = {distribution.name.lower() for distribution in metadata.distributions()}
-    return [name for name in _LIBRARIES if name in installed]
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _section(name: str, parts: Iterable[str]) -> str:

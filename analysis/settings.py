@@ -11,8 +11,14 @@ from analysis.studies import Study
 from analysis.text import markdown_table
 from cvit.config import PARAMETERS_OF
 
-_SAYS_NOTHING = {INNER_DIM: 0, "convolution_learning_rate": 0.0, "convolution_warmup_fraction": -1.0}
-"""Settings that at this value leave the word to another one: `head_dim`, `learning_rate`, `warmup_fraction`."""
+_SAYS_NOTHING = {
+    INNER_DIM: 0,
+    "convolution_learning_rate": 0.0,
+    "convolution_warmup_fraction": -1.0,
+    "max_test_images": 0,
+}
+"""Settings that at this value leave the word to another one (`head_dim`, `learning_rate`, `warmup_fraction`) or to all
+test images."""
 
 
 def heading_lines(study: Study) -> list[str]:

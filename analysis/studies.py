@@ -93,13 +93,13 @@ class Study:
             if result.trial is not None and all(result.axes[axis] == value for axis, value in place.items())
         ]
 
-    def steps_to(self, trial: Mapping[str, Any], accuracy: float) -> float:
-        """The step of the first evaluation on validation images that reaches an accuracy, both phases counted; infinite
-        where none does, NaN without evaluations."""
+    def steps_to(self, trial: Mapping[str, Any], accuracy: float, after: float = -1) -> float:
+        """The step of the first evaluation on validation images, of those after a step, that reaches an accuracy;
+        infinite where none does, NaN without evaluations. Steps are those of both phases."""
         curve = self.curves.get((trial["trial_key"], names.VAL_ACCURACY))
         if not curve or math.isnan(accuracy):
             return math.nan
-        return min((step for step, value in curve.items() if value >= accuracy), default=math.inf)
+        return min((step for step, value in curve.items() if step > after and value >= accuracy), default=math.inf)
 
     def texts(self, place: Mapping[str, Any]) -> list[str]:
         """A place on `axes` as cells of a table."""

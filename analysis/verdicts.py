@@ -2,9 +2,9 @@
 
 A claim is about the mean of a difference between trials on the same seeds. It has two lines, one MARGIN apart, and the
 MARGIN is the smallest difference that matters: a claim of a gain has them at 0 and +MARGIN, a claim of no loss at
--MARGIN and 0. It *holds* where the whole interval lies above the lower line, *does not hold* where the whole interval
-lies below the upper one (what gain there may be is too small to matter, or there is a loss), else there is *not enough
-data*; so too with fewer than LEAST_PAIRS pairs.
+-MARGIN and 0. It *holds* where the whole interval lies above the lower line; otherwise it *does not hold* where the
+whole interval lies below the upper one (what gain there may be is too small to matter, or there is a loss); otherwise
+there is *not enough data*, as there is with fewer than LEAST_PAIRS pairs.
 
 The ends of the interval are Student's t limits. Claims of one family (the same question of one study at several places)
 are judged together by Holm's step-down procedure, once for holding and once for not holding, each at ERROR_RATE: so the

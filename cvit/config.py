@@ -75,6 +75,7 @@ class DataConfig:
     data_fraction: float = _option("Share of the training images used, in (0, 1]; stratified and nested.", 1.0)
     validation_fraction: float = _option("Share of the training images held out for validation.", 0.1)
     max_validation_images: int = _option("Validation images looked at, at most; a stratified share of them.", 2000)
+    max_test_images: int = _option("Test images looked at, at most, a stratified share of them; 0: all.", 0)
     augmentation: Augmentation = _option("Augmentation of training images; the data set's own by default.", "shift")
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class DataConfig:
         _require(
             self.max_validation_images >= 1, "max_validation_images", self.max_validation_images, "must be at least 1"
         )
+        _require(self.max_test_images >= 0, "max_test_images", self.max_test_images, "must be at least 0")
         _require_choice(self, "augmentation", Augmentation)
 
 

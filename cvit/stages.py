@@ -77,6 +77,8 @@ class Stage:
             for name, value in self.trial.flat().items()
             if name not in _NEVER_DECISIVE and name not in not_decisive
         }
+        if not decisive["max_test_images"]:
+            del decisive["max_test_images"]  # younger than the first stored results
         decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
         init = self.trial.init
         is_twin = self.phase == CONVOLUTION or init.init_scheme == "convolution"

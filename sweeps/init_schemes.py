@@ -1,6 +1,6 @@
 """The paper's method beside its rivals: six ways to start the same transformer, over data fractions.
 
-python sweeps/init_schemes.py                                       # digits, about N minutes on two cores
+python sweeps/init_schemes.py                                       # digits, about 3 minutes on two cores
 python sweeps/init_schemes.py --init-scheme random mimetic two_phase --data-fraction 0.05 --seeds 10
 python sweeps/init_schemes.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 
@@ -20,7 +20,7 @@ SWEEP = Sweep(
     question="How does two-phase training compare with other ways to start a transformer, and with convolution itself?",
     presets={
         "laptop": Preset(
-            description="the default: digits, 72 trials",
+            description="the default: digits, 72 trials, about 3 minutes on 2 cores",
             grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES},
             seeds=3,
             settings=SMALL_VIT
@@ -39,7 +39,14 @@ SWEEP = Sweep(
             grid={"data_fraction": (0.02,), "init_scheme": SCHEMES},
             seeds=1,
             settings=SMALL_VIT
-            | {"depth": 1, "epochs": 1, "min_steps": 40, "evaluations": 2, "max_validation_images": 500},
+            | {
+                "depth": 1,
+                "epochs": 1,
+                "min_steps": 40,
+                "evaluations": 2,
+                "max_validation_images": 500,
+                "max_test_images": 500,
+            },
         ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",

@@ -39,6 +39,7 @@ SWEEP = Sweep(
                 "min_steps": 40,
                 "evaluations": 2,
                 "max_validation_images": 500,
+                "max_test_images": 500,
             },
         ),
         "photographs": Preset(

@@ -1,6 +1,6 @@
 """What does the size of the patches do: to accuracy, to speed, to the heads a convolution needs? (paper, section 3)
 
-python sweeps/patch_size.py                                             # digits, about N minutes on two cores
+python sweeps/patch_size.py                                             # digits, about 4 minutes on two cores
 python sweeps/patch_size.py --data-fraction 0.05 --patch-size 1 2
 python sweeps/patch_size.py --preset photographs --dataset cifar10 --data-dir ../shared/data
 """
@@ -19,7 +19,7 @@ SWEEP = Sweep(
     question="How do accuracy, speed and the heads that a convolution needs depend on the size of the patches?",
     presets={
         "laptop": Preset(
-            description="the default: digits, 36 trials",
+            description="the default: digits, 36 trials, about 4 minutes on 2 cores",
             grid={"data_fraction": (0.05, 0.2), "patch_size": (1, 2, 4), "init_scheme": SCHEMES},
             seeds=3,
             settings=SMALL_VIT | BEST | {"epochs": 10, "min_steps": 300, "validation_fraction": 0.2},
@@ -29,7 +29,14 @@ SWEEP = Sweep(
             grid={"data_fraction": (0.01, 0.05), "patch_size": (2, 4), "init_scheme": SCHEMES},
             seeds=1,
             settings=SMALL_VIT
-            | {"depth": 1, "epochs": 1, "min_steps": 40, "evaluations": 2, "max_validation_images": 500},
+            | {
+                "depth": 1,
+                "epochs": 1,
+                "min_steps": 40,
+                "evaluations": 2,
+                "max_validation_images": 500,
+                "max_test_images": 500,
+            },
         ),
         "photographs": Preset(
             description="CIFAR-sized photographs on a CPU: 8 trials, one seed",

@@ -1,6 +1,6 @@
 """Which init scheme is best when each is tuned with the same budget? An Optuna search per scheme, then fresh seeds.
 
-python sweeps/tuned.py                                          # digits, about N minutes on two cores
+python sweeps/tuned.py                                          # digits, about 5 minutes on two cores
 python sweeps/tuned.py --search-trials 24 --seeds 10
 python sweeps/tuned.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 
@@ -28,7 +28,7 @@ SWEEP = Sweep(
     question="Which init scheme is best when each has its own best settings, found with equal budget?",
     presets={
         "laptop": Preset(
-            description="the default: digits, 36 trials of the search and 15 of its winners",
+            description="the default: digits, 36 trials of the search, 15 of its winners, about 5 minutes on 2 cores",
             grid={"init_scheme": SCHEMES},
             seeds=5,
             settings={"embed_dim": 48, "depth": 4, "num_heads": 9, "head_dim": 8, "mlp_ratio": 2.0}
@@ -42,7 +42,7 @@ SWEEP = Sweep(
             seeds=1,
             settings={"embed_dim": 48, "depth": 1, "num_heads": 9, "head_dim": 8, "mlp_ratio": 2.0}
             | {"data_fraction": 0.02, "batch_size": 32, "epochs": 1, "min_steps": 40, "evaluations": 2}
-            | {"max_validation_images": 500},
+            | {"max_validation_images": 500, "max_test_images": 500},
             scheme_settings=OWN,
             search=Search(space=SPACE, trials=4, round_size=2),
         ),

@@ -149,8 +149,8 @@ def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:
             start_time=study.start_time_ms,
             tags=study.tags | {
                 names.TAG_ROLE: names.ROLE_STUDY, names.TAG_STUDY_KEY: study.key, names.TAG_SWEEP: study.sweep,
-                names.TAG_GRID: json.dumps(cells), names.TAG_COMMAND: study.command(len(study.extensions)),
-                names.TAG_QUESTION: study.question,
+                names.TAG_COMMAND: study.command(len(study.extensions)),
+                names.TAG_QUESTION: study.question, **_in_parts(names.TAG_GRID, json.dumps(cells)),
             },
         )  # fmt: skip
         client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in study.params.items()])
@@ -163,3 +163,9 @@ def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:
             metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in trial.points]
             params = [Param(name, str(value)) for name, value in trial.params.items()]
             client.log_batch(run.info.run_id, metrics=metrics, params=params)
+
+
+def _in_parts(tag: str, text: str) -> dict[str, str]:
+    """A text in several tags, as the engine parts a long one; so short here that every grid is."""
+    parts = [text[start : start + 40] for start in range(0, len(text), 40)]
+    return {tag if number == 0 else f"{tag}.{number}": part for number, part in enumerate(parts)}

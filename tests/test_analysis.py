@@ -228,10 +228,10 @@ def test_the_script_runs_as_documented(journal: Storage, tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("# low_data")
-    assert len(list((tmp_path / "results").iterdir())) == 5
+    assert len(list((tmp_path / "results").iterdir())) == 5 + 3
 
 
 def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert make_tables.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(option in text for option in ("--tracking-uri", "--storage", "--out"))
+    assert all(option in text for option in ("--tracking-uri", "--storage", "--out", "--strict"))

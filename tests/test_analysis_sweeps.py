@@ -148,6 +148,7 @@ def test_two_tasks_in_one_store_keep_their_types(tmp_path: Path) -> None:
 def test_files_of_every_sweep(written: Path) -> None:
     kinds = ("csv", "md", "png", "svg", "tex")
     expected = {f"{sweep}.{kind}" for sweep in ("expressivity", "head_count", "patch_size") for kind in kinds}
+    expected |= {"claims.csv", "claims.md", "report.html"}
     assert {path.name for path in written.iterdir()} == expected
     for name in ("head_count.md", "head_count.csv", "patch_size.md", "patch_size.csv", "expressivity.md"):
         assert (written / name).read_text() == (GOLDEN / name).read_text()

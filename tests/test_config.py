@@ -26,6 +26,7 @@ INVALID: dict[str, list[Any]] = {
     "data_fraction": [0.0, -0.1, 1.0001, NAN, INF],
     "validation_fraction": [0.0, 1.0, -0.5, NAN],
     "max_validation_images": [0, -1],
+    "max_test_images": [-1],
     "augmentation": ["", "flip", "Shift", None],
     "image_size": [0, -8],
     "in_channels": [0],

@@ -46,7 +46,7 @@ def draw(studies: Sequence[Study]) -> Figure:
 
 def _draw_gains(axes: Axes, study: Study) -> None:
     schemes = [scheme for scheme in study.schemes if scheme != BASELINE]
-    shifts = _SPREAD ** np.linspace(-1, 1, len(schemes)) if len(schemes) > 1 else [1.0]
+    shifts = _SPREAD ** np.linspace(-1, 1, len(schemes))
     gains = gains_over_random(study)
     for scheme, shift in zip(schemes, shifts, strict=True):
         cells = [cell for cell in gains if cell.axes[SCHEME] == scheme and cell.estimate.n]

@@ -45,6 +45,8 @@ def stage_data(dataset: Dataset, config: DataConfig, seed: int, device: torch.de
     split = select(dataset.train.labels, config.data_fraction, config.validation_fraction, seed)
     looked_at = min(1.0, config.max_validation_images / len(split.validation))
     validated = split.validation[subset(dataset.train.labels[split.validation], looked_at, seed=0)]
+    looked_at = min(1.0, (config.max_test_images or len(dataset.test.labels)) / len(dataset.test.labels))
+    tested = subset(dataset.test.labels, looked_at, seed=0)
 
     def on_device(images: np.ndarray, labels: np.ndarray) -> LabelledImages:
         return LabelledImages(torch.tensor(images, device=device), torch.tensor(labels, device=device))
@@ -52,7 +54,8 @@ def stage_data(dataset: Dataset, config: DataConfig, seed: int, device: torch.de
     train = on_device(dataset.train.images[split.train], dataset.train.labels[split.train])
     validation = on_device(dataset.train.images[validated], dataset.train.labels[validated])
     mean, std = channel_statistics(train.images)
-    return StageData(train, validation, on_device(dataset.test.images, dataset.test.labels), mean, std)
+    test = on_device(dataset.test.images[tested], dataset.test.labels[tested])
+    return StageData(train, validation, test, mean, std)
 
 
 @lru_cache(maxsize=4)

@@ -47,6 +47,8 @@ DIVERGENCE_MARGIN = 1.1
 EARLY_STEPS = 100
 """First steps of a stage whose gradient norms are recorded one by one."""
 EVALUATION_BATCH_SIZE = 500
+LARGEST_ATTENTION = 2**25
+"""Entries of the attention matrices of one layer and evaluation batch on a CPU: 128 MiB."""
 TRANSFER_IMAGES = 256
 """Validation images on which the transfer's logit error is measured."""
 
@@ -69,7 +71,7 @@ def train_stage(
     data: StageData,
     storage: Storage,
     device: torch.device,
-    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
+    checkpoint_at_every_evaluation: bool = False,
 ) -> Iterator[Report]:
     """Trains a stage, yielding after every checkpoint and at the end; the last report holds the result.
 
@@ -77,7 +79,7 @@ def train_stage(
     and ends exactly as if it had not been.
 
     Args:
-        checkpoint_interval_s: least time between checkpoints; 0: one at every evaluation.
+        checkpoint_at_every_evaluation: for a caller that wants to hear of every one, whatever it costs.
 
     Raises:
         ParentStageMissing: see there.
@@ -93,9 +95,10 @@ def train_stage(
         started = time.monotonic()
         diverged_step = _train_interval(stage, model, optimizer, data, progress)
         progress.seconds += time.monotonic() - started
-        pause = max(checkpoint_interval_s, saving_s / CHECKPOINT_TIME_SHARE) if checkpoint_interval_s else 0.0
+        pause = max(CHECKPOINT_INTERVAL_S, saving_s / CHECKPOINT_TIME_SHARE)
         unfinished = progress.step < stage.steps and diverged_step is None
-        if unfinished and time.monotonic() - saved_at >= pause:
+        is_due = checkpoint_at_every_evaluation or time.monotonic() - saved_at >= pause
+        if unfinished and is_due:
             saving_started = time.monotonic()
             ckpt.save_checkpoint(storage, stage.key, model.state_dict() | state_tensors(model, optimizer), progress)
             saved_at = time.monotonic()
@@ -233,14 +236,22 @@ def _evaluate(model: nn.Module, data: StageData, images: LabelledImages, trial: 
     model.eval()
     device = images.labels.device
     loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    for start in range(0, len(images), EVALUATION_BATCH_SIZE):
-        batch = slice(start, start + EVALUATION_BATCH_SIZE)
+    batch_size = _evaluation_batch_size(trial, device)
+    for start in range(0, len(images), batch_size):
+        batch = slice(start, start + batch_size)
         with _autocast(trial, device):
             logits = model(data.normalised(images.images[batch]))
         labels = images.labels[batch]
         loss += F.cross_entropy(logits.float(), labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
     return float(loss) / len(images), float(correct) / len(images)
+
+
+def _evaluation_batch_size(trial: TrialConfig, device: torch.device) -> int:
+    """On a CPU, attention matrices that outgrow the cache by far are slower than more batches."""
+    m = trial.model
+    most = LARGEST_ATTENTION // (m.num_heads * m.grid_size**4) if device.type == "cpu" else EVALUATION_BATCH_SIZE
+    return max(1, min(EVALUATION_BATCH_SIZE, most))
 
 
 def _autocast(trial: TrialConfig, device: torch.device) -> torch.autocast:

@@ -11,7 +11,7 @@ from cvit.stages import AnyStage, FitStage
 from cvit.storage import Storage
 from cvit.theorem.expressivity import fit
 from cvit.training.batches import stage_data
-from cvit.training.loop import CHECKPOINT_INTERVAL_S, Report, train_stage
+from cvit.training.loop import Report, train_stage
 from cvit.vocabulary import VAL_ACCURACY
 
 STEP = "step"
@@ -31,7 +31,7 @@ class PackTrainer(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next pack; Tune reuses the process where this returns True."""
-        self._checkpoint_interval_s = 0.0 if new_config["report_every_evaluation"] else CHECKPOINT_INTERVAL_S
+        self._report_every_evaluation: bool = new_config["report_every_evaluation"]
         self._reports = self._train(new_config["pack"], new_config["storage"], torch.device(new_config["device"]))
         return True
 
@@ -48,7 +48,7 @@ class PackTrainer(tune.Trainable):
             return fit(stage, storage)
         assert self._dataset is not None
         data = stage_data(self._dataset, stage.trial.data, stage.trial.seed, device)
-        return train_stage(stage, data, storage, device, self._checkpoint_interval_s)
+        return train_stage(stage, data, storage, device, self._report_every_evaluation)
 
     def step(self) -> dict[str, Any]:
         reported = next(self._reports, None)
