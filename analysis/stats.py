@@ -2,7 +2,8 @@
 
 The rule for trials that did not end well: a diverged trial is a result. It counts in `diverged`, and its last measured
 value enters the mean; where it was never measured, the trial stays out of the mean and is listed. A failed, an
-unfinished and an absent trial are no results, nor is one that ended ok but was never measured: they are missing.
+unfinished and an absent trial are no results, nor is one that ended ok but was never measured: they are missing. One
+that a search stopped early (pruned) is neither.
 """
 
 import itertools
@@ -56,7 +57,7 @@ class Result:
 
     @property
     def missing(self) -> bool:
-        return self.state not in STATES_WITH_RESULT
+        return self.state not in (*STATES_WITH_RESULT, names.STATUS_PRUNED)
 
     @property
     def diverged(self) -> bool:

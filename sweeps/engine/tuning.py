@@ -53,7 +53,8 @@ def next_plan(plan: Plan, storage: Storage) -> Plan | None:
         )
     if any(trial.cell["seed"] != SEARCH_SEED for trial in plan.trials):
         return None
-    winners = [max(found[scheme], key=lambda trial: validation_accuracy(plan, trial)) for scheme in schemes]
+    ended = {s: [trial for trial in found[s] if trial.key not in plan.pruned] or found[s] for s in schemes}
+    winners = [max(ended[scheme], key=lambda trial: validation_accuracy(plan, trial)) for scheme in schemes]
     seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.cells["seed"]))
     fresh = [plan.make_trial({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
     return plan.extended(fresh, storage)
