@@ -243,6 +243,18 @@ def test_winners_are_chosen_on_validation_and_tested_on_fresh_seeds(tmp_path: Pa
     assert gain.estimate.mean == pytest.approx(0.11)
 
 
+def test_a_pruned_trial_is_tried_does_not_win_and_is_not_missing(tmp_path: Path) -> None:
+    study = tuned_study()
+    best = next(t for t in study.trials if t.params["init_scheme"] == "random" and t.params["learning_rate"] == 0.001)
+    assert best.params["seed"] == 0
+    best.status = names.STATUS_PRUNED
+    (shown,) = read_studies(frames_of(tmp_path, study), "tuned", tuned.AXES)
+    random, _ = tuned.searches(shown)
+    assert [result.value for result in random.tried] == [0.5, 0.0, 0.55]
+    assert random.winner and random.winner.axes["learning_rate"] == 0.002
+    assert best.params["learning_rate"] not in [r.axes["learning_rate"] for r in shown.missing if r.seed == 0]
+
+
 def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
     from analysis.figures.tuned import draw
 
