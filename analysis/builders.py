@@ -1,117 +1,62 @@
 """The files of every sweep: its tables (Markdown, CSV, LaTeX) and its figure (PNG, SVG)."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from analysis import expressivity as fits
-from analysis import tables
-from analysis import tuned as searches
+from analysis import expressivity, tables, tuned
 from analysis.frames import Frames
 from analysis.layouts import LAYOUTS
 from analysis.studies import Study, read_studies
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-# matplotlib is slow to load: figures are not imported before one is drawn.
-
-
-def low_data(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep low_data by name, the Markdown table first."""
-    from analysis.figures.low_data import draw
-
-    studies, texts = _of_trainings("low_data", frames)
-    return texts | _images("low_data", draw(studies))
-
-
-def head_count(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep head_count by name, the Markdown table first."""
-    from analysis.figures.head_count import draw
-
-    studies, texts = _of_trainings("head_count", frames)
-    return texts | _images("head_count", draw(studies))
-
-
-def patch_size(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep patch_size by name, the Markdown table first."""
-    from analysis.figures.patch_size import draw
-
-    studies, texts = _of_trainings("patch_size", frames)
-    return texts | _images("patch_size", draw(studies))
-
-
-def expressivity(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep expressivity by name, the Markdown table first; the CSV is of the most recent study."""
-    from analysis.figures.expressivity import draw
-
-    studies = read_studies(frames, fits.SWEEP, fits.AXES)
-    texts = {"md": fits.markdown(studies), "csv": fits.csv(studies[0]), "tex": fits.latex_tables(studies)}
-    return _named(fits.SWEEP, texts) | _images(fits.SWEEP, draw(studies))
-
-
-def no_warmup(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep no_warmup by name, the Markdown table first."""
-    from analysis.figures.no_warmup import draw
-
-    studies, texts = _of_trainings("no_warmup", frames)
-    return texts | _images("no_warmup", draw(studies))
-
-
-def init_schemes(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep init_schemes by name, the Markdown table first."""
-    from analysis.figures.init_schemes import draw
-
-    studies, texts = _of_trainings("init_schemes", frames)
-    return texts | _images("init_schemes", draw(studies))
-
-
-def full_grid(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep full_grid by name, the Markdown table first."""
-    from analysis.figures.full_grid import draw
-
-    studies, texts = _of_trainings("full_grid", frames)
-    return texts | _images("full_grid", draw(studies))
-
-
-def tuned(frames: Frames) -> dict[str, bytes]:
-    """The files of the sweep tuned by name, the Markdown table first."""
-    from analysis.figures.tuned import draw
-
-    studies = read_studies(frames, searches.SWEEP, searches.AXES)
-    texts = {
-        "md": searches.markdown(studies),
-        "csv": searches.csv(studies),
-        "tex": searches.latex_tables(studies),
-    }
-    return _named(searches.SWEEP, texts) | _images(searches.SWEEP, draw(studies))
-
-
-def _of_trainings(sweep: str, frames: Frames) -> tuple[list[Study], dict[str, bytes]]:
-    """The studies of a sweep of trainings, and their tables."""
+def training_files(sweep: str, frames: Frames) -> dict[str, bytes]:
+    """The files of a sweep over a grid of trainings by name, the Markdown table first."""
     layout = LAYOUTS[sweep]
     studies = read_studies(frames, sweep, layout.axes)
-    texts = {"md": tables.markdown(sweep, studies, layout), "csv": tables.csv(studies, layout)}
-    return studies, _named(sweep, texts | {"tex": tables.latex_tables(studies, layout)})
+    texts = {
+        "md": tables.markdown(sweep, studies, layout),
+        "csv": tables.csv(studies, layout),
+        "tex": tables.latex_tables(studies, layout),
+    }
+    return _files(sweep, texts, studies)
 
 
-def _named(sweep: str, texts: Mapping[str, str]) -> dict[str, bytes]:
-    return {f"{sweep}.{kind}": text.encode() for kind, text in texts.items()}
+def expressivity_files(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep expressivity by name, the Markdown table first; the CSV is of the most recent study."""
+    studies = read_studies(frames, expressivity.SWEEP, expressivity.AXES)
+    texts = {
+        "md": expressivity.markdown(studies),
+        "csv": expressivity.csv(studies[0]),
+        "tex": expressivity.latex_tables(studies),
+    }
+    return _files(expressivity.SWEEP, texts, studies)
 
 
-def _images(sweep: str, figure: "Figure") -> dict[str, bytes]:
+def tuned_files(frames: Frames) -> dict[str, bytes]:
+    """The files of the sweep tuned by name, the Markdown table first."""
+    studies = read_studies(frames, tuned.SWEEP, tuned.AXES)
+    texts = {"md": tuned.markdown(studies), "csv": tuned.csv(studies), "tex": tuned.latex_tables(studies)}
+    return _files(tuned.SWEEP, texts, studies)
+
+
+def _files(sweep: str, texts: Mapping[str, str], studies: Sequence[Study]) -> dict[str, bytes]:
+    # matplotlib is slow to load, so the module that draws a sweep is not imported before there is one to draw.
+    figure = importlib.import_module(f"analysis.figures.{sweep}").draw(studies)
     from analysis.figures.style import image_bytes
 
-    return {f"{sweep}.{kind}": image_bytes(figure, kind) for kind in ("png", "svg")}
+    files = {f"{sweep}.{kind}": text.encode() for kind, text in texts.items()}
+    return files | {f"{sweep}.{kind}": image_bytes(figure, kind) for kind in ("png", "svg")}
 
 
 BUILDERS: Mapping[str, Callable[[Frames], dict[str, bytes]]] = {
-    "low_data": low_data,
-    "no_warmup": no_warmup,
-    "expressivity": expressivity,
-    "head_count": head_count,
-    "patch_size": patch_size,
-    "init_schemes": init_schemes,
-    "full_grid": full_grid,
-    "tuned": tuned,
+    "low_data": partial(training_files, "low_data"),
+    "no_warmup": partial(training_files, "no_warmup"),
+    "expressivity": expressivity_files,
+    "head_count": partial(training_files, "head_count"),
+    "patch_size": partial(training_files, "patch_size"),
+    "init_schemes": partial(training_files, "init_schemes"),
+    "full_grid": partial(training_files, "full_grid"),
+    "tuned": tuned_files,
 }
-"""How each sweep is shown: from the frames to the files, Markdown first."""
+"""How each sweep is shown, in the order of the report: from the frames to the files, Markdown first."""

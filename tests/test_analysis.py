@@ -154,7 +154,7 @@ def test_tables_are_the_golden_ones_from_either_source(
 
 
 def test_missing_cells_are_shown(frames: Frames) -> None:
-    files = builders.low_data(frames)
+    files = builders.BUILDERS["low_data"](frames)
     text = files["low_data.md"].decode()
     for line in (
         "- 10 %, random, seed 1: failed",

@@ -91,7 +91,7 @@ def test_no_warmup_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_table_of_no_warmup_says_how_stable_the_trials_were(tmp_path: Path) -> None:
-    files = builders.no_warmup(frames_of(tmp_path, warmup_study(points=stability_points)))
+    files = builders.BUILDERS["no_warmup"](frames_of(tmp_path, warmup_study(points=stability_points)))
     rows = [
         row for row in rows_of_csv(files, "no_warmup") if row["kind"] == "accuracy" and row["learning_rate"] == "0.1"
     ]
@@ -124,7 +124,7 @@ def test_first_gradients_are_those_of_the_attention_phase(tmp_path: Path) -> Non
 
 def test_trials_from_before_stability_was_measured_have_dashes(tmp_path: Path) -> None:
     frames = frames_of(tmp_path, warmup_study())
-    files = builders.no_warmup(frames)
+    files = builders.BUILDERS["no_warmup"](frames)
     line = next(line for line in files["no_warmup.md"].decode().splitlines() if line.startswith("| 0.01"))
     assert cells(line)[-5:] == ["0, -", "-, -", "-", "-", "-, -"]
     assert len(files) == 5
@@ -154,7 +154,7 @@ def test_every_scheme_is_compared_with_random_and_references_are_marked(tmp_path
     assert [scheme for fraction, scheme in gains if fraction == 0.05] == ["two_phase", "mimetic", "convolution"]
     assert gains[0.05, "mimetic"].estimate.mean == pytest.approx(0.025)
     assert (gains[0.2, "mimetic"].estimate.n, gains[0.2, "mimetic"].missing) == (1, 1)
-    files = builders.init_schemes(frames)
+    files = builders.BUILDERS["init_schemes"](frames)
     text = files["init_schemes.md"].decode()
     assert "| 5 %           | convolution (reference) | +20.5  |" in text
     kinds = {(row["kind"], row["init_scheme"]) for row in rows_of_csv(files, "init_schemes")}
@@ -185,7 +185,7 @@ def test_full_grid_shows_what_can_be(tmp_path: Path) -> None:
     from analysis.figures.full_grid import draw
 
     frames = frames_of(tmp_path, grid_study())
-    files = builders.full_grid(frames)
+    files = builders.BUILDERS["full_grid"](frames)
     places = [
         (row["patch_size"], row["num_heads"])
         for row in rows_of_csv(files, "full_grid")
@@ -259,7 +259,7 @@ def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
     from analysis.figures.tuned import draw
 
     frames = frames_of(tmp_path, tuned_study())
-    files = builders.tuned(frames)
+    files = builders.BUILDERS["tuned"](frames)
     assert set(files) == {f"tuned.{kind}" for kind in ("md", "csv", "tex", "png", "svg")}
     rows = rows_of_csv(files, "tuned")
     assert [row["kind"] for row in rows] == ["search"] * 3 + ["winner"] + ["search"] * 3 + ["winner", "paired_gain"]

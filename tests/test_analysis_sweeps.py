@@ -243,14 +243,14 @@ def test_a_study_with_other_axes_than_its_sweep_has_the_general_table(tmp_path: 
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["depth", "heads", *SCHEMES, "two_phase - random"]
     assert [cell.strip() for cell in first.strip("|").split("|")] == ["1", "1", "10.0 (1)", "10.0 (1)", "+0.0 (1)"]
     with pytest.raises(TableError, match="varies depth, init_scheme, num_heads"):
-        builders.head_count(frames)
+        builders.BUILDERS["head_count"](frames)
 
 
 def test_settings_within_a_scheme_are_spelled_out_by_the_axis_that_decides(tmp_path: Path) -> None:
     study = head_study()
     for trial in study.trials:
         trial.params["learning_rate"] = 0.01 if trial.params["num_heads"] == 12 else 0.02
-    text = builders.head_count(frames_of(tmp_path, study))["head_count.md"].decode()
+    text = builders.BUILDERS["head_count"](frames_of(tmp_path, study))["head_count.md"].decode()
     spelled_out = "1 head: 0.02; 9 heads: 0.02; 12 heads: 0.01"
     assert f"| `learning_rate` | {spelled_out} | {spelled_out} |" in text
     assert "`head_dim`" not in text and "inner_dim" not in text
@@ -268,13 +268,13 @@ def test_little_data_is_shown_without_a_warning(tmp_path: Path, what: str) -> No
         patches.cells = [{"patch_size": [4], "data_fraction": [0.1], "init_scheme": ["two_phase"], "seed": [0]}]
         fits.cells = [{"kernel_size": [3], "patch_size": [1], "num_heads": [12], "seed": [0]}]
     frames = frames_of(tmp_path, heads, patches, fits)
-    for build in (builders.head_count, builders.patch_size, builders.expressivity):
+    for build in (builders.BUILDERS["head_count"], builders.BUILDERS["patch_size"], builders.BUILDERS["expressivity"]):
         assert len(build(frames)) == 5
     if what == "no trials":
         answer = answer_text(frames, HEADS_KEY)
         assert "Missing: 24 of 24 trials." in answer
         assert "| head_dim 16     | 12    | - (0)  | - (0)     | - (0)              | 16       |" in answer
-        assert "3,1,9,,,0" in builders.expressivity(frames)["expressivity.csv"].decode()
+        assert "3,1,9,,,0" in builders.BUILDERS["expressivity"](frames)["expressivity.csv"].decode()
         assert "Missing: 4 of 4 trials." in answer_text(frames, FITS_KEY)
 
 

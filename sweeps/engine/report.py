@@ -10,7 +10,6 @@ from rich.console import Console
 
 from analysis.answers import answer_text
 from analysis.load import load_journal
-from cvit.stages import AnyStage
 from cvit.storage import Storage
 from sweeps.engine.cli import DEFAULT_TRACKING_URI, Request
 from sweeps.engine.display import duration
@@ -30,7 +29,7 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
         *([_data_line(params)] if "dataset" in params else []),
         *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, of which done {num_done}",
-        f"  stages    {len(plan.stages)} ({_saved(plan.shared)} saved by sharing), of which to train {len(todo)}",
+        f"  stages    {len(plan.stages)} ({_saved(plan)} saved by sharing), of which to train {len(todo)}",
         f"  packs     {math.ceil(len(todo) / MAX_PACK)} of at most {MAX_PACK} stage",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
         f"  storage   {request.storage}",
@@ -62,9 +61,11 @@ def _data_line(params: Mapping[str, Any]) -> str:
     return f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes"
 
 
-def _saved(stages: list[AnyStage]) -> str:
-    steps = sum(stage.steps for stage in stages)
-    return f"{len(stages)} with {steps:,} steps" if stages else "0"
+def _saved(plan: Plan) -> str:
+    if not plan.shared:
+        return "0"
+    saved, left = (sum(stage.steps for stage in stages) for stages in (plan.shared, plan.stages.values()))
+    return f"{len(plan.shared)} with {saved:,} steps, {100 * saved / (saved + left):.0f} % of all,"
 
 
 def _dropped(plan: Plan) -> list[str]:
@@ -89,6 +90,10 @@ def _costs(plan: Plan, request: Request) -> list[str]:
         f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
         f"on this machine's {'GPU' if use_gpu else 'CPU'}, evaluation not counted"
     ]
+    if plan.search is not None:
+        per_scheme = len(plan.trials) / len(plan.study.cells["init_scheme"])
+        share = (plan.search.trials + len(plan.study.cells["seed"])) / per_scheme
+        lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
     if plan.shared:
         seconds = estimate(plan.shared, device).worker_seconds
         lines.append(f"  saved     about {duration(seconds)} of one worker, by sharing stages")
