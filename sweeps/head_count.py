@@ -1,6 +1,6 @@
 """How many heads does a convolution need, and how many does training need? (paper, theorems 1 and 2)
 
-python sweeps/head_count.py                                     # both parts: digits, under 20 minutes on two busy cores
+python sweeps/head_count.py                                     # both parts: digits, about 5 minutes on two cores
 python sweeps/head_count.py --part expressivity                 # the curve that meets its lower bound, without training
 python sweeps/head_count.py --part expressivity --kernel-size 7 --patch-size 1 2 --num-heads 24 25 48 49
 python sweeps/head_count.py --part head_count --num-heads 1 9 --dataset cifar10 --data-dir ../shared/data --preset smoke
@@ -23,7 +23,7 @@ EXPRESSIVITY = Sweep(
     task="expressivity",
     presets={
         "laptop": Preset(
-            description="the default: 324 fits and 96 trials on digits, under 20 minutes on 2 busy cores",
+            description="the default: 324 fits and 96 trials on digits, about 5 minutes on 2 cores",
             grid={"kernel_size": (3, 5), "patch_size": (1, 2, 4), "num_heads": (*range(1, 13), 16, 20, 23, 24, 25, 26)},
             seeds=3,
             settings={},
