@@ -52,10 +52,10 @@ def all_sweeps() -> Iterator[tuple[str, Sweep]]:
         yield from ((script, sweep) for sweep in sweeps_of(script))
 
 
-def requests_of(script: str, options: list[str]) -> list[Request | None]:
-    """What a script makes of a command line, a request for each of its parts that is asked for."""
+def requests_of(script: str, options: list[str]) -> dict[str, Request | None]:
+    """What a script makes of a command line, a request for each of its parts that is asked for, by sweep."""
     sweeps = sweeps_of(script)
-    return [parse(s, options, sweeps if len(sweeps) > 1 else ()) for s in parts_asked_for(sweeps, options)]
+    return {s.name: parse(s, options, sweeps if len(sweeps) > 1 else ()) for s in parts_asked_for(sweeps, options)}
 
 
 def train(stage: AnyStage, folder: Path) -> None:

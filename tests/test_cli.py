@@ -121,7 +121,7 @@ def test_every_documented_command_is_valid() -> None:
     commands = list(readme_commands())
     for script, *options in commands:
         assert (ROOT / script).is_file()
-        assert all(requests_of(script, options))
+        assert all(requests_of(script, options).values())
     assert {script for script, *_ in commands} == {script for script, _ in all_sweeps()}
 
 
@@ -132,7 +132,8 @@ def test_every_preset_of_every_sweep_can_be_planned(script: str, sweep: Sweep, t
     photographs = dataclasses.replace(digits(), image_size=32, in_channels=3, augmentation="crop_flip")
     for name in sweep.presets:
         info = None if sweep.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
-        (request,) = [r for r in requests_of(script, ["--preset", name]) if r and r.sweep == sweep.name]
+        request = requests_of(script, ["--preset", name])[sweep.name]
+        assert request is not None
         plan = Plan.make(sweep, request, info, Storage.open(str(tmp_path)))
         if plan.search is not None:
             plan = next_plan(plan, Storage.open(str(tmp_path)))
@@ -155,7 +156,7 @@ HEAD_COUNT = "sweeps/head_count.py"
 
 def test_an_option_goes_to_every_part_that_has_it() -> None:
     options = ["--num-heads", "3", "9", "--kernel-size", "5", "--seeds", "4", "--dataset", "cifar10", "--depth", "2"]
-    expressivity, training = requests_of(HEAD_COUNT, options)
+    expressivity, training = requests_of(HEAD_COUNT, options).values()
     assert expressivity is not None and training is not None
     assert expressivity.grid["num_heads"] == training.grid["num_heads"] == (3, 9)
     assert expressivity.grid["kernel_size"] == (5,) and "kernel_size" not in training.grid
@@ -165,7 +166,7 @@ def test_an_option_goes_to_every_part_that_has_it() -> None:
 
 
 def test_a_part_alone_has_its_own_options_only() -> None:
-    (request,) = requests_of(HEAD_COUNT, ["--part", "expressivity", "--patch-size", "1", "2"])
+    (request,) = requests_of(HEAD_COUNT, ["--part", "expressivity", "--patch-size", "1", "2"]).values()
     assert request is not None and request.grid["patch_size"] == (1, 2)
     for options, message in (
         (["--part=expressivity", "--depth", "2"], r"--depth.*in expressivity; --part chooses one of"),

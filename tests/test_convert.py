@@ -335,7 +335,8 @@ def test_a_parametrised_weight_is_that_of_eval_mode(parametrization: str) -> Non
     state = {name: value.clone() for name, value in network.state_dict().items()}
     conversion = convert(network, torch.zeros(1, 2, 4, 4), 2)
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-    assert conversion.replaced == {"0": 9} and conversion.network[0].training  # type: ignore[index]
+    assert isinstance(conversion.network, nn.Sequential)
+    assert conversion.replaced == {"0": 9} and conversion.network[0].training
     assert all(parameter.requires_grad for parameter in conversion.network.parameters())
     assert error(conversion, network.eval(), randn(3, 2, 6, 6).float()) <= 1e-5
 
@@ -344,7 +345,7 @@ def test_a_convolution_without_a_known_size_yet_is_found_lazily() -> None:
     network = nn.Sequential(nn.LazyConv2d(3, 3, padding=1), nn.LazyConv2d(3, 3, stride=2))
     conversion = convert(network, torch.zeros(1, 2, 4, 4), 2)
     assert {*conversion.replaced} == {"0"} and {*conversion.kept} == {"1"}
-    assert conversion.network[0].value.in_features == 8  # type: ignore[index]
+    assert conversion.network.get_parameter("0.value.weight").shape[1] == 8
     assert isinstance(network[0], nn.LazyConv2d)
 
 

@@ -46,7 +46,6 @@ class Request:
         command: the command line as typed, to run it again.
     """
 
-    sweep: str
     preset: str
     grid: Mapping[str, tuple[Any, ...]]
     seeds: int
@@ -134,7 +133,6 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     if search_trials is not None and search_trials < 1:
         raise ConfigError(f"search_trials {search_trials} must be at least 1")
     return Request(
-        sweep=sweep.name,
         preset=preset_name,
         grid=grid,
         seeds=seeds,
