@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cvit.storage import Storage, decode_records, encode_record
+from cvit.storage import Storage, StorageError, decode_records, encode_record
 from cvit.training.results import Point
 from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
 from sweeps.engine.grids import as_grids
@@ -34,15 +34,17 @@ class Journal:
         """Reads the sweep's journal; torn and altered lines are left out, and what they held is recorded again."""
         self._storage, self._folder = storage, f"{JOURNAL_FOLDER}/{sweep}"
         self._listeners: list[Callable[[list[Record]], None]] = []
-        self._segment, self._segment_name = b"", self._new_segment_name()
         self._cells: dict[str, list[dict[str, list[Any]]]] = {}
         self._trials: set[str] = set()
-        self._last_step: dict[str, dict[str, int]] = {}
+        self._steps: dict[str, dict[str, set[int]]] = {}
         self._status: dict[str, str] = {}
         self.records: list[Record] = []
+        self._number = 0
         for name in storage.names(self._folder):
+            self._number = max(self._number, _number_of(name))
             for record in decode_records(storage.read(f"{self._folder}/{name}")):
                 self._remember(record)
+        self._start_segment()
 
     def listen(self, listener: Callable[[list[Record]], None]) -> None:
         """Calls the listener with every batch of new records once it is written."""
@@ -83,11 +85,15 @@ class Journal:
         self._append(new)
 
     def record_points(self, trials: Iterable[Trial], points: list[Point]) -> None:
-        """Records the measurements of a stage for every trial that it belongs to."""
+        """Records the measurements of a stage for every trial that it belongs to.
+
+        Raises:
+            StorageError: the storage cannot be written; so do the other methods that record.
+        """
         new = []
         for trial in trials:
-            last = self._last_step.get(trial.key, {})
-            fresh = [point for point in points if point[1] > last.get(point[0], -1)]
+            known = self._steps.get(trial.key, {})
+            fresh = [point for point in points if point[1] not in known.get(point[0], ())]
             if fresh:
                 new.append({"type": RECORD_POINTS, "trial_key": trial.key, "points": [list(p) for p in fresh]})
         self._append(new)
@@ -121,18 +127,30 @@ class Journal:
     def _append(self, records: list[Record]) -> None:
         if not records:
             return
-        data = b"".join(map(encode_record, records))
-        if self._storage.is_local:
-            self._storage.append_local(f"{self._folder}/{self._segment_name}", data)
-        else:
-            if len(self._segment) + len(data) > _SEGMENT_BYTES:
-                self._segment, self._segment_name = b"", self._new_segment_name()
-            self._segment += data
-            self._storage.write(f"{self._folder}/{self._segment_name}", self._segment)
+        try:
+            self._write(b"".join(map(encode_record, records)))
+        except OSError as error:
+            self._start_segment()  # the open one may end in half a line now
+            reason = " ".join(str(error).split())
+            raise StorageError(f"storage {self._storage.url!r} cannot be written: {reason}") from error
         for record in records:
             self._remember(record)
         for listener in self._listeners:
             listener(records)
+
+    def _write(self, data: bytes) -> None:
+        if self._storage.is_local:
+            self._storage.append_local(f"{self._folder}/{self._segment_name}", data)
+            return
+        if len(self._segment) + len(data) > _SEGMENT_BYTES:
+            self._start_segment()
+        self._segment += data
+        self._storage.write(f"{self._folder}/{self._segment_name}", self._segment)
+
+    def _start_segment(self) -> None:
+        """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
+        self._number = max(self._number + 1, time.time_ns())
+        self._segment, self._segment_name = b"", f"{self._number:020d}-{os.getpid()}.jsonl"
 
     def _remember(self, record: Record) -> None:
         self.records.append(record)
@@ -142,15 +160,16 @@ class Journal:
         elif kind == RECORD_TRIAL:
             self._trials.add(record["trial_key"])
         elif kind == RECORD_POINTS:
-            last = self._last_step.setdefault(record["trial_key"], {})
+            known = self._steps.setdefault(record["trial_key"], {})
             for metric, step, _, _ in record["points"]:
-                last[metric] = max(step, last.get(metric, -1))
+                known.setdefault(metric, set()).add(step)
         elif kind == RECORD_END:
             self._status[record["trial_key"]] = record["status"]
 
-    @staticmethod
-    def _new_segment_name() -> str:
-        return f"{time.time_ns():020d}-{os.getpid()}.jsonl"
+
+def _number_of(segment: str) -> int:
+    number = segment.partition("-")[0]
+    return int(number) if number.isdigit() else 0
 
 
 def _now_ms() -> int:
