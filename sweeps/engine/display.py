@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -64,13 +65,12 @@ class Display:
             self._speed[tune_id] = speeds[-1]
         self._print_plain_at_times()
 
-    def ended(self, tune_id: str, error: str | None = None) -> None:
-        """A worker is done with a pack, or has given it up."""
-        pack = self._running.pop(tune_id, ())
+    def ended(self, tune_id: str, lines: Iterable[str] = ()) -> None:
+        """A worker is done with a pack, or has given it up; `lines` say what became of it then."""
+        self._running.pop(tune_id, None)
         self._speed.pop(tune_id, None)
-        if error is not None:
-            names = ", ".join(stage.key for stage in pack)
-            self._console.print(f"failed: stage {names}: {error}", highlight=False, markup=False)
+        for line in lines:
+            self._console.print(line, highlight=False, markup=False)
         self._print_plain_at_times()
 
     def _interval(self, key: str) -> int:

@@ -10,6 +10,8 @@ A record is one line (see cvit.storage). Four types, each a flat JSON object:
     end     trial_key, status, tags, note, time_ms
 """
 
+import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -18,10 +20,13 @@ from typing import Any
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from cvit.training.results import Point
 from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
+from sweeps.engine.backoff import is_refused, pause_s
 from sweeps.engine.grids import as_grids
 from sweeps.engine.trials import Study, Trial
 
 Record = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 _SEGMENT_BYTES = 256 * 1024
 """Object stores cannot append: the open segment is written anew each time, so it is kept small."""
@@ -127,16 +132,24 @@ class Journal:
     def _append(self, records: list[Record]) -> None:
         if not records:
             return
-        try:
-            self._write(b"".join(map(encode_record, records)))
-        except OSError as error:
-            self._start_segment()  # the open one may end in half a line now
-            reason = " ".join(str(error).split())
-            raise StorageError(f"storage {self._storage.url!r} cannot be written: {reason}") from error
+        self._write_at_last(b"".join(map(encode_record, records)))
         for record in records:
             self._remember(record)
         for listener in self._listeners:
             listener(records)
+
+    def _write_at_last(self, data: bytes) -> None:
+        """Waits for a storage that cannot be reached; one that refuses to be written ends the sweep."""
+        for failures in itertools.count(1):
+            try:
+                return self._write(data)
+            except OSError as error:
+                self._start_segment()  # the open one may end in half a line now
+                reason = f"storage {self._storage.url!r} cannot be written: {' '.join(str(error).split())}"
+                if is_refused(error):
+                    raise StorageError(reason) from error
+                _log.warning("%s; trying again in %.0f s", reason, pause_s(failures))
+                time.sleep(pause_s(failures))
 
     def _write(self, data: bytes) -> None:
         if self._storage.is_local:
