@@ -120,7 +120,7 @@ class _Recorder(tune.Callback):
 
 
 def _error_of(trial: TuneTrial) -> tuple[BaseException | None, str]:
-    """The last error of a Tune trial, and all of them as text. Tune's own methods look for it where Tune copies a trial's
+    """The last error of a Tune trial, and all of them as text. Tune's own methods look where Tune copies a trial's
     files to later, if at all."""
     error = None
     if trial.pickled_error_file is not None:

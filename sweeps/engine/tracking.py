@@ -23,6 +23,7 @@ from sweeps.engine.process import is_dead, is_here, this_process
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # An unreachable server is tried again by this module, in the background; MLflow's own retries would take minutes, and
 # would create a run twice where only the answer was lost.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -45,6 +46,7 @@ class _Run:
         status: the trial's, once it has ended.
         cells: the study's grids.
         may_exist: a create was sent whose answer has not come.
+        taken_up: an earlier session has copied a part of it, of which nobody remembers which.
     """
 
     key: str
@@ -60,6 +62,7 @@ class _Run:
     opened: bool = False
     changed: bool = False
     may_exist: bool = False
+    taken_up: bool = False
 
     @property
     def is_study(self) -> bool:
@@ -257,7 +260,7 @@ class Tracker:
             run = self._runs.get(key)
             is_unfinished = run is None or run.status is None
             if run is not None:
-                run.run_id, run.opened = existing.info.run_id, status == "RUNNING"
+                run.run_id, run.opened, run.taken_up = existing.info.run_id, status == "RUNNING", True
                 is_copied = not is_unfinished and tags.get(v.TAG_STATUS) == run.status
                 if (is_copied and status in ("FINISHED", "FAILED")) or (is_unfinished and key not in self._planned):
                     run.settle()
@@ -296,6 +299,8 @@ class Tracker:
         elif not run.opened and self._status(run) == "RUNNING":
             self._client.update_run(run.run_id, status="RUNNING")
         run.opened = True
+        if run.taken_up and run.points:
+            self._leave_out_copied(run)
         metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in run.points]
         params = [Param(name, str(value)) for name, value in run.params.items()]
         tags = [RunTag(name, value[:_MAX_TAG_LENGTH]) for name, value in run.tags.items()]
@@ -308,6 +313,17 @@ class Tracker:
             self._client.set_terminated(run.run_id, self._status(run), run.end_time_ms)
             run.opened = False
         run.settle()
+
+    def _leave_out_copied(self, run: _Run) -> None:
+        """A step that was measured twice, because a checkpoint or the journal was damaged, must not be there twice: to
+        MLflow, one time stamp more is one measurement more."""
+        copied = {
+            (metric, point.step)
+            for metric in {name for name, *_ in run.points}
+            for point in self._client.get_metric_history(run.run_id, metric)
+        }
+        run.points = [point for point in run.points if (point[0], point[1]) not in copied]
+        run.taken_up = False
 
     def _status(self, run: _Run) -> str:
         """MLflow's status for a run while this driver works."""
