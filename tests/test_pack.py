@@ -24,7 +24,7 @@ from cvit.training.results import StageResult, load_result
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 1295  # of digits
-SCHEMES: tuple[InitSchemeName, ...] = choices(InitSchemeName)
+SCHEMES: tuple[Any, ...] = choices(InitSchemeName)
 SMALL: dict[str, Any] = {
     "image_size": 8,
     "patch_size": 2,
@@ -42,9 +42,9 @@ SMALL: dict[str, Any] = {
     "learning_rate": 3e-3,
 }
 TOLERANCE = 1e-4
-"""Of weights after 24 steps, relative to the largest of a parameter's, if above 1. A float32 sum in another order differs
-by about 1e-7 of its size, and AdamW's division by √ν, where gradients are near zero, can make that a thousandfold. On
-the CPUs tried members end bit for bit as alone; GPUs choose other kernels for other sizes."""
+"""Of weights after 24 steps, relative to the largest of a parameter's, if above 1. A float32 sum in another order
+differs by about 1e-7 of its size, and AdamW's division by √ν, where gradients are near zero, can make that a
+thousandfold. On the CPUs tried members end bit for bit as alone; GPUs choose other kernels for other sizes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -277,7 +277,6 @@ def test_a_member_goes_on_from_its_checkpoint_into_a_pack_of_others(digits: Data
         reports = train_pack([interrupted], digits, disturbed, CPU)
         for _ in range(checkpoints):
             next(reports)
-        reports.close()
     steps = [saved[1].step for s in (first, second) if (saved := load_checkpoint(disturbed, s.key)) is not None]
     assert steps == [12, 4]
     packs = train_pack([fresh[0], first, fresh[1], second], digits, disturbed, CPU)

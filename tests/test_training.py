@@ -416,11 +416,9 @@ def test_a_batch_does_not_depend_on_what_was_asked_for_before() -> None:
 
 
 def test_training_images_are_those_of_each_members_subset(digits: Dataset) -> None:
-    plain = {"data_fraction": 0.1, "augmentation": "none", "batch_size": 16}
     members = [
-        stages(seed=4, **plain)[0],
-        stages(seed=5, **plain)[0],
-        stages(seed=4, **plain | {"data_fraction": 0.3})[0],
+        stages(data_fraction=fraction, seed=seed, augmentation="none", batch_size=16)[0]
+        for fraction, seed in ((0.1, 4), (0.1, 5), (0.3, 4))
     ]
     data = pack_data(digits, members, CPU)
     places, changes = draw_batches(data, members, range(3, 5))
