@@ -107,7 +107,8 @@ def _packs(plan: Plan, limits: Limits, num_workers: int) -> str:
     """How many packs there will be about, where all stages of a shape are ready together."""
     counts = Counter(stage.shape for stage in plan.todo)
     sizes = {shape: min(limits.get(shape, 1), -(-count // num_workers)) for shape, count in counts.items()}
-    return f"{sum(-(-count // sizes[shape]) for shape, count in counts.items())} of at most {max(sizes.values())} stages, on {num_workers} workers"
+    num_packs = sum(-(-count // sizes[shape]) for shape, count in counts.items())
+    return f"{num_packs} of at most {max(sizes.values())} stages, on {num_workers} workers"
 
 
 def print_answer(
