@@ -19,7 +19,7 @@ MEMORY_SHARE = 0.85
 """Of a GPU's free memory; the rest is for fragmentation and for what a probe cannot see."""
 
 Limits = dict[Any, int]
-"""Stages in a pack at most, by their shape."""
+"""Stages in a pack at most, by their shape; 1 where a shape is not named."""
 
 
 def pack_limits(stages: Sequence[AnyStage], workers: Workers, max_pack: int | None) -> Limits:

@@ -91,7 +91,7 @@ def _costs(plan: Plan, request: Request) -> list[str]:
     limits = pack_limits(plan.todo, workers, request.max_pack)
     cost = estimate(plan.todo, limits, device)
     lines = [
-        f"  packs     {_packs(plan, limits)}",
+        f"  packs     {_packs(plan, limits, workers.count)}",
         f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
         f"on this machine's {workers.device.upper()}, evaluation not counted",
     ]
@@ -105,13 +105,12 @@ def _costs(plan: Plan, request: Request) -> list[str]:
     return lines
 
 
-def _packs(plan: Plan, limits: Limits) -> str:
-    """How many packs there will be, where all stages of a shape are ready together."""
+def _packs(plan: Plan, limits: Limits, num_workers: int) -> str:
+    """How many packs there will be about, where all stages of a shape are ready together."""
     counts = Counter(stage.shape for stage in plan.todo)
-    sizes = {shape: min(count, limits.get(shape, 1)) for shape, count in counts.items()}
-    return (
-        f"{sum(-(-count // sizes[shape]) for shape, count in counts.items())} of at most {max(sizes.values())} stages"
-    )
+    sizes = {shape: min(limits.get(shape, 1), -(-count // num_workers)) for shape, count in counts.items()}
+    num_packs = sum(-(-count // sizes[shape]) for shape, count in counts.items())
+    return f"{num_packs} of at most {max(sizes.values())} stages, on {num_workers} workers"
 
 
 def print_answer(
