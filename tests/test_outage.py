@@ -90,7 +90,7 @@ def test_requests_fail_at_random_with_and_without_having_been_carried_out(
     tracker, journal = tracked_journal(proxy.uri, f"random-{seed}", tmp_path, plan)
     feed_in_rounds(journal, plan, pause_s=0.3)
     assert tracker.close("FINISHED", timeout_s=100), tracker.error
-    assert proxy.faults > 10
+    assert proxy.faults > 3
     assert_complete(server.uri, f"random-{seed}")
 
 
@@ -150,7 +150,7 @@ def test_a_server_killed_and_started_again_gets_everything(tmp_path: Path) -> No
 def test_a_store_on_a_full_disk_gets_everything_once_there_is_room(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], check=True)
     try:
         uri = f"sqlite:///{disk / 'mlflow.db'}"
         plan = make_plan(tmp_path, *SMALL)
@@ -159,7 +159,7 @@ def test_a_store_on_a_full_disk_gets_everything_once_there_is_room(tmp_path: Pat
             journal.record_points([trial], points(1))
         wait_until(lambda: len(runs_if_any(uri, "full")) == 9)
         with pytest.raises(OSError, match="No space left"):
-            (disk / "ballast").write_bytes(bytes(2**23))
+            (disk / "ballast").write_bytes(bytes(2**26))
         for trial in plan.trials:
             journal.record_points([trial], points(3000))
         wait_until(lambda: "full" in (tracker.error or ""))

@@ -81,7 +81,7 @@ def test_a_pruned_trial_is_over_and_so_are_its_later_phases(plan: Plan) -> None:
     assert not {stage.key for stage in trial.stages} & set(suggested)
     assert plan.status(trial) == v.STATUS_PRUNED
     assert validation_accuracy(plan, trial) == 0.25
-    assert searcher.failed == set()
+    assert searcher.failed == {}
 
 
 def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path) -> None:

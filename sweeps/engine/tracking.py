@@ -164,6 +164,7 @@ class Tracker:
             if error.error_code not in _REFUSALS or not is_from_mlflow:
                 raise
             run.settle()
+            run.opened = False
             self._refusal = f"run of {run.key}: {_one_line(error)}"
 
     def _take(self, timeout_s: float) -> bool:
@@ -229,6 +230,7 @@ class Tracker:
 
         for name in ("mlflow", "alembic"):  # they report every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
         client = MlflowClient(tracking_uri=self._uri)
         experiment = client.get_experiment_by_name(self._sweep)
         if experiment is None:

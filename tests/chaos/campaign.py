@@ -1,12 +1,15 @@
 """Runs one sweep while things happen to it, and checks after each session that nothing that was saved is lost."""
 
+import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from comparing import (
     assert_equal_to_undisturbed,
@@ -25,6 +28,9 @@ from sweeps.engine.plan import Plan
 
 HERE = Path(__file__).parent
 SESSION_TIMEOUT_S = 400.0
+IS_ROOT = os.geteuid() == 0
+"""Then the storage is a small disk of its own, which can be filled or made read-only."""
+DISK = "48m"
 EXIT_IN_USE = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -46,9 +52,21 @@ class Campaign:
         self.inject = folder / "inject"
         self.storage = folder / "storage"
         self.inject.mkdir()
+        self.storage.mkdir()
+        if IS_ROOT:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.storage)], check=True)
         self._saved: dict[str, list[Point]] = {}
         self._clock_is_right = True
         LEDGER.sweeps += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in processes_of(self.inject):
+            kill(pid)
+        if IS_ROOT:
+            subprocess.run(["umount", "-l", str(self.storage)], check=True)
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
@@ -205,6 +223,47 @@ def jump_clock(campaign: Campaign, process: subprocess.Popen[str]) -> None:
         LEDGER.faults["clock jump"] += 1
         campaign._clock_is_right = False
         (campaign.inject / "clock").write_text(str(campaign.draw.choice([-86400, -3600, -60, 60, 3600, 86400])))
+
+
+def lock_tracker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
+    """Somebody else holds MLflow's database for longer than a writer waits for it."""
+    if campaign.wait_for_training(process) and (campaign.folder / "mlflow.db").exists():
+        with contextlib.closing(sqlite3.connect(campaign.folder / "mlflow.db", isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError:
+                return
+            LEDGER.faults["tracking store locked for 8 s"] += 1
+            time.sleep(8)
+            connection.execute("ROLLBACK")
+
+
+def fill_disk(campaign: Campaign, process: subprocess.Popen[str]) -> None:
+    """The sweep ends in one line, unless it was about to end anyway."""
+    if IS_ROOT and campaign.wait_for_training(process):
+        LEDGER.faults["storage full"] += 1
+        ballast = campaign.storage / "ballast"
+        with contextlib.suppress(OSError):
+            ballast.write_bytes(bytes(2**27))
+        _expect_refusal(process, "No space left on device")
+        ballast.unlink()
+
+
+def make_read_only(campaign: Campaign, process: subprocess.Popen[str]) -> None:
+    if IS_ROOT and campaign.wait_for_training(process):
+        remount = ["mount", "-o", "remount,ro", str(campaign.storage)]
+        while subprocess.run(remount, capture_output=True).returncode != 0:
+            time.sleep(0.01)  # a file is just being written
+        LEDGER.faults["storage read-only"] += 1
+        _expect_refusal(process, "Read-only file system")
+        subprocess.run(["mount", "-o", "remount,rw", str(campaign.storage)], check=True)
+
+
+def _expect_refusal(process: subprocess.Popen[str], reason: str) -> None:
+    process.wait(timeout=SESSION_TIMEOUT_S)
+    assert process.stdout is not None
+    said = process.stdout.read()
+    assert process.returncode == 0 or (process.returncode == EXIT_FAILED and reason in said), said
 
 
 # --- what happens between sessions ------------------------------------------------------------------------------

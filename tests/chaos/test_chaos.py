@@ -14,9 +14,12 @@ from campaign import (
     Fault,
     damage_checkpoint,
     damage_journal,
+    fill_disk,
     jump_clock,
     kill_driver,
     kill_worker,
+    lock_tracker,
+    make_read_only,
     raise_in_training,
     second_driver,
     terminate_driver,
@@ -36,8 +39,8 @@ OPTIONS = (
 SHORT = (*OPTIONS, "--init-scheme", "random", "two_phase", "--seeds", "1")
 LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--seeds", "3")
 
-DURING: tuple[Fault, ...] = (kill_worker, terminate_worker, raise_in_training, second_driver, jump_clock)
-LAST: tuple[Fault, ...] = (kill_driver, terminate_driver)
+DURING: tuple[Fault, ...] = (kill_worker, terminate_worker, raise_in_training, second_driver, jump_clock, lock_tracker)
+LAST: tuple[Fault, ...] = (kill_driver, kill_driver, terminate_driver, fill_disk, make_read_only)
 
 
 def undisturbed(folder: Path, options: tuple[str, ...]) -> Path:
@@ -51,13 +54,14 @@ def undisturbed(folder: Path, options: tuple[str, ...]) -> Path:
 def test_short_form(tmp_path: Path) -> None:
     reference = undisturbed(tmp_path / "undisturbed", SHORT)
     (tmp_path / "sweep").mkdir()
-    campaign = Campaign(tmp_path / "sweep", SHORT, make_plan(tmp_path / "sweep/storage", *SHORT), reference, seed=SEED)
-    campaign.session(kill_worker, second_driver, kill_driver)
-    damage_checkpoint(campaign)
-    damage_journal(campaign)
-    campaign.session(jump_clock, raise_in_training, terminate_driver)
-    damage_journal(campaign)
-    campaign.finish()
+    plan = make_plan(tmp_path / "sweep/storage", *SHORT)
+    with Campaign(tmp_path / "sweep", SHORT, plan, reference, seed=SEED) as campaign:
+        campaign.session(kill_worker, second_driver, kill_driver)
+        damage_checkpoint(campaign)
+        damage_journal(campaign)
+        campaign.session(jump_clock, raise_in_training, terminate_driver)
+        damage_journal(campaign)
+        campaign.finish()
 
 
 @pytest.mark.skipif(not FAULTS, reason="the long form: make chaos")
@@ -70,14 +74,11 @@ def test_long_form(tmp_path: Path) -> None:
         folder = tmp_path / f"sweep-{sweep}"
         folder.mkdir()
         plan = make_plan(folder / "storage", *LONG)
-        campaign = Campaign(folder, LONG, plan, reference, seed=draw.randrange(2**32))
-        while True:
-            during = [draw.choice(DURING) for _ in range(draw.randint(0, 4))]
-            if campaign.session(*during, draw.choice(LAST)) == 0:
-                break
-            for _ in range(draw.randint(0, 2)):
-                damage_checkpoint(campaign)
-            for _ in range(draw.randint(0, 2)):
-                damage_journal(campaign)
-        campaign.finish()
+        with Campaign(folder, LONG, plan, reference, seed=draw.randrange(2**32)) as campaign:
+            while campaign.session(*(draw.choice(DURING) for _ in range(draw.randint(0, 4))), draw.choice(LAST)) != 0:
+                for _ in range(draw.randint(0, 2)):
+                    damage_checkpoint(campaign)
+                for _ in range(draw.randint(0, 2)):
+                    damage_journal(campaign)
+            campaign.finish()
         sweep += 1
