@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle, tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 
 from cvit.data.datasets import Dataset
@@ -67,7 +68,10 @@ def execute(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except TuneError as error:
+            raise _storage_error_behind(error) or error from None
     for trial in plan.trials:
         lost = [stage.key for stage in trial.stages if stage.key in searcher.failed]
         if lost and plan.status(trial) is None:
@@ -117,6 +121,13 @@ class _Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = self._searcher.trial_failed(trial.trial_id, fault_of(*_error_of(trial)))
         self._display.ended(trial.trial_id, lines)
+
+
+def _storage_error_behind(error: BaseException | None) -> StorageError | None:
+    """Tune wraps what its callbacks raise, such as the journal's errors."""
+    while error is not None and not isinstance(error, StorageError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _error_of(trial: TuneTrial) -> tuple[BaseException | None, str]:

@@ -261,8 +261,9 @@ def make_read_only(campaign: Campaign, process: subprocess.Popen[str]) -> None:
 
 def _expect_refusal(process: subprocess.Popen[str], reason: str) -> None:
     process.wait(timeout=SESSION_TIMEOUT_S)
-    assert process.stdout is not None
-    said = process.stdout.read()
+    assert process.stdout is not None and process.stderr is not None
+    said = process.stdout.read() + process.stderr.read()
+    assert "Traceback" not in said, said
     assert process.returncode == 0 or (process.returncode == EXIT_FAILED and reason in said), said
 
 
