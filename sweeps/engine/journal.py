@@ -19,7 +19,7 @@ from typing import Any
 
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from cvit.training.results import Point
-from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
+from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL, STATUS_FAILED
 from sweeps.engine.backoff import is_refused, pause_s
 from sweeps.engine.grids import as_grids
 from sweeps.engine.trials import Study, Trial
@@ -42,7 +42,7 @@ class Journal:
         self._cells: dict[str, list[dict[str, list[Any]]]] = {}
         self._trials: set[str] = set()
         self._steps: dict[str, dict[str, set[int]]] = {}
-        self._status: dict[str, str] = {}
+        self._ends: dict[str, tuple[str, str]] = {}
         self.records: list[Record] = []
         self._number = 0
         for name in storage.names(self._folder):
@@ -104,8 +104,8 @@ class Journal:
         self._append(new)
 
     def record_end(self, trial: Trial, status: str, tags: dict[str, str], note: str) -> None:
-        """Records a trial's outcome."""
-        if self._status.get(trial.key) == status:
+        """Records a trial's outcome; one that failed may fail otherwise the next time."""
+        if self.status(trial.key) == status and (status != STATUS_FAILED or self._ends[trial.key][1] == note):
             return
         self._append(
             [
@@ -122,7 +122,7 @@ class Journal:
 
     def status(self, trial_key: str) -> str | None:
         """How a trial ended, as last recorded."""
-        return self._status.get(trial_key)
+        return self._ends.get(trial_key, (None, ""))[0]
 
     def last_value(self, trial_key: str, metric: str) -> float:
         """The last measurement of a trial's metric; 0 where there is none."""
@@ -166,18 +166,26 @@ class Journal:
         self._segment, self._segment_name = b"", f"{self._number:020d}-{os.getpid()}.jsonl"
 
     def _remember(self, record: Record) -> None:
-        self.records.append(record)
+        """Takes up a record, less what is known: an append that failed halfway and was tried again may be there twice."""
         kind = record["type"]
         if kind == RECORD_STUDY:
             self._cells.setdefault(record["study_key"], []).extend(record["cells"])
         elif kind == RECORD_TRIAL:
+            if record["trial_key"] in self._trials:
+                return
             self._trials.add(record["trial_key"])
         elif kind == RECORD_POINTS:
             known = self._steps.setdefault(record["trial_key"], {})
+            record["points"] = [point for point in record["points"] if point[1] not in known.get(point[0], ())]
+            if not record["points"]:
+                return
             for metric, step, _, _ in record["points"]:
                 known.setdefault(metric, set()).add(step)
         elif kind == RECORD_END:
-            self._status[record["trial_key"]] = record["status"]
+            if self._ends.get(record["trial_key"]) == (record["status"], record["note"]):
+                return
+            self._ends[record["trial_key"]] = record["status"], record["note"]
+        self.records.append(record)
 
 
 def _number_of(segment: str) -> int:
