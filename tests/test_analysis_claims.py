@@ -134,6 +134,9 @@ def test_of_each_data_set_the_most_recent_study_counts(tmp_path: Path) -> None:
     frames = load_journal(write_journal(tmp_path, [old, new, other]))
     rows = [(c.verdict, c.source) for c in claims(frames) if c.claim == "low_data_gain/0.05"]
     assert sorted(rows) == [(FAILS, "low_data/digits-bbbbbbbb"), (HOLDS, "low_data/svhn-cccccccc")]
+    # The terminal tells them apart too.
+    lines = [line for line in claims_text.answer(claims(frames)).splitlines() if "low_data_gain/0.05" in line]
+    assert ["digits-bbbbbbbb" in line for line in lines] == [FAILS in line for line in lines] == [True, False]
 
 
 def test_steps_to_randoms_accuracy_and_what_is_never_reached(tmp_path: Path) -> None:
