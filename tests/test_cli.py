@@ -84,7 +84,10 @@ def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "shared", "saves_time"),
-    [("no_warmup", "9 (3 with 6,000 steps, 19 % of all", True), ("init_schemes", "9 (0 with 0 steps, 0 % of all", False)],
+    [
+        ("no_warmup", "9 (3 with 6,000 steps, 19 % of all", True),
+        ("init_schemes", "9 (0 with 0 steps, 0 % of all", False),
+    ],
 )
 def test_a_dry_run_says_what_sharing_saves(tmp_path: Path, script: str, shared: str, saves_time: bool) -> None:
     """Stages, steps, their share and seconds, none of them left out where nothing is shared."""
