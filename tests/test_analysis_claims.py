@@ -215,6 +215,14 @@ def test_what_heads_express_follows_bound_and_error(tmp_path: Path) -> None:
     assert (whole.verdict, whole.estimate, whole.ci_low, whole.ci_high) == (HOLDS, 40, 40, 40)
 
 
+def test_where_a_general_kernel_needs_fewer_heads_none_is_said_to_be_necessary(tmp_path: Path) -> None:
+    """On 8x8 pixels: 2x2 kernels reach to one side only, patches of 8 have no neighbours; 4x4 on patches of 2 have."""
+    zero = (0.0, [1e-9])
+    found = judged(tmp_path, fits({(2, 1, 8): zero, (3, 8, 8): zero, (4, 2, 8): (0.1, [0.1])}))
+    assert [name for name in found if name.startswith("heads_necessary")] == ["heads_necessary/K4-P2"]
+    assert found["heads_necessary/K4-P2"].verdict == HOLDS
+
+
 def test_a_claim_without_its_sweep_is_listed(tmp_path: Path) -> None:
     found = judged(tmp_path, low_data(lambda c: 0.1))
     nothing = found["no_loss_without_warmup"]

@@ -205,7 +205,7 @@ class Tracker:
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
         study = next(run for run in self._runs.values() if run.is_study and run.key in self._planned)
         axes = [axis for axis in study.cells[0] if axis != "seed"]
-        for tag, view in views(axes, study.start_time_ms or 0).items():
+        for tag, view in views(study.key, axes, study.start_time_ms or 0).items():
             client.set_experiment_tag(experiment.experiment_id, tag, view)
         self._experiment_id = experiment.experiment_id
         self._adopt(client)

@@ -11,7 +11,8 @@ from urllib.parse import urlencode
 
 from cvit import vocabulary as v
 
-SCHEME = "init_scheme"
+SCHEME, NUM_HEADS = "init_scheme", "num_heads"
+"""What trials are grouped by: those of a training, and fits."""
 CURVES, AXES = "cvit-curves", "cvit-axes"
 """Keys of the views: curves by group on one step axis, parallel coordinates over the sweep's axes."""
 TAG_PREFIX = "mlflow.sharedViewState."
@@ -20,17 +21,19 @@ _SECTION = "answers"
 _COLUMNS = {CURVES: 2, AXES: 1}
 
 
-def views(axes: Sequence[str], time_ms: int) -> dict[str, str]:
-    """The views as tags of an experiment.
+def views(study_key: str, axes: Sequence[str], time_ms: int) -> dict[str, str]:
+    """The views of a study's trials as tags of its experiment: of the study that ran last, since trials on several data
+    sets, say, are not to be averaged.
 
     Args:
-        axes: those of the sweep, the seed not among them; its trials are grouped by init scheme, else by the last one.
+        axes: those of the sweep, the seed not among them.
     """
-    group, answer = (SCHEME, v.TEST_ACCURACY) if SCHEME in axes else (axes[-1], v.EXPRESSIVITY_ERROR)
+    group, answer = (SCHEME, v.TEST_ACCURACY) if SCHEME in axes else (NUM_HEADS, v.EXPRESSIVITY_ERROR)
     curves = [v.VAL_ACCURACY, v.TRAIN_LOSS] if SCHEME in axes else [v.EXPRESSIVITY_ERROR]
+    coordinates = sorted(axes, key=lambda axis: axis == group)  # beside the answer what it is grouped by
     charts = {
         CURVES: [*(_line(metric) for metric in curves), _chart("BAR", answer, metricKey=answer)],
-        AXES: [_chart("PARALLEL", "axes", selectedParams=list(axes), selectedMetrics=[answer], showAllRuns=True)],
+        AXES: [_chart("PARALLEL", "axes", selectedParams=coordinates, selectedMetrics=[answer], showAllRuns=True)],
     }
     names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes"}
     return {
@@ -39,7 +42,7 @@ def views(axes: Sequence[str], time_ms: int) -> dict[str, str]:
                 "name": names[view],
                 "createdAt": time_ms,
                 "updatedAt": time_ms,
-                "state": json.dumps(_state(group, charts[view], _COLUMNS[view], is_grouped=view == CURVES)),
+                "state": json.dumps(_state(study_key, group, charts[view], view)),
             }
         )
         for view in (CURVES, AXES)
@@ -52,16 +55,16 @@ def page(experiment_id: str, view: str = CURVES) -> str:
     return f"/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
-def _state(group: str, charts: list[dict[str, Any]], columns: int, is_grouped: bool) -> dict[str, Any]:
+def _state(study_key: str, group: str, charts: list[dict[str, Any]], view: str) -> dict[str, Any]:
     return {
-        "searchFilter": f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}'",
+        "searchFilter": f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}' AND tags.`{v.TAG_STUDY_KEY}` = '{study_key}'",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": group}]},
-        "useGroupedValuesInCharts": is_grouped,
+        "useGroupedValuesInCharts": view == CURVES,
         "runsHiddenMode": "SHOWALL",
         "hideEmptyCharts": True,
         "compareRunCharts": charts,
         "compareRunSections": [
-            {"uuid": _SECTION, "name": _SECTION, "display": True, "isReordered": False, "columns": columns}
+            {"uuid": _SECTION, "name": _SECTION, "display": True, "isReordered": False, "columns": _COLUMNS[view]}
         ],
     }
 
