@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import torch
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EXIT_BAD_INPUT = 2
 MIN_WIDTH = 120
 PACKAGES = ("cvit", "torch", "torchvision", "ray", "mlflow", "numpy")
+
+if TYPE_CHECKING:
+    import torch  # where it is not needed it would cost seconds and half a gigabyte
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ def figure(values: Sequence[float]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """`hardware` and `versions` of a measurement. A load average near 0 says that the machine was idle before it."""
+    import torch
+
     has_gpu = torch.cuda.is_available()
     hardware = {
         "cpu": _cpu_name(),
@@ -65,12 +69,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def chosen_device(name: str) -> torch.device:
+def chosen_device(name: str) -> "torch.device":
     """The device that `--device` names.
 
     Raises:
         ConfigError: a GPU is asked for and there is none.
     """
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,205 @@
+"""What one training step costs: our ViT against torchvision's and timm's of the same shape.
+
+python benchmarks/step.py
+python benchmarks/step.py --device cuda --precision bfloat16 --json step.json
+
+A step is forward, cross-entropy, backward and AdamW on a batch that lies on the device. The models have the same image,
+patch, depth, width, MLP and number of classes. What differs:
+
+ours         9 heads (`--head-dim` wide, independent of the width), a learned relative position bias per head, the zero
+             slot as one more key; mean pooling, no class token
+torchvision  heads that divide the tokens' width; absolute position embedding; a class token
+timm         the same heads; absolute position embedding; mean pooling, no class token
+
+MFU, the fraction of the device's measured matrix rate, is the operations of each model's own matrix products, forward
+and backward, over the time of its step and over that rate: the one of a large product in the same precision, the best
+of several. On a CPU all is done by one thread, as in the engine's workers.
+"""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from cyclopts import Parameter
+from timm.models.vision_transformer import VisionTransformer as TimmTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import VisionTransformer as TorchvisionTransformer
+
+from benchmarks import common
+from cvit.config import ConfigError, ModelConfig, Precision, TrainingConfig
+from cvit.init.random import initialise
+from cvit.models.vit import VisionTransformer
+from cvit.training.optimizer import adamw
+from cvit.vocabulary import ATTENTION
+
+OURS = "ours"
+IMAGE_SIZE, PATCH_SIZE, CHANNELS, CLASSES = 32, 4, 3, 10
+HEADS = 9
+SHAPES = {
+    # depth, width, head_dim of our 9 heads, heads of the others
+    "small": (4, 96, 12, 8),
+    "medium": (9, 144, 16, 9),
+    "vit_s": (12, 384, 32, 6),
+}
+"""`medium` has the very same heads in all three models."""
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+WARM_UP_STEPS = 3
+
+app = common.new_app()
+
+
+@app.default
+def step(
+    *,
+    model_size: Annotated[tuple[str, ...], Parameter(consume_multiple=True, help=f"Of {', '.join(SHAPES)}.")] = (
+        "small",
+        "medium",
+    ),
+    batch_size: Annotated[int, Parameter(help="Images per step.")] = 64,
+    steps: Annotated[int, Parameter(help="Steps of a turn.")] = 5,
+    precision: Annotated[Precision, Parameter(help="Arithmetic of the forward pass.")] = "float32",
+    repeats: common.Repeats = 5,
+    device: common.Device = "auto",
+    json: common.Json = None,
+) -> None:
+    """Milliseconds per training step and MFU: our ViT against torchvision's and timm's of the same shape."""
+    common.check(json, repeats=repeats, steps=steps, batch_size=batch_size)
+    if unknown := [name for name in model_size if name not in SHAPES]:
+        raise ConfigError(f"model_size {unknown[0]!r} is not valid: one of {', '.join(SHAPES)}")
+    where = common.chosen_device(device)
+    before = common.machine()
+    torch.set_num_threads(1)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    rate = _matrix_rate(dtype, where)
+    figures, rows = {}, []
+    for size in model_size:
+        makers = {OURS: _ours, "torchvision": _torchvision, "timm": _timm}
+        arms = {name: _Stepper(make(*SHAPES[size]), batch_size, dtype, where) for name, make in makers.items()}
+        seconds = common.interleaved({name: partial(arm.seconds, steps) for name, arm in arms.items()}, repeats)
+        figures[size] = _figures(arms, seconds, rate)
+        rows += [_row(size, name, of_arm) for name, of_arm in figures[size].items()]
+    title = f"A training step, {batch_size} images, {precision} on {where.type}; median of n = {repeats}"
+    columns = ["model", "by", "ms", "ours is", "GFLOP", "MFU", "parameters"]
+    common.show(title, columns, rows, [f"matrix rate {rate / 1e9:,.0f} GFLOP/s"])
+    setting = {"device": where.type, "precision": precision, "batch_size": batch_size, "n": repeats}
+    common.write_json(json, "step", before, {**setting, "matrix_flops_per_second": rate, "models": figures})
+
+
+class _Stepper:
+    """A model in training on one batch."""
+
+    def __init__(self, model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.model, self._dtype, self._device = model.to(device).train(), dtype, device
+        self._images = torch.randn(batch_size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, device=device)
+        self._labels = torch.arange(batch_size, device=device) % CLASSES
+        self._optimizer = adamw(self.model, TrainingConfig())
+        with FlopCounterMode(display=False) as counter:
+            self._loss().backward()
+        self.flops = float(counter.get_total_flops())
+        self.seconds(WARM_UP_STEPS)
+
+    def seconds(self, steps: int) -> float:
+        """Seconds of one step, the mean of several."""
+        _wait_for(self._device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            self._optimizer.zero_grad()
+            self._loss().backward()
+            self._optimizer.step()
+        _wait_for(self._device)
+        return (time.perf_counter() - started) / steps
+
+    def _loss(self) -> Tensor:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            logits = self.model(self._images)
+        return F.cross_entropy(logits.float(), self._labels)
+
+
+def _ours(depth: int, width: int, head_dim: int, heads: int) -> nn.Module:
+    config = ModelConfig(
+        image_size=IMAGE_SIZE,
+        in_channels=CHANNELS,
+        num_classes=CLASSES,
+        patch_size=PATCH_SIZE,
+        embed_dim=width,
+        depth=depth,
+        num_heads=HEADS,
+        head_dim=head_dim,
+    )
+    model = VisionTransformer(config, ATTENTION)
+    initialise(model, seed=0)
+    return model
+
+
+def _torchvision(depth: int, width: int, head_dim: int, heads: int) -> nn.Module:
+    return TorchvisionTransformer(IMAGE_SIZE, PATCH_SIZE, depth, heads, width, 4 * width, num_classes=CLASSES)
+
+
+def _timm(depth: int, width: int, head_dim: int, heads: int) -> nn.Module:
+    return TimmTransformer(
+        img_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        num_classes=CLASSES,
+        global_pool="avg",
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        class_token=False,
+    )
+
+
+def _matrix_rate(dtype: torch.dtype, device: torch.device, products: int = 10) -> float:
+    """FLOP/s of one large matrix product, the best of several."""
+    side = MATRIX_SIDE[device.type]
+    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    times = []
+    for _ in range(products):
+        _wait_for(device)
+        started = time.perf_counter()
+        torch.mm(a, b)
+        _wait_for(device)
+        times.append(time.perf_counter() - started)
+    return 2 * side**3 / min(times)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _figures(arms: dict[str, _Stepper], seconds: dict[str, list[float]], rate: float) -> dict[str, Any]:
+    measured = {name: common.figure(values) for name, values in seconds.items()}
+    return {
+        name: {
+            "seconds": measured[name],
+            "flops": arm.flops,
+            "mfu": arm.flops / measured[name]["median"] / rate,
+            "parameters": sum(parameter.numel() for parameter in arm.model.parameters()),
+            "ratio_vs_this": measured[name]["median"] / measured[OURS]["median"],
+        }
+        for name, arm in arms.items()
+    }
+
+
+def _row(size: str, name: str, figures: dict[str, Any]) -> list[str]:
+    return [
+        size,
+        name,
+        common.with_spread(figures["seconds"], 1000),
+        f"{figures['ratio_vs_this']:.2f}×",
+        f"{figures['flops'] / 1e9:.1f}",
+        f"{100 * figures['mfu']:.0f} %",
+        f"{figures['parameters']:,}",
+    ]
+
+
+if __name__ == "__main__":
+    common.run_app(app)
