@@ -21,8 +21,7 @@ from benchmarks.grid import planned
 from cvit.data.datasets import Dataset, load
 from cvit.stages import Stage
 from cvit.storage import Storage
-from cvit.training.batches import stage_data
-from cvit.training.loop import train_stage
+from cvit.training.loop import train_pack
 
 GPU_PROCESSES = 4
 
@@ -42,8 +41,7 @@ def _set_up(dataset: Dataset, storage_url: str, device: torch.device) -> None:
 
 def _train(stages: tuple[Stage, ...]) -> None:
     for stage in stages:
-        data = stage_data(_Process.dataset, stage.trial.data, stage.trial.seed, _Process.device)
-        for _ in train_stage(stage, data, _Process.storage, _Process.device):
+        for _ in train_pack([stage], _Process.dataset, _Process.storage, _Process.device):
             pass
 
 

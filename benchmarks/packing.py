@@ -26,10 +26,9 @@ from cyclopts import Parameter
 from benchmarks import common
 from cvit.config import ConfigError, TrialConfig
 from cvit.data.datasets import Dataset, Images
-from cvit.stages import Stage, stages_of
+from cvit.stages import stages_of
 from cvit.storage import Storage
-from cvit.training.batches import StageData, stage_data
-from cvit.training.loop import train_stage
+from cvit.training.loop import train_pack
 
 DIGITS = {"image_size": 8, "in_channels": 1, "patch_size": 2, "augmentation": "shift"}
 CIFAR = {"image_size": 32, "in_channels": 3, "patch_size": 4, "augmentation": "crop_flip"}
@@ -90,26 +89,18 @@ def _images_per_second(model: str, pack_size: int, steps: int, device: torch.dev
 
 def _seconds(model: str, pack_size: int, steps: int, device: torch.device) -> float:
     """Seconds of a whole training, start, evaluation and saving included."""
-    dataset = _made_up_images(model)
-    members = []
-    for seed in range(pack_size):
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-        flat = MODELS[model] | {"seed": seed, "min_steps": steps, "epochs": 0, "evaluations": 1, "precision": precision}
-        trial = TrialConfig.from_flat(flat | {"max_validation_images": 64, "max_test_images": 64})
-        (stage,) = stages_of(trial, NUM_IMAGES)
-        members.append((stage, stage_data(dataset, trial.data, seed, device)))
+    precision = "bfloat16" if device.type == "cuda" else "float32"
+    flat = {"min_steps": steps, "epochs": 0, "evaluations": 1, "max_validation_images": 64, "max_test_images": 64}
+    trials = [
+        TrialConfig.from_flat(MODELS[model] | flat | {"precision": precision, "seed": seed})
+        for seed in range(pack_size)
+    ]
+    stages = [stage for trial in trials for stage in stages_of(trial, NUM_IMAGES)]
     with tempfile.TemporaryDirectory(prefix="cvit-bench-") as folder:
         started = time.perf_counter()
-        _train_together(members, Storage.open(folder), device)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-
-def _train_together(members: list[tuple[Stage, StageData]], storage: Storage, device: torch.device) -> None:
-    for stage, data in members:
-        for _ in train_stage(stage, data, storage, device):
+        for _ in train_pack(stages, _made_up_images(model), Storage.open(folder), device):
             pass
+        return time.perf_counter() - started
 
 
 def _made_up_images(model: str) -> Dataset:

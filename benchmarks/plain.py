@@ -29,10 +29,11 @@ from benchmarks.common import available_cores
 from benchmarks.grid import planned
 from cvit.config import TrialConfig
 from cvit.data.datasets import Dataset, load
+from cvit.data.subsets import subset_size
 from cvit.init.registry import initial_model
 from cvit.stages import Stage, stages_of
-from cvit.training.batches import LabelledImages, stage_data
-from cvit.training.optimizer import adamw
+from cvit.training.batches import LabelledImages, pack_data
+from cvit.training.optimizer import decays
 from cvit.training.schedule import learning_rate
 from cvit.vocabulary import GRAD_NORM, LEARNING_RATE, TEST_ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS, VAL_ACCURACY, VAL_LOSS
 
@@ -56,20 +57,22 @@ class TransformedImages(data.Dataset[tuple[Tensor, int]], Sized):
 def train_trial(config: dict[str, Any], dataset: Dataset, device: str, loader_processes: int) -> None:
     """Tune's function trainable: trains the phases of one trial and reports at every evaluation."""
     trial = TrialConfig.from_flat(config["trial"])
-    kept = stage_data(dataset, trial.data, trial.seed, torch.device("cpu"))
+    num_images = subset_size(dataset.train.labels, trial.data.data_fraction, trial.data.validation_fraction)
+    stages = stages_of(trial, num_images)
+    kept = pack_data(dataset, stages[:1], torch.device("cpu"))  # the same images as ours, and their statistics
     size, margin = trial.model.image_size, max(1, trial.model.image_size // 8)
     augmentations: dict[str, list[nn.Module]] = {
         "none": [],
         "shift": [v2.RandomCrop(size, padding=margin)],
         "crop_flip": [v2.RandomCrop(size, padding=margin), v2.RandomHorizontalFlip()],
     }
-    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(kept.mean.tolist(), kept.std.tolist())]
+    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(kept.mean[0].tolist(), kept.std[0].tolist())]
     train = TransformedImages(kept.train, v2.Compose([*augmentations[trial.data.augmentation], *normalise]))
     validation, test = (TransformedImages(part, v2.Compose(normalise)) for part in (kept.validation, kept.test))
     torch.manual_seed(trial.seed)
 
     model = None
-    for stage in stages_of(trial, len(train)):
+    for stage in stages:
         model, _ = initial_model(stage, model.cpu() if model is not None else None)
         model.to(device)
         _train_stage(stage, model, train, validation, device, loader_processes)
@@ -86,7 +89,14 @@ def _train_stage(
     loader_processes: int,
 ) -> None:
     config = stage.trial.training
-    optimizer = adamw(model, config)
+    groups = {True: config.weight_decay, False: 0.0}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in model.named_parameters() if decays(n, p.shape) == decayed], "weight_decay": decay}
+            for decayed, decay in groups.items()
+        ],
+        lr=stage.learning_rate,
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, stage.steps, 1.0, stage.warmup_fraction)
     )

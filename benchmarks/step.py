@@ -3,13 +3,15 @@
 python benchmarks/step.py
 python benchmarks/step.py --device cuda --precision bfloat16 --json step.json
 
-A step is forward, cross-entropy, backward and AdamW on a batch that lies on the device. The models have the same image,
-patch, depth, width, MLP and number of classes. What differs:
+A step is forward, cross-entropy, backward and torch's AdamW on a batch that lies on the device. The models have the
+same image, patch, depth, width, MLP and number of classes. What differs:
 
 ours         9 heads (`--head-dim` wide, independent of the width), a learned relative position bias per head, the zero
              slot as one more key; mean pooling, no class token
 torchvision  heads that divide the tokens' width; absolute position embedding; a class token
 timm         the same heads; absolute position embedding; mean pooling, no class token
+trainer      our model in the engine's own trainer, as a pack of one: its step also draws, augments and normalises the
+             batch, clips the gradient and measures; on a GPU it is a CUDA graph
 
 MFU, the fraction of the device's measured matrix rate, is the operations of each model's own matrix products, forward
 and backward, over the time of its step and over that rate: the one of a large product in the same precision, the best
@@ -18,6 +20,8 @@ of several. On a CPU all is done by one thread, as in the engine's workers.
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,10 +38,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer as TorchvisionTransformer
 
 from benchmarks import common
-from cvit.config import ConfigError, ModelConfig, Precision, TrainingConfig
+from cvit.config import ConfigError, DataConfig, ModelConfig, Precision, TrainingConfig, TrialConfig
+from cvit.data.augment import channel_statistics
 from cvit.init.random import initialise
 from cvit.models.vit import VisionTransformer
-from cvit.training.optimizer import adamw
+from cvit.stages import Stage
+from cvit.training.batches import LabelledImages, PackData
+from cvit.training.pack import TrainingPack
 from cvit.vocabulary import ATTENTION
 
 OURS = "ours"
@@ -52,6 +59,8 @@ SHAPES = {
 """`medium` has the very same heads in all three models."""
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 WARM_UP_STEPS = 3
+MANY_STEPS = 100_000
+NUM_IMAGES = 512
 
 app = common.new_app()
 
@@ -82,7 +91,9 @@ def step(
     figures, rows = {}, []
     for size in model_size:
         makers = {OURS: _ours, "torchvision": _torchvision, "timm": _timm}
-        arms = {name: _Stepper(make(*SHAPES[size]), batch_size, dtype, where) for name, make in makers.items()}
+        arms = {name: _arm(make(*SHAPES[size]), batch_size, dtype, where) for name, make in makers.items()}
+        trainer = _trainer(_ours(*SHAPES[size]), batch_size, precision, steps, where)
+        arms["trainer"] = replace(arms[OURS], seconds=trainer)
         seconds = common.interleaved({name: partial(arm.seconds, steps) for name, arm in arms.items()}, repeats)
         figures[size] = _figures(arms, seconds, rate)
         rows += [_row(size, name, of_arm) for name, of_arm in figures[size].items()]
@@ -93,37 +104,76 @@ def step(
     common.write_json(json, "step", before, {**setting, "matrix_flops_per_second": rate, "models": figures})
 
 
-class _Stepper:
-    """A model in training on one batch."""
+@dataclass(frozen=True)
+class _Arm:
+    """A way to take training steps: `seconds` takes so many and says how long one took."""
 
-    def __init__(self, model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.model, self._dtype, self._device = model.to(device).train(), dtype, device
-        self._images = torch.randn(batch_size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, device=device)
-        self._labels = torch.arange(batch_size, device=device) % CLASSES
-        self._optimizer = adamw(self.model, TrainingConfig())
-        with FlopCounterMode(display=False) as counter:
-            self._loss().backward()
-        self.flops = float(counter.get_total_flops())
-        self.seconds(WARM_UP_STEPS)
+    seconds: Callable[[int], float]
+    flops: float
+    parameters: int
 
-    def seconds(self, steps: int) -> float:
-        """Seconds of one step, the mean of several."""
-        _wait_for(self._device)
-        started = time.perf_counter()
+
+def _arm(model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device) -> _Arm:
+    """The usual loop around a model."""
+    model.to(device).train()
+    images = torch.randn(batch_size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    labels = torch.arange(batch_size, device=device) % CLASSES
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(images)
+        return F.cross_entropy(logits.float(), labels)
+
+    def take(steps: int) -> None:
         for _ in range(steps):
-            self._optimizer.zero_grad()
-            self._loss().backward()
-            self._optimizer.step()
-        _wait_for(self._device)
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+    with FlopCounterMode(display=False) as counter:
+        loss().backward()
+    return _Arm(_timed(take, device), float(counter.get_total_flops()), sum(p.numel() for p in model.parameters()))
+
+
+def _trainer(
+    model: VisionTransformer, batch_size: int, precision: Precision, steps: int, device: torch.device
+) -> Callable[[int], float]:
+    """Our trainer's steps; it takes `steps` of them at a time, from one evaluation to the next."""
+    training = TrainingConfig(batch_size=batch_size, precision=precision)
+    trial = TrialConfig(data=DataConfig(augmentation="crop_flip"), model=model.config, training=training)
+    stage = Stage(ATTENTION, trial, MANY_STEPS, 0, evaluation_interval=steps)
+    pixels = torch.randint(256, (NUM_IMAGES, CHANNELS, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=device)
+    images = LabelledImages(pixels, torch.arange(NUM_IMAGES, device=device) % CLASSES)
+    mean, std = channel_statistics(pixels)
+    data = PackData(images, (torch.arange(NUM_IMAGES),), images, images, mean[None], std[None])
+    pack = TrainingPack([stage], data, [dict(model.named_parameters())], device)
+    done = 0
+
+    def take(count: int) -> None:
+        nonlocal done
+        for _ in range(0, count, steps):
+            pack.train(done)
+            done += steps
+
+    return _timed(take, device)
+
+
+def _timed(take: Callable[[int], None], device: torch.device) -> Callable[[int], float]:
+    """Seconds of one step, the mean of those taken; some have been taken before."""
+
+    def seconds(steps: int) -> float:
+        _wait_for(device)
+        started = time.perf_counter()
+        take(steps)
+        _wait_for(device)
         return (time.perf_counter() - started) / steps
 
-    def _loss(self) -> Tensor:
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits = self.model(self._images)
-        return F.cross_entropy(logits.float(), self._labels)
+    take(WARM_UP_STEPS)
+    return seconds
 
 
-def _ours(depth: int, width: int, head_dim: int, heads: int) -> nn.Module:
+def _ours(depth: int, width: int, head_dim: int, heads: int) -> VisionTransformer:
     config = ModelConfig(
         image_size=IMAGE_SIZE,
         in_channels=CHANNELS,
@@ -175,14 +225,14 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _figures(arms: dict[str, _Stepper], seconds: dict[str, list[float]], rate: float) -> dict[str, Any]:
+def _figures(arms: dict[str, _Arm], seconds: dict[str, list[float]], rate: float) -> dict[str, Any]:
     measured = {name: common.figure(values) for name, values in seconds.items()}
     return {
         name: {
             "seconds": measured[name],
             "flops": arm.flops,
             "mfu": arm.flops / measured[name]["median"] / rate,
-            "parameters": sum(parameter.numel() for parameter in arm.model.parameters()),
+            "parameters": arm.parameters,
             "ratio_vs_this": measured[name]["median"] / measured[OURS]["median"],
         }
         for name, arm in arms.items()
