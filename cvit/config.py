@@ -89,6 +89,11 @@ class DataConfig:
         _require(self.max_test_images >= 0, "max_test_images", self.max_test_images, "must be at least 0")
         _require_choice(self, "augmentation", Augmentation)
 
+    @property
+    def evaluation_images(self) -> tuple[str, float, int, int]:
+        """What determines the images that a trial is validated and tested on; the seed and the fraction do not."""
+        return self.data_fingerprint, self.validation_fraction, self.max_validation_images, self.max_test_images
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -8,7 +8,7 @@ A training has stages of the class `Stage`; a fit of an attention layer to a con
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -113,7 +113,20 @@ class Stage:
         """What determines the model, its weights aside."""
         init = self.trial.init
         kind = init.init_scheme if self.phase == REFERENCE else ""
-        return self.phase, kind, self.trial.model, init.convolution_form
+        form = "" if self.phase == ATTENTION else init.convolution_form
+        return self.phase, kind, replace(self.trial.model, inner_dim=0), form
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What must be equal for stages to be trained as one pack."""
+        training = self.trial.training
+        schedule = (self.steps, self.first_step, self.evaluation_interval)
+        return self.architecture, training.batch_size, training.precision, schedule, self.trial.data.evaluation_images
+
+    def next_evaluation(self, step: int) -> int:
+        """The step at which the first evaluation after `step` takes place; both are counted within the stage."""
+        interval = self.evaluation_interval
+        return min(self.steps, step + interval - (self.first_step + step) % interval)
 
     @property
     def last_step(self) -> int:
@@ -133,6 +146,11 @@ class FitStage:
     def key(self) -> str:
         """24 hexadecimal digits."""
         return short_hash({"science_version": SCIENCE_VERSION, "task": EXPRESSIVITY, **self.trial.flat()}, digits=24)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Fits are not packed: each is a shape of its own."""
+        return (self.key,)
 
     @property
     def steps(self) -> int:

@@ -10,8 +10,7 @@ from sweeping import ROOT
 from cvit.data.datasets import DatasetInfo, describe, load
 from cvit.stages import AnyStage, Stage
 from cvit.storage import Storage
-from cvit.training.batches import stage_data
-from cvit.training.loop import train_stage
+from cvit.training.loop import train_pack
 from cvit.training.results import load_result
 from cvit.vocabulary import TRAINING
 from sweeps.engine.cli import Request, parse, parts_asked_for
@@ -60,14 +59,13 @@ def requests_of(script: str, options: list[str]) -> dict[str, Request | None]:
 
 def train(stage: AnyStage, folder: Path) -> None:
     assert isinstance(stage, Stage)
-    data = stage_data(load(digits()), stage.trial.data, stage.trial.seed, CPU)
-    for _ in train_stage(stage, data, Storage.open(str(folder)), CPU):
+    for _ in train_pack([stage], load(digits()), Storage.open(str(folder)), CPU):
         pass
 
 
 def walk(plan: Plan, folder: Path) -> list[AnyStage]:
     """Trains what the searcher suggests, one pack at a time, and returns the order."""
-    searcher, order = PlanSearcher(plan, {}), []
+    searcher, order = PlanSearcher(plan, {}, {}), []
     while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:
         assert isinstance(suggestion, dict)
         for stage in suggestion["pack"]:
@@ -75,6 +73,7 @@ def walk(plan: Plan, folder: Path) -> list[AnyStage]:
             result = load_result(Storage.open(str(folder)), stage.key)
             assert result is not None
             plan.results[stage.key] = result
+            searcher.stage_done(stage.key)
             order.append(stage)
         searcher.on_trial_complete(str(len(order)))
     return order

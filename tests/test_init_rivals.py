@@ -17,7 +17,7 @@ from cvit.models.attention import RelativeAttention
 from cvit.models.reference import ResidualNetwork, network_size
 from cvit.models.vit import VisionTransformer
 from cvit.stages import Stage, stages_of
-from cvit.training.batches import stage_data
+from cvit.training.batches import pack_data
 from sweeps.engine.estimate import estimate
 
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ def attentions(model: nn.Module) -> list[RelativeAttention]:
 
 @lru_cache
 def digits() -> Tensor:
-    data = stage_data(load(describe("digits", "nowhere", download=False)), TrialConfig().data, 0, CPU)
-    return data.normalised(data.validation.images[:40])
+    data = pack_data(load(describe("digits", "nowhere", download=False)), [stage("random")], CPU)
+    return data.normalised(data.validation.images[None, :40])[0]
 
 
 def attention_maps(model: nn.Module) -> list[Tensor]:
@@ -282,9 +282,9 @@ def test_the_resnet_is_about_as_large_as_the_transformer(changes: dict[str, Any]
 
 def test_the_estimate_tells_the_references_apart() -> None:
     stages = [stage(scheme, epochs=0, min_steps=2) for scheme in ("convolution", "resnet", "random")]
-    alone = [estimate([one], CPU).flops for one in stages]
+    alone = [estimate([one], {}, CPU).flops for one in stages]
     assert len(set(alone)) == 3 and min(alone) > 0
-    assert estimate([*stages], CPU).flops == pytest.approx(sum(alone))
+    assert estimate([*stages], {}, CPU).flops == pytest.approx(sum(alone))
 
 
 def test_only_the_resnet_is_no_transformer() -> None:

@@ -1,6 +1,5 @@
 """Grid → trials → stages → what is left to do."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from cvit.config import ConfigError
 from cvit.storage import Storage
 from cvit.training.results import load_result
 from cvit.vocabulary import IMAGES_PER_SECOND
-from sweeps.engine.plan import pack
 from sweeps.engine.searcher import PlanSearcher
 from sweeps.full_grid import SWEEP as FULL_GRID
 from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
@@ -38,7 +36,7 @@ def test_the_searcher_trains_parents_before_children_and_everything_once(tmp_pat
 def test_the_searcher_waits_while_every_stage_left_needs_another(tmp_path: Path) -> None:
     grid = ("--data-fraction", "0.05", "--init-scheme", "two_phase", "--seeds", "1")
     plan = make_plan(tmp_path, *grid, *SMALL[8:])
-    searcher = PlanSearcher(plan, {})
+    searcher = PlanSearcher(plan, {}, {})
     first = searcher.suggest("a")
     assert isinstance(first, dict)
     assert searcher.suggest("b") is None
@@ -96,13 +94,17 @@ def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) 
         make_plan(tmp_path, *SMALL, "--patch-size", "5")
 
 
-def test_packs_hold_stages_of_one_shape(tmp_path: Path) -> None:
-    stages = list(make_plan(tmp_path, *SMALL).stages.values())
-    packs = pack(stages, 3, lambda stage: stage.phase)
-    assert sorted(s.key for p in packs for s in p) == sorted(s.key for s in stages)
-    assert all(len(p) <= 3 and len({s.phase for s in p}) == 1 for p in packs)
-    other_seed = replace(stages[0], trial=replace(stages[0].trial, seed=99))
-    assert len(pack([stages[0], other_seed], 1, lambda stage: stage.phase)) == 2
+def test_packs_hold_stages_of_one_shape_and_leave_every_worker_its_share(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    limits = {stage.shape: 3 for stage in plan.stages.values()}
+    searcher = PlanSearcher(plan, {}, limits, num_workers=2)
+    packs = []
+    while isinstance(suggestion := searcher.suggest(str(len(packs))), dict):
+        packs.append(suggestion["pack"])
+    # 4 stages of `random`, 4 convolution phases: whatever is left is divided between the two workers
+    assert [len(pack) for pack in packs] == [2, 1, 1, 2, 1, 1]
+    assert all(len({stage.shape for stage in pack}) == 1 for pack in packs)
+    assert len({stage.key for pack in packs for stage in pack}) == 8
 
 
 def test_a_parameter_that_the_configuration_gains_later_does_not_part_studies(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, *options, sweep=EXPRESSIVITY)
     assert len(plan.trials) == len(plan.stages) == len(plan.todo) == 8
     assert plan.study.task == "expressivity" and "dataset" not in plan.study.params
-    searcher = PlanSearcher(plan, {})
+    searcher = PlanSearcher(plan, {}, {})
     suggested = [searcher.suggest(str(number)) for number in range(9)]
     assert suggested.pop() == PlanSearcher.FINISHED
     assert {s["pack"][0].key for s in suggested if isinstance(s, dict)} == set(plan.stages)

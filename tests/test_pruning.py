@@ -72,7 +72,7 @@ def test_the_best_is_never_stopped_not_even_at_its_end(plan: Plan) -> None:
 
 def test_a_pruned_trial_is_over_and_so_are_its_later_phases(plan: Plan) -> None:
     trial = next(trial for trial in plan.trials if trial.cell["init_scheme"] == "two_phase")
-    searcher = PlanSearcher(plan, {})
+    searcher = PlanSearcher(plan, {}, {})
     plan.pruned[trial.key] = 0.25
     searcher.on_trial_complete("unknown")
     suggested = []

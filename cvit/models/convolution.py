@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from cvit.config import THREE_BY_THREE
 from cvit.geometry import Offset, nearest_offsets, num_relative_positions, reach
+from cvit.models.layers import Linear, convolve
 
 
 class FactorizedConvolution(nn.Module):
@@ -21,16 +22,16 @@ class FactorizedConvolution(nn.Module):
         super().__init__()
         self.head_dim, self.grid_size = head_dim, grid_size
         self.offsets: tuple[Offset, ...] = nearest_offsets(num_heads)
-        self.value = nn.Linear(embed_dim, num_heads * head_dim, bias=False)
-        self.output = nn.Linear(num_heads * head_dim, embed_dim)
+        self.value = Linear(embed_dim, num_heads * head_dim, bias=False)
+        self.output = Linear(num_heads * head_dim, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, embed_dim) → (B, N, embed_dim)."""
-        grid = self.value(tokens).unflatten(1, (self.grid_size, self.grid_size))
+        """(B, N, embed_dim) → (B, N, embed_dim); of a pack, (M, B, N, embed_dim) each."""
+        grid = self.value(tokens).unflatten(-2, (self.grid_size, self.grid_size))
         heads = grid.split(self.head_dim, dim=-1)
         # A negative padding crops: patch (y, x) takes the value of patch (y + dy, x + dx), or zero outside.
         shifted = [F.pad(head, (0, 0, -dx, dx, -dy, dy)) for head, (dy, dx) in zip(heads, self.offsets, strict=True)]
-        return self.output(torch.cat(shifted, dim=-1).flatten(1, 2))
+        return self.output(torch.cat(shifted, dim=-1).flatten(-3, -2))
 
 
 class FullConvolution(nn.Module):
@@ -57,15 +58,14 @@ class FullConvolution(nn.Module):
         self.kernel_size = side
 
     def kernel(self) -> Tensor:
-        """(embed_dim out, embed_dim in, K, K), as `torch.nn.functional.conv2d` takes it."""
+        """(embed_dim out, embed_dim in, K, K), as `torch.nn.functional.conv2d` takes it; of a pack, (M, ...)."""
         side = self.kernel_size
-        empty = self.weight.new_zeros(side * side, *self.weight.shape[1:])
-        return (
-            empty.index_copy(0, self.get_buffer("_places"), self.weight).unflatten(0, (side, side)).permute(2, 3, 0, 1)
-        )
+        maps = self.weight.movedim(-3, -1)
+        empty = maps.new_zeros(*maps.shape[:-1], side * side)
+        return empty.index_copy(-1, self.get_buffer("_places"), maps).unflatten(-1, (side, side))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, embed_dim) → (B, N, embed_dim)."""
-        grid = tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
-        mixed = F.conv2d(grid, self.kernel(), self.bias, padding=self.kernel_size // 2)
-        return mixed.flatten(2).transpose(1, 2)
+        """(B, N, embed_dim) → (B, N, embed_dim); of a pack, (M, B, N, embed_dim) each."""
+        grid = tokens.transpose(-2, -1).unflatten(-1, (self.grid_size, self.grid_size))
+        mixed = convolve(grid, self.kernel(), self.bias, stride=1, padding=self.kernel_size // 2)
+        return mixed.flatten(-2).transpose(-2, -1)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvit.config import ModelConfig
+from cvit.models.layers import Conv2d, GroupNorm, Linear
 
 NORM_GROUPS = 4
 """Of group norm (Wu and He 2018). It has no running statistics, so that the weights are the whole state."""
@@ -34,11 +35,11 @@ class ResidualNetwork(nn.Module):
                 blocks.append(ResidualBlock(channels, factor * width, stride))
                 channels = factor * width
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels, config.num_classes)
+        self.head = Linear(channels, config.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, in_channels, image_size, image_size) → class logits (B, num_classes)."""
-        return self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
+        return self.head(self.blocks(self.stem(images)).mean(dim=(-2, -1)))
 
 
 class ResidualBlock(nn.Module):
@@ -72,5 +73,5 @@ def network_size(config: ModelConfig) -> tuple[int, int]:
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-    return convolution, nn.GroupNorm(NORM_GROUPS, out_channels)
+    convolution = Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    return convolution, GroupNorm(NORM_GROUPS, out_channels)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from cvit.config import ConvolutionForm, ModelConfig
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
+from cvit.models.layers import LayerNorm, Linear, linear
 from cvit.vocabulary import ATTENTION
 
 
@@ -15,10 +16,10 @@ class Block(nn.Module):
     def __init__(self, embed_dim: int, mixing: nn.Module, mlp_ratio: float) -> None:
         super().__init__()
         hidden_dim = round(embed_dim * mlp_ratio)
-        self.mixing_norm = nn.LayerNorm(embed_dim)
+        self.mixing_norm = LayerNorm(embed_dim)
         self.mixing = mixing
-        self.mlp_norm = nn.LayerNorm(embed_dim)
-        self.mlp = nn.Sequential(nn.Linear(embed_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, embed_dim))
+        self.mlp_norm = LayerNorm(embed_dim)
+        self.mlp = nn.Sequential(Linear(embed_dim, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
 
 
 class VisionTransformer(nn.Module):
@@ -41,8 +42,8 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config.embed_dim, self._mixing(), config.mlp_ratio) for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.embed_dim)
-        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        self.norm = LayerNorm(config.embed_dim)
+        self.head = Linear(config.embed_dim, config.num_classes)
 
     def _mixing(self) -> nn.Module:
         c = self.config
@@ -61,10 +62,10 @@ class VisionTransformer(nn.Module):
                 and `pooled` (B, embed_dim).
 
         Returns:
-            (B, num_classes).
+            (B, num_classes). Of a pack, all of these have the members' dimension in front.
         """
         kept = {} if intermediates is None else intermediates
-        tokens = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        tokens = self._embed(images)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding
         kept["embedding"] = tokens
@@ -75,6 +76,13 @@ class VisionTransformer(nn.Module):
             tokens = tokens + block.mlp(block.mlp_norm(tokens))
             if intermediates is not None:
                 kept |= {f"block{i}/mixing": mixed, f"block{i}": tokens}
-        pooled = self.norm(tokens).mean(dim=1)
+        pooled = self.norm(tokens).mean(dim=-2)
         kept["pooled"] = pooled
         return self.head(pooled)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """The patch embedding as a linear map of the pixels of each patch: (B, C, H, H) → (B, N, embed_dim)."""
+        side, grid = self.config.patch_size, self.config.grid_size
+        patches = images.unflatten(-1, (grid, side)).unflatten(-3, (grid, side))  # (..., C, rows, y, columns, x)
+        pixels = patches.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)
+        return linear(pixels, self.patch_embedding.weight.flatten(-3), self.patch_embedding.bias)

@@ -1,5 +1,6 @@
-"""The images of one stage on its device, and the order in which they are trained on."""
+"""The images of a pack's members on their device, and the order in which each member is trained on its own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -7,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvit.config import DataConfig
-from cvit.data.augment import augment, channel_statistics, normalise
+from cvit.config import Augmentation
+from cvit.data.augment import channel_statistics, draw_augmentation
 from cvit.data.datasets import Dataset
 from cvit.data.subsets import select, subset
+from cvit.stages import Stage
 from cvit.training.randomness import generator
 
 
@@ -26,41 +28,77 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
-class StageData:
-    """The subset a stage trains on, the validation and test images, and the subset's channel statistics (C,)."""
+class PackData:
+    """What the members of a pack are trained and measured on.
+
+    Attributes:
+        train: the union of the members' subsets.
+        subsets: of every member, where its images lie in `train`, (n,) int64 on the CPU.
+        validation, test: looked at by all members.
+        mean, std: channel statistics of each member's own subset, (M, C) float32 on the device.
+    """
 
     train: LabelledImages
+    subsets: tuple[Tensor, ...]
     validation: LabelledImages
     test: LabelledImages
     mean: Tensor
     std: Tensor
 
+    def of(self, members: Sequence[int]) -> "PackData":
+        """The data of some of the members."""
+        chosen = torch.tensor(members, device=self.mean.device)
+        subsets = tuple(self.subsets[member] for member in members)
+        return PackData(self.train, subsets, self.validation, self.test, self.mean[chosen], self.std[chosen])
+
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) → float32, zero mean and unit variance per channel over the subset."""
-        return normalise(images, self.mean, self.std)
+        """uint8 (M or 1, B, C, H, W) → float32 (M, B, C, H, W): for each member, zero mean and unit variance per
+        channel over its subset."""
+        scale, shift = 1 / (255 * self.std), self.mean / self.std
+        return images * scale[:, None, :, None, None] - shift[:, None, :, None, None]
 
 
-def stage_data(dataset: Dataset, config: DataConfig, seed: int, device: torch.device) -> StageData:
-    """Selects a trial's subset and puts everything that its stages need on the device."""
-    split = select(dataset.train.labels, config.data_fraction, config.validation_fraction, seed)
-    looked_at = min(1.0, config.max_validation_images / len(split.validation))
-    validated = split.validation[subset(dataset.train.labels[split.validation], looked_at, seed=0)]
+def pack_data(dataset: Dataset, stages: Sequence[Stage], device: torch.device) -> PackData:
+    """Selects every member's subset and puts all that is needed on the device, each image once.
+
+    Args:
+        stages: of one `shape`.
+    """
+    labels, config = dataset.train.labels, stages[0].trial.data
+    assert all(stage.trial.data.evaluation_images == config.evaluation_images for stage in stages)
+    wanted = [(s.trial.data.data_fraction, s.trial.seed) for s in stages]
+    splits = {(f, seed): select(labels, f, config.validation_fraction, seed) for f, seed in dict.fromkeys(wanted)}
+    union = np.unique(np.concatenate([split.train for split in splits.values()]))
+    held_out = next(iter(splits.values())).validation
+    looked_at = min(1.0, config.max_validation_images / len(held_out))
+    validated = held_out[subset(labels[held_out], looked_at, seed=0)]
     looked_at = min(1.0, (config.max_test_images or len(dataset.test.labels)) / len(dataset.test.labels))
     tested = subset(dataset.test.labels, looked_at, seed=0)
 
     def on_device(images: np.ndarray, labels: np.ndarray) -> LabelledImages:
         return LabelledImages(torch.tensor(images, device=device), torch.tensor(labels, device=device))
 
-    train = on_device(dataset.train.images[split.train], dataset.train.labels[split.train])
-    validation = on_device(dataset.train.images[validated], dataset.train.labels[validated])
-    mean, std = channel_statistics(train.images)
-    test = on_device(dataset.test.images[tested], dataset.test.labels[tested])
-    return StageData(train, validation, test, mean, std)
+    train = on_device(dataset.train.images[union], labels[union])
+    places = {key: torch.from_numpy(np.searchsorted(union, split.train)) for key, split in splits.items()}
+    statistics = {key: channel_statistics(train.images[place.to(device)]) for key, place in places.items()}
+    return PackData(
+        train,
+        tuple(places[key] for key in wanted),
+        on_device(dataset.train.images[validated], labels[validated]),
+        on_device(dataset.test.images[tested], dataset.test.labels[tested]),
+        *(torch.stack([statistics[key][i] for key in wanted]) for i in range(2)),
+    )
 
 
-@lru_cache(maxsize=4)
+# Members of a pack that share a seed share its draws.
+@lru_cache(maxsize=128)
 def _epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator(seed, "order", epoch))
+
+
+@lru_cache(maxsize=128)
+def _augmentation(count: int, image_size: int, kind: Augmentation, seed: int, step: int) -> Tensor:
+    return draw_augmentation(count, image_size, kind, generator(seed, "augmentation", step)).to(torch.int8)
 
 
 def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Tensor:
@@ -77,8 +115,31 @@ def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Ten
     return torch.cat(parts)
 
 
-def training_batch(data: StageData, config: DataConfig, step: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Augmented, normalised images and labels of a step of the trial; the same wherever and whenever asked for."""
-    index = batch_indices(step, batch_size, len(data.train), seed).to(data.train.labels.device)
-    images = augment(data.train.images[index], config.augmentation, generator(seed, "augmentation", step))
-    return data.normalised(images), data.train.labels[index]
+def draw_batches(data: PackData, stages: Sequence[Stage], steps: range) -> tuple[Tensor, Tensor]:
+    """The draws of consecutive steps, on the CPU; the same wherever and whenever asked for.
+
+    Args:
+        stages: the members'.
+        steps: of the trial.
+
+    Returns:
+        Places of the images in `data.train`, (S, M, batch_size) int64, and their augmentation as
+        `cvit.data.augment.draw_augmentation` gives it, (S, M, batch_size, 3) int8.
+    """
+    size, count = data.train.images.shape[-1], stages[0].trial.training.batch_size
+    seeds = [stage.trial.seed for stage in stages]
+    kinds = [stage.trial.data.augmentation for stage in stages]
+    places = [
+        torch.stack(
+            [
+                places[batch_indices(step, count, len(places), seed)]
+                for places, seed in zip(data.subsets, seeds, strict=True)
+            ]
+        )
+        for step in steps
+    ]
+    changes = [
+        torch.stack([_augmentation(count, size, kind, seed, step) for kind, seed in zip(kinds, seeds, strict=True)])
+        for step in steps
+    ]
+    return torch.stack(places), torch.stack(changes)

@@ -1,24 +1,27 @@
-"""Training of one stage: from its checkpoint, or from its start, to its result."""
+"""Training of a pack of stages: each from its checkpoint, or from its start, to its result.
 
+A stage's outcome depends on nothing but the stage, up to float32 rounding: neither on the other members of its pack nor
+on where it was interrupted. A stage alone is a pack of one.
+"""
+
+import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from cvit.config import TrialConfig
+from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
-from cvit.training.batches import LabelledImages, StageData, training_batch
+from cvit.training.batches import PackData, pack_data
 from cvit.training.checkpoint import Progress
-from cvit.training.optimizer import adamw, load_state_tensors, set_learning_rate, state_tensors
+from cvit.training.pack import Measured, TrainingPack, rate_at
 from cvit.training.results import Point, StageResult, load_result
-from cvit.training.schedule import learning_rate
 from cvit.transfer import logit_error
 from cvit.vocabulary import (
     CONVOLUTION,
@@ -46,9 +49,6 @@ DIVERGENCE_MARGIN = 1.1
 """A loss that ends above this many times the first step's has diverged; less is the noise of a single batch."""
 EARLY_STEPS = 100
 """First steps of a stage whose gradient norms are recorded one by one."""
-EVALUATION_BATCH_SIZE = 500
-LARGEST_ATTENTION = 2**25
-"""Entries of the attention matrices of one layer and evaluation batch on a CPU: 128 MiB."""
 TRANSFER_IMAGES = 256
 """Validation images on which the transfer's logit error is measured."""
 
@@ -66,157 +66,226 @@ class Report:
     result: StageResult | None = None
 
 
-def train_stage(
-    stage: Stage,
-    data: StageData,
+Reports = list[tuple[str, Report]]
+"""(stage key, report) of the members that have something to report at the same time."""
+
+
+@dataclass(eq=False)
+class _Member:
+    """A stage on its way through a pack; `state` is its weights and moments while it is not on the device."""
+
+    place: int
+    stage: Stage
+    progress: Progress
+    state: Mapping[str, Tensor]
+    reported: int = 0
+    diverged_step: int | None = None
+
+    @property
+    def is_at_end(self) -> bool:
+        return self.diverged_step is not None or self.progress.step == self.stage.steps
+
+    def news(self, result: StageResult | None = None) -> tuple[str, Report]:
+        """What has not been reported yet."""
+        points = self.progress.points[self.reported :]
+        self.reported = len(self.progress.points)
+        return self.stage.key, Report(points, self.progress.step, result)
+
+
+def train_pack(
+    stages: Sequence[Stage],
+    dataset: Dataset,
     storage: Storage,
     device: torch.device,
     checkpoint_at_every_evaluation: bool = False,
-) -> Iterator[Report]:
-    """Trains a stage, yielding after every checkpoint and at the end; the last report holds the result.
+) -> Iterator[Reports]:
+    """Trains stages together, yielding after every checkpoint and at every end; a stage's last report has its result.
 
-    A stage that is done yields its result at once; one that was interrupted goes on from its last whole checkpoint
-    and ends exactly as if it had not been.
+    A stage that is done reports its result at once; one that was interrupted goes on from its last whole checkpoint,
+    ahead of the others, which catch up with it. Where the device runs out of memory, what is left goes on from its
+    checkpoints in packs of half the size.
 
     Args:
+        stages: of one `shape`.
         checkpoint_at_every_evaluation: for a caller that wants to hear of every one, whatever it costs.
 
     Raises:
         ParentStageMissing: see there.
+        torch.OutOfMemoryError: the device has no room for a single member.
     """
-    result = load_result(storage, stage.key)
-    if result is not None and ckpt.load_weights(storage, stage.key) is not None:
-        yield Report(result.points, stage.steps, result)
-        return
-    model, progress, optimizer = _restore_or_start(stage, data, storage, device)
-    reported, saved_at, saving_s = 0, time.monotonic(), 0.0
-    diverged_step: int | None = None
-    while progress.step < stage.steps and diverged_step is None:
-        started = time.monotonic()
-        diverged_step = _train_interval(stage, model, optimizer, data, progress)
-        progress.seconds += time.monotonic() - started
-        pause = max(CHECKPOINT_INTERVAL_S, saving_s / CHECKPOINT_TIME_SHARE)
-        unfinished = progress.step < stage.steps and diverged_step is None
-        is_due = checkpoint_at_every_evaluation or time.monotonic() - saved_at >= pause
-        if unfinished and is_due:
+    waiting = []
+    for stage in stages:
+        result = load_result(storage, stage.key)
+        if result is not None and ckpt.load_weights(storage, stage.key) is not None:
+            yield [(stage.key, Report(result.points, stage.steps, result))]
+        else:
+            waiting.append(stage)
+    size = len(waiting)
+    while waiting:
+        together = waiting[:size]
+        data = pack_data(dataset, together, device)
+        try:
+            for reports in _train_together(together, data, storage, device, checkpoint_at_every_evaluation):
+                done = {key for key, report in reports if report.result is not None}
+                waiting = [stage for stage in waiting if stage.key not in done]
+                yield reports
+        except torch.OutOfMemoryError:
+            if len(together) == 1:
+                raise
+            size = (len(together) + 1) // 2
+        # An exception holds on to what was on the device until here.
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _train_together(
+    stages: Sequence[Stage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
+) -> Iterator[Reports]:
+    left = [_restored_or_started(place, stage, data, storage, device) for place, stage in enumerate(stages)]
+    group: list[_Member] = []
+    pack: TrainingPack | None = None
+    saved_at, saving_s = time.monotonic(), 0.0
+    while left:
+        # Those that are furthest behind go on; a group that catches up with others merges with them.
+        behind = [m for m in left if m.progress.step == min(other.progress.step for other in left)]
+        if pack is None or behind != group:
+            if pack is not None:
+                for member, state in zip(group, pack.states(), strict=True):
+                    member.state = state
+            group = behind
+            pack = _put_on_device(group, data, device)
+        _train_interval(pack, group, data)
+        is_due = eager_checkpoints or time.monotonic() - saved_at >= max(
+            CHECKPOINT_INTERVAL_S, saving_s / CHECKPOINT_TIME_SHARE
+        )
+        reports = []
+        if any(member.is_at_end for member in group):
+            reports += _finish(pack, group, data, storage, device)
+            left = [member for member in left if not member.is_at_end]
+        unfinished = [not member.is_at_end for member in group]
+        if is_due and any(unfinished):
             saving_started = time.monotonic()
-            ckpt.save_checkpoint(storage, stage.key, model.state_dict() | state_tensors(model, optimizer), progress)
+            for member, state in zip(group, pack.states(), strict=True):
+                if not member.is_at_end:
+                    ckpt.save_checkpoint(storage, member.stage.key, state, member.progress)
+                    reports.append(member.news())
             saved_at = time.monotonic()
             saving_s = saved_at - saving_started
-            yield Report(progress.points[reported:], progress.step)
-            reported = len(progress.points)
-    result = _finish(stage, model, data, progress, diverged_step, device)
-    ckpt.save_result(storage, stage.key, model.state_dict(), result)
-    yield Report(result.points[reported:], progress.step, result)
+        if reports:
+            yield reports
 
 
-def _restore_or_start(
-    stage: Stage, data: StageData, storage: Storage, device: torch.device
-) -> tuple[nn.Module, Progress, torch.optim.AdamW]:
-    parent, initial_loss = None, None
-    if stage.parent is not None:
+def _restored_or_started(place: int, stage: Stage, data: PackData, storage: Storage, device: torch.device) -> _Member:
+    """A stage at its last whole checkpoint, or at its start."""
+    saved = ckpt.load_checkpoint(storage, stage.key)
+    if saved is not None:
+        tensors, progress = saved
+        return _Member(place, stage, progress, tensors)
+    if stage.parent is None:
+        model, measured = initial_model(stage, None)
+        member = _Member(place, stage, Progress(), model.state_dict())
+    else:
         parent_result = load_result(storage, stage.parent.key)
         weights = ckpt.load_weights(storage, stage.parent.key)
         if parent_result is None or weights is None:
             raise ParentStageMissing(f"stage {stage.parent.key}, from which {stage.key} starts, is missing or altered")
-        initial_loss = parent_result.initial_loss
         parent = blank_model(stage.parent)
         parent.load_state_dict(weights)
-    model, measured = initial_model(stage, parent)
-    model.to(device)
-    optimizer = adamw(model, stage.trial.training)
-    saved = ckpt.load_checkpoint(storage, stage.key)
-    if saved is not None:
-        tensors, progress = saved
-        model.load_state_dict({name: tensors[name] for name in model.state_dict()})
-        load_state_tensors(model, optimizer, tensors)
-        return model, progress, optimizer
-    progress = Progress(initial_loss=initial_loss)
-    if parent is not None:
-        images = data.normalised(data.validation.images[:TRANSFER_IMAGES])
-        measured[TRANSFER_LOGIT_ERROR] = logit_error(parent.to(device).eval(), model.eval(), images)
-        measured[TRANSFER_VAL_ACCURACY] = _evaluate(model, data, data.validation, stage.trial)[1]
-    _record(progress, stage.first_step, measured)
-    return model, progress, optimizer
+        model, measured = initial_model(stage, parent)
+        member = _Member(place, stage, Progress(initial_loss=parent_result.initial_loss), model.state_dict())
+        images = data.of([place]).normalised(data.validation.images[None, :TRANSFER_IMAGES])[0]
+        measured[TRANSFER_LOGIT_ERROR] = _error_of_transfer(parent, model, images)
+    _record(member.progress, stage.first_step, measured)
+    return member
 
 
-def _train_interval(
-    stage: Stage, model: nn.Module, optimizer: torch.optim.AdamW, data: StageData, progress: Progress
-) -> int | None:
-    """Trains up to the next evaluation, evaluates and records; returns the step at which the loss or the gradient
-    stopped being finite, if it did. The device is waited for only at the end."""
-    trial, config = stage.trial, stage.trial.training
-    device = data.train.labels.device
-    first = progress.step
-    done = stage.first_step + first
-    interval = stage.evaluation_interval
-    last = min(stage.steps, first + interval - done % interval)
-    losses, norms, correct = [], [], torch.zeros((), device=device)
-    model.train()
+def _error_of_transfer(parent: nn.Module, model: nn.Module, images: Tensor) -> float:
+    models = [module.to(images.device).eval() for module in (parent, model)]
+    error = logit_error(models[0], models[1], images)
+    model.cpu()
+    return error
+
+
+def _put_on_device(group: Sequence[_Member], data: PackData, device: torch.device) -> TrainingPack:
+    members = [member.place for member in group]
+    pack = TrainingPack([m.stage for m in group], data.of(members), [m.state for m in group], device)
+    fresh = [member.progress.step == 0 and member.stage.parent is not None for member in group]
+    if any(fresh):
+        for member, is_fresh, (_, accuracy) in zip(group, fresh, pack.evaluate(data.validation), strict=True):
+            if is_fresh:
+                _record(member.progress, member.stage.first_step, {TRANSFER_VAL_ACCURACY: accuracy})
+    return pack
+
+
+def _train_interval(pack: TrainingPack, group: Sequence[_Member], data: PackData) -> None:
+    """Trains up to the next evaluation, evaluates, records, and finds out who has diverged."""
     started = time.monotonic()
-    for step in range(first, last):
-        images, labels = training_batch(data, trial.data, stage.first_step + step, config.batch_size, trial.seed)
-        set_learning_rate(optimizer, _learning_rate(stage, step))
-        with _autocast(trial, device):
-            logits = model(images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip_norm or math.inf)
-        optimizer.step()
-        losses.append(loss.detach())
-        norms.append(norm.detach())
-        correct += (logits.detach().argmax(1) == labels).sum()
-    all_losses, all_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
-    seconds = time.monotonic() - started
-    progress.step = last
+    measured = pack.train(group[0].progress.step)
+    validated = pack.evaluate(data.validation)
+    seconds = (time.monotonic() - started) / len(group)
+    for number, member in enumerate(group):
+        member.progress.seconds += seconds
+        _record_interval(member, measured, number, *validated[number])
+
+
+def _record_interval(member: _Member, measured: Measured, number: int, val_loss: float, val_accuracy: float) -> None:
+    """Records a member's interval; one whose loss or gradient stopped being finite has diverged at that step."""
+    stage, progress = member.stage, member.progress
+    losses, norms = measured.losses[:, number], measured.norms[:, number]
+    first, last = progress.step, progress.step + len(losses)
     if progress.initial_loss is None:
-        progress.initial_loss = float(all_losses[0])
-    finite = torch.isfinite(all_losses) & torch.isfinite(all_norms)
+        progress.initial_loss = float(losses[0])
+    finite = torch.isfinite(losses) & torch.isfinite(norms)
     num_finite = len(finite) if finite.all() else int((~finite).int().argmax())
-    early = all_norms[: max(0, min(num_finite, EARLY_STEPS - first))].tolist()
+    early = norms[: max(0, min(num_finite, EARLY_STEPS - first))].tolist()
     for step, norm in enumerate(early, stage.first_step + first):
         _record(progress, step, {EARLY_GRAD_NORM: norm})
     progress.stability.update(
-        all_losses[:num_finite].tolist(), all_norms[:num_finite].tolist(), first, stage.steps, progress.initial_loss
+        losses[:num_finite].tolist(), norms[:num_finite].tolist(), first, stage.steps, progress.initial_loss
     )
-    images_seen = (last - first) * config.batch_size
-    measured = {
-        TRAIN_LOSS: float(all_losses.mean()),
-        TRAIN_ACCURACY: float(correct) / images_seen,
-        LEARNING_RATE: _learning_rate(stage, last - 1),
-        GRAD_NORM: float(all_norms.mean()),
-        IMAGES_PER_SECOND: images_seen / seconds,
-    }
     if num_finite < len(finite):
-        bad = first + num_finite
-        progress.step = bad + 1
-        return stage.first_step + bad
-    measured[VAL_LOSS], measured[VAL_ACCURACY] = _evaluate(model, data, data.validation, trial)
-    _record(progress, stage.first_step + last, measured)
-    return None
-
-
-def _learning_rate(stage: Stage, step: int) -> float:
-    return learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_fraction)
+        member.diverged_step = stage.first_step + first + num_finite
+        progress.step = first + num_finite + 1
+        return
+    progress.step = last
+    images_seen = len(losses) * stage.trial.training.batch_size
+    interval = {
+        TRAIN_LOSS: float(losses.mean()),
+        TRAIN_ACCURACY: float(measured.correct[number]) / images_seen,
+        LEARNING_RATE: rate_at(stage, last - 1),
+        GRAD_NORM: float(norms.mean()),
+        # Of the whole pack: what the device does with such a model.
+        IMAGES_PER_SECOND: measured.losses.shape[1] * images_seen / measured.seconds,
+        VAL_LOSS: val_loss,
+        VAL_ACCURACY: val_accuracy,
+    }
+    _record(progress, stage.first_step + last, interval)
 
 
 def _finish(
-    stage: Stage,
-    model: nn.Module,
-    data: StageData,
-    progress: Progress,
-    diverged_step: int | None,
-    device: torch.device,
-) -> StageResult:
+    pack: TrainingPack, group: Sequence[_Member], data: PackData, storage: Storage, device: torch.device
+) -> Reports:
+    """Saves the results of the members that are at their end."""
+    tested = pack.evaluate(data.test) if any(m.is_at_end and m.diverged_step is None for m in group) else None
+    reports = []
+    for number, (member, weights) in enumerate(zip(group, pack.weights(), strict=True)):
+        if member.is_at_end:
+            result = _result(member, tested[number][1] if tested is not None else math.nan, device)
+            ckpt.save_result(storage, member.stage.key, weights, result)
+            reports.append(member.news(result))
+    return reports
+
+
+def _result(member: _Member, test_accuracy: float, device: torch.device) -> StageResult:
     """The result. A loss that ends above where the trial's began counts as diverged, at the last step."""
+    stage, progress, diverged_step = member.stage, member.progress, member.diverged_step
     assert progress.initial_loss is not None
     end = stage.last_step if diverged_step is None else diverged_step
     _record(progress, end, progress.stability.measured(stage.first_step))
     if diverged_step is None:
         name = CONVOLUTION_TEST_ACCURACY if stage.phase == CONVOLUTION else TEST_ACCURACY
-        _record(progress, stage.last_step, {name: _evaluate(model, data, data.test, stage.trial)[1]})
+        _record(progress, stage.last_step, {name: test_accuracy})
         final_loss = next(value for metric, _, value, _ in reversed(progress.points) if metric == TRAIN_LOSS)
         if final_loss > DIVERGENCE_MARGIN * progress.initial_loss:
             diverged_step = stage.last_step
@@ -230,35 +299,7 @@ def _finish(
     )
 
 
-@torch.inference_mode()
-def _evaluate(model: nn.Module, data: StageData, images: LabelledImages, trial: TrialConfig) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy, in [0, 1]."""
-    model.eval()
-    device = images.labels.device
-    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    batch_size = _evaluation_batch_size(trial, device)
-    for start in range(0, len(images), batch_size):
-        batch = slice(start, start + batch_size)
-        with _autocast(trial, device):
-            logits = model(data.normalised(images.images[batch]))
-        labels = images.labels[batch]
-        loss += F.cross_entropy(logits.float(), labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    return float(loss) / len(images), float(correct) / len(images)
-
-
-def _evaluation_batch_size(trial: TrialConfig, device: torch.device) -> int:
-    """On a CPU, attention matrices that outgrow the cache by far are slower than more batches."""
-    m = trial.model
-    most = LARGEST_ATTENTION // (m.num_heads * m.grid_size**4) if device.type == "cpu" else EVALUATION_BATCH_SIZE
-    return max(1, min(EVALUATION_BATCH_SIZE, most))
-
-
-def _autocast(trial: TrialConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=trial.training.precision == "bfloat16")
-
-
-def _record(progress: Progress, step: int, measured: dict[str, float]) -> None:
+def _record(progress: Progress, step: int, measured: Mapping[str, float]) -> None:
     """Adds finite values; a value that is not finite is divergence, which has its own place in the result."""
     now = time.time_ns() // 1_000_000
     progress.points += [(name, step, value, now) for name, value in measured.items() if math.isfinite(value)]

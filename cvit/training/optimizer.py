@@ -1,51 +1,83 @@
-"""AdamW with weight decay on the weights that multiply, not on biases, norms and position terms."""
+"""AdamW (Loshchilov and Hutter 2019) of a pack: every member has its own learning rate, weight decay and clipping.
+
+Weight decay applies to the weights that multiply, not to biases, norms and position terms. A step of member m, with
+gradient g, at its own step t = 1, 2, …, as `torch.optim.AdamW` takes it:
+
+    g ← g · min(1, clip_norm / (‖g‖ + 1e-6))
+    p ← (1 − lr · weight_decay) p
+    μ ← β₁ μ + (1 − β₁) g        ν ← β₂ ν + (1 − β₂) g²
+    p ← p − lr / (1 − β₁ᵗ) · μ / (√(ν / (1 − β₂ᵗ)) + ε)
+"""
+
+import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvit.config import TrainingConfig
+from cvit.models.pack import Pack
 
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+_CLIP_EPSILON = 1e-6
+"""That of `torch.nn.utils.clip_grad_norm_`."""
 _POSITION_TERMS = ("position_embedding", "relative_bias")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies to a parameter."""
-    return parameter.ndim >= 2 and name.rpartition(".")[2] not in _POSITION_TERMS
+def decays(name: str, shape: torch.Size) -> bool:
+    """Whether weight decay applies to a parameter of a single model."""
+    return len(shape) >= 2 and name.rpartition(".")[2] not in _POSITION_TERMS
 
 
-def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """The optimiser of one stage."""
-    groups = [
-        {
-            "params": [p for n, p in model.named_parameters() if decays(n, p) == decayed],
-            "weight_decay": config.weight_decay * decayed,
-        }
-        for decayed in (True, False)
+def coefficients(learning_rates: Sequence[float], configs: Sequence[TrainingConfig], step: int) -> list[list[float]]:
+    """The numbers of a step, a row per member: the shrinkage by weight decay, the step size, √(1 − β₂ᵗ).
+
+    Computed in double precision, as torch does it.
+
+    Args:
+        learning_rates, configs: of each member.
+        step: from 0, counted within the stage.
+    """
+    correction_1, correction_2 = (1 - beta ** (step + 1) for beta in BETAS)
+    return [
+        [1 - rate * config.weight_decay, rate / correction_1, math.sqrt(correction_2)]
+        for rate, config in zip(learning_rates, configs, strict=True)
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), foreach=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Sets the learning rate of the next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
+class AdamW:
+    """The optimiser of a pack. It works on whole matrices and waits for nothing on the device.
 
+    Attributes:
+        moments: `exp_avg` and `exp_avg_sq`, each (M, P).
+    """
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """The optimiser's moments by parameter name, for a checkpoint; empty before the first step."""
-    return {
-        f"{moment}/{name}": optimizer.state[parameter][moment]
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-        for moment in ("exp_avg", "exp_avg_sq", "step")
-    }
+    def __init__(self, pack: Pack, configs: Sequence[TrainingConfig]) -> None:
+        self.moments = {name: torch.zeros_like(pack.matrix) for name in MOMENTS}
+        shapes = {name: parameter.shape[1:] for name, parameter in pack.model.named_parameters()}
+        self._decayed = pack.mask([name for name, shape in shapes.items() if decays(name, shape)]) == 1
+        clip_norms = [[config.gradient_clip_norm or math.inf] for config in configs]
+        self._clip_norm = torch.tensor(clip_norms, device=pack.matrix.device)
 
+    @torch.no_grad()
+    def step(self, parameters: Tensor, gradient: Tensor, norm: Tensor, factors: Tensor, is_moving: Tensor) -> None:
+        """One step of every member that is moving; the others stay as they are, whatever their gradient.
 
-def load_state_tensors(model: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `state_tensors`; moments go to their parameter's device, the step count stays on the CPU."""
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            "step": tensors[f"step/{name}"].cpu(),
-            "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
-        }
+        Args:
+            parameters: (M, P), changed in place.
+            gradient: (M, P).
+            norm: (M, 1), the gradient's Euclidean norm.
+            factors: (M, 3) of `coefficients`.
+            is_moving: (M, 1) bool.
+        """
+        shrinkage, step_size, root_correction = factors.unsqueeze(-1).unbind(1)
+        mean, square = self.moments["exp_avg"], self.moments["exp_avg_sq"]
+        clipping = (self._clip_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0)
+        gradient = torch.where(is_moving, gradient * clipping, 0.0)
+        mean.lerp_(gradient, torch.where(is_moving, 1 - BETAS[0], 0.0))
+        square.mul_(torch.where(is_moving, BETAS[1], 1.0)).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        change = (mean / (square.sqrt() / root_correction).add_(EPSILON)).mul_(step_size)
+        parameters.mul_(torch.where(is_moving & self._decayed, shrinkage, 1.0))
+        parameters.sub_(torch.where(is_moving, change, 0.0))

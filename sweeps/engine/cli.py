@@ -60,6 +60,7 @@ class Request:
     tracking_uri: str
     address: str | None
     device: Literal["auto", "cpu", "cuda"]
+    max_pack: int | None
     dry_run: bool
     command: str
 
@@ -132,6 +133,9 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     search_trials = given.pop("search_trials", None)
     if search_trials is not None and search_trials < 1:
         raise ConfigError(f"search_trials {search_trials} must be at least 1")
+    max_pack = given.pop("max_pack", None)
+    if max_pack is not None and max_pack < 1:
+        raise ConfigError(f"max_pack {max_pack} must be at least 1")
     return Request(
         preset=preset_name,
         grid=grid,
@@ -147,6 +151,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         tracking_uri=given.get("tracking_uri") or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI,
         address=given.get("address") or os.environ.get("RAY_ADDRESS") or None,
         device=given.get("device", "auto"),
+        max_pack=max_pack,
         dry_run=given.get("dry_run", False),
         command=" ".join(["python", os.path.relpath(sys.argv[0]), *argv]),
     )
@@ -200,6 +205,12 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
                 str, "Ray cluster to run on (or set RAY_ADDRESS); without it Ray is started here.", None, run
             ),
             "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
+            "max_pack": _option(
+                int,
+                "Stages trained together at most; without it, what the device is measured to be best at.",
+                None,
+                run,
+            ),
             "dry_run": _option(bool, "Print the plan and stop.", None, run),
             "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
         }

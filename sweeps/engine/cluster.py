@@ -26,17 +26,33 @@ import torch
 
 from cvit.config import ConfigError
 
-GPU_SHARE = 0.25
-"""GPUs per worker: small trainings leave most of a GPU idle, so several share one."""
+WORKERS_PER_GPU = 2
+"""A pack fills a GPU while it trains; a second one fills the gaps, when checkpoints are written and packs change."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How packs run: on which device, with which Tune resources, and how many at a time right now."""
+    """How packs run.
+
+    Attributes:
+        device: cpu or cuda.
+        count: workers at a time right now.
+        is_here: they are on this machine, which Ray was started on for this sweep.
+    """
 
     device: str
-    resources: dict[str, float]
     count: int
+    is_here: bool
+
+    @property
+    def per_device(self) -> int:
+        """Workers that share a GPU, or a core."""
+        return WORKERS_PER_GPU if self.device == "cuda" else 1
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one worker, as Tune names them."""
+        return {"cpu": 1.0} | ({"gpu": 1 / WORKERS_PER_GPU} if self.device == "cuda" else {})
 
 
 def check_device(device: str, address: str | None) -> None:
@@ -76,12 +92,18 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
 
 def _workers(address: str | None, device: str) -> Workers:
     total = ray.cluster_resources()
-    gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 1.0)
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    if device == "cpu":
-        return Workers("cpu", {"cpu": 1.0}, max(1, int(cpus)))
-    return Workers("cuda", {"cpu": 1.0, "gpu": GPU_SHARE}, int(min(cpus, gpus / GPU_SHARE)))
+    count = cpus if device == "cpu" else min(cpus, gpus * WORKERS_PER_GPU)
+    return Workers(device, max(1, count), is_here=address is None)
+
+
+def workers_here(device: str) -> Workers:
+    """What `ray_session` would start on this machine, as far as can be told without starting Ray."""
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return Workers("cuda", WORKERS_PER_GPU * torch.cuda.device_count(), is_here=True)
+    return Workers("cpu", os.cpu_count() or 1, is_here=True)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from cvit.stages import FitStage
 from cvit.training.loop import Report
 from cvit.training.results import StageResult
 from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY
-from sweeps.engine.plan import Pack, Plan
+from sweeps.engine.plan import Plan
+from sweeps.engine.searcher import Pack
 
 PLAIN_INTERVAL_S = 5.0
 _MOST_PACKS_SHOWN = 8

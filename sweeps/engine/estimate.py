@@ -1,9 +1,8 @@
 """What a plan will cost: floating-point operations counted, time measured on a few steps."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from cvit.init.registry import blank_model
 from cvit.stages import AnyStage, FitStage, Stage
 from cvit.theorem.expressivity import descend
-from cvit.training.optimizer import adamw
+from cvit.training.probe import one_thread, step_seconds
+from sweeps.engine.pack_size import Limits
 
-_TIMED_STEPS = 3
 _TIMED_FIT_STEPS = 20
-_LONGEST_TIMING_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,21 @@ class Cost:
     worker_seconds: float
 
 
-def estimate(stages: list[AnyStage], device: torch.device) -> Cost:
+def estimate(stages: Iterable[AnyStage], limits: Limits, device: torch.device) -> Cost:
     """Counts the matrix operations of one step of every shape, forward and backward, and times a few such steps.
 
-    Evaluation and data preparation are left out.
+    Evaluation is left out.
+
+    Args:
+        limits: stages in a pack.
     """
     flops, seconds = 0.0, 0.0
     measured: dict[object, tuple[float, float]] = {}
     for stage in stages:
         shape = _shape(stage)
         if shape not in measured:
-            measured[shape] = _fit_cost(stage) if isinstance(stage, FitStage) else _training_cost(stage, device)
+            size = limits.get(stage.shape, 1)
+            measured[shape] = _fit_cost(stage) if isinstance(stage, FitStage) else _training_cost(stage, size, device)
         flops += measured[shape][0] * stage.steps
         seconds += measured[shape][1] * stage.steps
     return Cost(flops, seconds)
@@ -58,54 +60,24 @@ def _fit_cost(stage: FitStage) -> tuple[float, float]:
         descend(dataclasses.replace(stage.trial, fit_steps=steps))
         return time.perf_counter() - started
 
-    with _one_thread():
+    with one_thread():
         with FlopCounterMode(display=False) as counter:
             run(1)
         return float(counter.get_total_flops()), max(0.0, run(1 + _TIMED_FIT_STEPS) - run(1)) / _TIMED_FIT_STEPS
 
 
-def _training_cost(stage: Stage, device: torch.device) -> tuple[float, float]:
-    return _step_flops(stage), _step_seconds(stage, device)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """As many as a worker on a CPU has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _batch(stage: Stage, device: str | torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    m, size = stage.trial.model, stage.trial.training.batch_size
-    images = torch.zeros(size, m.in_channels, m.image_size, m.image_size, device=device)
-    return images, torch.zeros(size, dtype=torch.int64, device=device)
+def _training_cost(stage: Stage, pack_size: int, device: torch.device) -> tuple[float, float]:
+    """FLOPs and seconds of a member's step in a pack."""
+    with one_thread():
+        return _step_flops(stage), step_seconds(stage, pack_size, device) / pack_size
 
 
 def _step_flops(stage: Stage) -> float:
+    m, size = stage.trial.model, stage.trial.training.batch_size
     with torch.device("meta"):
         model = blank_model(stage)
-    images, labels = _batch(stage, "meta")
+        images = torch.zeros(size, m.in_channels, m.image_size, m.image_size)
+        labels = torch.zeros(size, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(images), labels).backward()
     return float(counter.get_total_flops())
-
-
-def _step_seconds(stage: Stage, device: torch.device) -> float:
-    with _one_thread():
-        model = blank_model(stage).to(device)
-        optimizer = adamw(model, stage.trial.training)
-        images, labels = _batch(stage, device)
-        times = []
-        while len(times) <= _TIMED_STEPS and sum(times) < _LONGEST_TIMING_S:
-            started = time.perf_counter()
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        return min(times)

@@ -10,24 +10,34 @@ from cvit.vocabulary import STATUS_FAILED, STATUS_PRUNED
 from sweeps.engine.cluster import Workers, scratch_folder
 from sweeps.engine.display import Display
 from sweeps.engine.journal import Journal
+from sweeps.engine.pack_size import Limits
 from sweeps.engine.plan import Plan
 from sweeps.engine.pruning import AshaPerScheme
 from sweeps.engine.results import record
 from sweeps.engine.searcher import PlanSearcher
-from sweeps.engine.worker import REPORTS, PackTrainer
+from sweeps.engine.timing import Timing
+from sweeps.engine.worker import BUSY_S, REPORTS, WAITED_S, PackTrainer
 
 MAX_FAILURES = 2
 """How often a pack is tried again after an error; each time it goes on from its last checkpoint."""
 
 
 def execute(
-    plan: Plan, dataset: Dataset | None, storage_url: str, workers: Workers, journal: Journal, display: Display
+    plan: Plan,
+    dataset: Dataset | None,
+    storage_url: str,
+    workers: Workers,
+    limits: Limits,
+    journal: Journal,
+    display: Display,
+    timing: Timing,
 ) -> None:
     """Trains what `plan.todo` lists; results go to `plan.results`, the journal and the display."""
     pruning = plan.search is not None and plan.search.asha
     settings = {"storage": storage_url, "device": workers.device, "report_every_evaluation": pruning}
-    searcher = PlanSearcher(plan, settings)
-    recorder = _Recorder(plan, searcher, journal, display)
+    # A member of a pack cannot be stopped on its own.
+    searcher = PlanSearcher(plan, settings, {} if pruning else limits, workers.count)
+    recorder = _Recorder(plan, searcher, journal, display, timing)
     trainable = tune.with_resources(tune.with_parameters(PackTrainer, dataset=dataset), workers.resources)
     with scratch_folder() as folder:
         tuner = tune.Tuner(
@@ -59,8 +69,9 @@ def execute(
 class _Recorder(tune.Callback):
     """Takes results from Tune's loop to the plan, the journal and the display."""
 
-    def __init__(self, plan: Plan, searcher: PlanSearcher, journal: Journal, display: Display) -> None:
+    def __init__(self, plan: Plan, searcher: PlanSearcher, journal: Journal, display: Display, timing: Timing) -> None:
         self._plan, self._searcher, self._journal, self._display = plan, searcher, journal, display
+        self._timing = timing
         self.errors: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,8 +84,13 @@ class _Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        for key, report in result.get(REPORTS, ()):
+        if REPORTS not in result:
+            return
+        self._timing.add(result[BUSY_S], result[WAITED_S])
+        for key, report in result[REPORTS]:
             record(self._plan, self._journal, key, report)
+            if report.result is not None:
+                self._searcher.stage_done(key)
             self._display.reported(trial.trial_id, key, report)
 
     def prune(self, key: str, validation_accuracy: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 from cvit.config import CombinationError, ConfigError
 from cvit.data.datasets import DatasetInfo
@@ -128,22 +128,3 @@ def _usable_results(storage: Storage, stages: Mapping[str, AnyStage]) -> dict[st
         if found[key].diverged_step is None and read_weights(storage, key) is None:
             del found[key]
     return found
-
-
-Pack = tuple[AnyStage, ...]
-"""Stages that one worker trains together."""
-
-MAX_PACK = 1
-"""Stages in a pack at most. Members of a pack are trained one after another, so a larger one gains nothing yet."""
-
-
-def pack(ready: list[AnyStage], max_pack: int, shape: Callable[[AnyStage], Any]) -> list[Pack]:
-    """Groups stages of equal shape into packs of at most `max_pack`, in the order given."""
-    by_shape: dict[Any, list[AnyStage]] = {}
-    for stage in ready:
-        by_shape.setdefault(shape(stage), []).append(stage)
-    return [
-        tuple(group[start : start + max_pack])
-        for group in by_shape.values()
-        for start in range(0, len(group), max_pack)
-    ]

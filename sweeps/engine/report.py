@@ -1,7 +1,7 @@
 """What a sweep prints before it starts and after it ends."""
 
-import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +12,12 @@ from analysis.answers import answer_text
 from analysis.load import load_journal
 from cvit.storage import Storage
 from sweeps.engine.cli import DEFAULT_TRACKING_URI, Request
+from sweeps.engine.cluster import workers_here
 from sweeps.engine.display import duration
 from sweeps.engine.estimate import estimate
 from sweeps.engine.grids import Cell, as_grids
-from sweeps.engine.plan import MAX_PACK, Plan
+from sweeps.engine.pack_size import Limits, pack_limits
+from sweeps.engine.plan import Plan
 
 
 def print_plan(console: Console, plan: Plan, request: Request) -> None:
@@ -30,7 +32,6 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
         *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, of which done {num_done}",
         f"  stages    {len(plan.stages)} ({_saved(plan)} saved by sharing), of which to train {len(todo)}",
-        f"  packs     {math.ceil(len(todo) / MAX_PACK)} of at most {MAX_PACK} stage",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
         f"  storage   {request.storage}",
         f"  tracking  {request.tracking_uri}",
@@ -83,21 +84,31 @@ def _dropped(plan: Plan) -> list[str]:
 
 
 def _costs(plan: Plan, request: Request) -> list[str]:
-    use_gpu = request.device == "cuda" or (request.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if use_gpu else "cpu")
-    cost = estimate(plan.todo, device)
+    workers = workers_here(request.device)
+    device = torch.device(workers.device)
+    limits = pack_limits(plan.todo, workers, request.max_pack)
+    cost = estimate(plan.todo, limits, device)
     lines = [
+        f"  packs     {_packs(plan, limits, workers.count)}",
         f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
-        f"on this machine's {'GPU' if use_gpu else 'CPU'}, evaluation not counted"
+        f"on this machine's {workers.device.upper()}, evaluation not counted",
     ]
     if plan.search is not None:
         per_scheme = len(plan.trials) / len(plan.study.cells["init_scheme"])
         share = (plan.search.trials + len(plan.study.cells["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
     if plan.shared:
-        seconds = estimate(plan.shared, device).worker_seconds
+        seconds = estimate(plan.shared, limits, device).worker_seconds
         lines.append(f"  saved     about {duration(seconds)} of one worker, by sharing stages")
     return lines
+
+
+def _packs(plan: Plan, limits: Limits, num_workers: int) -> str:
+    """How many packs there will be about, where all stages of a shape are ready together."""
+    counts = Counter(stage.shape for stage in plan.todo)
+    sizes = {shape: min(limits.get(shape, 1), -(-count // num_workers)) for shape, count in counts.items()}
+    num_packs = sum(-(-count // sizes[shape]) for shape, count in counts.items())
+    return f"{num_packs} of at most {max(sizes.values())} stages, on {num_workers} workers"
 
 
 def print_answer(
@@ -105,6 +116,7 @@ def print_answer(
     plan: Plan,
     storage: Storage,
     request: Request,
+    time_line: str,
     tracking_error: str | None,
     page: str,
     is_interrupted: bool,
@@ -112,13 +124,14 @@ def print_answer(
     """The answer so far, and where to look or how to go on.
 
     Args:
+        time_line: where the time went.
         page: of MLflow's UI, below the address of its server.
     """
     frames = load_journal(storage, plan.study.sweep)
     console.print("\n" + answer_text(frames, plan.study.key), highlight=False, markup=False)
     source = f"--storage {shlex.quote(request.storage)}"
     num_done = sum(plan.status(trial) is not None for trial in plan.trials)
-    lines = []
+    lines = [f"Time:                {time_line}"]
     if tracking_error is not None:
         lines.append(
             f"MLflow at {request.tracking_uri} has not got everything yet ({tracking_error}); nothing is lost: it is "

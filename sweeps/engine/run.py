@@ -21,9 +21,11 @@ from sweeps.engine.display import Display
 from sweeps.engine.execute import execute
 from sweeps.engine.journal import Journal
 from sweeps.engine.main import EXIT_INTERRUPTED
+from sweeps.engine.pack_size import pack_limits
 from sweeps.engine.plan import Plan
 from sweeps.engine.report import print_answer, print_growth, print_plan
 from sweeps.engine.results import record
+from sweeps.engine.timing import Timing
 from sweeps.engine.tracking import Tracker
 
 EXIT_FAILED_TRIALS = 1
@@ -50,6 +52,7 @@ def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage
     if request.dry_run:
         return 0
     with contextlib.ExitStack() as session:
+        timing = Timing()
 
         @functools.cache
         def start() -> tuple[Dataset | None, Workers]:
@@ -59,13 +62,14 @@ def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage
 
         def train(plan: Plan) -> None:
             dataset, workers = start()
+            limits = pack_limits(plan.todo, workers, request.max_pack)
             with Display(plan, console) as display:
-                execute(plan, dataset, storage.url, workers, journal, display)
+                execute(plan, dataset, storage.url, workers, limits, journal, display, timing)
 
         try:
             if plan.todo:
                 start()
-            return _record_and_answer(plan, info, request, storage, journal, console, train)
+            return _record_and_answer(plan, info, request, storage, journal, console, timing, train)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
 
@@ -77,6 +81,7 @@ def _record_and_answer(
     storage: Storage,
     journal: Journal,
     console: Console,
+    timing: Timing,
     train: Callable[[Plan], None],
 ) -> int:
     """Opens the tracker, trains, and answers from what was recorded, however the training ends."""
@@ -84,6 +89,7 @@ def _record_and_answer(
     if info is not None:
         tags[TAG_DATA_FINGERPRINT] = info.fingerprint
     _record_plan(plan, journal, tags)
+    done_before = {trial.key for trial in plan.trials if plan.status(trial) is not None}
     tracker = Tracker(request.tracking_uri, plan.study.sweep, _keys(plan), list(journal.records))
     journal.listen(tracker.feed)
     outcome, exit_code = "FAILED", EXIT_FAILED_TRIALS
@@ -106,7 +112,9 @@ def _record_and_answer(
     finally:
         copied = tracker.close(outcome, CLOSE_TIMEOUT_S)
     error = None if copied else tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
-    print_answer(console, plan, storage, request, error, tracker.page, is_interrupted=exit_code == EXIT_INTERRUPTED)
+    ended = sum(plan.status(trial) is not None and trial.key not in done_before for trial in plan.trials)
+    time_line = timing.line(ended)
+    print_answer(console, plan, storage, request, time_line, error, tracker.page, exit_code == EXIT_INTERRUPTED)
     return exit_code
 
 

@@ -1,0 +1,94 @@
+"""Layers that compute one model or a pack of them, by the shape of their parameters.
+
+A *pack* is M models of one architecture as a single module: every parameter has one more dimension, the members', in
+front (see `cvit.models.pack`), and so has every batch of images, tokens or logits. A layer whose parameters have it
+works member by member and mixes nothing between them; otherwise it is torch's own. So there is one forward pass,
+written once, for a model alone and for a pack.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """inputs weightᵀ + bias over the last dimension.
+
+    Args:
+        inputs: (..., D), or (M, ..., D) of a pack.
+        weight: (E, D), or (M, E, D).
+        bias: (E,), or (M, E).
+    """
+    if weight.ndim == 2:
+        return F.linear(inputs, weight, bias)
+    rows, columns = inputs.flatten(1, -2), weight.transpose(1, 2)
+    product = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
+    return product.view(*inputs.shape[:-1], weight.shape[1])
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """`torch.nn.functional.conv2d`; of a pack, one group of a grouped convolution per member.
+
+    Args:
+        images: (B, C, H, W), or (M, B, C, H, W) of a pack.
+        weight: (D, C, K, K), or (M, D, C, K, K).
+        bias: (D,), or (M, D).
+    """
+    if weight.ndim == 4:
+        return F.conv2d(images, weight, bias, stride, padding)
+    members = len(weight)
+    flat_bias = bias.flatten() if bias is not None else None
+    mixed = F.conv2d(_beside(images), weight.flatten(0, 1), flat_bias, stride, padding, groups=members)
+    return _apart(mixed, members)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, alone or as a pack."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features); of a pack, (M, ...) each."""
+        return linear(input, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` over the last dimension, alone or as a pack."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., D) → (..., D); of a pack, (M, ..., D) each."""
+        if self.weight.ndim == 1:
+            return super().forward(input)
+        shape = (len(self.weight), *(1,) * (input.ndim - 2), input.shape[-1])
+        return F.layer_norm(input, self.normalized_shape, eps=self.eps) * self.weight.view(shape) + self.bias.view(
+            shape
+        )
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` of equal strides and of equal paddings, alone or as a pack."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H', W'); of a pack, (M, ...) each."""
+        assert not isinstance(self.padding, str)
+        return convolve(input, self.weight, self.bias, self.stride[0], self.padding[0])
+
+
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm`, alone or as a pack."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W); of a pack, (M, ...) each."""
+        if self.weight.ndim == 1:
+            return super().forward(input)
+        members = len(self.weight)
+        weight, bias = self.weight.flatten(), self.bias.flatten()
+        return _apart(F.group_norm(_beside(input), members * self.num_groups, weight, bias, self.eps), members)
+
+
+def _beside(images: Tensor) -> Tensor:
+    """(M, B, C, H, W) → (B, M·C, H, W): members side by side as channels."""
+    return images.transpose(0, 1).flatten(1, 2)
+
+
+def _apart(images: Tensor, members: int) -> Tensor:
+    """The inverse of `_beside`."""
+    return images.unflatten(1, (members, -1)).transpose(0, 1)

@@ -1,0 +1,96 @@
+"""Packs: several models of one architecture as a single module, their parameters side by side in one matrix."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+_ALIGNMENT = 4
+"""Parameters begin at multiples of 16 bytes, as fast matrix kernels want it."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter of a member's lies in its row."""
+
+    name: str
+    shape: torch.Size
+    start: int
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.start + prod(self.shape))
+
+
+class Pack:
+    """M models of one architecture on one device.
+
+    Attributes:
+        model: computes all members at once; every parameter is (M, ...), and so are images and logits.
+        matrix: (M, P) float32, a row per member: the memory in which the parameters of `model` lie. An optimiser that
+            works on it needs a few large operations where one per parameter would be hundreds of small ones.
+    """
+
+    def __init__(self, model: nn.Module, size: int, device: torch.device) -> None:
+        """A pack of `size` members without values yet.
+
+        Args:
+            model: of the members' architecture; its values are of no meaning.
+        """
+        self._places = list(_places(model))
+        last = self._places[-1].columns.stop
+        self.matrix = torch.zeros(size, last + -last % _ALIGNMENT, device=device)
+        self.model = copy.deepcopy(model).to(device)
+        for place in self._places:
+            module, _, name = place.name.rpartition(".")
+            setattr(self.model.get_submodule(module), name, nn.Parameter(self.values(self.matrix, place.name)))
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """In the order of their columns in the matrix."""
+        return [self.model.get_parameter(place.name) for place in self._places]
+
+    def values(self, matrix: Tensor, name: str) -> Tensor:
+        """The part of a matrix (M, P) that belongs to a parameter: a view (M, ...)."""
+        (place,) = (place for place in self._places if place.name == name)
+        return matrix[:, place.columns].unflatten(1, place.shape)
+
+    @torch.no_grad()
+    def put(self, member: int, matrix: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Copies a member's tensors, by parameter name, into its row of a matrix (M, P)."""
+        for place in self._places:
+            matrix[member, place.columns] = tensors[place.name].to(matrix.device).flatten()
+
+    def taken(self, matrix: Tensor) -> list[dict[str, Tensor]]:
+        """Every member's tensors by parameter name, copied to the CPU; the inverse of `put`."""
+        rows = matrix.detach().cpu()
+        return [{p.name: row[p.columns].reshape(p.shape).clone() for p in self._places} for row in rows]
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors (M, ...) of all parameters, in their order, as one matrix (M, P)."""
+        parts, end = [], 0
+        for place, tensor in zip(self._places, tensors, strict=True):
+            parts += [tensor.new_zeros(len(self), place.start - end), tensor.flatten(1)]
+            end = place.columns.stop
+        return torch.cat([*parts, self.matrix.new_zeros(len(self), self.matrix.shape[1] - end)], dim=1)
+
+    def mask(self, names: Sequence[str]) -> Tensor:
+        """(1, P): 1 in the columns of these parameters, else 0."""
+        mask = self.matrix.new_zeros(1, self.matrix.shape[1])
+        for place in self._places:
+            mask[:, place.columns] = float(place.name in names)
+        return mask
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    start = 0
+    for name, parameter in model.named_parameters():
+        start += -start % _ALIGNMENT
+        yield _Place(name, parameter.shape, start)
+        start += parameter.numel()

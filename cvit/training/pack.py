@@ -1,0 +1,236 @@
+"""Optimiser steps of a pack: several trainings of equal shapes, fused into one on their device.
+
+All draws and learning rates of a stretch of steps go to the device at once, as tables with a row per step. A step reads
+its row, trains every member, writes what it measured into tables again and moves on to the next row, without waiting
+for anything. On a GPU the steps are captured once as a CUDA graph and then only replayed, because a small model's
+hundreds of kernels would otherwise be launched more slowly than they run.
+
+A member whose loss or gradient is not finite stops moving; as no operation mixes members, the others do not notice.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvit.data.augment import apply_augmentation
+from cvit.init.registry import blank_model
+from cvit.models.pack import Pack
+from cvit.stages import Stage
+from cvit.training.batches import LabelledImages, PackData, draw_batches
+from cvit.training.optimizer import MOMENTS, AdamW, coefficients
+from cvit.training.schedule import learning_rate
+
+EVALUATION_BATCH_SIZE = 500
+LARGEST_ATTENTION = 2**25
+"""Entries of the attention matrices of one layer and evaluation batch on a CPU: 128 MiB."""
+TABLE_STEPS = 128
+"""Steps whose draws lie on the device at a time."""
+_STEPS_BEFORE_CAPTURE = 3
+"""A CUDA graph is captured once libraries and allocator have warmed up."""
+_LEAST_REPLAYS = 30
+"""Capturing takes about as long as a few steps; it is not worth it for fewer."""
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured over consecutive steps, on the CPU: training losses and gradient norms before clipping, both
+    (S, M), the images classified correctly, (M,), and the time in seconds."""
+
+    losses: Tensor
+    norms: Tensor
+    correct: Tensor
+    seconds: float
+
+
+class TrainingPack:
+    """Members at the same step of stages of equal shape, on a device."""
+
+    def __init__(
+        self, stages: Sequence[Stage], data: PackData, states: Sequence[Tensors], device: torch.device
+    ) -> None:
+        """
+        Args:
+            stages: the members', of one `shape`.
+            data: theirs, in the same order.
+            states: of each member, weights by parameter name and, unless it is at its start, the optimiser's moments
+                under `exp_avg/<name>` and `exp_avg_sq/<name>`.
+        """
+        self.stages, self._data, self._device = tuple(stages), data, device
+        self._pack = Pack(blank_model(stages[0]), len(stages), device)
+        self._optimizer = AdamW(self._pack, [stage.trial.training for stage in stages])
+        for member, state in enumerate(states):
+            self._pack.put(member, self._pack.matrix, state)
+            for moment, matrix in self._optimizer.moments.items():
+                own = {name.removeprefix(f"{moment}/"): t for name, t in state.items() if name.startswith(f"{moment}/")}
+                if own:
+                    self._pack.put(member, matrix, own)
+        smoothing = [stage.trial.training.label_smoothing for stage in stages]
+        self._label_smoothing = torch.tensor(smoothing, device=device)[:, None]
+        self._is_augmented = any(stage.trial.data.augmentation != "none" for stage in stages)
+        members, batch_size = len(stages), stages[0].trial.training.batch_size
+
+        def table(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(TABLE_STEPS, members, *shape, dtype=dtype, device=device)
+
+        self._places, self._changes = table(batch_size, dtype=torch.int64), table(batch_size, 3, dtype=torch.int8)
+        self._factors, self._losses, self._norms = table(3), table(), table()
+        self._row = torch.zeros(1, dtype=torch.int64, device=device)
+        self._correct = torch.zeros(members, dtype=torch.int64, device=device)
+        self._is_moving = torch.ones(members, 1, dtype=torch.bool, device=device)
+        self._drawn: tuple[range, tuple[Tensor, Tensor]] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def train(self, first: int) -> Measured:
+        """Takes the steps from `first`, counted within the stage, to the next evaluation; the device is waited for at
+        the end only."""
+        started = time.monotonic()
+        losses, norms = [], []
+        self._correct.zero_()
+        self._pack.model.train()
+        steps, end = self._stretch(first), self.stages[0].next_evaluation(first)
+        while steps and steps.stop <= end:
+            self._fill_tables(steps)
+            self._take(len(steps), left=self.stages[0].steps - steps.start)
+            losses.append(self._losses[: len(steps)].clone())
+            norms.append(self._norms[: len(steps)].clone())
+            steps = self._stretch(steps.stop)
+            self._draw(steps)  # while the device is busy
+        found = torch.cat(losses).cpu(), torch.cat(norms).cpu(), self._correct.cpu()
+        return Measured(*found, time.monotonic() - started)
+
+    @torch.inference_mode()
+    def evaluate(self, images: LabelledImages) -> list[tuple[float, float]]:
+        """Mean cross-entropy and accuracy in [0, 1] of every member."""
+        self._pack.model.eval()
+        loss = torch.zeros(len(self.stages), device=self._device)
+        correct = torch.zeros_like(loss)
+        batch_size = self._evaluation_batch_size()
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            logits = self._logits(self._data.normalised(images.images[None, batch]))
+            labels = images.labels[None, batch].expand(len(self.stages), -1)
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            loss += losses.view(labels.shape).sum(dim=1)
+            correct += (logits.argmax(-1) == labels).sum(dim=1)
+        totals = torch.stack([loss, correct]).cpu() / len(images)
+        return [(float(loss), float(accuracy)) for loss, accuracy in totals.T]
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Every member's weights and moments on the CPU, as the constructor takes them."""
+        parts = [self.weights()]
+        for moment in MOMENTS:
+            taken = self._pack.taken(self._optimizer.moments[moment])
+            parts.append([{f"{moment}/{name}": tensor for name, tensor in tensors.items()} for tensors in taken])
+        return [weights | mean | square for weights, mean, square in zip(*parts, strict=True)]
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """Every member's weights by parameter name, on the CPU."""
+        return self._pack.taken(self._pack.matrix)
+
+    def _stretch(self, first: int) -> range:
+        """The steps from `first` that fit the tables and end with an evaluation at the latest."""
+        stage = self.stages[0]
+        return range(first, min(first + TABLE_STEPS, stage.next_evaluation(first)) if first < stage.steps else first)
+
+    def _fill_tables(self, steps: range) -> None:
+        if self._drawn is None or self._drawn[0] != steps:
+            self._draw(steps)
+        assert self._drawn is not None
+        configs = [stage.trial.training for stage in self.stages]
+        factors = [coefficients([rate_at(stage, step) for stage in self.stages], configs, step) for step in steps]
+        tables = (self._places, self._changes, self._factors)
+        for table, rows in zip(tables, (*self._drawn[1], torch.tensor(factors)), strict=True):
+            table[: len(steps)].copy_(rows)
+        self._row.zero_()
+
+    def _draw(self, steps: range) -> None:
+        """Draws ahead; steps are counted within the stage."""
+        if steps:
+            first = self.stages[0].first_step
+            of_trial = range(first + steps.start, first + steps.stop)
+            self._drawn = steps, draw_batches(self._data, self.stages, of_trial)
+
+    def _take(self, count: int, left: int) -> None:
+        """Takes so many steps; as a CUDA graph where enough of them are left."""
+        if self._graph is None and self._device.type == "cuda" and left >= _STEPS_BEFORE_CAPTURE + _LEAST_REPLAYS:
+            eager = min(count, _STEPS_BEFORE_CAPTURE)
+            self._capture(eager)
+            count -= eager
+        for _ in range(count):
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._step()
+
+    def _capture(self, eager: int) -> None:
+        """Takes a few steps outside of the graph, on a stream of their own as capturing demands, then captures one,
+        which does not take it."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(eager):
+                self._step()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self._graph = graph
+
+    def _step(self) -> None:
+        images, labels = self._batch()
+        logits = self._logits(self._data.normalised(images))
+        losses = _cross_entropy(logits, labels, self._label_smoothing)
+        gradient = self._pack.flatten(torch.autograd.grad(losses.sum(), self._pack.parameters))
+        losses, norms = losses.detach(), torch.linalg.vector_norm(gradient, dim=1)
+        self._is_moving &= (torch.isfinite(losses) & torch.isfinite(norms))[:, None]
+        factors = self._factors.index_select(0, self._row)[0]
+        self._optimizer.step(self._pack.matrix, gradient, norms[:, None], factors, self._is_moving)
+        self._losses.index_copy_(0, self._row, losses[None])
+        self._norms.index_copy_(0, self._row, norms[None])
+        self._correct += (logits.detach().argmax(-1) == labels).sum(dim=1)
+        self._row += 1
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Augmented uint8 images (M, B, C, H, W) and labels (M, B) of the step."""
+        train = self._data.train
+        places = self._places.index_select(0, self._row)[0]
+        images = train.images.index_select(0, places.flatten())
+        if self._is_augmented:
+            images = apply_augmentation(images, self._changes.index_select(0, self._row).flatten(0, 2))
+        return images.unflatten(0, places.shape), train.labels[places]
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """(M, B, num_classes) float32. The cache of casts is off because a captured graph must hold the casts."""
+        is_half = self.stages[0].trial.training.precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
+            return self._pack.model(images).float()
+
+    def _evaluation_batch_size(self) -> int:
+        """On a CPU, attention matrices that outgrow the cache by far are slower than more batches."""
+        m = self.stages[0].trial.model
+        attention = len(self.stages) * m.num_heads * m.grid_size**4
+        most = LARGEST_ATTENTION // attention if self._device.type == "cpu" else EVALUATION_BATCH_SIZE
+        return max(1, min(EVALUATION_BATCH_SIZE, most))
+
+
+def rate_at(stage: Stage, step: int) -> float:
+    """The learning rate of a step, counted within the stage."""
+    return learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_fraction)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+    """Mean cross-entropy of each member, (M,), with its own label smoothing (M, 1).
+
+    Args:
+        logits: (M, B, num_classes).
+        labels: (M, B).
+    """
+    log_probabilities = logits.log_softmax(dim=-1)
+    hard = -log_probabilities.gather(-1, labels[..., None])[..., 0]
+    return (hard - smoothing * (hard + log_probabilities.mean(dim=-1))).mean(dim=1)

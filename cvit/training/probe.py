@@ -1,0 +1,61 @@
+"""Tries a pack out on a device: how long its steps take, how much memory it needs."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from cvit.init.registry import blank_model
+from cvit.stages import Stage
+from cvit.training.batches import LabelledImages, PackData
+from cvit.training.pack import EVALUATION_BATCH_SIZE, TrainingPack
+
+_STEPS = 3
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As many as a worker on a CPU has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def step_seconds(stage: Stage, members: int, device: torch.device) -> float:
+    """Seconds of an optimiser step of a pack of such stages, the best of a few; evaluation is left out."""
+    pack = _pack(stage, members, device)
+    pack.train(0)
+    return min(pack.train(step).seconds for step in range(1, 1 + _STEPS))
+
+
+def peak_bytes(stage: Stage, members: int, device: torch.device) -> int:
+    """Memory of a CUDA device that a pack of such stages takes at most, in training and in evaluation."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    pack = _pack(stage, members, device)
+    pack.train(0)
+    pack.evaluate(_images(stage, EVALUATION_BATCH_SIZE, device))
+    return torch.cuda.max_memory_reserved(device)
+
+
+def _pack(stage: Stage, members: int, device: torch.device) -> TrainingPack:
+    """A pack on black images that evaluates after every step."""
+    stage = replace(stage, steps=1 + _STEPS, first_step=0, evaluation_interval=1)
+    model = stage.trial.model
+    images = _images(stage, stage.trial.training.batch_size, device)
+    subset = torch.arange(len(images))
+    channels = torch.ones(members, model.in_channels, device=device)
+    data = PackData(images, (subset,) * members, images, images, mean=0 * channels, std=channels)
+    state = dict(blank_model(stage).named_parameters())
+    return TrainingPack([stage] * members, data, [state] * members, device)
+
+
+def _images(stage: Stage, count: int, device: torch.device) -> LabelledImages:
+    model = stage.trial.model
+    shape = (count, model.in_channels, model.image_size, model.image_size)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    return LabelledImages(torch.zeros(shape, dtype=torch.uint8, device=device), labels)

@@ -1,0 +1,115 @@
+"""How many stages are trained together."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from planning import SMALL, make_plan, sweeps_of
+from sweeping import TINY, mlflow_runs, sweep
+
+import sweeps.engine.pack_size as pack_size
+from cvit import vocabulary as v
+from cvit.stages import Stage
+from cvit.storage import Storage
+from cvit.training.results import load_result
+from sweeps.engine.cluster import Workers
+from sweeps.engine.pack_size import fitting_packs, pack_limits
+from sweeps.engine.timing import Timing
+
+HERE = Workers("cpu", 2, is_here=True)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[int]:
+    """A CPU on which a step of a pack takes so long; returns the sizes that were tried."""
+    tried: list[int] = []
+
+    def step_seconds(stage: Stage, members: int, device: torch.device) -> float:
+        tried.append(members)
+        return seconds[members]
+
+    monkeypatch.setattr(pack_size, "step_seconds", step_seconds)
+    return tried
+
+
+def test_packs_grow_while_that_pays_and_leave_every_worker_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = SMALL.index("--seeds") + 1
+    plan = make_plan(tmp_path, *SMALL[:seeds], "20", *SMALL[seeds + 1 :])
+    shapes = {stage.shape for stage in plan.todo}
+    # per member 10, 9, 8.5, 8.4: from 4 to 8 there is too little to gain
+    tried = pretend(monkeypatch, {1: 10, 2: 18, 4: 34, 8: 67.2})
+    assert pack_limits(plan.todo, HERE, None) == dict.fromkeys(shapes, 4)
+    assert tried == [1, 2, 4, 8] * 3, "`random`, the convolution phase and the attention phase"
+    tried = pretend(monkeypatch, {1: 10, 2: 21})
+    assert set(pack_limits(plan.todo, HERE, None).values()) == {1}
+    # 40 stages of a shape for 20 workers are two each: larger packs are not even tried
+    tried = pretend(monkeypatch, {1: 10, 2: 10, 4: 10})
+    many = dataclasses.replace(HERE, count=20)
+    assert set(pack_limits(plan.todo, many, None).values()) == {2} and set(tried) == {1, 2}
+    tried.clear()
+    assert pack_limits(plan.todo, dataclasses.replace(HERE, count=40), None) == {} and tried == []
+
+
+def test_a_given_size_is_taken_unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    assert pretend(monkeypatch, {}) == []
+    assert set(pack_limits(plan.todo, HERE, 7).values()) == {7}
+
+
+def test_fits_are_not_packed(tmp_path: Path) -> None:
+    expressivity = sweeps_of("sweeps/head_count.py")[0]
+    plan = make_plan(tmp_path, "--num-heads", "8", "9", "--seeds", "4", sweep=expressivity)
+    assert pack_limits(plan.todo, HERE, None) == {}
+
+
+def test_the_size_is_measured_on_the_device(tmp_path: Path) -> None:
+    stage = make_plan(tmp_path, *SMALL).todo[0]
+    assert isinstance(stage, Stage)
+    (size,) = fitting_packs([(stage, 4)], "cpu", workers_per_device=1)
+    assert size in (1, 2, 4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
+    """The size that is found can be trained, and twice a huge one's memory share is not exceeded."""
+    stage = make_plan(tmp_path, *SMALL).todo[0]
+    assert isinstance(stage, Stage)
+    (size,) = fitting_packs([(stage, 16)], "cuda", workers_per_device=2)
+    assert size == 16, "16 tiny models fit any GPU"
+
+
+def test_a_sweep_in_packs_ends_as_one_without(tmp_path: Path) -> None:
+    """From the command line: the same measurements for every stage, each trial one finished run."""
+    found = []
+    grid = ("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "3", *TINY)
+    for size in ("1", "4"):
+        folder = tmp_path / size
+        folder.mkdir()
+        output = sweep(folder, *grid, "--min-steps", "24", "--max-pack", size)
+        assert "Time: " in output and "s a trial" in output
+        storage = Storage.open(str(folder / "storage"))
+        results = {key: load_result(storage, key) for key in storage.names(v.STAGES_FOLDER)}
+        assert len(results) == 2 * 3 * 3
+        found.append(
+            {
+                (key, name, step): value
+                for key, result in results.items()
+                if result is not None
+                for name, step, value, _ in result.points
+                if name != v.IMAGES_PER_SECOND
+            }
+        )
+        runs = mlflow_runs(folder, v.ROLE_TRIAL)
+        assert len(runs) == 12 and {run.info.status for run in runs} == {"FINISHED"}
+    assert found[0] == found[1]
+
+
+def test_the_closing_line_tells_training_from_everything_around_it() -> None:
+    timing = Timing()
+    assert "nothing trained" in timing.line(0)
+    timing.add(busy_s=2.0, waited_s=0.0)
+    timing.add(busy_s=6.0, waited_s=2.0)
+    assert "workers trained 80.0 % of the time; overhead 2.00 s in all, 0.500 s a trial" in timing.line(4)
