@@ -70,7 +70,7 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
         device: cpu, cuda, or auto: cuda where the cluster has GPUs.
 
     Raises:
-        ConfigError: the cluster cannot be reached.
+        ConfigError: the cluster cannot be reached, or what auto means cannot be told.
     """
     try:
         ray.init(
@@ -94,6 +94,8 @@ def _workers(address: str | None, device: str) -> Workers:
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
     if device == "auto":
+        if "CPU" not in total:  # an autoscaled cluster whose head doesn't train
+            raise ConfigError("device 'auto' is not valid here: the cluster has no worker yet; use cuda or cpu")
         device = "cuda" if gpus else "cpu"
     count = cpus if device == "cpu" else min(cpus, gpus * WORKERS_PER_GPU)
     return Workers(device, max(1, count), is_here=address is None)
