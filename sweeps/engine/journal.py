@@ -166,7 +166,7 @@ class Journal:
         self._segment, self._segment_name = b"", f"{self._number:020d}-{os.getpid()}.jsonl"
 
     def _remember(self, record: Record) -> None:
-        """Takes up a record, less what is known: an append that failed halfway and was tried again may be there twice."""
+        """Takes up a record, less what is known: an append that failed halfway and was tried again may stand twice."""
         kind = record["type"]
         if kind == RECORD_STUDY:
             self._cells.setdefault(record["study_key"], []).extend(record["cells"])

@@ -12,14 +12,13 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 from cvit import vocabulary as v
 from sweeps.engine.journal import Record
+from sweeps.engine.mlflow_runs import MAX_TAG_LENGTH, TrackedRun, all_runs, in_parts, key_of, run_name
 from sweeps.engine.process import is_dead, is_here, this_process
+from sweeps.engine.views import page, views
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -30,47 +29,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 _BATCH_METRICS = 1000
-_MAX_TAG_LENGTH = 5000
 _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
-
-
-@dataclass
-class _Run:
-    """What the journal says about one run and MLflow has not got yet.
-
-    Attributes:
-        study_key: empty as long as the journal's record of the trial or study itself is missing.
-        tags: to be written; once MLflow has them they are forgotten.
-        status: the trial's, once it has ended.
-        cells: the study's grids.
-        may_exist: a create was sent whose answer has not come.
-        taken_up: an earlier session has copied a part of it, of which nobody remembers which.
-    """
-
-    key: str
-    study_key: str = ""
-    params: dict[str, Any] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    start_time_ms: int | None = None
-    points: list[list[Any]] = field(default_factory=list)
-    status: str | None = None
-    end_time_ms: int | None = None
-    cells: list[dict[str, Any]] = field(default_factory=list)
-    run_id: str | None = None
-    opened: bool = False
-    changed: bool = False
-    may_exist: bool = False
-    taken_up: bool = False
-
-    @property
-    def is_study(self) -> bool:
-        return self.key == self.study_key
-
-    def settle(self) -> None:
-        """MLflow has everything that is known by now."""
-        self.points, self.params, self.tags, self.changed = [], {}, {}, False
 
 
 class Tracker:
@@ -86,7 +47,7 @@ class Tracker:
         """
         self._uri, self._sweep, self._planned = uri, sweep, planned
         self._inbox: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, TrackedRun] = {}
         self._client: Any = None
         self._experiment_id = ""
         self._final_status: str | None = None
@@ -109,10 +70,8 @@ class Tracker:
 
     @property
     def page(self) -> str:
-        """Where MLflow's UI compares this sweep's trials, below the server's address; the studies are left out."""
-        filter_text = quote(f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}'")
-        query = f"workflowType=machine_learning&searchFilter={filter_text}&compareRunsMode=CHART"
-        return f"/#/experiments/{self._experiment_id}/runs?{query}"
+        """Where MLflow's UI compares this sweep's trials, below the server's address."""
+        return page(self._experiment_id)
 
     def close(self, status: str, timeout_s: float) -> bool:
         """Ends the runs that are still open with a status of MLflow's (FINISHED, FAILED, KILLED).
@@ -151,7 +110,7 @@ class Tracker:
                         return
                     time.sleep(min(pause, 2.0))
 
-    def _write_unless_refused(self, run: _Run) -> None:
+    def _write_unless_refused(self, run: TrackedRun) -> None:
         """Brings a run up to date; one that MLflow refuses, as when somebody has deleted it, holds up no other."""
         from mlflow.exceptions import MlflowException, RestException
 
@@ -185,7 +144,7 @@ class Tracker:
     def _remember(self, record: Record) -> None:
         kind = record["type"]
         key = record["study_key"] if kind == v.RECORD_STUDY else record["trial_key"]
-        run = self._runs.setdefault(key, _Run(key))
+        run = self._runs.setdefault(key, TrackedRun(key))
         if kind == v.RECORD_STUDY:
             self._remember_study(run, record)
         elif kind == v.RECORD_TRIAL:
@@ -206,7 +165,7 @@ class Tracker:
             run.tags |= record["tags"] | {v.TAG_STATUS: record["status"], v.TAG_NOTE: record["note"]}
         run.changed = True
 
-    def _remember_study(self, run: _Run, record: Record) -> None:
+    def _remember_study(self, run: TrackedRun, record: Record) -> None:
         if not run.study_key:
             run.study_key, run.params, run.start_time_ms = run.key, record["params"], record["start_time_ms"]
             run.tags |= record["tags"] | {
@@ -220,7 +179,7 @@ class Tracker:
         run.cells += [cells for cells in record["cells"] if cells not in run.cells]
         run.tags |= {
             v.TAG_COMMAND: record["command"],
-            **_in_parts(v.TAG_GRID, json.dumps(run.cells)),
+            **in_parts(v.TAG_GRID, json.dumps(run.cells)),
             v.TAG_NOTE: f"{record['question']}\n\n`{record['command']}`",
         }
 
@@ -242,6 +201,10 @@ class Tracker:
             client.restore_experiment(experiment.experiment_id)
         # Otherwise MLflow's UI takes the experiment for one of generative AI.
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
+        study = next(run for run in self._runs.values() if run.is_study and run.key in self._planned)
+        axes = [axis for axis in study.cells[0] if axis != "seed"]
+        for tag, view in views(study.key, axes, study.start_time_ms or 0).items():
+            client.set_experiment_tag(experiment.experiment_id, tag, view)
         self._experiment_id = experiment.experiment_id
         self._adopt(client)
         self._client = client
@@ -258,7 +221,7 @@ class Tracker:
         }
         for existing in found:
             tags, status = existing.data.tags, existing.info.status
-            key, study_key = _key_of(existing), tags.get(v.TAG_STUDY_KEY, "")
+            key, study_key = key_of(existing), tags.get(v.TAG_STUDY_KEY, "")
             run = self._runs.get(key)
             is_unfinished = run is None or run.status is None
             if run is not None:
@@ -278,21 +241,21 @@ class Tracker:
     def _without_doubles(self, client: Any) -> list[Any]:
         """The experiment's runs, one for each key. Where a server created a run but its answer was lost, there may be
         two; the one that is in use stays."""
-        runs = list(_all_runs(client, self._experiment_id))
+        runs = list(all_runs(client, self._experiment_id))
         num_children = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
 
         def use(run: Any) -> tuple[bool, bool, int, int]:
-            known = self._runs.get(_key_of(run))
+            known = self._runs.get(key_of(run))
             is_known = known is not None and known.run_id == run.info.run_id
             return is_known, run.info.status == "FINISHED", len(run.data.metrics), num_children[run.info.run_id]
 
         found: dict[str, Any] = {}
         for run in sorted(runs, key=use, reverse=True):
-            if found.setdefault(_key_of(run), run) is not run and _key_of(run) in self._planned:
+            if found.setdefault(key_of(run), run) is not run and key_of(run) in self._planned:
                 client.delete_run(run.info.run_id)
         return list(found.values())
 
-    def _write(self, run: _Run) -> None:
+    def _write(self, run: TrackedRun) -> None:
         """Brings one run up to date. Each part may be repeated without harm."""
         from mlflow.entities import Metric, Param, RunTag
 
@@ -305,7 +268,7 @@ class Tracker:
             self._leave_out_copied(run)
         metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in run.points]
         params = [Param(name, str(value)) for name, value in run.params.items()]
-        tags = [RunTag(name, value[:_MAX_TAG_LENGTH]) for name, value in run.tags.items()]
+        tags = [RunTag(name, value[:MAX_TAG_LENGTH]) for name, value in run.tags.items()]
         while len(metrics) > _BATCH_METRICS - len(params) - len(tags):
             self._client.log_batch(run.run_id, metrics=metrics[:_BATCH_METRICS])
             metrics = metrics[_BATCH_METRICS:]
@@ -316,7 +279,7 @@ class Tracker:
             run.opened = False
         run.settle()
 
-    def _leave_out_copied(self, run: _Run) -> None:
+    def _leave_out_copied(self, run: TrackedRun) -> None:
         """A step that was measured twice, because a checkpoint or the journal was damaged, must not be there twice: to
         MLflow, one time stamp more is one measurement more."""
         copied = {
@@ -327,7 +290,7 @@ class Tracker:
         run.points = [point for point in run.points if (point[0], point[1]) not in copied]
         run.taken_up = False
 
-    def _status(self, run: _Run) -> str:
+    def _status(self, run: TrackedRun) -> str:
         """MLflow's status for a run while this driver works."""
         if run.status is not None:
             return "FAILED" if run.status == v.STATUS_FAILED else "FINISHED"
@@ -335,12 +298,12 @@ class Tracker:
             return "RUNNING"
         return "FINISHED" if run.is_study else "KILLED"
 
-    def _create(self, run: _Run) -> None:
+    def _create(self, run: TrackedRun) -> None:
         """Gives a run its id in MLflow, once; a server that was slow to answer may have done so before."""
         if run.may_exist and (run_id := self._find(run)) is not None:
             run.run_id, run.may_exist = run_id, False
             return
-        tags = {name: value[:_MAX_TAG_LENGTH] for name, value in run.tags.items()}
+        tags = {name: value[:MAX_TAG_LENGTH] for name, value in run.tags.items()}
         if run.is_study:
             name = " ".join([self._sweep, *([run.params["dataset"]] if "dataset" in run.params else []), run.key[:8]])
         else:
@@ -348,12 +311,12 @@ class Tracker:
             if parent.run_id is None:
                 self._create(parent)
             tags = tags | {"mlflow.parentRunId": parent.run_id}
-            name = _run_name({axis: run.params[axis] for axis in parent.cells[0]})
+            name = run_name({axis: run.params[axis] for axis in parent.cells[0]})
         run.may_exist = True
         run.run_id = self._client.create_run(self._experiment_id, run.start_time_ms, tags, name).info.run_id
         run.may_exist = False
 
-    def _find(self, run: _Run) -> str | None:
+    def _find(self, run: TrackedRun) -> str | None:
         tag, role = (v.TAG_STUDY_KEY, v.ROLE_STUDY) if run.is_study else (v.TAG_TRIAL_KEY, v.ROLE_TRIAL)
         filter_text = f"tags.`{tag}` = '{run.key}' and tags.`{v.TAG_ROLE}` = '{role}'"
         found = self._client.search_runs([self._experiment_id], filter_text, max_results=1)
@@ -367,34 +330,6 @@ class Tracker:
                 run.opened = False
         if self._may_have_doubles:
             self._without_doubles(self._client)
-
-
-def _key_of(run: Any) -> str:
-    """The key of a run that MLflow has; of one that is not ours, its id."""
-    tags = run.data.tags
-    return tags.get(v.TAG_TRIAL_KEY) or tags.get(v.TAG_STUDY_KEY) or run.info.run_id
-
-
-def _all_runs(client: Any, experiment_id: str) -> Iterator[Any]:
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _run_name(cell: dict[str, Any]) -> str:
-    """The scheme first: the UI's column of names is narrow."""
-    scheme = [str(cell["init_scheme"])] if "init_scheme" in cell else []
-    return " ".join(scheme + [f"{axis}={value}" for axis, value in cell.items() if axis != "init_scheme"])
-
-
-def _in_parts(tag: str, text: str) -> dict[str, str]:
-    """A text that is too long for one tag, in several: tag, tag.1, tag.2, …"""
-    parts = [text[start : start + _MAX_TAG_LENGTH] for start in range(0, len(text), _MAX_TAG_LENGTH)]
-    return {tag if number == 0 else f"{tag}.{number}": part for number, part in enumerate(parts)}
 
 
 def _one_line(error: BaseException) -> str:
