@@ -20,7 +20,7 @@ from comparing import (
 )
 from ledger import LEDGER
 from processes import MARK, kill, processes_of, wait_for_none, workers_of
-from sweeping import start
+from sweeping import ROOT, start
 
 from cvit import vocabulary as v
 from cvit.training.results import Point
@@ -82,7 +82,7 @@ class Campaign:
         return process.returncode
 
     def start(self) -> subprocess.Popen[str]:
-        environment = {MARK: str(self.inject), "PYTHONPATH": str(HERE / "inject")}
+        environment = {MARK: str(self.inject), "PYTHONPATH": f"{HERE / 'inject'}{os.pathsep}{ROOT}"}
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
