@@ -276,7 +276,8 @@ def damage_checkpoint(campaign: Campaign) -> None:
     stages = [stage for stage in {path.parent for path in found} if not (stage / "result.json").exists()]
     if not stages:
         return
-    newest = max(path for path in found if path.parent == campaign.draw.choice(sorted(stages)))
+    stage = campaign.draw.choice(sorted(stages))
+    newest = max(path for path in found if path.parent == stage)
     path = campaign.draw.choice([newest, newest.with_suffix(".safetensors")])
     LEDGER.faults[f"checkpoint {_damage(path, campaign.draw)}"] += 1
     campaign._saved = {}
