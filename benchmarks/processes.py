@@ -13,6 +13,7 @@ import psutil
 
 from benchmarks.common import available_cores
 
+OUTPUT_FILE = "output.txt"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 """Nothing that a benchmark runs reports to its makers."""
 INTERVAL_S = 0.5
@@ -39,12 +40,12 @@ class Observed:
 
 
 def observe(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Observed:
-    """Runs a command in a folder, its output going to `folder`/output.txt.
+    """Runs a command in a folder; what it prints goes to OUTPUT_FILE there.
 
     Raises:
         RuntimeError: it failed; the message has the last line that it printed.
     """
-    output = folder / "output.txt"
+    output = folder / OUTPUT_FILE
     cpu_seconds: dict[int, float] = {}
     peak = 0
     with open(output, "wb") as file, _gpu_samples(folder / "gpu.csv") as gpu:
