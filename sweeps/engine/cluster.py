@@ -30,6 +30,10 @@ WORKERS_PER_GPU = 2
 """A pack fills a GPU while it trains; a second one fills the gaps, when checkpoints are written and packs change."""
 
 
+WORKERS_TO_COME = 16
+"""Workers that an autoscaled cluster without any is taken to get: what is asked for is what makes it grow."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """How packs run.
@@ -70,7 +74,7 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
         device: cpu, cuda, or auto: cuda where the cluster has GPUs.
 
     Raises:
-        ConfigError: the cluster cannot be reached.
+        ConfigError: the cluster cannot be reached, or what auto means cannot be told.
     """
     try:
         ray.init(
@@ -84,7 +88,7 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
     try:
         workers = _workers(address, device)
         # A searcher-driven run otherwise starts its workers one at a time, and short trials then share the first.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, 16 if address else 1))
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
         yield workers
     finally:
         ray.shutdown()
@@ -94,9 +98,11 @@ def _workers(address: str | None, device: str) -> Workers:
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
     if device == "auto":
+        if "CPU" not in total:  # an autoscaled cluster whose head doesn't train
+            raise ConfigError("device 'auto' is not valid here: the cluster has no worker yet; use cuda or cpu")
         device = "cuda" if gpus else "cpu"
     count = cpus if device == "cpu" else min(cpus, gpus * WORKERS_PER_GPU)
-    return Workers(device, max(1, count), is_here=address is None)
+    return Workers(device, count or WORKERS_TO_COME, is_here=address is None)
 
 
 def workers_here(device: str) -> Workers:

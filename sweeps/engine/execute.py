@@ -52,6 +52,9 @@ def execute(
                 name=plan.study.sweep,
                 storage_path=folder,
                 callbacks=[recorder],
+                # The state of a stage is in the storage. Tune's own checkpoint at a trial's end would go to this
+                # machine's scratch folder, which a worker on another machine cannot write: every trial would fail.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 verbose=0,
             ),
