@@ -13,6 +13,7 @@ import psutil
 
 from benchmarks.common import available_cores
 
+OUTPUT_FILE = "output.txt"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 """Nothing that a benchmark runs reports to its makers."""
 INTERVAL_S = 0.5
@@ -25,13 +26,15 @@ class Observed:
 
     Attributes:
         seconds: from its start to its exit.
-        cpu_utilisation: processor seconds of the tree over seconds × cores, in 0..1.
+        cpu_seconds: processor time of the tree; less than all else it depends on how busy the machine is.
+        cpu_utilisation: that over seconds × cores, in 0..1.
         peak_memory_bytes: of the tree, memory that processes share counted once.
         gpu_utilisation: mean share of the time in which a kernel ran, in 0..1; None without a GPU.
         gpu_peak_memory_bytes: of the whole device; None without a GPU.
     """
 
     seconds: float
+    cpu_seconds: float
     cpu_utilisation: float
     peak_memory_bytes: int
     gpu_utilisation: float | None
@@ -39,12 +42,12 @@ class Observed:
 
 
 def observe(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Observed:
-    """Runs a command in a folder, its output going to `folder`/output.txt.
+    """Runs a command in a folder; what it prints goes to OUTPUT_FILE there.
 
     Raises:
         RuntimeError: it failed; the message has the last line that it printed.
     """
-    output = folder / "output.txt"
+    output = folder / OUTPUT_FILE
     cpu_seconds: dict[int, float] = {}
     peak = 0
     with open(output, "wb") as file, _gpu_samples(folder / "gpu.csv") as gpu:
@@ -68,6 +71,7 @@ def observe(command: Sequence[str], folder: Path, environment: Mapping[str, str]
     shares, memory = [sample[0] / 100 for sample in gpu], [int(sample[1] * 2**20) for sample in gpu]
     return Observed(
         seconds,
+        sum(cpu_seconds.values()),
         sum(cpu_seconds.values()) / (seconds * available_cores()),
         peak,
         sum(shares) / len(shares) if shares else None,
