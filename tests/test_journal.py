@@ -11,7 +11,7 @@ from planning import SMALL, make_plan
 
 from cvit import vocabulary as v
 from cvit.storage import Storage, StorageError
-from sweeps.engine.journal import Journal
+from sweeps.engine.journal import Journal, Record
 from sweeps.engine.plan import Plan
 
 POINTS = [(v.VAL_ACCURACY, 4, 0.25, 1000), (v.TRAIN_LOSS, 4, 2.0, 1000), (v.VAL_ACCURACY, 8, 0.5, 2000)]
@@ -57,10 +57,11 @@ def test_a_torn_last_line_is_recorded_again_and_harms_no_other(tmp_path: Path) -
     plan = make_plan(tmp_path, *SMALL)
     journal = open_journal(tmp_path)
     fill(journal, plan)
+    whole = journal.records
     (segment,) = (tmp_path / "journal/low_data").iterdir()
     segment.write_bytes(segment.read_bytes()[:-7])
     after = open_journal(tmp_path)
-    assert after.records == journal.records[:-1]
+    assert after.records == whole[:-1]
     fill(after, plan)
     assert types(open_journal(tmp_path)) == types(journal)
 
@@ -161,3 +162,34 @@ def test_a_storage_that_cannot_be_reached_is_waited_for(
         "stale; trying again in 4 s",
     ]
     assert open_journal(tmp_path).records == journal.records
+
+
+def test_an_object_store_is_written_at_most_once_a_second_and_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    storage = Storage.open("mock:///")
+    storage._filesystem.create_dir("journal/low_data", recursive=True)
+    write, writes, failures = Storage.write, list[str](), [TimeoutError("slow")]
+
+    def counted(storage: Storage, path: str, data: bytes) -> None:
+        if len(writes) == 1 and failures:
+            raise failures.pop()
+        writes.append(path)
+        write(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write", counted)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    journal = Journal(storage, "low_data")
+    heard: list[Record] = []
+    journal.listen(heard.extend)
+    for step in range(1, 3001):  # more than one segment
+        journal.record_points([plan.trials[0]], [(v.VAL_ACCURACY, step, 0.5, 1000)])
+    assert len(heard) == 3000
+    journal.flush()
+    assert len(writes) <= 2 + time.process_time()
+    assert Journal(storage, "low_data").records == heard
+    fill(journal, plan)
+    journal.flush()
+    assert len(storage.names("journal/low_data")) == 2
+    assert types(Journal(storage, "low_data")) == types(journal)

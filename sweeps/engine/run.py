@@ -90,7 +90,7 @@ def _record_and_answer(
         tags[TAG_DATA_FINGERPRINT] = info.fingerprint
     _record_plan(plan, journal, tags)
     done_before = {trial.key for trial in plan.trials if plan.status(trial) is not None}
-    tracker = Tracker(request.tracking_uri, plan.study.sweep, _keys(plan), list(journal.records))
+    tracker = Tracker(request.tracking_uri, plan.study.sweep, _keys(plan), journal.records)
     journal.listen(tracker.feed)
     outcome, exit_code, storage_error = "FAILED", EXIT_FAILED_TRIALS, None
     try:
@@ -113,6 +113,10 @@ def _record_and_answer(
         storage_error = str(error)
     finally:
         copied = tracker.close(outcome, CLOSE_TIMEOUT_S)
+    try:
+        journal.flush()
+    except StorageError as error:
+        storage_error = storage_error or str(error)
     error = None if copied else tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
     if storage_error is not None:
         print_storage_error(console, plan, request, storage_error)
@@ -144,7 +148,8 @@ def _take_up_pruned(plan: Plan, journal: Journal) -> None:
     """What an earlier session stopped early stays stopped, as long as trials are to be stopped at all."""
     if plan.search is not None and plan.search.asha:
         stopped = {trial.key for trial in plan.trials if journal.status(trial.key) == STATUS_PRUNED}
-        plan.pruned.update({key: journal.last_value(key, VAL_ACCURACY) for key in stopped})
+        values = journal.last_values(VAL_ACCURACY) if stopped else {}
+        plan.pruned.update({key: values.get(key, 0.0) for key in stopped})
 
 
 def _record_known_results(plan: Plan, journal: Journal) -> None:
