@@ -159,7 +159,7 @@ def scale(
             tracker = None
             if tracking:
                 planned = {plan.study.key, *(trial.key for trial in plan.trials)}
-                tracker = Tracker("sqlite:///mlflow.db", plan.study.sweep, planned, list(journal.records))
+                tracker = Tracker("sqlite:///mlflow.db", plan.study.sweep, planned, journal.records)
                 journal.listen(tracker.feed)
             cpu_before = time.process_time()
             with Display(plan, console) as display:

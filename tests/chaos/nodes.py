@@ -1,6 +1,8 @@
 """A Ray cluster of several nodes on this machine, whose nodes can be lost."""
 
+import gc
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,5 +50,10 @@ class Nodes:
         self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
 
     def end(self) -> None:
-        """Ends what is left."""
+        """Ends what is left, sockets that Ray leaves to the garbage collector included."""
         self._cluster.shutdown()
+        self._nodes.clear()
+        del self._cluster
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
