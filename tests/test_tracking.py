@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from planning import SMALL, make_plan
-from tracked import START_MS, copy, expected, history, journal_of, keys, runs, trial_runs
+from tracked import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
@@ -166,3 +166,19 @@ def test_wrong_tracking_uris_are_refused_without_opening_them(wrong: str) -> Non
 @pytest.mark.parametrize("right", ["sqlite:///mlflow.db", "http://127.0.0.1:5000", "postgresql+psycopg2://u@h/db"])
 def test_usable_tracking_uris_are_taken(right: str) -> None:
     check_tracking_uri(right)
+
+
+def test_a_step_that_is_measured_again_in_a_later_session_is_there_once(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    copy(uri, "again", plan, journal_of(tmp_path / "before", plan, 5, ended=False), "RUNNING")
+    # The journal has lost everything but two steps, and so have the checkpoints.
+    journal = journal_of(tmp_path / "after", plan, 2, ended=False)
+    tracker = Tracker(uri, "again", keys(plan), journal.records)
+    journal.listen(tracker.feed)
+    time.sleep(3)  # the runs are taken up
+    for trial in plan.trials:
+        journal.record_points([trial], [(v.VAL_ACCURACY, step, step / 1000, 9_999) for step in range(3, 6)])
+        journal.record_points([trial], points(8))
+        journal.record_end(trial, v.STATUS_OK, {}, "a note")
+    assert tracker.close("FINISHED", timeout_s=60), tracker.error
+    assert all(history(uri, run) == expected(8) for run in trial_runs(uri, "again"))

@@ -19,7 +19,8 @@ class TrackedRun:
         status: the trial's, once it has ended.
         cells: the study's grids.
         may_exist: a create was sent whose answer has not come.
-        taken_up: an earlier session has copied a part of it, of which nobody remembers which.
+        taken_up: an earlier session has copied a part of it.
+        copied: the steps of which that part is, by metric, once they are asked for.
     """
 
     key: str
@@ -36,6 +37,7 @@ class TrackedRun:
     changed: bool = False
     may_exist: bool = False
     taken_up: bool = False
+    copied: dict[str, set[int]] = field(default_factory=dict)
 
     @property
     def is_study(self) -> bool:

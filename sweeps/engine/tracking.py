@@ -280,15 +280,12 @@ class Tracker:
         run.settle()
 
     def _leave_out_copied(self, run: TrackedRun) -> None:
-        """A step that was measured twice, because a checkpoint or the journal was damaged, must not be there twice: to
+        """A step measured twice, because a checkpoint and the journal were damaged, must not be there twice: to
         MLflow, one time stamp more is one measurement more."""
-        copied = {
-            (metric, point.step)
-            for metric in {name for name, *_ in run.points}
-            for point in self._client.get_metric_history(run.run_id, metric)
-        }
-        run.points = [point for point in run.points if (point[0], point[1]) not in copied]
-        run.taken_up = False
+        for metric in {name for name, *_ in run.points} - run.copied.keys():
+            history = self._client.get_metric_history(run.run_id, metric)
+            run.copied[metric] = {point.step for point in history}
+        run.points = [point for point in run.points if point[1] not in run.copied[point[0]]]
 
     def _status(self, run: TrackedRun) -> str:
         """MLflow's status for a run while this driver works."""
