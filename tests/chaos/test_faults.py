@@ -8,6 +8,7 @@ from processes import MARK
 from sweeping import TINY, mlflow_runs, sweep
 
 from cvit import vocabulary as v
+from sweeps.engine.faults import CODE_RETRIES
 
 INJECT = Path(__file__).parent / "inject"
 
@@ -19,8 +20,8 @@ def test_a_trial_whose_training_raises_fails_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv(MARK, str(folder))
     monkeypatch.setenv("PYTHONPATH", os.fspath(INJECT))
     grid = ("--min-steps", "16", "--data-fraction", "0.1", "--seeds", "2", "--init-scheme", "random", "two_phase")
-    said = sweep(tmp_path, *TINY, *grid, exit_code=1)
-    assert len((folder / "code-random").read_text().splitlines()) == 99 - 1 - 2 * 2  # one pack, then twice each alone
+    said = sweep(tmp_path, *TINY, *grid, "--max-pack", "1", exit_code=1)
+    assert len((folder / "code-random").read_text().splitlines()) == 99 - 2 * (1 + CODE_RETRIES)
     assert "2 of 4 trials failed; running the command again retries them." in said
     assert (
         "  ValueError: injected into random: data_fraction=0.1 init_scheme=random seed=0; "
