@@ -10,11 +10,13 @@ A record is one line (see cvit.storage). Four types, each a flat JSON object:
     end     trial_key, status, tags, note, time_ms
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from cvit.redaction import redacted
 from cvit.storage import Storage, decode_records, encode_record
 from cvit.training.results import Point
 from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
@@ -121,6 +123,7 @@ class Journal:
     def _append(self, records: list[Record]) -> None:
         if not records:
             return
+        records = [record if record["type"] == RECORD_POINTS else _without_secrets(record) for record in records]
         data = b"".join(map(encode_record, records))
         if self._storage.is_local:
             self._storage.append_local(f"{self._folder}/{self._segment_name}", data)
@@ -151,6 +154,11 @@ class Journal:
     @staticmethod
     def _new_segment_name() -> str:
         return f"{time.time_ns():020d}-{os.getpid()}.jsonl"
+
+
+def _without_secrets(record: Record) -> Record:
+    """A copy without the passwords and keys of URLs. What goes to storage and MLflow comes through here."""
+    return json.loads(redacted(json.dumps(record)))
 
 
 def _now_ms() -> int:
