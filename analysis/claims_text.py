@@ -69,8 +69,8 @@ def markdown(frames: Frames, claims: Sequence[Claim]) -> str:
 
 def answer(claims: Sequence[Claim]) -> str:
     """The verdicts in a table for the terminal."""
-    head = ["claim", "verdict", "estimate", "interval", "n"]
-    rows = [[c.claim, c.verdict, estimate_text(c), interval_text(c), str(c.n)] for c in claims]
+    head = ["claim", "verdict", "estimate", "interval", "n", "source"]
+    rows = [[c.claim, c.verdict, estimate_text(c), interval_text(c), str(c.n), c.source] for c in claims]
     held = sum(claim.verdict == HOLDS for claim in claims)
     return "\n".join([*markdown_table(head, rows), "", _UNITS, f"{held} of {len(claims)} claims hold."])
 

@@ -70,7 +70,10 @@ def make_tables(
     shown = [sweep for sweep in BUILDERS if sweep in held]
     if not shown:
         raise LoadError(f"no study of {', '.join(BUILDERS)} found; the store holds {', '.join(held)}")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoadError(f"out {str(out)!r} must be a folder, or a place for one: {error.strerror}") from error
     sections = {}
     for sweep in shown:
         sections[sweep] = BUILDERS[sweep](frames)

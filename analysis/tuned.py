@@ -27,9 +27,9 @@ SEARCH_SEED = 0
 _RULES = (
     "Each init scheme's own settings, found by a search of equal budget: the trial with the highest accuracy on the "
     "validation images at its end wins; one that diverged or failed is the worst. The winner is trained again on seeds "
-    "that the search has not seen, and only there tested: mean with the 95 % t-interval; the gain is the difference on "
-    "the same seeds. A diverged trial counts with its last measured accuracy, where there is one. A dash: nothing to "
-    "compute it from."
+    "that the search has not seen, and its test accuracy is that of those alone: mean with the 95 % t-interval; the "
+    "gain is the difference on the same seeds. A diverged trial counts with its last measured accuracy, where there is "
+    "one. A dash: nothing to compute it from."
 )
 _HEAD = ("scheme", "tried", "diverged", *map(heading, SETTINGS), "validation, %", "test, %")
 

@@ -5,7 +5,8 @@ python sweeps/tuned.py --search-trials 24 --seeds 10
 python sweeps/tuned.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 
 Searched: learning rate, weight decay, warm-up and, where the scheme has one, attention sharpness. Selection is by the
-accuracy on validation images at the end; only the winners, trained on seeds that the search has not seen, are tested.
+accuracy on validation images at the end, and test images have no part in it: what counts is the test accuracy of the
+winners alone, trained on seeds that the search has not seen.
 """
 
 from sweeps.engine.declaration import Preset, Range, Search, Sweep

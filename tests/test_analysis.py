@@ -191,7 +191,7 @@ def test_the_tables_need_neither_plots_nor_mlflow() -> None:
 
 
 def test_bad_input_is_one_line_and_creates_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    journal: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -211,6 +211,7 @@ def test_bad_input_is_one_line_and_creates_nothing(
         ("--storage", "text.db"): "/text.db'",
         ("--storage", "journal_only"): "no study",
         ("--storage", "nonsense://host"): "nonsense://host",
+        ("--storage", journal.url, "--out", "text.db"): "out 'text.db' must be a folder",
         ("--storage", "empty", "--tracking-uri", "sqlite:///mlflow.db"): "exclusive",
         ("--outt", "x"): "--outt",
     }

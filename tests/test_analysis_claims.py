@@ -134,6 +134,9 @@ def test_of_each_data_set_the_most_recent_study_counts(tmp_path: Path) -> None:
     frames = load_journal(write_journal(tmp_path, [old, new, other]))
     rows = [(c.verdict, c.source) for c in claims(frames) if c.claim == "low_data_gain/0.05"]
     assert sorted(rows) == [(FAILS, "low_data/digits-bbbbbbbb"), (HOLDS, "low_data/svhn-cccccccc")]
+    # The terminal tells them apart too.
+    lines = [line for line in claims_text.answer(claims(frames)).splitlines() if "low_data_gain/0.05" in line]
+    assert ["digits-bbbbbbbb" in line for line in lines] == [FAILS in line for line in lines] == [True, False]
 
 
 def test_steps_to_randoms_accuracy_and_what_is_never_reached(tmp_path: Path) -> None:
@@ -210,6 +213,14 @@ def test_what_heads_express_follows_bound_and_error(tmp_path: Path) -> None:
     assert (saved["patches_save_heads/K5-P2"].ci_low, saved["patches_save_heads/K5-P2"].ci_high) == (26 - 9, math.inf)
     whole = saved["patches_save_heads/K7-P4"]
     assert (whole.verdict, whole.estimate, whole.ci_low, whole.ci_high) == (HOLDS, 40, 40, 40)
+
+
+def test_where_a_general_kernel_needs_fewer_heads_none_is_said_to_be_necessary(tmp_path: Path) -> None:
+    """On 8x8 pixels: 2x2 kernels reach to one side only, patches of 8 have no neighbours; 4x4 on patches of 2 have."""
+    zero = (0.0, [1e-9])
+    found = judged(tmp_path, fits({(2, 1, 8): zero, (3, 8, 8): zero, (4, 2, 8): (0.1, [0.1])}))
+    assert [name for name in found if name.startswith("heads_necessary")] == ["heads_necessary/K4-P2"]
+    assert found["heads_necessary/K4-P2"].verdict == HOLDS
 
 
 def test_a_claim_without_its_sweep_is_listed(tmp_path: Path) -> None:

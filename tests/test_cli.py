@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,22 @@ def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
     for words in ("trials    6", "stages    8", "packs     8 of at most 1", "FLOPs", "of one worker"):
         assert words in output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "shared", "saves_time"),
+    [
+        ("no_warmup", "9 (3 with 6,000 steps, 19 % of all", True),
+        ("init_schemes", "9 (0 with 0 steps, 0 % of all", False),
+    ],
+)
+def test_a_dry_run_says_what_sharing_saves(tmp_path: Path, script: str, shared: str, saves_time: bool) -> None:
+    """Stages, steps, their share and seconds, none of them left out where nothing is shared."""
+    command = [sys.executable, str(ROOT / f"sweeps/{script}.py"), "--preset", "smoke", "--dry-run", "--min-steps"]
+    output = subprocess.run([*command, "4000"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert f"stages    {shared}, saved by sharing)" in output.stdout
+    saved = re.search(r"saved     about ([\d.]+) (?:s|min) of one worker, by sharing stages", output.stdout)
+    assert saved is not None and (float(saved[1]) > 0) == saves_time
 
 
 def test_help_shows_every_parameter_and_the_defaults_of_the_preset_asked_for(

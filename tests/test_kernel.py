@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from convolving import convolved, operator, randn, random_conv, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.theorem.counts import heads_needed
+from cvit.theorem.counts import general_kernel_heads, heads_needed
 from cvit.theorem.kernel import error_bound, kernel_heads, offsets, patch_maps, shift_norms, singular_values
 from cvit.theorem.layer import PatchAttention, convolution_as_attention, dense_kernel
 
@@ -282,7 +284,25 @@ def test_heads_of_known_filters(kernel: list[list[int]], on_pixels: int, on_patc
 def test_heads_of_a_general_kernel(shape: tuple[int, int, int, int], patch_size: int, heads: int) -> None:
     weight = randn(*shape)
     assert kernel_heads(weight, patch_size) == heads <= heads_needed(shape[-1], patch_size)
+    assert general_kernel_heads(shape[-1], patch_size, shape[1], shape[0]) == heads
     assert kernel_heads(weight.float(), patch_size) == heads
+
+
+@given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 6))
+@settings(deadline=None, max_examples=60)
+def test_the_count_of_a_general_kernel_is_the_rank_of_a_random_one(
+    kernel_size: int, patch_size: int, in_channels: int, out_channels: int, grid_size: int
+) -> None:
+    weight = randn(out_channels, in_channels, kernel_size, kernel_size)
+    count = general_kernel_heads(kernel_size, patch_size, in_channels, out_channels, grid_size)
+    assert kernel_heads(weight, patch_size, patch_size * grid_size) == count
+
+
+@pytest.mark.parametrize("name", ["kernel_size", "patch_size", "in_channels", "out_channels", "grid_size"])
+def test_a_general_kernel_of_no_size(name: str) -> None:
+    sizes = {"kernel_size": 3, "patch_size": 2, "in_channels": 1, "out_channels": 1, "grid_size": 4} | {name: 0}
+    with pytest.raises(ValueError, match=f"^{name} must be at least 1, not 0$"):
+        general_kernel_heads(**sizes)
 
 
 def test_heads_of_a_depthwise_kernel() -> None:

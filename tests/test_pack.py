@@ -323,6 +323,31 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing_but_steps_since_the_che
         assert_same(member, limited, alone)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scheme", ["random", "convolution", "resnet"])
+def test_a_captured_step_is_the_step(
+    scheme: InitSchemeName, precision: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, with CUDA graphs and without; a diverging member among the others, over several stretches of steps."""
+    cuda = torch.device("cuda")
+    members = varied(4, scheme, min_steps=300, evaluations=2, precision=precision)
+    wild = stage(
+        scheme, seed=9, min_steps=300, evaluations=2, precision=precision, learning_rate=1e30, gradient_clip_norm=0.0
+    )
+    captured, eager = Storage.open(str(tmp_path / "captured")), Storage.open(str(tmp_path / "eager"))
+    train([*members, wild], digits, captured, cuda)
+    monkeypatch.setattr(training_pack, "_LEAST_REPLAYS", 10**9)
+    train([*members, wild], digits, eager, cuda)
+    for member in members:
+        losses = [
+            [value for name, _, value, _ in outcome(member, storage)[0].points if name in ("train/loss", "val/loss")]
+            for storage in (captured, eager)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=0.05), "300 steps amplify what atomic additions round"
+    assert outcome(wild, captured)[0].diverged_step == outcome(wild, eager)[0].diverged_step is not None
+
+
 def test_a_member_for_which_there_is_no_room_at_all_is_an_error(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

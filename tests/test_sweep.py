@@ -35,7 +35,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
 def test_the_answer_table_and_where_to_look_next_are_printed(finished: tuple[Path, str]) -> None:
     _, output = finished
     assert "trials    6, of which done 0" in output
-    assert "stages    8 (0 saved by sharing), of which to train 8" in output
+    assert "stages    8 (0 with 0 steps, 0 % of all, saved by sharing), of which to train 8" in output
     assert "| training data | random" in output
     assert "two_phase - random" in output
     assert "python analysis/make_tables.py" in output

@@ -1,5 +1,6 @@
 """The copy of the journal in a real MLflow store: complete, once, whatever happens in between."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from sweeps.engine.checks import check_tracking_uri
 from sweeps.engine.journal import Journal
 from sweeps.engine.plan import Plan
 from sweeps.engine.tracking import Tracker
+from sweeps.engine.views import AXES, CURVES, TAG_PREFIX, views
 
 START_MS = 1_700_000_000_000
+LONGEST_EXPERIMENT_TAG = 5000
+"""Characters that MLflow's stores take."""
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,53 @@ def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path,
     copy(uri, "later", plan, journal)
     assert len(trial_runs(uri, "later")) == 8
     assert all(history(uri, run) == expected(5) for run in trial_runs(uri, "later"))
+
+
+@pytest.mark.parametrize(
+    ("axes", "group", "answer"),
+    [
+        (["data_fraction", "init_scheme", "num_heads", "patch_size"], "init_scheme", v.TEST_ACCURACY),
+        (["kernel_size", "num_heads", "patch_size"], "num_heads", v.EXPRESSIVITY_ERROR),
+    ],
+)
+def test_views_group_trials_and_span_all_axes(axes: list[str], group: str, answer: str) -> None:
+    """What MLflow's UI reads from them, as it was seen to do (docs/MLFLOW.md)."""
+    found = {
+        tag.removeprefix("mlflow.sharedViewState."): json.loads(text) for tag, text in views("a1b2", axes, 1).items()
+    }
+    assert set(found) == {CURVES, AXES}
+    assert all(len(text) < LONGEST_EXPERIMENT_TAG for text in views("a1b2", axes, 1).values())
+    states = {key: json.loads(view["state"]) for key, view in found.items()}
+    for key, state in states.items():
+        assert state["searchFilter"] == "tags.`cvit.role` = 'trial' AND tags.`cvit.study_key` = 'a1b2'"
+        assert state["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": group}]
+        # A parallel coordinate of texts, such as the init scheme, cannot be drawn for groups, only for single runs.
+        assert state["useGroupedValuesInCharts"] == (key == CURVES)
+        sections = {section["uuid"] for section in state["compareRunSections"]}
+        assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+        ids = [chart["uuid"] for chart in state["compareRunCharts"]]
+        assert len(set(ids)) == len(ids)
+    (parallel,) = states[AXES]["compareRunCharts"]
+    assert (parallel["type"], parallel["selectedMetrics"]) == ("PARALLEL", [answer])
+    assert parallel["selectedParams"] == [*(axis for axis in axes if axis != group), group]
+    curves = [chart for chart in states[CURVES]["compareRunCharts"] if chart["type"] == "LINE"]
+    assert curves and {chart["xAxisKey"] for chart in curves} == {"step"}
+
+
+def test_an_experiment_has_its_views_and_the_page_opens_one(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    tracker = copy(uri, "viewed", plan, journal_of(tmp_path, plan, last_step=2, ended=True))
+    experiment = MlflowClient(uri).get_experiment_by_name("viewed")
+    assert experiment is not None
+    expected = views(plan.study.key, [axis for axis in plan.study.cells if axis != "seed"], START_MS)
+    stored = {tag: json.loads(text)["state"] for tag, text in experiment.tags.items() if tag in expected}
+    assert stored == {tag: json.loads(text)["state"] for tag, text in expected.items()}
+    assert tracker.page.startswith(f"/#/experiments/{experiment.experiment_id}/runs?")
+    assert f"viewStateShareKey={CURVES}" in tracker.page and TAG_PREFIX + CURVES in experiment.tags
+    # MLflow takes the filter, and it finds the trials.
+    text = json.loads(expected[TAG_PREFIX + CURVES])["state"]
+    found = MlflowClient(uri).search_runs([experiment.experiment_id], json.loads(text)["searchFilter"])
+    assert {run.data.tags[v.TAG_TRIAL_KEY] for run in found} == {trial.key for trial in plan.trials}
 
 
 def test_a_trial_that_failed_and_then_succeeds_ends_as_succeeded(tmp_path: Path, uri: str) -> None:

@@ -81,10 +81,10 @@ class Pack:
         return torch.cat([*parts, self.matrix.new_zeros(len(self), self.matrix.shape[1] - end)], dim=1)
 
     def mask(self, names: Sequence[str]) -> Tensor:
-        """(1, P): 1 in the columns of these parameters, else 0."""
-        mask = self.matrix.new_zeros(1, self.matrix.shape[1])
+        """(1, P) bool: the columns of these parameters."""
+        mask = torch.zeros(1, self.matrix.shape[1], dtype=torch.bool, device=self.matrix.device)
         for place in self._places:
-            mask[:, place.columns] = float(place.name in names)
+            mask[:, place.columns] = place.name in names
         return mask
 
 

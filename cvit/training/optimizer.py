@@ -57,7 +57,7 @@ class AdamW:
     def __init__(self, pack: Pack, configs: Sequence[TrainingConfig]) -> None:
         self.moments = {name: torch.zeros_like(pack.matrix) for name in MOMENTS}
         shapes = {name: parameter.shape[1:] for name, parameter in pack.model.named_parameters()}
-        self._decayed = pack.mask([name for name, shape in shapes.items() if decays(name, shape)]) == 1
+        self._spared = pack.mask([name for name, shape in shapes.items() if not decays(name, shape)])
         clip_norms = [[config.gradient_clip_norm or math.inf] for config in configs]
         self._clip_norm = torch.tensor(clip_norms, device=pack.matrix.device)
 
@@ -72,12 +72,15 @@ class AdamW:
             factors: (M, 3) of `coefficients`.
             is_moving: (M, 1) bool.
         """
+        # No torch.where with a number: it copies that to the device, which a CUDA graph cannot hold.
         shrinkage, step_size, root_correction = factors.unsqueeze(-1).unbind(1)
         mean, square = self.moments["exp_avg"], self.moments["exp_avg_sq"]
+        is_still = ~is_moving
         clipping = (self._clip_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0)
-        gradient = torch.where(is_moving, gradient * clipping, 0.0)
-        mean.lerp_(gradient, torch.where(is_moving, 1 - BETAS[0], 0.0))
-        square.mul_(torch.where(is_moving, BETAS[1], 1.0)).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        gradient = (gradient * clipping).masked_fill_(is_still, 0.0)
+        mean.lerp_(gradient, torch.full_like(norm, 1 - BETAS[0]).masked_fill_(is_still, 0.0))
+        square.mul_(torch.full_like(norm, BETAS[1]).masked_fill_(is_still, 1.0))
+        square.addcmul_(gradient, gradient, value=1 - BETAS[1])
         change = (mean / (square.sqrt() / root_correction).add_(EPSILON)).mul_(step_size)
-        parameters.mul_(torch.where(is_moving & self._decayed, shrinkage, 1.0))
-        parameters.sub_(torch.where(is_moving, change, 0.0))
+        parameters.mul_(shrinkage.expand_as(parameters).masked_fill(is_still | self._spared, 1.0))
+        parameters.sub_(change.masked_fill_(is_still, 0.0))

@@ -1,7 +1,7 @@
 """Tries a pack out on a device: how long its steps take, how much memory it needs."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -33,12 +33,17 @@ def step_seconds(stage: Stage, members: int, device: torch.device) -> float:
 
 
 def peak_bytes(stage: Stage, members: int, device: torch.device) -> int:
-    """Memory of a CUDA device that a pack of such stages takes at most, in training and in evaluation."""
+    """Memory of a CUDA device that a pack of such stages takes: that of training, which a CUDA graph keeps to itself,
+    and that of evaluation beside it."""
+    pack = _pack(stage, members, device)
+    images = _images(stage, EVALUATION_BATCH_SIZE, device)
+    return sum(_reserved(use, device) for use in (lambda: pack.train(0), lambda: pack.evaluate(images)))
+
+
+def _reserved(use: Callable[[], object], device: torch.device) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    pack = _pack(stage, members, device)
-    pack.train(0)
-    pack.evaluate(_images(stage, EVALUATION_BATCH_SIZE, device))
+    use()
     return torch.cuda.max_memory_reserved(device)
 
 

@@ -46,7 +46,8 @@ class Stability:
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
             if norm > self.grad_norm_max:
                 self.grad_norm_max, self.grad_norm_max_step = norm, step
-            if step + 1 == max(1, math.ceil(EARLY_FRACTION * steps)):
+            # The loss that a step measures is that of the weights before its update.
+            if step == min(steps - 1, max(1, math.ceil(EARLY_FRACTION * steps))):
                 self.early_loss = loss
             is_high = (
                 len(self.recent_losses) == SPIKE_WINDOW

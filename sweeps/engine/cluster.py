@@ -37,6 +37,10 @@ WORKERS_PER_GPU = 2
 """A pack fills a GPU while it trains; a second one fills the gaps, when checkpoints are written and packs change."""
 
 
+WORKERS_TO_COME = 16
+"""Workers that an autoscaled cluster without any is taken to get: what is asked for is what makes it grow."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """How packs run.
@@ -91,7 +95,7 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
     try:
         workers = _workers(address, device)
         # A searcher-driven run otherwise starts its workers one at a time, and short trials then share the first.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, 16 if address else 1))
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
         yield workers
     finally:
         ray.shutdown()
@@ -105,7 +109,7 @@ def _workers(address: str | None, device: str) -> Workers:
             raise ConfigError("device 'auto' is not valid here: the cluster has no worker yet; use cuda or cpu")
         device = "cuda" if gpus else "cpu"
     count = cpus if device == "cpu" else min(cpus, gpus * WORKERS_PER_GPU)
-    return Workers(device, max(1, count), is_here=address is None)
+    return Workers(device, count or WORKERS_TO_COME, is_here=address is None)
 
 
 def workers_here(device: str) -> Workers:

@@ -15,7 +15,7 @@ from rich.text import Text
 from cvit.stages import FitStage
 from cvit.training.loop import Report
 from cvit.training.results import StageResult
-from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY
+from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY, VAL_ACCURACY
 from sweeps.engine.plan import Plan
 from sweeps.engine.searcher import Pack
 
@@ -113,12 +113,16 @@ class Display:
             for scheme, values in self._by_scheme().items()
         )
 
+    def _images(self) -> str:
+        return "test" if self._plan.search is None else "validation"
+
     def _by_scheme(self) -> dict[str, list[float]]:
-        """Test accuracies of the finished trials of each init scheme."""
+        """Accuracies of the finished trials of each init scheme: on test images, of a search on validation images."""
         found: dict[str, list[float]] = {}
+        metric = TEST_ACCURACY if self._plan.search is None else VAL_ACCURACY
         for trial in self._plan.trials:
             result = self._plan.results.get(trial.stages[-1].key)
-            value = final_accuracy(result) if result is not None else None
+            value = last_value(result, metric) if result is not None else None
             if value is not None:
                 found.setdefault(trial.cell.get("init_scheme", "all"), []).append(value)
         return found
@@ -137,7 +141,7 @@ class Display:
                 packs.add_row(stage.phase, *(str(cell[axis]) for axis in axes), step)
         found = self._by_scheme()
         schemes = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("scheme", "trials", "mean test accuracy", "best"):
+        for heading in ("scheme", "trials", f"mean {self._images()} accuracy", "best"):
             schemes.add_column(heading)
         for scheme, values in found.items():
             mean, best = 100 * statistics.fmean(values), 100 * max(values)
@@ -145,9 +149,9 @@ class Display:
         return Group(Text(self._headline(), style="bold"), bar, packs, *([schemes] if found else []))
 
 
-def final_accuracy(result: StageResult) -> float | None:
-    """The test accuracy at a stage's end; None where it diverged before."""
-    return next((value for metric, _, value, _ in reversed(result.points) if metric == TEST_ACCURACY), None)
+def last_value(result: StageResult, metric: str) -> float | None:
+    """A metric's last value; None where a stage diverged before it was measured."""
+    return next((value for name, _, value, _ in reversed(result.points) if name == metric), None)
 
 
 def duration(seconds: float) -> str:

@@ -19,6 +19,9 @@ from sweeps.engine.grids import Cell, as_grids
 from sweeps.engine.pack_size import Limits, pack_limits
 from sweeps.engine.plan import Plan
 
+SMALL_S = 10.0
+"""Below it what sharing saves is told in tenths of a second: of a tiny preset it is less than one."""
+
 
 def print_plan(console: Console, plan: Plan, request: Request) -> None:
     """The plan in a few lines; with --dry-run also what it will cost."""
@@ -31,7 +34,7 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
         *([_data_line(params)] if "dataset" in params else []),
         *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, of which done {num_done}",
-        f"  stages    {len(plan.stages)} ({_saved(plan)} saved by sharing), of which to train {len(todo)}",
+        f"  stages    {len(plan.stages)} ({_saved(plan)}, saved by sharing), of which to train {len(todo)}",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
         f"  storage   {request.storage}",
         f"  tracking  {request.tracking_uri}",
@@ -63,10 +66,9 @@ def _data_line(params: Mapping[str, Any]) -> str:
 
 
 def _saved(plan: Plan) -> str:
-    if not plan.shared:
-        return "0"
     saved, left = (sum(stage.steps for stage in stages) for stages in (plan.shared, plan.stages.values()))
-    return f"{len(plan.shared)} with {saved:,} steps, {100 * saved / (saved + left):.0f} % of all,"
+    share = saved / max(1, saved + left)
+    return f"{len(plan.shared)} with {saved:,} steps, {100 * share:.0f} % of all"
 
 
 def _dropped(plan: Plan) -> list[str]:
@@ -97,10 +99,9 @@ def _costs(plan: Plan, request: Request) -> list[str]:
         per_scheme = len(plan.trials) / len(plan.study.cells["init_scheme"])
         share = (plan.search.trials + len(plan.study.cells["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
-    if plan.shared:
-        seconds = estimate(plan.shared, limits, device).worker_seconds
-        lines.append(f"  saved     about {duration(seconds)} of one worker, by sharing stages")
-    return lines
+    seconds = estimate(plan.shared, limits, device).worker_seconds
+    saved = f"{seconds:.1f} s" if seconds < SMALL_S else duration(seconds)
+    return [*lines, f"  saved     about {saved} of one worker, by sharing stages"]
 
 
 def _packs(plan: Plan, limits: Limits, num_workers: int) -> str:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 from cvit import vocabulary as v
 from sweeps.engine.journal import Record
+from sweeps.engine.views import page, views
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -91,10 +91,8 @@ class Tracker:
 
     @property
     def page(self) -> str:
-        """Where MLflow's UI compares this sweep's trials, below the server's address; the studies are left out."""
-        filter_text = quote(f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}'")
-        query = f"workflowType=machine_learning&searchFilter={filter_text}&compareRunsMode=CHART"
-        return f"/#/experiments/{self._experiment_id}/runs?{query}"
+        """Where MLflow's UI compares this sweep's trials, below the server's address."""
+        return page(self._experiment_id)
 
     def close(self, status: str, timeout_s: float) -> bool:
         """Ends the runs that are still open with a status of MLflow's (FINISHED, FAILED, KILLED).
@@ -205,6 +203,10 @@ class Tracker:
             client.restore_experiment(experiment.experiment_id)
         # Otherwise MLflow's UI takes the experiment for one of generative AI.
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
+        study = next(run for run in self._runs.values() if run.is_study and run.key in self._planned)
+        axes = [axis for axis in study.cells[0] if axis != "seed"]
+        for tag, view in views(study.key, axes, study.start_time_ms or 0).items():
+            client.set_experiment_tag(experiment.experiment_id, tag, view)
         self._experiment_id = experiment.experiment_id
         self._adopt(client)
         self._client = client

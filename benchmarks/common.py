@@ -1,0 +1,139 @@
+"""What benchmarks share: interleaved repeats, medians with their spread, the machine's description, tables, JSON."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from cvit.config import ConfigError
+from cvit.data.images import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXIT_BAD_INPUT = 2
+MIN_WIDTH = 120
+PACKAGES = ("cvit", "torch", "torchvision", "ray", "mlflow", "numpy")
+
+if TYPE_CHECKING:
+    import torch  # where it is not needed it would cost seconds and half a gigabyte
+
+T = TypeVar("T")
+
+Json = Annotated[Path | None, Parameter(name="--json", help="File for the machine-readable figures.")]
+Repeats = Annotated[int, Parameter(help="Rounds; in each of them every arm has one turn.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Parameter(help="Device to run on; auto: a GPU where there is one.")]
+
+
+def interleaved(arms: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """Runs every arm `repeats` times in turn, every other round backwards, so that a drift of the machine (its clock,
+    its neighbours) meets all arms alike."""
+    results: dict[str, list[T]] = {name: [] for name in arms}
+    for number in range(repeats):
+        for name in list(arms)[:: 1 if number % 2 == 0 else -1]:
+            results[name].append(arms[name]())
+    return results
+
+
+def figure(values: Sequence[float]) -> dict[str, Any]:
+    """The median of repeated measurements, their spread (largest less smallest), their number and themselves."""
+    spread = max(values) - min(values)
+    return {"median": statistics.median(values), "spread": spread, "n": len(values), "values": list(values)}
+
+
+def machine() -> dict[str, Any]:
+    """`hardware` and `versions` of a measurement. A load average near 0 says that the machine was idle before it."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    hardware = {
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if has_gpu else [],
+        "load_average_1min": os.getloadavg()[0],
+    }
+    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    return {"hardware": hardware, "versions": versions}
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def chosen_device(name: str) -> "torch.device":
+    """The device that `--device` names.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check(json_path: Path | None, **counts: int) -> None:
+    """Raises ConfigError for a file that cannot be written, or a count below 1, before anything is measured."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name} {value} must be at least 1")
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise ConfigError(f"json {str(json_path)!r}: there is no folder {str(json_path.absolute().parent)!r}")
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Prints a table, its first column left-aligned, and lines below it."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(table, width=max(console.width, MIN_WIDTH))
+    for note in notes:
+        console.print(note)
+
+
+def with_spread(measured: Mapping[str, Any], scale: float = 1.0, digits: int = 1) -> str:
+    """A figure as text: median, and half the spread where it was measured more than once."""
+    text = f"{measured['median'] * scale:,.{digits}f}"
+    return text if measured["n"] == 1 else f"{text} ± {measured['spread'] * scale / 2:,.{digits}f}"
+
+
+def write_json(path: Path | None, benchmark: str, before: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    """Writes the figures, with what `machine()` said before the measurement; nothing without a path."""
+    if path is not None:
+        content = {"benchmark": benchmark, "command": " ".join(sys.argv), **before, **figures}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"wrote {path}")
+
+
+def run_app(app: App) -> None:
+    """Runs a benchmark's command line; bad input ends it with one line and exit code 2."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except (CycloptsError, ConfigError, DataError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def new_app() -> App:
+    """The command line of a benchmark; its function is registered by `@app.default`, and its docstring is the help."""
+    return App(name=Path(sys.argv[0]).name, version_flags=[], result_action="return_value")
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

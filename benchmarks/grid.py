@@ -1,0 +1,25 @@
+"""The grid of trials that all arms of throughput.py run: that of sweeps/low_data.py with the same options."""
+
+from collections.abc import Sequence
+
+from cvit.data.datasets import DatasetInfo, describe
+from cvit.storage import Storage
+from sweeps.engine.cli import Request, parse
+from sweeps.engine.plan import Plan
+from sweeps.low_data import SWEEP
+
+SCRIPT = "sweeps/low_data.py"
+
+
+def planned(options: Sequence[str]) -> tuple[Plan, DatasetInfo, Request]:
+    """The plan of the sweep with these options, with the results that its storage has.
+
+    Raises:
+        ConfigError, DataError: the sweep would refuse the options.
+        SystemExit: they asked for the sweep's help, which is then printed.
+    """
+    request = parse(SWEEP, options)
+    if request is None:
+        raise SystemExit(0)
+    info = describe(request.dataset, request.data_dir, download=False, image_size=request.image_size)
+    return Plan.make(SWEEP, request, info, Storage.open(request.storage)), info, request
