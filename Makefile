@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test chaos lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,9 @@ demo: .venv/.installed  ## a small sweep on embedded data, its table and its fig
 
 test: .venv/.installed  ## run the tests
 	$(BIN)/python -m pytest
+
+chaos: .venv/.installed  ## disturb sweeps: 110 faults, about an hour on 2 cores; all of them as root
+	CVIT_CHAOS_FAULTS=110 $(BIN)/python -m pytest tests/chaos --timeout 14400
 
 lint: .venv/.installed  ## check style and types
 	$(BIN)/ruff check

@@ -67,6 +67,7 @@ FIT = "fit"
 # Folders below STORAGE.
 STAGES_FOLDER = "stages"
 JOURNAL_FOLDER = "journal"
+LEASES_FOLDER = "leases"
 
 # Types of journal record (the field "type"); the other fields are those of the functions in sweeps/engine/journal.py.
 RECORD_STUDY = "study"

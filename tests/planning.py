@@ -68,6 +68,7 @@ def walk(plan: Plan, folder: Path) -> list[AnyStage]:
     searcher, order = PlanSearcher(plan, {}, {}), []
     while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:
         assert isinstance(suggestion, dict)
+        trial_id = str(len(order))
         for stage in suggestion["pack"]:
             train(stage, folder)
             result = load_result(Storage.open(str(folder)), stage.key)
@@ -75,5 +76,5 @@ def walk(plan: Plan, folder: Path) -> list[AnyStage]:
             plan.results[stage.key] = result
             searcher.stage_done(stage.key)
             order.append(stage)
-        searcher.on_trial_complete(str(len(order)))
+        searcher.on_trial_complete(trial_id)
     return order

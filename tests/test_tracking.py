@@ -6,22 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from planning import SMALL, make_plan
+from tracked import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
-from cvit.storage import Storage
 from sweeps.engine.checks import check_tracking_uri
-from sweeps.engine.journal import Journal
-from sweeps.engine.plan import Plan
 from sweeps.engine.tracking import Tracker
 from sweeps.engine.views import AXES, CURVES, TAG_PREFIX, views
 
-START_MS = 1_700_000_000_000
 LONGEST_EXPERIMENT_TAG = 5000
 """Characters that MLflow's stores take."""
 
@@ -30,50 +26,6 @@ LONGEST_EXPERIMENT_TAG = 5000
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store that the tests share, each with an experiment of its own: making one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
-def keys(plan: Plan) -> set[str]:
-    return {plan.study.key, *(trial.key for trial in plan.trials)}
-
-
-def points(last_step: int) -> list[tuple[str, int, float, int]]:
-    return [(v.VAL_ACCURACY, step, step / 1000, START_MS + step) for step in range(1, last_step + 1)]
-
-
-def journal_of(folder: Path, plan: Plan, last_step: int, ended: bool) -> Journal:
-    journal = Journal(Storage.open(str(folder)), "low_data")
-    journal.record_plan(plan.study, plan.trials, {v.TAG_CODE_VERSION: "1"})
-    for trial in plan.trials:
-        journal.record_points([trial], points(last_step))
-        if ended:
-            journal.record_end(trial, v.STATUS_OK, {v.TAG_DEVICE: "cpu"}, "a note")
-    return journal
-
-
-def copy(uri: str, experiment: str, plan: Plan, journal: Journal, outcome: str = "FINISHED") -> Tracker:
-    tracker = Tracker(uri, experiment, keys(plan), list(journal.records))
-    assert tracker.close(outcome, timeout_s=60), tracker.error
-    return tracker
-
-
-def runs(uri: str, experiment: str) -> list[Any]:
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    return list(client.search_runs([found.experiment_id], max_results=1000))
-
-
-def trial_runs(uri: str, experiment: str) -> list[Any]:
-    return [run for run in runs(uri, experiment) if run.data.tags[v.TAG_ROLE] == v.ROLE_TRIAL]
-
-
-def history(uri: str, run: Any) -> list[tuple[int, float, int]]:
-    found = MlflowClient(uri).get_metric_history(run.info.run_id, v.VAL_ACCURACY)
-    return sorted((m.step, m.value, m.timestamp) for m in found)
-
-
-def expected(last_step: int) -> list[tuple[int, float, int]]:
-    return [(step, value, time_ms) for _, step, value, time_ms in points(last_step)]
 
 
 def test_every_measurement_arrives_once_however_often_it_is_copied(tmp_path: Path, uri: str) -> None:
@@ -214,3 +166,19 @@ def test_wrong_tracking_uris_are_refused_without_opening_them(wrong: str) -> Non
 @pytest.mark.parametrize("right", ["sqlite:///mlflow.db", "http://127.0.0.1:5000", "postgresql+psycopg2://u@h/db"])
 def test_usable_tracking_uris_are_taken(right: str) -> None:
     check_tracking_uri(right)
+
+
+def test_a_step_that_is_measured_again_in_a_later_session_is_there_once(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    copy(uri, "again", plan, journal_of(tmp_path / "before", plan, 5, ended=False), "RUNNING")
+    # The journal has lost everything but two steps, and so have the checkpoints.
+    journal = journal_of(tmp_path / "after", plan, 2, ended=False)
+    tracker = Tracker(uri, "again", keys(plan), journal.records)
+    journal.listen(tracker.feed)
+    time.sleep(3)  # the runs are taken up
+    for trial in plan.trials:
+        journal.record_points([trial], [(v.VAL_ACCURACY, step, step / 1000, 9_999) for step in range(3, 6)])
+        journal.record_points([trial], points(8))
+        journal.record_end(trial, v.STATUS_OK, {}, "a note")
+    assert tracker.close("FINISHED", timeout_s=60), tracker.error
+    assert all(history(uri, run) == expected(8) for run in trial_runs(uri, "again"))

@@ -26,6 +26,18 @@ def check_tracking_uri(uri: str) -> None:
         )
 
 
+def check_reachable(uri: str) -> None:
+    """Raises ConfigError where nothing listens at a tracking server's address."""
+    server = urlparse(uri)
+    if server.scheme not in ("http", "https"):
+        return
+    port = server.port or (443 if server.scheme == "https" else 80)
+    try:
+        socket.create_connection((server.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(f"tracking server {server.hostname}:{port} cannot be reached: {error}") from error
+
+
 def check_address(address: str | None) -> None:
     """Raises ConfigError where nothing listens at a cluster's address; Ray itself would look for it for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,8 @@ from sweeps.engine.searcher import Pack
 
 PLAIN_INTERVAL_S = 5.0
 _MOST_PACKS_SHOWN = 8
+_PANEL_TIME_SHARE = 0.05
+"""Largest share of the time that goes into the panel: with ten thousand trials it takes a tenth of a second."""
 
 
 class Display:
@@ -35,7 +38,8 @@ class Display:
         self._first_steps: dict[str, int] = {}
         self._speed: dict[str, float] = {}
         self._running: dict[str, Pack] = {}
-        self._live = Live(get_renderable=self._panel, console=console, refresh_per_second=2, transient=True)
+        self._group, self._next_panel_at = Group(), 0.0
+        self._live = Live(get_renderable=self._shown, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -64,13 +68,12 @@ class Display:
             self._speed[tune_id] = speeds[-1]
         self._print_plain_at_times()
 
-    def ended(self, tune_id: str, error: str | None = None) -> None:
-        """A worker is done with a pack, or has given it up."""
-        pack = self._running.pop(tune_id, ())
+    def ended(self, tune_id: str, lines: Iterable[str] = ()) -> None:
+        """A worker is done with a pack, or has given it up; `lines` say what became of it then."""
+        self._running.pop(tune_id, None)
         self._speed.pop(tune_id, None)
-        if error is not None:
-            names = ", ".join(stage.key for stage in pack)
-            self._console.print(f"failed: stage {names}: {error}", highlight=False, markup=False)
+        for line in lines:
+            self._console.print(line, highlight=False, markup=False)
         self._print_plain_at_times()
 
     def _interval(self, key: str) -> int:
@@ -101,7 +104,7 @@ class Display:
         return ", ".join(parts)
 
     def _time_left(self) -> str:
-        done = sum(steps - self._first_steps.get(key, 0) for key, steps in self._steps.items())
+        done = sum(steps - self._first_steps.get(key, 0) for key, steps in list(self._steps.items()))
         left = sum(stage.steps - self._steps.get(key, 0) for key, stage in self._todo.items())
         if not done:
             return "time left unknown"
@@ -126,6 +129,14 @@ class Display:
             if value is not None:
                 found.setdefault(trial.cell.get("init_scheme", "all"), []).append(value)
         return found
+
+    def _shown(self) -> Group:
+        """The panel, by a thread of its own, made anew no more often than it can be afforded."""
+        started = time.monotonic()
+        if started >= self._next_panel_at:
+            self._group = self._panel()
+            self._next_panel_at = started + (time.monotonic() - started) / _PANEL_TIME_SHARE
+        return self._group
 
     def _panel(self) -> Group:
         bar = Table.grid()

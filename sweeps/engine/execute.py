@@ -1,14 +1,20 @@
 """Runs the stages that are left through one Tuner, and records every result as it comes in."""
 
+import logging
+import os
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 
 from cvit.data.datasets import Dataset
+from cvit.storage import StorageError
 from cvit.vocabulary import STATUS_FAILED, STATUS_PRUNED
 from sweeps.engine.cluster import Workers, scratch_folder
 from sweeps.engine.display import Display
+from sweeps.engine.faults import fault_of
 from sweeps.engine.journal import Journal
 from sweeps.engine.pack_size import Limits
 from sweeps.engine.plan import Plan
@@ -18,8 +24,9 @@ from sweeps.engine.searcher import PlanSearcher
 from sweeps.engine.timing import Timing
 from sweeps.engine.worker import BUSY_S, REPORTS, WAITED_S, PackTrainer
 
-MAX_FAILURES = 2
-"""How often a pack is tried again after an error; each time it goes on from its last checkpoint."""
+# Of a fault a person sees one line, by the display; Tune would print a traceback each time, and a list at the end.
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
 
 def execute(
@@ -32,7 +39,12 @@ def execute(
     display: Display,
     timing: Timing,
 ) -> None:
-    """Trains what `plan.todo` lists; results go to `plan.results`, the journal and the display."""
+    """Trains what `plan.todo` lists; results go to `plan.results`, the journal and the display, and what failed for
+    good to `plan.failed`.
+
+    Raises:
+        StorageError: the storage cannot be written any more; nothing that was reported is lost.
+    """
     pruning = plan.search is not None and plan.search.asha
     settings = {"storage": storage_url, "device": workers.device, "report_every_evaluation": pruning}
     # A member of a pack cannot be stopped on its own.
@@ -55,15 +67,21 @@ def execute(
                 # The state of a stage is in the storage. Tune's own checkpoint at a trial's end would go to this
                 # machine's scratch folder, which a worker on another machine cannot write: every trial would fail.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=tune.FailureConfig(max_failures=0),  # the searcher decides what is tried again
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except TuneError as error:
+            raise _storage_error_behind(error) or error from None
     for trial in plan.trials:
         lost = [stage.key for stage in trial.stages if stage.key in searcher.failed]
         if lost and plan.status(trial) is None:
-            journal.record_end(trial, STATUS_FAILED, {}, recorder.errors.get(lost[0], "failed"))
+            plan.failed[trial.key] = searcher.failed[lost[0]]
+            journal.record_end(trial, STATUS_FAILED, {}, plan.failed[trial.key])
+    if searcher.storage_fault is not None:
+        raise StorageError(f"storage {storage_url!r} cannot be written: {searcher.storage_fault}")
 
 
 class _Recorder(tune.Callback):
@@ -72,7 +90,6 @@ class _Recorder(tune.Callback):
     def __init__(self, plan: Plan, searcher: PlanSearcher, journal: Journal, display: Display, timing: Timing) -> None:
         self._plan, self._searcher, self._journal, self._display = plan, searcher, journal, display
         self._timing = timing
-        self.errors: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into snapshots that this project never reads.
@@ -89,6 +106,7 @@ class _Recorder(tune.Callback):
         self._timing.add(result[BUSY_S], result[WAITED_S])
         for key, report in result[REPORTS]:
             record(self._plan, self._journal, key, report)
+            self._searcher.stage_advanced(key)
             if report.result is not None:
                 self._searcher.stage_done(key)
             self._display.reported(trial.trial_id, key, report)
@@ -104,7 +122,21 @@ class _Recorder(tune.Callback):
         self._display.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        lines = (trial.get_error() and str(trial.get_error()).strip().splitlines()) or ["unknown error"]
-        for stage in self._searcher.pack_of(trial.trial_id):
-            self.errors[stage.key] = lines[-1]
-        self._display.ended(trial.trial_id, error=lines[-1])
+        lines = self._searcher.trial_failed(trial.trial_id, fault_of(*_error_of(trial)))
+        self._display.ended(trial.trial_id, lines)
+
+
+def _storage_error_behind(error: BaseException | None) -> StorageError | None:
+    """Tune wraps what its callbacks raise, such as the journal's errors."""
+    while error is not None and not isinstance(error, StorageError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _error_of(trial: TuneTrial) -> tuple[BaseException | None, str]:
+    """The last error of a Tune trial, and all of them as text. Tune's own methods look where Tune copies a trial's
+    files to later, if at all."""
+    error = None
+    if trial.pickled_error_file is not None:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error, Path(trial.error_file).read_text() if trial.error_file is not None else ""

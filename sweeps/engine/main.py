@@ -1,10 +1,11 @@
 """The entry point of every sweep script: requests → plans → runs."""
 
+import contextlib
 import sys
 from pathlib import Path
 
 from cvit.config import ConfigError
-from cvit.data.datasets import describe
+from cvit.data.datasets import DatasetInfo, describe
 from cvit.data.images import DataError
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
@@ -12,6 +13,7 @@ from cvit.vocabulary import TRAINING
 from sweeps.engine.checks import check_address, check_tracking_uri
 from sweeps.engine.cli import Request, parse, parts_asked_for
 from sweeps.engine.declaration import Sweep
+from sweeps.engine.lease import lease
 from sweeps.engine.plan import Plan
 
 EXIT_BAD_INPUT = 2
@@ -33,6 +35,8 @@ def main(*sweeps: Sweep) -> None:
     except (ConfigError, DataError, StorageError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:  # before anything was started
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
@@ -44,7 +48,7 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
     if not request.dry_run:
         storage.check_writable()
     may_download = request.download and not request.dry_run
-    prepared = []
+    prepared: list[tuple[Plan, DatasetInfo | None, Request]] = []
     for sweep, request in requests:
         info = None
         if sweep.task == TRAINING:
@@ -55,6 +59,14 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
 
             plan = next_plan(plan, storage) or plan
         prepared.append((plan, info, request))
+    with contextlib.ExitStack() as leases:
+        for plan, _, request in prepared:
+            if not request.dry_run:
+                leases.enter_context(lease(storage, plan.study.sweep, _say))
+        return _run_all(prepared, storage)
+
+
+def _run_all(prepared: list[tuple[Plan, DatasetInfo | None, Request]], storage: Storage) -> int:
     # Torch, Ray and pandas take seconds to import: help and bad input are answered before.
     from sweeps.engine.run import run
 
@@ -64,3 +76,7 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
         if exit_code == EXIT_INTERRUPTED:
             break
     return exit_code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

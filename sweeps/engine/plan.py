@@ -26,6 +26,7 @@ class Plan:
         dropped: combinations of the grid that cannot be, and why; the trials are the rest.
         search: for a sweep whose later trials depend on the results of earlier ones; see `sweeps.engine.tuning`.
         pruned: trials of a search that were stopped early, by key, with their last validation accuracy.
+        failed: trials that this session gave up, by key, with the last line of the error; they are not finished.
     """
 
     study: Study
@@ -36,6 +37,7 @@ class Plan:
     dropped: tuple[tuple[Cell, str], ...] = ()
     search: Search | None = None
     pruned: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def make(cls, sweep: Sweep, request: Request, info: DatasetInfo | None, storage: Storage) -> Self:

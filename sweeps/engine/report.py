@@ -19,6 +19,7 @@ from sweeps.engine.grids import Cell, as_grids
 from sweeps.engine.pack_size import Limits, pack_limits
 from sweeps.engine.plan import Plan
 
+_MOST_PLACES_SHOWN = 3
 SMALL_S = 10.0
 """Below it what sharing saves is told in tenths of a second: of a tiny preset it is less than one."""
 
@@ -134,21 +135,44 @@ def print_answer(
     num_done = sum(plan.status(trial) is not None for trial in plan.trials)
     lines = [f"Time:                {time_line}"]
     if tracking_error is not None:
-        lines.append(
+        lines += [
             f"MLflow at {request.tracking_uri} has not got everything yet ({tracking_error}); nothing is lost: it is "
-            f"in the journal, and running the command again copies it."
-        )
+            f"in the journal, and running the command again copies it, or:",
+            f"  python -m sweeps.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
+        ]
     if is_interrupted:
         lines += [f"Stopped with {num_done} of {len(plan.trials)} trials done. To go on:", f"  {request.command}"]
     else:
         if num_done < len(plan.trials):
             num_failed = len(plan.trials) - num_done
             lines.append(f"{num_failed} of {len(plan.trials)} trials failed; running the command again retries them.")
+            lines += _failures(plan)
         lines += [
             f"Tables and figures:  python analysis/make_tables.py {source}",
             *_how_to_look(request.tracking_uri, page),
         ]
     console.print("\n" + "\n".join(lines), highlight=False, markup=False)
+
+
+def _failures(plan: Plan) -> list[str]:
+    """A line per error, with some of the trials that it ended."""
+    by_error: dict[str, list[str]] = {}
+    for trial in plan.trials:
+        if trial.key in plan.failed:
+            place = " ".join(f"{axis}={value}" for axis, value in trial.cell.items())
+            by_error.setdefault(plan.failed[trial.key], []).append(place)
+    return [
+        f"  {error}: {'; '.join(places[:_MOST_PLACES_SHOWN])}"
+        + (f" and {len(places) - _MOST_PLACES_SHOWN} more" if len(places) > _MOST_PLACES_SHOWN else "")
+        for error, places in by_error.items()
+    ]
+
+
+def print_storage_error(console: Console, plan: Plan, request: Request, error: str) -> None:
+    """What is printed in place of an answer where the storage could not be written any more."""
+    num_done = sum(plan.status(trial) is not None for trial in plan.trials)
+    lines = [f"{error}", f"Stopped with {num_done} of {len(plan.trials)} trials done. Once it is mended, to go on:"]
+    console.print("\n" + "\n".join([*lines, f"  {request.command}"]), highlight=False, markup=False)
 
 
 def _how_to_look(tracking_uri: str, page: str) -> list[str]:

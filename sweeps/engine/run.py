@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cvit.data.datasets import Dataset, DatasetInfo, load
-from cvit.storage import Storage
+from cvit.storage import Storage, StorageError
 from cvit.training.loop import Report
 from cvit.vocabulary import STATUS_PRUNED, TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK, VAL_ACCURACY
 from sweeps.engine.cli import Request
@@ -23,7 +23,7 @@ from sweeps.engine.journal import Journal
 from sweeps.engine.main import EXIT_INTERRUPTED
 from sweeps.engine.pack_size import pack_limits
 from sweeps.engine.plan import Plan
-from sweeps.engine.report import print_answer, print_growth, print_plan
+from sweeps.engine.report import print_answer, print_growth, print_plan, print_storage_error
 from sweeps.engine.results import record
 from sweeps.engine.timing import Timing
 from sweeps.engine.tracking import Tracker
@@ -90,9 +90,9 @@ def _record_and_answer(
         tags[TAG_DATA_FINGERPRINT] = info.fingerprint
     _record_plan(plan, journal, tags)
     done_before = {trial.key for trial in plan.trials if plan.status(trial) is not None}
-    tracker = Tracker(request.tracking_uri, plan.study.sweep, _keys(plan), list(journal.records))
+    tracker = Tracker(request.tracking_uri, plan.study.sweep, _keys(plan), journal.records)
     journal.listen(tracker.feed)
-    outcome, exit_code = "FAILED", EXIT_FAILED_TRIALS
+    outcome, exit_code, storage_error = "FAILED", EXIT_FAILED_TRIALS, None
     try:
         with _sigterm_as_interrupt():
             if plan.todo:
@@ -109,9 +109,18 @@ def _record_and_answer(
             outcome, exit_code = "FINISHED", 0
     except KeyboardInterrupt:
         outcome, exit_code = "KILLED", EXIT_INTERRUPTED
+    except StorageError as error:
+        storage_error = str(error)
     finally:
         copied = tracker.close(outcome, CLOSE_TIMEOUT_S)
+    try:
+        journal.flush()
+    except StorageError as error:
+        storage_error = storage_error or str(error)
     error = None if copied else tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
+    if storage_error is not None:
+        print_storage_error(console, plan, request, storage_error)
+        return exit_code
     ended = sum(plan.status(trial) is not None and trial.key not in done_before for trial in plan.trials)
     time_line = timing.line(ended)
     print_answer(console, plan, storage, request, time_line, error, tracker.page, exit_code == EXIT_INTERRUPTED)
@@ -139,7 +148,8 @@ def _take_up_pruned(plan: Plan, journal: Journal) -> None:
     """What an earlier session stopped early stays stopped, as long as trials are to be stopped at all."""
     if plan.search is not None and plan.search.asha:
         stopped = {trial.key for trial in plan.trials if journal.status(trial.key) == STATUS_PRUNED}
-        plan.pruned.update({key: journal.last_value(key, VAL_ACCURACY) for key in stopped})
+        values = journal.last_values(VAL_ACCURACY) if stopped else {}
+        plan.pruned.update({key: values.get(key, 0.0) for key in stopped})
 
 
 def _record_known_results(plan: Plan, journal: Journal) -> None:

@@ -9,52 +9,29 @@ import json
 import logging
 import os
 import queue
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any
 
 from cvit import vocabulary as v
 from sweeps.engine.journal import Record
+from sweeps.engine.mlflow_runs import MAX_TAG_LENGTH, TrackedRun, all_runs, in_parts, key_of, run_name
+from sweeps.engine.process import is_dead, is_here, this_process
 from sweeps.engine.views import page, views
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-# An unreachable server is tried again by this module, in the background; MLflow's own retries would take minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# An unreachable server is tried again by this module, in the background; MLflow's own retries would take minutes, and
+# would create a run twice where only the answer was lost.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 _BATCH_METRICS = 1000
-_MAX_TAG_LENGTH = 5000
 _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-
-
-@dataclass
-class _Run:
-    """What the journal says about one run, and how much of it MLflow has."""
-
-    key: str
-    params: dict[str, Any]
-    tags: dict[str, str]
-    study_key: str
-    start_time_ms: int | None = None
-    points: list[list[Any]] = field(default_factory=list)
-    end: Record | None = None
-    cells: list[dict[str, Any]] = field(default_factory=list)
-    run_id: str | None = None
-    opened: bool = False
-    changed: bool = True
-
-    @property
-    def is_study(self) -> bool:
-        return self.key == self.study_key
-
-    def settle(self) -> None:
-        """MLflow has everything that is known by now."""
-        self.points, self.changed = [], False
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
 
 
 class Tracker:
@@ -70,11 +47,13 @@ class Tracker:
         """
         self._uri, self._sweep, self._planned = uri, sweep, planned
         self._inbox: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, TrackedRun] = {}
         self._client: Any = None
         self._experiment_id = ""
         self._final_status: str | None = None
         self._deadline = float("inf")
+        self._may_have_doubles = False
+        self._refusal: str | None = None
         self.error: str | None = None
         for record in records:
             self._remember(record)
@@ -114,21 +93,38 @@ class Tracker:
                 if self._client is None:
                     self._connect()
                 for run in list(self._runs.values()):
-                    if run.changed:
-                        self._write(run)
+                    if run.changed and run.study_key in self._runs:
+                        self._write_unless_refused(run)
                 if closing:
                     self._end_open_runs()
-                self.error, pause = None, _FLUSH_INTERVAL_S
+                self.error, pause = self._refusal, _FLUSH_INTERVAL_S
                 if closing:
                     return
             # Whatever the store raises (network, SQL, MLflow's own), training goes on and the copy is tried again.
             except Exception as error:  # noqa: BLE001
-                self.error = " ".join(str(error).split())[:200] or type(error).__name__
+                self.error = _one_line(error)
+                self._may_have_doubles |= any(run.may_exist for run in self._runs.values())
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 if closing:
                     if time.monotonic() > self._deadline:
                         return
                     time.sleep(min(pause, 2.0))
+
+    def _write_unless_refused(self, run: TrackedRun) -> None:
+        """Brings a run up to date; one that MLflow refuses, as when somebody has deleted it, holds up no other."""
+        from mlflow.exceptions import MlflowException, RestException
+
+        try:
+            self._write(run)
+        except MlflowException as error:
+            is_from_mlflow = isinstance(error, RestException) or not self._uri.startswith(
+                "http"
+            )  # and not from a proxy
+            if error.error_code not in _REFUSALS or not is_from_mlflow:
+                raise
+            run.settle()
+            run.opened = False
+            self._refusal = f"run of {run.key}: {_one_line(error)}"
 
     def _take(self, timeout_s: float) -> bool:
         """Takes all records that have come in, waiting a while for the first; True once `close` was called."""
@@ -147,44 +143,45 @@ class Tracker:
 
     def _remember(self, record: Record) -> None:
         kind = record["type"]
+        key = record["study_key"] if kind == v.RECORD_STUDY else record["trial_key"]
+        run = self._runs.setdefault(key, TrackedRun(key))
         if kind == v.RECORD_STUDY:
-            key = record["study_key"]
-            if key not in self._runs:
-                tags = record["tags"] | {
-                    v.TAG_ROLE: v.ROLE_STUDY,
-                    v.TAG_STUDY_KEY: key,
-                    v.TAG_SWEEP: record["sweep"],
-                    v.TAG_QUESTION: record["question"],
-                }
-                self._runs[key] = _Run(key, record["params"], tags, key, record["start_time_ms"])
-            run = self._runs[key]
-            run.cells += [cells for cells in record["cells"] if cells not in run.cells]
-            run.tags |= {
-                v.TAG_COMMAND: record["command"],
-                **_in_parts(v.TAG_GRID, json.dumps(run.cells)),
-                v.TAG_NOTE: f"{record['question']}\n\n`{record['command']}`",
-            }
-            run.changed = True
-            return
-        key = record["trial_key"]
-        if kind == v.RECORD_TRIAL:
-            if key not in self._runs:
-                tags = record["tags"] | {
+            self._remember_study(run, record)
+        elif kind == v.RECORD_TRIAL:
+            if not run.study_key:
+                run.study_key, run.params = record["study_key"], record["params"]
+                run.tags |= record["tags"] | {
                     v.TAG_ROLE: v.ROLE_TRIAL,
                     v.TAG_TRIAL_KEY: key,
-                    v.TAG_STUDY_KEY: record["study_key"],
+                    v.TAG_STUDY_KEY: run.study_key,
                     v.TAG_SWEEP: self._sweep,
                 }
-                self._runs[key] = _Run(key, record["params"], tags, record["study_key"], changed=False)
-            return
-        run = self._runs[key]
-        if kind == v.RECORD_POINTS:
+            return  # nothing to copy until something is measured
+        elif kind == v.RECORD_POINTS:
             run.points += record["points"]
             run.start_time_ms = run.start_time_ms or record["points"][0][3]
         elif kind == v.RECORD_END:
-            run.end = record
+            run.status, run.end_time_ms = record["status"], record["time_ms"]
             run.tags |= record["tags"] | {v.TAG_STATUS: record["status"], v.TAG_NOTE: record["note"]}
         run.changed = True
+
+    def _remember_study(self, run: TrackedRun, record: Record) -> None:
+        if not run.study_key:
+            run.study_key, run.params, run.start_time_ms = run.key, record["params"], record["start_time_ms"]
+            run.tags |= record["tags"] | {
+                v.TAG_ROLE: v.ROLE_STUDY,
+                v.TAG_STUDY_KEY: run.key,
+                v.TAG_SWEEP: record["sweep"],
+                v.TAG_QUESTION: record["question"],
+            }
+            if run.key in self._planned:
+                run.tags[v.TAG_DRIVER] = this_process()
+        run.cells += [cells for cells in record["cells"] if cells not in run.cells]
+        run.tags |= {
+            v.TAG_COMMAND: record["command"],
+            **in_parts(v.TAG_GRID, json.dumps(run.cells)),
+            v.TAG_NOTE: f"{record['question']}\n\n`{record['command']}`",
+        }
 
     def _connect(self) -> None:
         from mlflow import MlflowClient
@@ -192,6 +189,7 @@ class Tracker:
 
         for name in ("mlflow", "alembic"):  # they report every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
         client = MlflowClient(tracking_uri=self._uri)
         experiment = client.get_experiment_by_name(self._sweep)
         if experiment is None:
@@ -217,70 +215,109 @@ class Tracker:
         A run that has ended as the journal says is left alone. One that a dead driver left RUNNING is taken up again
         where this driver's plan has it, else ended as KILLED; a living driver's runs are its own business.
         """
-        found = list(_all_runs(client, self._experiment_id))
+        found = self._without_doubles(client)
         drivers = {
             r.data.tags[v.TAG_STUDY_KEY]: r.data.tags[v.TAG_DRIVER] for r in found if v.TAG_DRIVER in r.data.tags
         }
         for existing in found:
             tags, status = existing.data.tags, existing.info.status
-            study_key = tags.get(v.TAG_STUDY_KEY, "")
-            key = tags.get(v.TAG_TRIAL_KEY, study_key)
+            key, study_key = key_of(existing), tags.get(v.TAG_STUDY_KEY, "")
             run = self._runs.get(key)
-            is_unfinished = run is None or run.end is None
+            is_unfinished = run is None or run.status is None
             if run is not None:
-                run.run_id, run.opened = existing.info.run_id, status == "RUNNING"
-                is_copied = not is_unfinished and tags.get(v.TAG_STATUS) == run.tags[v.TAG_STATUS]
+                run.run_id, run.opened, run.taken_up = existing.info.run_id, status == "RUNNING", True
+                is_copied = not is_unfinished and tags.get(v.TAG_STATUS) == run.status
                 if (is_copied and status in ("FINISHED", "FAILED")) or (is_unfinished and key not in self._planned):
                     run.settle()
-            is_orphan = study_key in self._planned or not _is_alive(drivers.get(study_key, ""))
+            is_orphan = study_key in self._planned or self._is_gone(drivers.get(study_key, ""), study_key)
             if status == "RUNNING" and is_unfinished and key not in self._planned and is_orphan:
                 client.set_terminated(existing.info.run_id, "KILLED")
 
-    def _write(self, run: _Run) -> None:
+    def _is_gone(self, driver: str, study_key: str) -> bool:
+        """Whether a study's driver is dead. Who runs a study of this journal holds its lease, and that is this driver:
+        unless the same study is run from another storage too, on this machine, an earlier driver is dead."""
+        return not driver or is_dead(driver) or (study_key in self._runs and not is_here(driver))
+
+    def _without_doubles(self, client: Any) -> list[Any]:
+        """The experiment's runs, one for each key. Where a server created a run but its answer was lost, there may be
+        two; the one that is in use stays."""
+        runs = list(all_runs(client, self._experiment_id))
+        num_children = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
+
+        def use(run: Any) -> tuple[bool, bool, int, int]:
+            known = self._runs.get(key_of(run))
+            is_known = known is not None and known.run_id == run.info.run_id
+            return is_known, run.info.status == "FINISHED", len(run.data.metrics), num_children[run.info.run_id]
+
+        found: dict[str, Any] = {}
+        for run in sorted(runs, key=use, reverse=True):
+            if found.setdefault(key_of(run), run) is not run and key_of(run) in self._planned:
+                client.delete_run(run.info.run_id)
+        return list(found.values())
+
+    def _write(self, run: TrackedRun) -> None:
         """Brings one run up to date. Each part may be repeated without harm."""
         from mlflow.entities import Metric, Param, RunTag
 
         if run.run_id is None:
-            run.run_id = self._create(run)
+            self._create(run)
         elif not run.opened and self._status(run) == "RUNNING":
             self._client.update_run(run.run_id, status="RUNNING")
         run.opened = True
+        if run.taken_up and run.points:
+            self._leave_out_copied(run)
         metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in run.points]
         params = [Param(name, str(value)) for name, value in run.params.items()]
-        tags = [RunTag(name, value[:_MAX_TAG_LENGTH]) for name, value in self._tags(run).items()]
-        for start in range(0, len(metrics), _BATCH_METRICS):
-            self._client.log_batch(run.run_id, metrics=metrics[start : start + _BATCH_METRICS])
-        self._client.log_batch(run.run_id, params=params, tags=tags)
+        tags = [RunTag(name, value[:MAX_TAG_LENGTH]) for name, value in run.tags.items()]
+        while len(metrics) > _BATCH_METRICS - len(params) - len(tags):
+            self._client.log_batch(run.run_id, metrics=metrics[:_BATCH_METRICS])
+            metrics = metrics[_BATCH_METRICS:]
+        if metrics or params or tags:
+            self._client.log_batch(run.run_id, metrics=metrics, params=params, tags=tags)
         if self._status(run) != "RUNNING":
-            end_time_ms = run.end["time_ms"] if run.end is not None else None
-            self._client.set_terminated(run.run_id, self._status(run), end_time_ms)
+            self._client.set_terminated(run.run_id, self._status(run), run.end_time_ms)
             run.opened = False
-        run.params = {}
         run.settle()
 
-    def _status(self, run: _Run) -> str:
+    def _leave_out_copied(self, run: TrackedRun) -> None:
+        """A step measured twice, because a checkpoint and the journal were damaged, must not be there twice: to
+        MLflow, one time stamp more is one measurement more."""
+        for metric in {name for name, *_ in run.points} - run.copied.keys():
+            history = self._client.get_metric_history(run.run_id, metric)
+            run.copied[metric] = {point.step for point in history}
+        run.points = [point for point in run.points if point[1] not in run.copied[point[0]]]
+
+    def _status(self, run: TrackedRun) -> str:
         """MLflow's status for a run while this driver works."""
-        if run.end is not None:
-            return "FAILED" if run.end["status"] == v.STATUS_FAILED else "FINISHED"
+        if run.status is not None:
+            return "FAILED" if run.status == v.STATUS_FAILED else "FINISHED"
         if run.key in self._planned:
             return "RUNNING"
         return "FINISHED" if run.is_study else "KILLED"
 
-    def _tags(self, run: _Run) -> dict[str, str]:
-        driver = {v.TAG_DRIVER: _this_driver()} if run.is_study and run.key in self._planned else {}
-        return run.tags | driver
-
-    def _create(self, run: _Run) -> str:
-        tags = self._tags(run)
+    def _create(self, run: TrackedRun) -> None:
+        """Gives a run its id in MLflow, once; a server that was slow to answer may have done so before."""
+        if run.may_exist and (run_id := self._find(run)) is not None:
+            run.run_id, run.may_exist = run_id, False
+            return
+        tags = {name: value[:MAX_TAG_LENGTH] for name, value in run.tags.items()}
         if run.is_study:
             name = " ".join([self._sweep, *([run.params["dataset"]] if "dataset" in run.params else []), run.key[:8]])
         else:
             parent = self._runs[run.study_key]
             if parent.run_id is None:
-                parent.run_id = self._create(parent)
+                self._create(parent)
             tags = tags | {"mlflow.parentRunId": parent.run_id}
-            name = _run_name({axis: run.params[axis] for axis in parent.cells[0]})
-        return self._client.create_run(self._experiment_id, run.start_time_ms, tags, name).info.run_id
+            name = run_name({axis: run.params[axis] for axis in parent.cells[0]})
+        run.may_exist = True
+        run.run_id = self._client.create_run(self._experiment_id, run.start_time_ms, tags, name).info.run_id
+        run.may_exist = False
+
+    def _find(self, run: TrackedRun) -> str | None:
+        tag, role = (v.TAG_STUDY_KEY, v.ROLE_STUDY) if run.is_study else (v.TAG_TRIAL_KEY, v.ROLE_TRIAL)
+        filter_text = f"tags.`{tag}` = '{run.key}' and tags.`{v.TAG_ROLE}` = '{role}'"
+        found = self._client.search_runs([self._experiment_id], filter_text, max_results=1)
+        return found[0].info.run_id if found else None
 
     def _end_open_runs(self) -> None:
         assert self._final_status is not None
@@ -288,43 +325,9 @@ class Tracker:
             if run.opened and run.run_id is not None and run.key in self._planned:
                 self._client.set_terminated(run.run_id, self._final_status)
                 run.opened = False
+        if self._may_have_doubles:
+            self._without_doubles(self._client)
 
 
-def _all_runs(client: Any, experiment_id: str) -> Iterator[Any]:
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _run_name(cell: dict[str, Any]) -> str:
-    """The scheme first: the UI's column of names is narrow."""
-    scheme = [str(cell["init_scheme"])] if "init_scheme" in cell else []
-    return " ".join(scheme + [f"{axis}={value}" for axis, value in cell.items() if axis != "init_scheme"])
-
-
-def _in_parts(tag: str, text: str) -> dict[str, str]:
-    """A text that is too long for one tag, in several: tag, tag.1, tag.2, …"""
-    parts = [text[start : start + _MAX_TAG_LENGTH] for start in range(0, len(text), _MAX_TAG_LENGTH)]
-    return {tag if number == 0 else f"{tag}.{number}": part for number, part in enumerate(parts)}
-
-
-def _this_driver() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _is_alive(driver: str) -> bool:
-    """Whether a driver may still be running; one on another machine is taken to be."""
-    host, _, pid = driver.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
-        return bool(host)
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

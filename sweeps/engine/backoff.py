@@ -1,0 +1,18 @@
+"""When to try again, and when not to."""
+
+import errno
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether the system says that it will not write, as opposed to that it could not reach something."""
+    return error.errno in _REFUSED
+
+
+def pause_s(faults_in_a_row: int) -> float:
+    """Time to wait after so many faults without success in between: 1, 2, 4, … 60 s."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(faults_in_a_row - 1, 30), LONGEST_PAUSE_S)

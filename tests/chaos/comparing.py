@@ -1,0 +1,142 @@
+"""What must be true of a sweep in the end, whatever happened to it: as if nothing had."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from planning import CPU, digits
+from safetensors.torch import load_file
+
+from cvit import vocabulary as v
+from cvit.data.datasets import load
+from cvit.stages import Stage
+from cvit.storage import Storage, decode_records
+from cvit.training.checkpoint import load_checkpoint
+from cvit.training.loop import train_pack
+from cvit.training.results import Point, load_result
+from sweeps.engine.plan import Plan
+
+Measured = dict[tuple[str, int], float]
+
+
+def train_undisturbed(plan: Plan, folder: Path) -> None:
+    """Trains a plan's stages here, one after the other, without Ray."""
+    storage, dataset = Storage.open(str(folder / "storage")), load(digits())
+    for stage in plan.todo:
+        assert isinstance(stage, Stage)
+        for _ in train_pack([stage], dataset, storage, CPU):
+            pass
+
+
+def results(folder: Path) -> dict[str, Measured]:
+    """Every measurement of every finished stage that does not depend on the clock."""
+    storage = Storage.open(str(folder / "storage"))
+    found = {}
+    for key in storage.names(v.STAGES_FOLDER):
+        result = load_result(storage, key)
+        if result is not None:
+            found[key] = _timeless(result.points)
+    return found
+
+
+def saved_points(folder: Path) -> dict[str, list[Point]]:
+    """The measurements in every stage's result or newest whole checkpoint."""
+    storage = Storage.open(str(folder / "storage"))
+    found = {}
+    for key in storage.names(v.STAGES_FOLDER):
+        result = load_result(storage, key)
+        checkpoint = load_checkpoint(storage, key) if result is None else None
+        if result is not None:
+            found[key] = result.points
+        elif checkpoint is not None:
+            found[key] = checkpoint[1].points
+    return found
+
+
+def unfinished(folder: Path) -> set[str]:
+    """Stages that have a checkpoint and no result."""
+    storage = Storage.open(str(folder / "storage"))
+    return {key for key in saved_points(folder) if load_result(storage, key) is None}
+
+
+def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
+    """The same stages, the same measurements, the same weights, bit by bit, and nothing left over."""
+    assert results(folder) == results(undisturbed)
+    ours, theirs = (sorted(f.glob("storage/stages/*/weights.safetensors")) for f in (folder, undisturbed))
+    assert [path.parent.name for path in ours] == [path.parent.name for path in theirs]
+    for our, their in zip(ours, theirs, strict=True):
+        mine, reference = load_file(our), load_file(their)
+        assert mine.keys() == reference.keys()
+        assert all(mine[name].equal(reference[name]) for name in reference), our
+    assert not list(folder.glob("storage/stages/*/step-*"))
+
+
+def count_trials(folder: Path, plan: Plan) -> tuple[int, int]:
+    """(lost, doubled): trials without, and with more than, one result, one end in the journal or one finished run in
+    MLflow with each measurement once."""
+    storage = Storage.open(str(folder / "storage"))
+    below = f"{v.JOURNAL_FOLDER}/{plan.study.sweep}"
+    records = [r for name in storage.names(below) for r in decode_records(storage.read(f"{below}/{name}"))]
+    declared = Counter(r["trial_key"] for r in records if r["type"] == v.RECORD_TRIAL)
+    ended = Counter(r["trial_key"] for r in records if r["type"] == v.RECORD_END and r["status"] == v.STATUS_OK)
+    measured: dict[str, Counter[tuple[str, int]]] = {}
+    for record in records:
+        if record["type"] == v.RECORD_POINTS:
+            own = measured.setdefault(record["trial_key"], Counter())
+            own.update((name, step) for name, step, *_ in record["points"])
+    runs, histories = _mlflow(folder, plan.study.sweep)
+    lost, doubled = 0, 0
+    for trial in plan.trials:
+        expected: set[tuple[str, int]] = set()
+        for stage in trial.stages:
+            result = load_result(storage, stage.key)
+            expected |= {(name, step) for name, step, *_ in result.points} if result is not None else {("missing", 0)}
+        own = runs.get(trial.key, [])
+        in_mlflow = histories.get(own[0].info.run_id, Counter()) if own else Counter()
+        in_journal = measured.get(trial.key, Counter())
+        lost += not (
+            declared[trial.key]
+            and ended[trial.key]
+            and own
+            and own[0].info.status == "FINISHED"
+            and expected <= in_journal.keys()
+            and expected <= in_mlflow.keys()
+        )
+        counts = [declared[trial.key], ended[trial.key], len(own), *in_journal.values(), *in_mlflow.values()]
+        doubled += max(counts) > 1
+    strangers = runs.keys() - {trial.key for trial in plan.trials}
+    return lost, doubled + len(strangers)
+
+
+def _mlflow(folder: Path, sweep: str) -> tuple[dict[str, list[Any]], dict[str, Counter[tuple[str, int]]]]:
+    """The trials' runs by trial key, and how often each has each measurement, straight from the store."""
+    import sqlite3
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(sweep)
+    assert experiment is not None
+    runs: dict[str, list[Any]] = {}
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+        if run.data.tags[v.TAG_ROLE] == v.ROLE_TRIAL:
+            runs.setdefault(run.data.tags[v.TAG_TRIAL_KEY], []).append(run)
+    histories: dict[str, Counter[tuple[str, int]]] = {}
+    connection = sqlite3.connect(folder / "mlflow.db")
+    for run_id, name, step in connection.execute("SELECT run_uuid, key, step FROM metrics"):
+        histories.setdefault(run_id, Counter())[name, step] += 1
+    connection.close()
+    return runs, histories
+
+
+def _timeless(points: list[Point]) -> Measured:
+    return {(name, step): value for name, step, value, _ in points if name != v.IMAGES_PER_SECOND}
+
+
+def assert_nothing_saved_was_trained_again(folder: Path, before: dict[str, list[Point]]) -> None:
+    """What was in checkpoints and results before is there still, time stamps included."""
+    now = saved_points(folder)
+    for key, points in before.items():
+        assert key in now, f"{key} has lost its checkpoint"
+        assert now[key][: len(points)] == points, json.dumps([key, points[-1], now[key][-1]])

@@ -1,0 +1,37 @@
+"""What was done to sweeps under test, and what came of it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Ledger:
+    """Counts over all tests of a session."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    sweeps: int = 0
+    sessions: int = 0
+    trials: int = 0
+    lost: int = 0
+    doubled: int = 0
+    time_lost_s: list[float] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The outcome, for a person."""
+        kinds = [f"  {count:4d}  {kind}" for kind, count in sorted(self.faults.items())]
+        lines = [
+            f"faults injected: {self.faults.total()}, in {self.sessions} sessions of {self.sweeps} sweeps",
+            *kinds,
+            f"trials: {self.trials}, lost: {self.lost}, doubled: {self.doubled}",
+        ]
+        if self.time_lost_s:
+            times = sorted(self.time_lost_s)
+            middle, longest = times[len(times) // 2], times[-1]
+            lines.append(
+                f"training time since the last checkpoint when a process was killed: median {middle:.1f} s, "
+                f"longest {longest:.1f} s ({len(times)} stages)"
+            )
+        return lines
+
+
+LEDGER = Ledger()

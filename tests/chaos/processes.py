@@ -1,0 +1,48 @@
+"""Finds and ends the processes of one sweep under test, and no others."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+MARK = "CVIT_INJECT"
+"""Every process of a sweep under test, Ray's included, has this in its environment."""
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Process id and title of everything that lives and was started with this folder as its mark."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if f"{MARK}={folder}\0".encode() in (entry / "environ").read_bytes() + b"\0":
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if title and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    found[int(entry.name)] = title
+        except OSError:
+            continue
+    return found
+
+
+def workers_of(folder: Path) -> list[int]:
+    """Processes that train."""
+    return sorted(pid for pid, title in processes_of(folder).items() if "PackTrainer" in title)
+
+
+def wait_for_none(folder: Path, timeout_s: float = 60.0) -> None:
+    """Waits until all have ended; those of Ray that linger are killed."""
+    deadline = time.monotonic() + timeout_s
+    while left := processes_of(folder):
+        if time.monotonic() > deadline:
+            for pid in left:
+                kill(pid)
+        time.sleep(0.1)
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Sends a signal; to one that is gone already, nothing."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,84 @@
+"""A sweep to which everything happens at random ends as one to which nothing happened.
+
+The short form runs with all other tests; `make chaos` injects CVIT_CHAOS_FAULTS faults, drawn by CVIT_CHAOS_SEED.
+"""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from campaign import (
+    Campaign,
+    Fault,
+    damage_checkpoint,
+    damage_journal,
+    fill_disk,
+    jump_clock,
+    kill_driver,
+    kill_worker,
+    lock_tracker,
+    make_read_only,
+    raise_in_training,
+    second_driver,
+    terminate_driver,
+    terminate_worker,
+)
+from comparing import train_undisturbed
+from ledger import LEDGER
+from planning import make_plan
+
+FAULTS = int(os.environ.get("CVIT_CHAOS_FAULTS", "0"))
+SEED = int(os.environ.get("CVIT_CHAOS_SEED", "0"))
+OPTIONS = (
+    *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
+    *("--epochs", "0", "--min-steps", "800", "--evaluations", "40", "--data-fraction", "0.1", "--max-pack", "1"),
+)
+"""Stages of several seconds each. They are trained one by one, so that their bits depend on nothing else."""
+SHORT = (*OPTIONS, "--init-scheme", "random", "two_phase", "--seeds", "1")
+LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--seeds", "3")
+
+DURING: tuple[Fault, ...] = (kill_worker, terminate_worker, raise_in_training, second_driver, jump_clock, lock_tracker)
+LAST: tuple[Fault, ...] = (kill_driver, kill_driver, terminate_driver, fill_disk, make_read_only)
+
+
+def undisturbed(folder: Path, options: tuple[str, ...]) -> Path:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_undisturbed(make_plan(folder / "storage", *options), folder)
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_short_form(tmp_path: Path) -> None:
+    reference = undisturbed(tmp_path / "undisturbed", SHORT)
+    (tmp_path / "sweep").mkdir()
+    plan = make_plan(tmp_path / "sweep/storage", *SHORT)
+    with Campaign(tmp_path / "sweep", SHORT, plan, reference, seed=SEED) as campaign:
+        campaign.session(kill_worker, second_driver, kill_driver)
+        damage_checkpoint(campaign)
+        damage_journal(campaign)
+        campaign.session(jump_clock, raise_in_training, terminate_driver)
+        damage_journal(campaign)
+        campaign.finish()
+
+
+@pytest.mark.skipif(not FAULTS, reason="the long form: make chaos")
+@pytest.mark.timeout(4 * 3600)
+def test_long_form(tmp_path: Path) -> None:
+    reference = undisturbed(tmp_path / "undisturbed", LONG)
+    draw = random.Random(SEED)
+    sweep = 0
+    while LEDGER.faults.total() < FAULTS:
+        folder = tmp_path / f"sweep-{sweep}"
+        folder.mkdir()
+        plan = make_plan(folder / "storage", *LONG)
+        with Campaign(folder, LONG, plan, reference, seed=draw.randrange(2**32)) as campaign:
+            while campaign.session(*(draw.choice(DURING) for _ in range(draw.randint(0, 4))), draw.choice(LAST)) != 0:
+                for _ in range(draw.randint(0, 2)):
+                    damage_checkpoint(campaign)
+                for _ in range(draw.randint(0, 2)):
+                    damage_journal(campaign)
+            campaign.finish()
+        sweep += 1

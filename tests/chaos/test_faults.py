@@ -1,0 +1,39 @@
+"""An error that the training raises each time: that trial fails, the others do not, and the next run tries it again."""
+
+import os
+from pathlib import Path
+
+import pytest
+from processes import MARK
+from sweeping import TINY, mlflow_runs, sweep
+
+from cvit import vocabulary as v
+
+INJECT = Path(__file__).parent / "inject"
+
+
+def test_a_trial_whose_training_raises_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "inject"
+    folder.mkdir()
+    (folder / "code-random").write_text("x\n" * 99)
+    monkeypatch.setenv(MARK, str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.fspath(INJECT))
+    grid = ("--min-steps", "16", "--data-fraction", "0.1", "--seeds", "2", "--init-scheme", "random", "two_phase")
+    said = sweep(tmp_path, *TINY, *grid, exit_code=1)
+    assert len((folder / "code-random").read_text().splitlines()) == 99 - 1 - 2 * 2  # one pack, then twice each alone
+    assert "2 of 4 trials failed; running the command again retries them." in said
+    assert (
+        "  ValueError: injected into random: data_fraction=0.1 init_scheme=random seed=0; "
+        "data_fraction=0.1 init_scheme=random seed=1\n" in said
+    )
+    assert "Traceback" not in said
+    by_scheme: dict[str, set[tuple[str, str]]] = {}
+    for run in mlflow_runs(tmp_path, v.ROLE_TRIAL):
+        note = run.data.tags[v.TAG_NOTE]
+        shown = note if run.info.status == "FAILED" else ""
+        by_scheme.setdefault(run.data.params["init_scheme"], set()).add((run.info.status, shown))
+    assert by_scheme == {"random": {("FAILED", "ValueError: injected into random")}, "two_phase": {("FINISHED", "")}}
+    (folder / "code-random").unlink()
+    sweep(tmp_path, *TINY, *grid)
+    assert {run.info.status for run in mlflow_runs(tmp_path, v.ROLE_TRIAL)} == {"FINISHED"}
+    assert len(mlflow_runs(tmp_path, v.ROLE_TRIAL)) == 4
