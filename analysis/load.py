@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from analysis.frames import CURVES, Frames, LoadError, Raw
 from cvit import vocabulary as names
+from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError, decode_records
 
 RUNS_PER_PAGE = 1000
@@ -34,7 +35,7 @@ def load_journal(storage: Storage, sweep: str | None = None) -> Frames:
     Raises:
         LoadError: the storage cannot be read, has no journal, or no study in it.
     """
-    raw = Raw()
+    raw, shown = Raw(), redacted(f"storage {storage.url!r}")
     try:
         sweeps = [sweep] if sweep is not None else storage.names(names.JOURNAL_FOLDER)
         for name in sweeps:
@@ -43,10 +44,10 @@ def load_journal(storage: Storage, sweep: str | None = None) -> Frames:
                 if segment.endswith(".jsonl"):
                     raw.add_records(name, decode_records(storage.read(f"{folder}/{segment}")))
     except (OSError, StorageError) as error:
-        raise LoadError(f"storage {storage.url!r} cannot be read: {_one_line(error)}") from error
+        raise LoadError(f"{shown} cannot be read: {_one_line(error)}") from error
     if not sweeps:
-        raise LoadError(f"storage {storage.url!r} has no journal: no folder {names.JOURNAL_FOLDER!r} with sweeps in it")
-    return raw.frames(f"storage {storage.url!r}")
+        raise LoadError(f"{shown} has no journal: no folder {names.JOURNAL_FOLDER!r} with sweeps in it")
+    return raw.frames(shown)
 
 
 def load_mlflow(uri: str) -> Frames:
@@ -66,9 +67,9 @@ def load_mlflow(uri: str) -> Frames:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return _read_mlflow(MlflowClient(uri), uri).frames(f"MLflow store {without_passwords(uri)}")
+        return _read_mlflow(MlflowClient(uri), uri).frames(f"MLflow store {redacted(uri)}")
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        raise LoadError(without_passwords(f"MLflow store {uri} cannot be read: {_one_line(error)}")) from error
+        raise LoadError(redacted(f"MLflow store {uri} cannot be read: {_one_line(error)}")) from error
 
 
 def _read_mlflow(client: Any, uri: str) -> Raw:
@@ -170,7 +171,7 @@ def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
 
 def _require_existing_store(uri: str) -> None:
     """MLflow creates the local store that it is asked to read, and fills a database that is not its own."""
-    shown = f"MLflow store {without_passwords(uri)}"
+    shown = f"MLflow store {redacted(uri)}"
     if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():
             raise LoadError(f"{shown} does not exist: no file {str(path)!r}")
@@ -200,11 +201,6 @@ def _joined(tags: Mapping[str, str], tag: str) -> str:
     """The text of a tag that, being long, may go on in `tag.1`, `tag.2`, …"""
     further = itertools.takewhile(tags.__contains__, (f"{tag}.{number}" for number in itertools.count(1)))
     return "".join(tags[part] for part in (tag, *further))
-
-
-def without_passwords(text: str) -> str:
-    """The text without the passwords of the URLs in it."""
-    return re.sub(r"://([^:/@\s]*):[^@/\s]+@", r"://\1:***@", text)
 
 
 def _one_line(error: BaseException) -> str:

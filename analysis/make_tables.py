@@ -23,10 +23,11 @@ from analysis import claims_text
 from analysis.builders import BUILDERS
 from analysis.claims import claims
 from analysis.frames import Frames, LoadError
-from analysis.load import load_journal, load_mlflow, without_passwords
+from analysis.load import load_journal, load_mlflow
 from analysis.report import report
 from analysis.studies import TableError
 from analysis.verdicts import FAILS
+from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
@@ -97,7 +98,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 def command_of(tracking_uri: str | None, storage: str | None) -> str:
     """The command that reads this source, without passwords."""
     options = ["--storage", storage] if storage is not None else ["--tracking-uri", _uri(tracking_uri)]
-    return shlex.join(["python", "analysis/make_tables.py", *map(without_passwords, options)])
+    return shlex.join(["python", "analysis/make_tables.py", *map(redacted, options)])
 
 
 def read(tracking_uri: str | None, storage: str | None) -> Frames:

@@ -9,12 +9,18 @@ A *record* is a JSON object on one line, preceded by a checksum, so that a torn 
 import hashlib
 import json
 import os
+import re
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow.fs as pafs
+
+from cvit.redaction import redacted
+
+_ATTEMPTS = 8
+"""Requests to S3 that fail for a reason that may pass are repeated, with growing pauses, about 40 s in all."""
 
 
 class StorageError(Exception):
@@ -55,16 +61,21 @@ class Storage:
         """Opens a folder or a filesystem URL without creating or reading anything there.
 
         Raises:
-            StorageError: the URL's scheme is unknown or its options are wrong.
+            StorageError: the URL's scheme is unknown, its options are wrong, or it holds a key, which would travel to
+                logs and process lists.
         """
+        if re.match(r"\w+://[^/@]*:[^@]*@", url):
+            raise StorageError(redacted(f"storage {url!r} holds a key: give it to AWS_ACCESS_KEY_ID and so on instead"))
         try:
             if "://" in url:
                 filesystem, root = pafs.FileSystem.from_uri(url)
+                if isinstance(filesystem, pafs.S3FileSystem):
+                    filesystem = _patient(filesystem)
             else:
                 url = str(Path(url).expanduser().absolute())
                 filesystem, root = pafs.LocalFileSystem(), url
         except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise StorageError(f"storage {url!r} cannot be opened: {_one_line(error)}") from error
+            raise StorageError(_message(url, "opened", error)) from error
         return cls(url, filesystem, root.rstrip("/"))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,6 +86,8 @@ class Storage:
         return isinstance(self._filesystem, pafs.LocalFileSystem)
 
     def _path(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise StorageError(f"{path!r} is no path inside a storage")
         return f"{self._root}/{path}" if path else self._root
 
     def check_writable(self) -> None:
@@ -91,16 +104,23 @@ class Storage:
                 if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
                     raise PermissionError(f"{folder} is not a folder that can be written")
                 return
+            # Arrow's own file system, which is not patient: who mistypes an endpoint should not wait for a minute.
+            at_once = self if self.is_local else Storage(self.url, pafs.FileSystem.from_uri(self.url)[0], self._root)
             probe = f".probe-{uuid.uuid4().hex}"
-            self.write(probe, b"cvit")
-            self.delete(probe)
+            at_once.write(probe, b"cvit")
+            at_once.delete(probe)
         except OSError as error:
-            raise StorageError(f"storage {self.url!r} cannot be written: {_one_line(error)}") from error
+            raise StorageError(_message(self.url, "written", error)) from error
 
     def read(self, path: str) -> bytes:
         """The file's content. Raises FileNotFoundError where there is none."""
-        with self._filesystem.open_input_stream(self._path(path)) as stream:
-            return stream.read()
+        place = self._path(path)
+        while True:
+            with self._filesystem.open_input_file(place) as file:  # asks for the size, then for all of it at once
+                data = file.read()
+            # An object that another writer replaced by a longer one between the two requests came cut off.
+            if self.is_local or self._filesystem.get_file_info(place).size == len(data):
+                return data
 
     def write(self, path: str, data: bytes) -> None:
         """Writes the whole file at once, atomically; folders are made as needed."""
@@ -150,5 +170,14 @@ class Storage:
         return sorted(name for name in names if name and not name.endswith(".partial"))
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _patient(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
+    """The same file system with AWS's own strategy for requests that fail. Arrow's default gives up after 6 s of broken
+    connections, and after 1.4 s of "slow down"; it cannot be set in a URL.
+    """
+    _, (options,) = filesystem.__reduce__()
+    return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
+
+
+def _message(url: str, done: str, error: BaseException) -> str:
+    """One line, without the keys that a URL may hold."""
+    return redacted(f"storage {url!r} cannot be {done}: {' '.join(str(error).split())}")

@@ -26,5 +26,5 @@ def test_auto_is_no_device_of_an_empty_cluster(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ATTACH], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-2:] == [
         "auto device 'auto' is not valid here: the cluster has no worker yet; use cuda or cpu",
-        "cuda cuda 1",
+        "cuda cuda 16",
     ], done.stderr

@@ -23,8 +23,15 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(4 * 2**30))
 
 import ray
 import torch
+from ray.tune.execution import class_cache
 
 from cvit.config import ConfigError
+
+# Tune hands the driver's AWS keys to its workers, and Ray writes what it hands over into a log. Workers started here
+# have them from their environment, those of a cluster have a role or keys of their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
 
 WORKERS_PER_GPU = 2
 """A pack fills a GPU while it trains; a second one fills the gaps, when checkpoints are written and packs change."""

@@ -12,6 +12,7 @@ A record is one line (see cvit.storage). Four types, each a flat JSON object:
 
 import functools
 import itertools
+import json
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from cvit.training.results import Point
 from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL, STATUS_FAILED
@@ -181,6 +183,7 @@ class Journal:
     def _append(self, records: list[Record]) -> None:
         if not records:
             return
+        records = [record if record["type"] == RECORD_POINTS else _without_secrets(record) for record in records]
         data = b"".join(map(encode_record, records))
         if self._storage.is_local:
             self._until_done(functools.partial(self._append_locally, data))
@@ -238,6 +241,11 @@ class Journal:
 def _number_of(segment: str) -> int:
     number = segment.partition("-")[0]
     return int(number) if number.isdigit() else 0
+
+
+def _without_secrets(record: Record) -> Record:
+    """A copy without the passwords and keys of URLs. What goes to storage and MLflow comes through here."""
+    return json.loads(redacted(json.dumps(record)))
 
 
 def _now_ms() -> int:

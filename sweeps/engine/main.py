@@ -7,6 +7,7 @@ from pathlib import Path
 from cvit.config import ConfigError
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.data.images import DataError
+from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from cvit.vocabulary import TRAINING
 from sweeps.engine.checks import check_address, check_tracking_uri
@@ -21,7 +22,8 @@ EXIT_INTERRUPTED = 130
 
 def main(*sweeps: Sweep) -> None:
     """Runs a sweep script, its sweeps one after another. Bad input ends it with one line and exit code 2 before
-    anything is created or started."""
+    anything is created or started. Nothing printed shows the passwords and keys of URLs."""
+    sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     try:
         requests: list[tuple[Sweep, Request]] = []
         for sweep in parts_asked_for(sweeps, sys.argv[1:]):

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
+from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from sweeps.engine.checks import check_reachable, check_tracking_uri
 from sweeps.engine.cli import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
@@ -79,7 +80,8 @@ def _sync_study(
 
 
 def main() -> None:
-    """The command; bad input ends it with one line and exit code 2."""
+    """The command; bad input ends it with one line and exit code 2. Nothing printed shows the passwords of URLs."""
+    sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     app = App(name="python -m sweeps.engine.sync", version_flags=[], result_action="return_value")
     app.default(sync)
     try:

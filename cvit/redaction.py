@@ -1,0 +1,28 @@
+"""Leaves passwords and keys out of text that others may read."""
+
+import re
+from typing import Any, TextIO
+
+_USER_INFO = re.compile(r"(?<=://)(?:[^\s/@\"':]+:(?!\d+/)[^\s@\"']*|[^\s/@\"']+)@")
+"""`user:password@` or `token@` after a scheme; a password may hold slashes, but a port and a path are no password."""
+
+_PARAMETER = re.compile(r"(?i)([?&](?:[\w-]*(?:key|password|secret|token|signature)[\w-]*)=)[^\s&\"']+")
+
+
+def redacted(text: str) -> str:
+    """The text without what lets others in: `scheme://user:password@host?secret_key=…` → `scheme://***@host?secret_key=***`."""
+    return _PARAMETER.sub(r"\1***", _USER_INFO.sub("***@", text))
+
+
+class Redacting:
+    """A text stream that writes to another, redacted."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
