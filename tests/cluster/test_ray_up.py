@@ -25,7 +25,7 @@ until curl -s http://127.0.0.1:8265 > /dev/null; do sleep 0.5; done
 ray job submit --address http://127.0.0.1:8265 -- bash -c 'cd ~/cvit && python sweeps/low_data.py "$@"' -- "$@"
 """
 SWEEP = (
-    *("--address", "auto", *TINY, "--min-steps", "800", "--data-fraction", "0.1"),
+    *("--address", "auto", *TINY, "--min-steps", "2400", "--data-fraction", "0.1"),
     *("--seeds", "2", "--init-scheme", "random", "two_phase"),
 )
 STAGES = 6  # two seeds of random, and of two_phase in two phases
