@@ -38,10 +38,12 @@ def test_packs_grow_while_that_pays_and_leave_every_worker_its_share(
     seeds = SMALL.index("--seeds") + 1
     plan = make_plan(tmp_path, *SMALL[:seeds], "20", *SMALL[seeds + 1 :])
     shapes = {stage.shape for stage in plan.todo}
-    # per member 10, 9, 8.5, 8.4: from 4 to 8 there is too little to gain
-    tried = pretend(monkeypatch, {1: 10, 2: 18, 4: 34, 8: 67.2})
-    assert pack_limits(plan.todo, HERE, None) == dict.fromkeys(shapes, 4)
-    assert tried == [1, 2, 4, 8] * 3, "`random`, the convolution phase and the attention phase"
+    # per member 10, 9, 8.9: from 2 to 4 there is too little to gain
+    tried = pretend(monkeypatch, {1: 10, 2: 18, 4: 35.6})
+    assert pack_limits(plan.todo, HERE, None) == dict.fromkeys(shapes, 2)
+    assert tried == [1, 2, 4] * 3, "`random`, the convolution phase and the attention phase"
+    pretend(monkeypatch, {1: 10, 2: 18, 4: 34})
+    assert set(pack_limits(plan.todo, HERE, None).values()) == {4}
     tried = pretend(monkeypatch, {1: 10, 2: 21})
     assert set(pack_limits(plan.todo, HERE, None).values()) == {1}
     # 40 stages of a shape for 20 workers are two each: larger packs are not even tried

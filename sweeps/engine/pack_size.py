@@ -11,7 +11,9 @@ from cvit.stages import AnyStage, Stage
 from cvit.training.probe import one_thread, peak_bytes, step_seconds
 from sweeps.engine.cluster import Workers
 
-LARGEST_PACK = 64
+LARGEST_PACK = {"cuda": 64, "cpu": 4}
+"""On a CPU the workers share caches, which a single one that is measured has for itself: packs of 8 that measured as
+the best made whole sweeps slower than packs of 4 (docs/PERFORMANCE.md)."""
 LEAST_GAIN = 1.03
 """How much faster per member a pack of twice the size must be on a CPU to be worth it: larger packs leave more cores
 waiting at the end of a sweep."""
@@ -34,7 +36,7 @@ def pack_limits(stages: Sequence[AnyStage], workers: Workers, max_pack: int | No
     counts = Counter(stage.shape for stage in stages)
     kinds: dict[Any, tuple[Stage, int]] = {}
     for shape, stage in shapes.items():
-        share = min(LARGEST_PACK, -(-counts[shape] // workers.count))
+        share = min(LARGEST_PACK[workers.device], -(-counts[shape] // workers.count))
         kinds[_kind(stage)] = stage, max(share, kinds.get(_kind(stage), (stage, 1))[1])
     asked = [(stage, most) for stage, most in kinds.values() if most > 1]
     if not asked:

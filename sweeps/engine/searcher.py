@@ -39,7 +39,9 @@ class PlanSearcher(Searcher):
         self.failed: dict[str, str] = {}
         self.storage_fault: str | None = None
         todo = {stage.key: stage for stage in plan.todo}
-        for stage in todo.values():
+        parents = {stage.parent.key for stage in todo.values() if stage.parent is not None}
+        # Those that others wait for come first, so that at the end no worker waits for them.
+        for stage in sorted(todo.values(), key=lambda stage: stage.key not in parents):
             if stage.parent is not None and stage.parent.key in todo:
                 self._waiting.setdefault(stage.parent.key, []).append(stage)
             else:
