@@ -12,8 +12,8 @@ from cvit.training.probe import one_thread, peak_bytes, step_seconds
 from sweeps.engine.cluster import Workers
 
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
-"""On a CPU the workers share caches, which a single one that is measured has for itself: packs of 8 that measured as
-the best made whole sweeps slower than packs of 4 (docs/PERFORMANCE.md)."""
+"""On a CPU small packs also keep the workers evenly busy at the end. That larger ones lose is not shown by itself: see
+docs/PERFORMANCE.md."""
 LEAST_GAIN = 1.03
 """How much faster per member a pack of twice the size must be on a CPU to be worth it: larger packs leave more cores
 waiting at the end of a sweep."""
