@@ -98,8 +98,8 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(table, width=max(console.width, MIN_WIDTH))
+    console = Console(width=max(Console().width, MIN_WIDTH), soft_wrap=True, highlight=False, markup=False)
+    console.print(table, width=console.width)
     for note in notes:
         console.print(note)
 

@@ -163,7 +163,16 @@ def scale(
                 journal.listen(tracker.feed)
             cpu_before = time.process_time()
             with Display(plan, console) as display:
-                execute(plan, None, storage.url, Workers("cpu", workers, False), {}, journal, display, Timing())
+                execute(
+                    plan,
+                    None,
+                    storage.url,
+                    Workers("cpu", workers, False),
+                    {},
+                    journal,
+                    display,
+                    Timing(time.monotonic()),
+                )
             cpu_s, busy_s = time.process_time() - cpu_before, time.monotonic() - last
             lap("all trials run")
             page = ""

@@ -6,7 +6,10 @@ from typing import Any, TextIO
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/@\"':]+:(?!\d+/)[^\s@\"']*|[^\s/@\"']+)@")
 """`user:password@` or `token@` after a scheme; a password may hold slashes, but a port and a path are no password."""
 
-_PARAMETER = re.compile(r"(?i)([?&](?:[\w-]*(?:key|password|secret|token|signature)[\w-]*)=)[^\s&\"']+")
+_PARAMETER = re.compile(
+    r"(?i)([?&](?!viewStateShareKey=)(?:[\w-]*(?:key|password|secret|token|signature)[\w-]*)=)[^\s&\"']+"
+)
+"""A parameter with a secret; the key of a view in MLflow's UI is none, and the view's address is useless without it."""
 
 
 def redacted(text: str) -> str:

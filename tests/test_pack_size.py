@@ -1,6 +1,8 @@
 """How many stages are trained together."""
 
 import dataclasses
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,39 +20,47 @@ from sweeps.engine.pack_size import fitting_packs, pack_limits
 from sweeps.engine.timing import Timing
 
 HERE = Workers("cpu", 2, is_here=True)
+SMALL_WITH_20_SEEDS = tuple("20" if before == "--seeds" else option for before, option in pairwise(("", *SMALL)))
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[int]:
-    """A CPU on which a step of a pack takes so long; returns the sizes that were tried."""
-    tried: list[int] = []
+def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[list[int]]:
+    """A CPU on which a step of a pack takes so long; returns the sizes that were tried, each time."""
+    tried: list[list[int]] = []
 
-    def step_seconds(stage: Stage, members: int, device: torch.device) -> float:
-        tried.append(members)
-        return seconds[members]
+    def step_seconds(stage: Stage, sizes: list[int], device: torch.device) -> list[float]:
+        tried.append(sizes)
+        return [seconds[size] for size in sizes]
 
     monkeypatch.setattr(pack_size, "step_seconds", step_seconds)
     return tried
 
 
-def test_packs_grow_while_that_pays_and_leave_every_worker_its_share(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    [
+        ({1: 10, 2: 18, 4: 34}, 4),
+        ({1: 10, 2: 18, 4: 35.6}, 2),  # 9 and 8.9 for each member: there is too little to gain
+        ({1: 10, 2: 20, 4: 34}, 4),  # nothing to gain from two, and much from four
+        ({1: 10, 2: 21, 4: 44}, 1),
+    ],
+)
+def test_a_pack_is_as_large_as_pays(
+    seconds: dict[int, float], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeds = SMALL.index("--seeds") + 1
-    plan = make_plan(tmp_path, *SMALL[:seeds], "20", *SMALL[seeds + 1 :])
-    shapes = {stage.shape for stage in plan.todo}
-    # per member 10, 9, 8.9: from 2 to 4 there is too little to gain
-    tried = pretend(monkeypatch, {1: 10, 2: 18, 4: 35.6})
-    assert pack_limits(plan.todo, HERE, None) == dict.fromkeys(shapes, 2)
-    assert tried == [1, 2, 4] * 3, "`random`, the convolution phase and the attention phase"
-    pretend(monkeypatch, {1: 10, 2: 18, 4: 34})
-    assert set(pack_limits(plan.todo, HERE, None).values()) == {4}
-    tried = pretend(monkeypatch, {1: 10, 2: 21})
-    assert set(pack_limits(plan.todo, HERE, None).values()) == {1}
-    # 40 stages of a shape for 20 workers are two each: larger packs are not even tried
-    tried = pretend(monkeypatch, {1: 10, 2: 10, 4: 10})
-    many = dataclasses.replace(HERE, count=20)
-    assert set(pack_limits(plan.todo, many, None).values()) == {2} and set(tried) == {1, 2}
-    tried.clear()
+    plan = make_plan(tmp_path, *SMALL_WITH_20_SEEDS)
+    tried = pretend(monkeypatch, seconds)
+    assert pack_limits(plan.todo, HERE, None) == dict.fromkeys({stage.shape for stage in plan.todo}, size)
+    assert tried == [[1, 2, 4]] * 3, "`random`, the convolution phase and the attention phase"
+
+
+def test_packs_leave_every_worker_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, *SMALL_WITH_20_SEEDS)
+    # 40 stages of a shape for 20 workers are two each, for 14 three: larger packs are not even tried
+    for workers, sizes in ((20, [1, 2]), (14, [1, 2, 3])):
+        tried = pretend(monkeypatch, {1: 10, 2: 10, 3: 10, 4: 10})
+        limits = pack_limits(plan.todo, dataclasses.replace(HERE, count=workers), None)
+        assert set(limits.values()) == {sizes[-1]} and tried == [sizes] * 3
+    tried = pretend(monkeypatch, {})
     assert pack_limits(plan.todo, dataclasses.replace(HERE, count=40), None) == {} and tried == []
 
 
@@ -110,7 +120,7 @@ def test_a_sweep_in_packs_ends_as_one_without(tmp_path: Path) -> None:
 
 
 def test_the_closing_line_tells_training_from_everything_around_it() -> None:
-    timing = Timing()
+    timing = Timing(time.monotonic())
     assert "nothing trained" in timing.line(0)
     timing.add(busy_s=2.0, waited_s=0.0)
     timing.add(busy_s=6.0, waited_s=2.0)

@@ -92,15 +92,30 @@ def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) 
         make_plan(tmp_path, *SMALL, "--patch-size", "5")
 
 
-def test_packs_hold_stages_of_one_shape_and_leave_every_worker_its_share(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("limit", "num_workers", "sizes"),
+    [
+        # 4 convolution phases, 4 stages of `random` and, later, 4 attention phases; 3 and 1 would be uneven
+        (3, 2, [2, 2, 2, 2]),
+        (4, 2, [4, 4]),
+        (64, 2, [4, 4]),
+        # what is left is divided among the workers: ⌈12 / 5⌉ = 3, so 4 are two packs; ⌈8 / 5⌉, ⌈6 / 5⌉ = 2
+        (4, 5, [2, 2, 2, 2]),
+        (4, 12, [1, 1, 1, 1, 1, 1, 1, 1]),
+        # but not into less than a quarter of what a pack may hold
+        (16, 12, [4, 4]),
+        (1, 2, [1, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_packs_hold_stages_of_one_shape_and_leave_every_worker_its_share(
+    limit: int, num_workers: int, sizes: list[int], tmp_path: Path
+) -> None:
     plan = make_plan(tmp_path, *SMALL)
-    limits = {stage.shape: 3 for stage in plan.stages.values()}
-    searcher = PlanSearcher(plan, {}, limits, num_workers=2)
+    searcher = PlanSearcher(plan, {}, {stage.shape: limit for stage in plan.stages.values()}, num_workers)
     packs = []
     while isinstance(suggestion := searcher.suggest(str(len(packs))), dict):
         packs.append(suggestion["pack"])
-    # 4 stages of `random`, 4 convolution phases: whatever is left is divided between the two workers
-    assert [len(pack) for pack in packs] == [2, 1, 1, 2, 1, 1]
+    assert [len(pack) for pack in packs] == sizes
     assert all(len({stage.shape for stage in pack}) == 1 for pack in packs)
     assert len({stage.key for pack in packs for stage in pack}) == 8
 

@@ -23,6 +23,7 @@ from cvit.storage import Storage, StorageError, checksum, encode_record
 from cvit.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_result
 from cvit.training.results import StageResult
 from sweeps.engine.journal import Journal
+from sweeps.engine.views import page
 
 PASSWORD = "s3cr3t"
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="-._~%+"), min_size=1)
@@ -56,6 +57,7 @@ def test_what_lets_others_in_is_left_out(text: str, shown: str) -> None:
     [
         "sqlite:///mlflow.db",
         "http://127.0.0.1:5000/#/experiments/1/runs?searchFilter=tags.%60cvit.role%60&compareRunsMode=CHART",
+        f"http://127.0.0.1:5000{page('1')}",
         "http://host:5000/a@b",
         "s3://bucket/run@2?endpoint_override=127.0.0.1:9000&scheme=http",
         "me@example.org has 3 // 4 of a: b@c",
@@ -192,9 +194,9 @@ def test_no_path_leads_out_of_the_storage(tmp_path: Path, path: str) -> None:
 
 def test_every_server_that_is_recommended_listens_on_loopback() -> None:
     pages = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("*.yaml"), *(ROOT / "docs").glob("*.md")]
-    for page in pages:
-        for command in re.findall(r"mlflow (?:server|ui)\b.*", page.read_text()):
-            assert re.findall(r"--host[ =](\S+)", command) in ([], ["127.0.0.1"]), f"{page.name}: {command}"
+    for text in pages:
+        for command in re.findall(r"mlflow (?:server|ui)\b.*", text.read_text()):
+            assert re.findall(r"--host[ =](\S+)", command) in ([], ["127.0.0.1"]), f"{text.name}: {command}"
         assert not re.search(r"0\.0\.0\.0|--dashboard-host[ =](?!127\.0\.0\.1)", page.read_text()), page.name
 
 

@@ -1,7 +1,7 @@
 """Tries a pack out on a device: how long its steps take, how much memory it needs."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,11 +25,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def step_seconds(stage: Stage, members: int, device: torch.device) -> float:
-    """Seconds of an optimiser step of a pack of such stages, the best of a few; evaluation is left out."""
-    pack = _pack(stage, members, device)
-    pack.train(0)
-    return min(pack.train(step).seconds for step in range(1, 1 + _STEPS))
+def step_seconds(stage: Stage, sizes: Sequence[int], device: torch.device) -> list[float]:
+    """Seconds of an optimiser step of packs of such stages, of each size the best of a few; evaluation is left out.
+
+    The sizes take turns, so that something that keeps the device busy for a moment meets all of them.
+    """
+    packs = [_pack(stage, members, device) for members in sizes]
+    for pack in packs:
+        pack.train(0)
+    turns = [[pack.train(step).seconds for pack in packs] for step in range(1, 1 + _STEPS)]
+    return [min(of_size) for of_size in zip(*turns, strict=True)]
 
 
 def peak_bytes(stage: Stage, members: int, device: torch.device) -> int:

@@ -47,3 +47,12 @@ def check_address(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
         raise ConfigError(f"Ray address {address!r} cannot be reached: {error}") from error
+
+
+def check_device(device: str, address: str | None) -> None:
+    """Raises ConfigError where a GPU of this machine is asked for and there is none."""
+    if device == "cuda" and address is None:
+        import torch  # seconds, which nobody else has to wait for here
+
+        if not torch.cuda.is_available():
+            raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")

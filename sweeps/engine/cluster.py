@@ -22,16 +22,8 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(4 * 2**30))
 
 import ray
-import torch
-from ray.tune.execution import class_cache
 
 from cvit.config import ConfigError
-
-# Tune hands the driver's AWS keys to its workers, and Ray writes what it hands over into a log. Workers started here
-# have them from their environment, those of a cluster have a role or keys of their own.
-class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
-)
 
 WORKERS_PER_GPU = 2
 """A pack fills a GPU while it trains; a second one fills the gaps, when checkpoints are written and packs change."""
@@ -64,12 +56,6 @@ class Workers:
     def resources(self) -> dict[str, float]:
         """Of one worker, as Tune names them."""
         return {"cpu": 1.0} | ({"gpu": 1 / WORKERS_PER_GPU} if self.device == "cuda" else {})
-
-
-def check_device(device: str, address: str | None) -> None:
-    """Raises ConfigError where a GPU of this machine is asked for and there is none."""
-    if device == "cuda" and address is None and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
 
 
 @contextlib.contextmanager
@@ -114,6 +100,8 @@ def _workers(address: str | None, device: str) -> Workers:
 
 def workers_here(device: str) -> Workers:
     """What `ray_session` would start on this machine, as far as can be told without starting Ray."""
+    import torch  # by then it has been imported; Ray's start does not wait for it
+
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return Workers("cuda", WORKERS_PER_GPU * torch.cuda.device_count(), is_here=True)
     return Workers("cpu", os.cpu_count() or 1, is_here=True)

@@ -69,7 +69,7 @@ def _fit_cost(stage: FitStage) -> tuple[float, float]:
 def _training_cost(stage: Stage, pack_size: int, device: torch.device) -> tuple[float, float]:
     """FLOPs and seconds of a member's step in a pack."""
     with one_thread():
-        return _step_flops(stage), step_seconds(stage, pack_size, device) / pack_size
+        return _step_flops(stage), step_seconds(stage, [pack_size], device)[0] / pack_size
 
 
 def _step_flops(stage: Stage) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import cloudpickle, tune
 from ray.tune.error import TuneError
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 
 from cvit.data.datasets import Dataset
@@ -27,6 +28,13 @@ from sweeps.engine.worker import BUSY_S, REPORTS, WAITED_S, PackTrainer
 # Of a fault a person sees one line, by the display; Tune would print a traceback each time, and a list at the end.
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+# Tune hands the driver's AWS keys to its workers, and Ray writes what it hands over into a log. Workers started here
+# have them from their environment, those of a cluster have a role or keys of their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
+# Without an environment of their own for PyTorch Lightning's sake, trials use the processes that Ray starts beforehand.
+class_cache.DEFAULT_ENV_VARS.clear()
 
 
 def execute(

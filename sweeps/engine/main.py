@@ -1,8 +1,11 @@
 """The entry point of every sweep script: requests → plans → runs."""
 
 import contextlib
+import functools
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cvit.config import ConfigError
 from cvit.data.datasets import DatasetInfo, describe
@@ -10,11 +13,14 @@ from cvit.data.images import DataError
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from cvit.vocabulary import TRAINING
-from sweeps.engine.checks import check_address, check_tracking_uri
+from sweeps.engine.checks import check_address, check_device, check_tracking_uri
 from sweeps.engine.cli import Request, parse, parts_asked_for
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.lease import lease
 from sweeps.engine.plan import Plan
+
+if TYPE_CHECKING:
+    from sweeps.engine.cluster import Workers
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -44,6 +50,7 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
     request = requests[0][1]  # where and how to run is the same for all
     check_tracking_uri(request.tracking_uri)
     check_address(request.address)
+    check_device(request.device, request.address)
     storage = Storage.open(request.storage)
     if not request.dry_run:
         storage.check_writable()
@@ -67,15 +74,30 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
 
 
 def _run_all(prepared: list[tuple[Plan, DatasetInfo | None, Request]], storage: Storage) -> int:
-    # Torch, Ray and pandas take seconds to import: help and bad input are answered before.
-    from sweeps.engine.run import run
+    started_at = time.monotonic()
+    request = prepared[0][2]
+    with contextlib.ExitStack() as session:
 
-    exit_code = 0
-    for plan, info, request in prepared:
-        exit_code = max(exit_code, run(plan, info, request, storage))
-        if exit_code == EXIT_INTERRUPTED:
-            break
-    return exit_code
+        @functools.cache
+        def workers() -> "Workers":
+            """Those of Ray, which is started or attached to when they are first asked for, once for all sweeps."""
+            from sweeps.engine.cluster import ray_session
+
+            return session.enter_context(ray_session(request.address, request.device))
+
+        # Help and bad input are answered before anything that takes seconds. Then Ray starts processes for its workers,
+        # while this one imports torch and pandas.
+        if not request.dry_run and any(plan.todo for plan, _, _ in prepared):
+            workers()
+        from sweeps.engine.run import run
+
+        exit_code = 0
+        for plan, info, request in prepared:
+            exit_code = max(exit_code, run(plan, info, request, storage, workers, started_at))
+            if exit_code == EXIT_INTERRUPTED:
+                break
+            started_at = time.monotonic()
+        return exit_code
 
 
 def _say(line: str) -> None:

@@ -15,8 +15,8 @@ LARGEST_PACK = {"cuda": 64, "cpu": 4}
 """On a CPU small packs also keep the workers evenly busy at the end. That larger ones lose is not shown by itself: see
 docs/PERFORMANCE.md."""
 LEAST_GAIN = 1.03
-"""How much faster per member a pack of twice the size must be on a CPU to be worth it: larger packs leave more cores
-waiting at the end of a sweep."""
+"""How much faster per member a larger pack must be on a CPU to be worth it: at the end of a sweep, more cores wait for
+the last one."""
 MEMORY_SHARE = 0.85
 """Of a GPU's free memory; the rest is for fragmentation and for what a probe cannot see."""
 
@@ -65,15 +65,10 @@ def _kind(stage: Stage) -> tuple[Any, ...]:
 
 def _fitting_the_cache(stage: Stage, most: int) -> int:
     """On a CPU a worker is one thread: a larger pack has fewer operations to start, and outgrows the cache earlier."""
-    cpu = torch.device("cpu")
-    size, seconds = 1, step_seconds(stage, 1, cpu)
-    while size < most:
-        larger = min(2 * size, most)
-        seconds_of_larger = step_seconds(stage, larger, cpu) / larger
-        if seconds < LEAST_GAIN * seconds_of_larger:
-            break
-        size, seconds = larger, seconds_of_larger
-    return size
+    sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
+    seconds = step_seconds(stage, sizes, torch.device("cpu"))
+    of_member = {size: of_pack / size for size, of_pack in zip(sizes, seconds, strict=True)}
+    return next(size for size in sizes if of_member[size] < LEAST_GAIN * min(of_member.values()))
 
 
 def _fitting_the_memory(stage: Stage, most: int, workers_per_device: int) -> int:

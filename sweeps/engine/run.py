@@ -16,7 +16,7 @@ from cvit.storage import Storage, StorageError
 from cvit.training.loop import Report
 from cvit.vocabulary import STATUS_PRUNED, TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK, VAL_ACCURACY
 from sweeps.engine.cli import Request
-from sweeps.engine.cluster import Workers, check_device, ray_session
+from sweeps.engine.cluster import Workers
 from sweeps.engine.display import Display
 from sweeps.engine.execute import execute
 from sweeps.engine.journal import Journal
@@ -34,44 +34,51 @@ CLOSE_TIMEOUT_S = 60.0
 """How long the end of a sweep waits for MLflow; what is missing then is copied by the next run."""
 
 
-def run(plan: Plan, info: DatasetInfo | None, request: Request, storage: Storage) -> int:
+def run(
+    plan: Plan,
+    info: DatasetInfo | None,
+    request: Request,
+    storage: Storage,
+    workers: Callable[[], Workers],
+    started_at: float,
+) -> int:
     """Trains what is missing, records and answers.
+
+    Args:
+        workers: starts Ray, once, and only if there is anything to train.
+        started_at: when this sweep began, by the monotonic clock.
 
     Returns:
         The exit code: 0, 1 where trials failed, 130 after Ctrl-C.
 
     Raises:
-        ConfigError: there is no such device or cluster.
+        ConfigError: there is no such cluster.
         DataError: an image cannot be decoded.
     """
-    check_device(request.device, request.address)
     console = Console(soft_wrap=True)
     journal = Journal(storage, plan.study.sweep)
     _take_up_pruned(plan, journal)
     print_plan(console, plan, request)
     if request.dry_run:
         return 0
-    with contextlib.ExitStack() as session:
-        timing = Timing()
+    timing = Timing(started_at)
 
-        @functools.cache
-        def start() -> tuple[Dataset | None, Workers]:
-            """Loads the data and starts Ray, once, and only if there is anything to train."""
-            dataset = load(info) if info is not None else None
-            return dataset, session.enter_context(ray_session(request.address, request.device))
+    @functools.cache
+    def dataset() -> Dataset | None:
+        return load(info) if info is not None else None
 
-        def train(plan: Plan) -> None:
-            dataset, workers = start()
-            limits = pack_limits(plan.todo, workers, request.max_pack)
-            with Display(plan, console) as display:
-                execute(plan, dataset, storage.url, workers, limits, journal, display, timing)
+    def train(plan: Plan) -> None:
+        limits = pack_limits(plan.todo, workers(), request.max_pack)
+        with Display(plan, console) as display:
+            execute(plan, dataset(), storage.url, workers(), limits, journal, display, timing)
 
-        try:
-            if plan.todo:
-                start()
-            return _record_and_answer(plan, info, request, storage, journal, console, timing, train)
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+    try:
+        if plan.todo:
+            dataset()  # bad images end it before anything is recorded
+            workers()
+        return _record_and_answer(plan, info, request, storage, journal, console, timing, train)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _record_and_answer(

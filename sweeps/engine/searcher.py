@@ -12,6 +12,10 @@ from sweeps.engine.backoff import pause_s
 from sweeps.engine.faults import CODE_RETRIES, Fault
 from sweeps.engine.plan import Plan
 
+LEAST_SHARE = 4
+"""Divided among workers, packs still are at least this part of what they may be: on a GPU the small ones that would
+come out in the end take hardly less time than large ones."""
+
 Pack = tuple[AnyStage, ...]
 """Stages of one shape that a worker trains together."""
 
@@ -25,7 +29,7 @@ class PlanSearcher(Searcher):
         Args:
             settings: further entries of every suggestion.
             limits: stages in a pack at most, by shape; 1 where a shape is not named.
-            num_workers: among which ready stages are divided, rather than put into fewer packs.
+            num_workers: among which the last stages are divided, rather than put into fewer packs.
         """
         super().__init__()
         self._plan, self._settings, self._limits, self._num_workers = plan, settings, limits, num_workers
@@ -56,7 +60,7 @@ class PlanSearcher(Searcher):
             # Of what runs now, something may have to be suggested again.
             return None if self._waiting or self._resting or self._running else Searcher.FINISHED
         shape, stages = next(iter(self._ready.items()))
-        size = min(self._limits.get(shape, 1), -(-len(stages) // self._num_workers))
+        size = self._size_of_next_pack(shape, len(stages))
         pack, left = tuple(stages[:size]), stages[size:]
         if left:
             self._ready[shape] = left
@@ -65,6 +69,15 @@ class PlanSearcher(Searcher):
         self._packs[trial_id] = pack
         self._running.add(trial_id)
         return self._settings | {"pack": pack}
+
+    def _size_of_next_pack(self, shape: Any, num_ready: int) -> int:
+        """As large as is allowed, until what is left has to be divided among the workers; and so that what is ready of
+        this shape makes packs of about the same size."""
+        limit = self._limits.get(shape, 1)
+        num_left = sum(len(stages) for groups in (self._ready, self._waiting) for stages in groups.values())
+        most = min(limit, max(-(-num_left // self._num_workers), limit // LEAST_SHARE))
+        num_packs = -(-num_ready // most)
+        return -(-num_ready // num_packs)
 
     def _make_ready(self, stage: AnyStage) -> None:
         """A stage that has raised an error is trained alone, so that it costs no other one anything."""

@@ -1,7 +1,7 @@
 """Where the time of a sweep goes: training, or everything around it."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sweeps.engine.display import duration
 
@@ -10,7 +10,7 @@ from sweeps.engine.display import duration
 class Timing:
     """Counters of one session. Workers report how long each of their calls took and how long they waited before it."""
 
-    started_at: float = field(default_factory=time.monotonic)
+    started_at: float
     start_up_s: float = 0.0
     busy_s: float = 0.0
     waited_s: float = 0.0

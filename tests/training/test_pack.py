@@ -1,7 +1,6 @@
 """Packs: members trained together end as each would alone, whatever becomes of the others."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import cvit.training.loop as loop
 import cvit.training.pack as training_pack
 from cvit.config import InitSchemeName, TrainingConfig, TrialConfig, choices
-from cvit.data.datasets import Dataset, describe, load
+from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.models.pack import Pack
 from cvit.stages import Stage, stages_of
@@ -45,27 +43,6 @@ TOLERANCE = 1e-4
 """Of weights after 24 steps, relative to the largest of a parameter's, if above 1. A float32 sum in another order
 differs by about 1e-7 of its size, and AdamW's division by √ν, where gradients are near zero, can make that a
 thousandfold. On the CPUs tried members end bit for bit as alone; GPUs choose other kernels for other sizes."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in the same order every time, as in a sweep's workers on a CPU."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load(describe("digits", "nowhere", download=False))
-
-
-@pytest.fixture
-def every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint at every evaluation."""
-    monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(loop, "CHECKPOINT_TIME_SHARE", 1e9)
 
 
 def stage(scheme: InitSchemeName = "random", number: int = -1, **changes: Any) -> Stage:
