@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlparse
 
 from analysis.frames import CURVES, Frames, LoadError, Raw
 from cvit import vocabulary as names
@@ -186,6 +186,8 @@ def _require_existing_store(uri: str) -> None:
         path = Path(unquote(re.sub(r"^file:(//)?", "", uri)))
         if not any(path.glob("*/meta.yaml")):
             raise LoadError(f"{shown} does not exist: no experiment in the folder {str(path)!r}")
+    elif urlparse(uri).scheme.partition("+")[0] not in names.TRACKING_SCHEMES:
+        raise LoadError(f"{shown} is not valid: it must begin with one of {', '.join(names.TRACKING_SCHEMES)}, or file")
 
 
 def _sqlite_path(uri: str) -> Path | None:

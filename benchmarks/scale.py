@@ -1,7 +1,8 @@
-"""What a driver has to bear: thousands of trials that take no time, on many simulated workers, through the real plan,
-searcher, journal, tracker and display. Everything that is left is overhead.
+"""What a driver has to bear: thousands of trials on many simulated workers, through the real plan, searcher, journal,
+tracker and display. The workers only wait, so what they do not wait for their stages they wait for the driver.
 
 python benchmarks/scale.py --trials 10000 --workers 64
+python benchmarks/scale.py --trials 10000 --workers 64 --stage-seconds 20
 """
 
 import functools
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,7 @@ import ray
 from cyclopts import App, Parameter
 from ray import tune
 from rich.console import Console
-from scale_worker import DONE_KEYS, NoOpTrainer
+from scale_worker import DONE_KEYS, STAGE_SECONDS, NoOpTrainer
 
 from cvit.data.datasets import describe
 from cvit.stages import Stage
@@ -53,6 +55,8 @@ PER_EVALUATION = (
     *(v.TRAIN_LOSS, v.TRAIN_ACCURACY, v.VAL_LOSS, v.VAL_ACCURACY),
     *(v.LEARNING_RATE, v.GRAD_NORM, v.IMAGES_PER_SECOND),
 )
+PART = 1000
+"""Stages over which a rate is told."""
 TRACKING_TIMEOUT_S = 3 * 3600.0
 
 
@@ -91,8 +95,9 @@ def points_of(stage: Stage) -> list[Point]:
     return [*early, *curves, *ends, (final, last, 0.5, now)]
 
 
-def report_as_trained(plan: Plan) -> Callable[..., None]:
-    """The recorder's method for results, fed with those of workers that only name the stages that are done."""
+def report_as_trained(plan: Plan, done_at: list[float]) -> Callable[..., None]:
+    """The recorder's method for results, fed with those of workers that only name the stages that are done; notes when
+    each of them was."""
     of_real_workers = execute_module._Recorder.on_trial_result
 
     def on_trial_result(
@@ -102,9 +107,10 @@ def report_as_trained(plan: Plan) -> Callable[..., None]:
         for key in result.get(DONE_KEYS, ()):
             stage = plan.stages[key]
             assert isinstance(stage, Stage)
+            done_at.append(time.monotonic())
             points = points_of(stage)
             reports.append((key, Report(points, stage.steps, StageResult(v.STATUS_OK, 2.3, 1.0, "cpu", points))))
-        result = {REPORTS: reports, BUSY_S: 0.0, WAITED_S: 0.0}
+        result = {REPORTS: reports, BUSY_S: result.get(BUSY_S, 0.0), WAITED_S: result.get(WAITED_S, 0.0)}
         of_real_workers(self, iteration, trials, trial, result, **info)
 
     return on_trial_result
@@ -118,6 +124,7 @@ def scale(
     *,
     trials: Annotated[int, Parameter(help="Trials, about: a multiple of three schemes.")] = 10_000,
     workers: Annotated[int, Parameter(help="Simulated workers.")] = 64,
+    stage_seconds: Annotated[float, Parameter(help="How long a stage takes; it uses no processor.")] = 5.0,
     tracking: Annotated[bool, Parameter(help="Copy to MLflow, in an SQLite store.")] = True,
 ) -> None:
     """Runs the simulation and prints what it took."""
@@ -138,10 +145,12 @@ def scale(
         assert request is not None
         plan = Plan.make(SWEEP, request, describe("digits", "data", download=False), storage)
         lap(f"plan of {len(plan.trials):,} trials, {len(plan.stages):,} stages")
+        os.environ[STAGE_SECONDS] = str(stage_seconds)  # for the workers
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=40)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(workers)
         lap(f"Ray with {workers} CPUs")
-        execute_module._Recorder.on_trial_result = report_as_trained(plan)
+        done_at: list[float] = []
+        execute_module._Recorder.on_trial_result = report_as_trained(plan, done_at)
         execute_module.PackTrainer = NoOpTrainer
         with_parameters = tune.with_parameters
         tune.with_parameters = lambda trainable, **_: trainable
@@ -161,18 +170,10 @@ def scale(
                 planned = {plan.study.key, *(trial.key for trial in plan.trials)}
                 tracker = Tracker("sqlite:///mlflow.db", plan.study.sweep, planned, journal.records)
                 journal.listen(tracker.feed)
-            cpu_before = time.process_time()
+            timing, cpu_before = Timing(time.monotonic()), time.process_time()
             with Display(plan, console) as display:
-                execute(
-                    plan,
-                    None,
-                    storage.url,
-                    Workers("cpu", workers, False),
-                    {},
-                    journal,
-                    display,
-                    Timing(time.monotonic()),
-                )
+                here = Workers("cpu", workers, is_here=False)
+                execute(plan, None, storage.url, here, {}, journal, display, timing)
             cpu_s, busy_s = time.process_time() - cpu_before, time.monotonic() - last
             lap("all trials run")
             page = ""
@@ -195,7 +196,12 @@ def scale(
         os.chdir("/")
     print("\n".join(lines))
     print(f"in all {time.monotonic() - started:.0f} s; journal {journal_mb:.0f} MB, MLflow store {store_mb:.0f} MB")
-    print(f"while trials ran: {len(plan.trials) / busy_s:.1f} trials/s, driver's CPU {cpu_s:.0f} s, of which")
+    could = workers / stage_seconds
+    print(f"while trials ran: {len(plan.stages) / busy_s:.1f} stages/s; the workers alone could do {could:.1f}")
+    rates = [PART / (end - begin) for begin, end in pairwise(done_at[::PART])]
+    print(f"stages/s, {PART} by {PART}: {' '.join(f'{rate:.1f}' for rate in rates)}")
+    print(timing.line(len(plan.trials)))
+    print(f"driver's CPU {cpu_s:.0f} s, {1000 * cpu_s / len(plan.stages):.1f} ms a stage, of which")
     for part, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"  {part:<26} {seconds:8.2f} s   {clock.calls[part]:8,} calls")
     print(f"threads at the end: {threading.active_count()}")

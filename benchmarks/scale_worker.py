@@ -1,17 +1,23 @@
-"""A worker of the scale simulation: it is handed packs and says at once that they are done. Light, so that many fit one
-machine: it knows nothing of torch."""
+"""A worker of the scale simulation: it is handed packs, waits as long as their training would take and says that they
+are done. Light, so that many fit one machine: it knows nothing of torch."""
 
+import os
+import time
 from typing import Any
 
 from ray import tune
 
 DONE_KEYS = "done_keys"
+STAGE_SECONDS = "CVIT_SCALE_STAGE_SECONDS"
+"""Variable of the environment: how long a stage takes."""
 
 
 class NoOpTrainer(tune.Trainable):
-    """One step a stage, and one that says that there are none left, as `sweeps.engine.worker.PackTrainer` has it."""
+    """One step a stage, and one that says that there are none left, as `sweeps.engine.worker.PackTrainer` has it; the
+    times have the names that they have there."""
 
     def setup(self, config: dict[str, Any]) -> None:
+        self._idle_since: float | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -19,7 +25,14 @@ class NoOpTrainer(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        return {DONE_KEYS: [self._keys.pop()], "done": False} if self._keys else {DONE_KEYS: [], "done": True}
+        started = time.monotonic()
+        waited_s = started - self._idle_since if self._idle_since is not None else 0.0
+        is_done = not self._keys
+        done_keys = [] if is_done else [self._keys.pop()]
+        if not is_done:
+            time.sleep(float(os.environ[STAGE_SECONDS]))
+        self._idle_since = time.monotonic()
+        return {DONE_KEYS: done_keys, "done": is_done, "busy_s": self._idle_since - started, "waited_s": waited_s}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save."""

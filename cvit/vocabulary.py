@@ -64,6 +64,9 @@ ATTENTION = "attention"
 REFERENCE = "reference"
 FIT = "fit"
 
+# Schemes of tracking URIs; a driver may follow one, as in postgresql+psycopg2.
+TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
 # Folders below STORAGE.
 STAGES_FOLDER = "stages"
 JOURNAL_FOLDER = "journal"

@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_and_creates_nothing(
         ("--tracking-uri", "sqlite:///absent/mlflow.db"): "'absent/mlflow.db'",
         ("--tracking-uri", "sqlite:///text.db"): "not a database",
         ("--tracking-uri", "mlruns"): "'mlruns'",
-        ("--tracking-uri", "nonsense://host"): "nonsense",
+        ("--tracking-uri", "nonsense://host"): "nonsense://host is not valid: it must begin with one of sqlite,",
         ("--storage", "absent"): "/absent' has no journal",
         ("--storage", "empty"): "/empty' has no journal",
         ("--storage", "text.db"): "/text.db'",

@@ -5,10 +5,9 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from cvit.config import ConfigError
+from cvit.vocabulary import TRACKING_SCHEMES
 
 CONNECT_TIMEOUT_S = 5.0
-
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -18,8 +17,8 @@ def check_tracking_uri(uri: str) -> None:
         ConfigError: MLflow could not use it.
     """
     scheme = urlparse(uri).scheme.partition("+")[0]
-    if scheme not in _SCHEMES:
-        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(_SCHEMES)}")
+    if scheme not in TRACKING_SCHEMES:
+        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(TRACKING_SCHEMES)}")
     if scheme == "sqlite" and not Path(uri.partition(":///")[2]).absolute().parent.is_dir():
         raise ConfigError(
             f"tracking URI {uri!r}: there is no folder {Path(uri.partition(':///')[2]).absolute().parent}"
