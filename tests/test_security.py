@@ -197,7 +197,7 @@ def test_every_server_that_is_recommended_listens_on_loopback() -> None:
     for text in pages:
         for command in re.findall(r"mlflow (?:server|ui)\b.*", text.read_text()):
             assert re.findall(r"--host[ =](\S+)", command) in ([], ["127.0.0.1"]), f"{text.name}: {command}"
-        assert not re.search(r"0\.0\.0\.0|--dashboard-host[ =](?!127\.0\.0\.1)", page.read_text()), page.name
+        assert not re.search(r"0\.0\.0\.0|--dashboard-host[ =](?!127\.0\.0\.1)", text.read_text()), text.name
 
 
 def test_a_local_ray_wants_its_token(tmp_path: Path) -> None:

@@ -175,6 +175,17 @@ def print_storage_error(console: Console, plan: Plan, request: Request, error: s
     console.print("\n" + "\n".join([*lines, f"  {request.command}"]), highlight=False, markup=False)
 
 
+def print_lost_head(console: Console, plan: Plan, request: Request, address: str) -> None:
+    """What is printed when a cluster's head is lost, before Ray ends the driver."""
+    num_done = sum(plan.status(trial) is not None for trial in plan.trials)
+    lines = [
+        f"The cluster's head at {address} does not answer any more: Ray will end this process within a minute.",
+        f"Stopped with {num_done} of {len(plan.trials)} trials done. On a new cluster, to go on:",
+        f"  {request.command}",
+    ]
+    console.print("\n" + "\n".join(lines), highlight=False, markup=False)
+
+
 def _how_to_look(tracking_uri: str, page: str) -> list[str]:
     heading, address = "Runs in MLflow:      ", tracking_uri.rstrip("/")
     commands = []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import ray
 from rich.console import Console
 
 from cvit.data.datasets import Dataset, DatasetInfo, load
@@ -19,11 +20,12 @@ from sweeps.engine.cli import Request
 from sweeps.engine.cluster import Workers
 from sweeps.engine.display import Display
 from sweeps.engine.execute import execute
+from sweeps.engine.head_watch import watching
 from sweeps.engine.journal import Journal
 from sweeps.engine.main import EXIT_INTERRUPTED
 from sweeps.engine.pack_size import pack_limits
 from sweeps.engine.plan import Plan
-from sweeps.engine.report import print_answer, print_growth, print_plan, print_storage_error
+from sweeps.engine.report import print_answer, print_growth, print_lost_head, print_plan, print_storage_error
 from sweeps.engine.results import record
 from sweeps.engine.timing import Timing
 from sweeps.engine.tracking import Tracker
@@ -69,7 +71,7 @@ def run(
 
     def train(plan: Plan) -> None:
         limits = pack_limits(plan.todo, workers(), request.max_pack)
-        with Display(plan, console) as display:
+        with Display(plan, console) as display, _watched_head(console, plan, request, workers()):
             execute(plan, dataset(), storage.url, workers(), limits, journal, display, timing)
 
     try:
@@ -177,6 +179,16 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _watched_head(
+    console: Console, plan: Plan, request: Request, workers: Workers
+) -> contextlib.AbstractContextManager[None]:
+    """Says how to go on should the head of a cluster be lost; Ray ends this process then."""
+    if workers.is_here:
+        return contextlib.nullcontext()
+    address = ray.get_runtime_context().gcs_address
+    return watching(address, lambda: print_lost_head(console, plan, request, address))
 
 
 def _code_version() -> str:

@@ -1,0 +1,41 @@
+"""Tells a person in time that a cluster's head is lost: Ray then ends the driver, within a minute and without a word of
+ours."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+_INTERVAL_S = 5.0
+_MOST_FAILURES = 3
+
+
+@contextlib.contextmanager
+def watching(address: str, lost: Callable[[], None], interval_s: float = _INTERVAL_S) -> Iterator[None]:
+    """Calls `lost`, once and in a thread of its own, when nothing has listened at a host and port three times in a row.
+
+    Args:
+        address: of the cluster's control store, host:port.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        host, _, port = address.rpartition(":")
+        failures = 0
+        while not ended.wait(interval_s):
+            try:
+                socket.create_connection((host, int(port)), timeout=interval_s).close()
+                failures = 0
+            except OSError:
+                failures += 1
+            if failures == _MOST_FAILURES:
+                lost()
+                return
+
+    thread = threading.Thread(target=watch, name="head-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
