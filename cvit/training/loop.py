@@ -232,7 +232,8 @@ def _train_interval(pack: TrainingPack, group: Sequence[_Member], data: PackData
 def _record_interval(member: _Member, measured: Measured, number: int, val_loss: float, val_accuracy: float) -> None:
     """Records a member's interval; one whose loss or gradient stopped being finite has diverged at that step."""
     stage, progress = member.stage, member.progress
-    losses, norms = measured.losses[:, number], measured.norms[:, number]
+    # Means of a column and of a row of its own are summed in different orders.
+    losses, norms = measured.losses[:, number].contiguous(), measured.norms[:, number].contiguous()
     first, last = progress.step, progress.step + len(losses)
     if progress.initial_loss is None:
         progress.initial_loss = float(losses[0])

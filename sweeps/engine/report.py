@@ -106,11 +106,12 @@ def _costs(plan: Plan, request: Request) -> list[str]:
 
 
 def _packs(plan: Plan, limits: Limits, num_workers: int) -> str:
-    """How many packs there will be about, where all stages of a shape are ready together."""
+    """How many packs there will be at least, were all stages of a shape ready together."""
     counts = Counter(stage.shape for stage in plan.todo)
-    sizes = {shape: min(limits.get(shape, 1), -(-count // num_workers)) for shape, count in counts.items()}
+    share = -(-len(plan.todo) // num_workers)
+    sizes = {shape: min(limits.get(shape, 1), share, count) for shape, count in counts.items()}
     num_packs = sum(-(-count // sizes[shape]) for shape, count in counts.items())
-    return f"{num_packs} of at most {max(sizes.values())} stages, on {num_workers} workers"
+    return f"{num_packs} or a few more, of at most {max(sizes.values())} stages, on {num_workers} workers"
 
 
 def print_answer(

@@ -62,10 +62,16 @@ def unfinished(folder: Path) -> set[str]:
 
 def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
     """The same stages, the same measurements, the same weights, bit by bit, and nothing left over."""
-    assert results(folder) == results(undisturbed)
-    ours, theirs = (sorted(f.glob("storage/stages/*/weights.safetensors")) for f in (folder, undisturbed))
-    assert [path.parent.name for path in ours] == [path.parent.name for path in theirs]
-    for our, their in zip(ours, theirs, strict=True):
+    ours, theirs = results(folder), results(undisturbed)
+    assert ours.keys() == theirs.keys()
+    for key, measured in ours.items():
+        other = theirs[key]
+        pairs = {at: (measured.get(at), other.get(at)) for at in sorted(measured.keys() | other.keys())}
+        differences = {at: pair for at, pair in pairs.items() if pair[0] != pair[1]}
+        assert differences == {}, f"stage {key} differs at {differences}"
+    weights = [sorted(f.glob("storage/stages/*/weights.safetensors")) for f in (folder, undisturbed)]
+    assert [path.parent.name for path in weights[0]] == [path.parent.name for path in weights[1]]
+    for our, their in zip(*weights, strict=True):
         mine, reference = load_file(our), load_file(their)
         assert mine.keys() == reference.keys()
         assert all(mine[name].equal(reference[name]) for name in reference), our
