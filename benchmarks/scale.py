@@ -10,7 +10,6 @@ import os
 import resource
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -24,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sweeps.engine.cluster  # noqa: F401, I001 - sets Ray's environment before it is imported
 import ray
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from ray import tune
 from rich.console import Console
 from scale_worker import DONE_KEYS, STAGE_SECONDS, NoOpTrainer
 
+from benchmarks import common
 from cvit.data.datasets import describe
 from cvit.stages import Stage
 from cvit.storage import Storage
@@ -58,6 +58,9 @@ PER_EVALUATION = (
 PART = 1000
 """Stages over which a rate is told."""
 TRACKING_TIMEOUT_S = 3 * 3600.0
+
+
+app = common.new_app()
 
 
 class Clock:
@@ -120,14 +123,19 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@app.default
 def scale(
     *,
     trials: Annotated[int, Parameter(help="Trials, about: a multiple of three schemes.")] = 10_000,
     workers: Annotated[int, Parameter(help="Simulated workers.")] = 64,
     stage_seconds: Annotated[float, Parameter(help="How long a stage takes; it uses no processor.")] = 5.0,
     tracking: Annotated[bool, Parameter(help="Copy to MLflow, in an SQLite store.")] = True,
+    json: common.Json = None,
 ) -> None:
     """Runs the simulation and prints what it took."""
+    common.check(json, trials=trials, workers=workers)
+    before = common.machine()
+    json = json.absolute() if json is not None else None
     clock, lines = Clock(), []
     started = last = time.monotonic()
 
@@ -204,10 +212,21 @@ def scale(
     print(f"driver's CPU {cpu_s:.0f} s, {1000 * cpu_s / len(plan.stages):.1f} ms a stage, of which")
     for part, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"  {part:<26} {seconds:8.2f} s   {clock.calls[part]:8,} calls")
-    print(f"threads at the end: {threading.active_count()}")
+    figures = {
+        "trials": len(plan.trials),
+        "stages": len(plan.stages),
+        "workers": workers,
+        "stage_seconds": stage_seconds,
+        "seconds": busy_s,
+        "stages_per_second": len(plan.stages) / busy_s,
+        "stages_per_second_by_part": rates,
+        "share_of_workers_time_in_training": timing.busy_s / (timing.busy_s + timing.waited_s),
+        "driver_cpu_seconds": cpu_s,
+        "driver_cpu_seconds_by_part": dict(clock.seconds),
+        "driver_peak_memory_bytes": int(peak_mb() * 2**20),
+    }
+    common.write_json(json, "scale", before, {"n": 1, **figures})
 
 
 if __name__ == "__main__":
-    app = App(version_flags=[])
-    app.default(scale)
-    app()
+    common.run_app(app)

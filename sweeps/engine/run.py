@@ -71,7 +71,7 @@ def run(
 
     def train(plan: Plan) -> None:
         limits = pack_limits(plan.todo, workers(), request.max_pack)
-        with Display(plan, console) as display, _watched_head(console, plan, request, workers()):
+        with Display(plan, console) as display, _watched_head(console, plan, request):
             execute(plan, dataset(), storage.url, workers(), limits, journal, display, timing)
 
     try:
@@ -181,11 +181,9 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _watched_head(
-    console: Console, plan: Plan, request: Request, workers: Workers
-) -> contextlib.AbstractContextManager[None]:
+def _watched_head(console: Console, plan: Plan, request: Request) -> contextlib.AbstractContextManager[None]:
     """Says how to go on should the head of a cluster be lost; Ray ends this process then."""
-    if workers.is_here:
+    if request.address is None or request.address.startswith("ray://"):  # a client knows its proxy only
         return contextlib.nullcontext()
     address = ray.get_runtime_context().gcs_address
     return watching(address, lambda: print_lost_head(console, plan, request, address))
