@@ -1,11 +1,14 @@
 """A sweep that is killed or stopped: the same command finishes exactly what is missing, from checkpoints."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -121,3 +124,25 @@ def test_a_stop_is_clean_and_names_the_command_that_resumes(tmp_path: Path, numb
     runs = [*mlflow_runs(tmp_path, v.ROLE_TRIAL), *mlflow_runs(tmp_path, v.ROLE_STUDY)]
     assert "RUNNING" not in {run.info.status for run in runs}
     assert {run.info.status for run in runs if run.data.tags[v.TAG_ROLE] == v.ROLE_STUDY} == {"KILLED"}
+
+
+@pytest.mark.parametrize("started", ["gcs_server", "raylet"])
+def test_a_stop_while_ray_starts_is_clean(tmp_path: Path, started: str) -> None:
+    """Ray puts a handler of its own in place, which would end the driver with exit code 15."""
+    process = start(tmp_path, *OPTIONS)
+    deadline = time.monotonic() + 120
+    while not any(started in " ".join(child.cmdline()) for child in children(process.pid)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, output + errors
+    assert "Traceback" not in output + errors
+    assert not list(tmp_path.glob("storage/leases/*/*"))
+
+
+def children(pid: int) -> Iterator[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            if child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                yield child

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Workers:
 
 @contextlib.contextmanager
 def ray_session(address: str | None, device: str) -> Iterator[Workers]:
-    """Ray, started here or attached to, for the duration of a sweep.
+    """Ray, started here or attached to, for the duration of a sweep. SIGTERM is KeyboardInterrupt meanwhile.
 
     Args:
         address: of a running cluster, else None.
@@ -69,6 +70,7 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
     Raises:
         ConfigError: the cluster cannot be reached, or what auto means cannot be told.
     """
+    sigterm_before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -76,15 +78,19 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    except SystemExit as error:  # SIGTERM, by a handler that Ray puts in place while it starts
+        raise KeyboardInterrupt from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"Ray address {address!r} cannot be used: {' '.join(str(error).split())}") from error
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         workers = _workers(address, device)
         # A searcher-driven run otherwise starts its workers one at a time, and short trials then share the first.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
         yield workers
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, sigterm_before)
 
 
 def _workers(address: str | None, device: str) -> Workers:

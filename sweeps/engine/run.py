@@ -3,9 +3,8 @@
 import contextlib
 import functools
 import os
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -103,17 +102,16 @@ def _record_and_answer(
     journal.listen(tracker.feed)
     outcome, exit_code, storage_error = "FAILED", EXIT_FAILED_TRIALS, None
     try:
-        with _sigterm_as_interrupt():
+        if plan.todo:
+            train(plan)
+        while (grown := _next_plan(plan, storage)) is not None:
+            plan = grown
+            _take_up_pruned(plan, journal)
+            tracker.expect(_keys(plan))
+            _record_plan(plan, journal, tags)
+            print_growth(console, plan)
             if plan.todo:
                 train(plan)
-            while (grown := _next_plan(plan, storage)) is not None:
-                plan = grown
-                _take_up_pruned(plan, journal)
-                tracker.expect(_keys(plan))
-                _record_plan(plan, journal, tags)
-                print_growth(console, plan)
-                if plan.todo:
-                    train(plan)
         if all(plan.status(trial) is not None for trial in plan.trials):
             outcome, exit_code = "FINISHED", 0
     except KeyboardInterrupt:
@@ -166,19 +164,6 @@ def _record_known_results(plan: Plan, journal: Journal) -> None:
     before a driver was killed."""
     for key, result in plan.results.items():
         record(plan, journal, key, Report(result.points, plan.stages[key].steps, result))
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A polite kill (a batch system's, say) stops a sweep as cleanly as Ctrl-C.
-
-    Ray puts a handler of its own in place when it starts, so this one must come after that.
-    """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _watched_head(console: Console, plan: Plan, request: Request) -> contextlib.AbstractContextManager[None]:

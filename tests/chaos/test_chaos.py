@@ -34,11 +34,12 @@ FAULTS = int(os.environ.get("CVIT_CHAOS_FAULTS", "0"))
 SEED = int(os.environ.get("CVIT_CHAOS_SEED", "0"))
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
-    *("--epochs", "0", "--min-steps", "800", "--evaluations", "40", "--data-fraction", "0.1"),
+    *("--epochs", "0", "--evaluations", "40", "--data-fraction", "0.1"),
 )
+PAIRS = (*OPTIONS, "--init-scheme", "random", "two_phase", "--seeds", "2", "--max-pack", "2")
+SHORT = (*PAIRS, "--min-steps", "500")
+LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--seeds", "3", "--min-steps", "800")
 """Stages of several seconds each."""
-SHORT = (*OPTIONS, "--init-scheme", "random", "two_phase", "--seeds", "2", "--max-pack", "2")
-LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--seeds", "3")
 LARGEST_PACKS = (1, 2, 4)
 """Of one sweep after another. On a CPU the members of a pack end bit for bit as each alone."""
 

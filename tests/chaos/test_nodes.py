@@ -10,7 +10,7 @@ from ledger import LEDGER
 from nodes import Nodes
 from planning import make_plan
 from processes import wait_for_none
-from test_chaos import FAULTS, SHORT, undisturbed
+from test_chaos import FAULTS, PAIRS, undisturbed
 
 NODE_FAULTS = 6
 
@@ -28,7 +28,7 @@ def lose_nodes(nodes: Nodes, count: int, campaign: Campaign, process: "subproces
 @pytest.mark.skipif(not FAULTS, reason="part of the long form: make chaos")
 @pytest.mark.timeout(3600)
 def test_lost_nodes_and_a_lost_head(tmp_path: Path) -> None:
-    options = tuple("2000" if option == "800" else option for option in SHORT)
+    options = (*PAIRS, "--min-steps", "2000")
     reference = undisturbed(tmp_path / "undisturbed", options)
     (tmp_path / "sweep").mkdir()
     plan = make_plan(tmp_path / "sweep/storage", *options)
