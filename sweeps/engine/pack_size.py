@@ -12,8 +12,7 @@ from cvit.training.probe import one_thread, peak_bytes, step_seconds
 from sweeps.engine.cluster import Workers
 
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
-"""On a CPU small packs also keep the workers evenly busy at the end. That larger ones lose is not shown by itself: see
-docs/PERFORMANCE.md."""
+"""On a CPU larger ones gain nothing or lose (docs/PERFORMANCE.md), and small ones keep the workers busy to the end."""
 LEAST_GAIN = 1.03
 """How much faster per member a larger pack must be on a CPU to be worth it: at the end of a sweep, more cores wait for
 the last one."""
