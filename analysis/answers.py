@@ -1,11 +1,11 @@
 """The answer of one study in a few lines, for the terminal at the end of a sweep."""
 
-from analysis import expressivity, tuned
-from analysis.axes import SCHEME
-from analysis.frames import Frames
+from analysis.display.accuracy_tables import Layout, answer
+from analysis.display.wording import SCHEME
 from analysis.layouts import LAYOUTS
-from analysis.studies import read_study
-from analysis.tables import Layout, answer
+from analysis.questions import expressivity, tuned
+from analysis.statistics.studies import read_study
+from analysis.store.frames import Frames
 
 
 def answer_text(frames: Frames, study_key: str) -> str:

@@ -4,10 +4,11 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from analysis import expressivity, tables, tuned
-from analysis.frames import Frames
+from analysis.display import accuracy_tables as tables
 from analysis.layouts import LAYOUTS
-from analysis.studies import Study, read_studies
+from analysis.questions import expressivity, tuned
+from analysis.statistics.studies import Study, read_studies
+from analysis.store.frames import Frames
 
 
 def training_files(sweep: str, frames: Frames) -> dict[str, bytes]:
@@ -42,8 +43,8 @@ def tuned_files(frames: Frames) -> dict[str, bytes]:
 
 def _files(sweep: str, texts: Mapping[str, str], studies: Sequence[Study]) -> dict[str, bytes]:
     # matplotlib is slow to load, so the module that draws a sweep is not imported before there is one to draw.
-    figure = importlib.import_module(f"analysis.figures.{sweep}").draw(studies)
-    from analysis.figures.style import image_bytes
+    figure = importlib.import_module(f"analysis.questions.figures.{sweep}").draw(studies)
+    from analysis.display.figure_style import image_bytes
 
     files = {f"{sweep}.{kind}": text.encode() for kind, text in texts.items()}
     return files | {f"{sweep}.{kind}": image_bytes(figure, kind) for kind in ("png", "svg")}

@@ -1,9 +1,10 @@
 """The paper's claims, each judged on the most recent study per data set of the sweep that asks about it.
 
-Those about accuracy and steps follow the rule of analysis/verdicts.py. A diverged trial that was never tested counts
-there with the accuracy of guessing, one over the number of classes. Those about what heads can express rest on no
-seeds: theorem 2's bound is a lower limit for certain, and an error that was reached is an upper one, so that the two
-are the interval; an error up to ZERO_ERROR counts as zero. A claim that nothing in the store is about has n = 0.
+Those about accuracy and steps follow the rule of analysis/statistics/verdicts.py. A diverged trial that was never
+tested counts there with the accuracy of guessing, one over the number of classes. Those about what heads can express
+rest on no seeds: theorem 2's bound is a lower limit for certain, and an error that was reached is an upper one, so
+that the two are the interval; an error up to ZERO_ERROR counts as zero. A claim that nothing in the store is about
+has n = 0.
 """
 
 import math
@@ -11,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import expressivity
-from analysis.axes import FRACTION, INNER_DIM, LEARNING_RATE, NUM_HEADS, SCHEME, WARMUP, plain_text
-from analysis.expressivity import Fit, by_case, fits
-from analysis.frames import Frames
+from analysis.display.wording import FRACTION, INNER_DIM, LEARNING_RATE, NUM_HEADS, SCHEME, WARMUP, plain_text
 from analysis.layouts import LAYOUTS
-from analysis.no_warmup import warmups
-from analysis.stats import Result
-from analysis.studies import BASELINE, TREATMENT, Study, read_studies
-from analysis.verdicts import FAILS, HOLDS, MARGIN, UNDECIDED, Judged, judge
+from analysis.questions import expressivity
+from analysis.questions.expressivity import Fit, by_case, fits
+from analysis.questions.no_warmup import warmups
+from analysis.statistics.stats import Result
+from analysis.statistics.studies import BASELINE, TREATMENT, Study, read_studies
+from analysis.statistics.verdicts import FAILS, HOLDS, MARGIN, UNDECIDED, Judged, judge
+from analysis.store.frames import Frames
 from cvit import vocabulary as names
 from cvit.config import THREE_BY_THREE
 from cvit.theorem.counts import general_kernel_heads, heads_needed

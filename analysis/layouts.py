@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from analysis import head_count, init_schemes, no_warmup, patch_size
-from analysis.axes import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME
-from analysis.tables import Layout
+from analysis.display.accuracy_tables import Layout
+from analysis.display.wording import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME
+from analysis.questions import head_count, init_schemes, no_warmup, patch_size
 
 LAYOUTS: Mapping[str, Layout] = {
     "low_data": Layout(axes=(FRACTION, SCHEME)),

@@ -19,14 +19,14 @@ if __name__ == "__main__":
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
-from analysis import claims_text
+from analysis import verdicts_text as claims_text
 from analysis.builders import BUILDERS
 from analysis.claims import claims
-from analysis.frames import Frames, LoadError
-from analysis.load import load_journal, load_mlflow
 from analysis.report import report
-from analysis.studies import TableError
-from analysis.verdicts import FAILS
+from analysis.statistics.studies import TableError
+from analysis.statistics.verdicts import FAILS
+from analysis.store.frames import Frames, LoadError
+from analysis.store.load import load_journal, load_mlflow
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from html import escape
 from importlib import metadata
 
-from analysis import claims_text
+from analysis import verdicts_text as claims_text
 from analysis.claims import Claim, kind_of
-from analysis.frames import Frames
-from analysis.page import code, figure, from_markdown, page, table, table_of
-from analysis.studies import Study, all_studies
-from analysis.verdicts import FAILS, HOLDS, UNDECIDED
+from analysis.display.html import code, figure, from_markdown, page, table, table_of
+from analysis.statistics.studies import Study, all_studies
+from analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
+from analysis.store.frames import Frames
 
 PAPER = "https://arxiv.org/abs/2111.01353"
 TITLE = "Can vision transformers perform convolution? The claims, checked"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.storage import Storage
-from sweeps.engine.cli import Request, parse
-from sweeps.engine.plan import Plan
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.terminal.cli import Request, parse
 from sweeps.low_data import SWEEP
 
 SCRIPT = "sweeps/low_data.py"

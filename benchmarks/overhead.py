@@ -36,7 +36,7 @@ from benchmarks.processes import QUIET, observe
 from cvit.config import ConfigError, ExpressivityConfig
 from cvit.stages import FitStage
 from cvit.storage import Storage
-from cvit.theorem.expressivity import fit
+from cvit.training.fit import fit
 from cvit.vocabulary import STAGES_FOLDER
 
 SMALLEST = {"kernel_size": 1, "patch_size": 1, "num_heads": 1, "fit_steps": 1, "fit_image_size": 2, "fit_channels": 1}

@@ -21,7 +21,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)  # workers import scale_worker
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import sweeps.engine.cluster  # noqa: F401, I001 - sets Ray's environment before it is imported
+import sweeps.engine.execution.cluster  # noqa: F401, I001 - sets Ray's environment before it is imported
 import ray
 from cyclopts import Parameter
 from ray import tune
@@ -33,21 +33,21 @@ from cvit.data.datasets import describe
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.training.loop import EARLY_STEPS, Report
-from cvit.training.results import Point, StageResult
+from cvit.results import Point, StageResult
 from cvit import vocabulary as v
-from sweeps.engine import execute as execute_module
-from sweeps.engine.cli import parse
-from sweeps.engine.cluster import Workers
-from sweeps.engine.display import Display
-from sweeps.engine.execute import execute
-from sweeps.engine.journal import Journal
-from sweeps.engine.lease import lease
-from sweeps.engine.plan import Plan
-from sweeps.engine.report import print_answer
-from sweeps.engine.searcher import PlanSearcher
-from sweeps.engine.timing import Timing
-from sweeps.engine.tracking import Tracker
-from sweeps.engine.worker import BUSY_S, REPORTS, WAITED_S
+from sweeps.engine.execution import execute as execute_module
+from sweeps.engine.terminal.cli import parse
+from sweeps.engine.execution.cluster import Workers
+from sweeps.engine.terminal.display import Display
+from sweeps.engine.execution.execute import execute
+from sweeps.engine.recording.journal import Journal
+from sweeps.engine.recording.lease import lease
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.terminal.report import print_answer
+from sweeps.engine.execution.searcher import PlanSearcher
+from sweeps.engine.execution.timing import Timing
+from sweeps.engine.tracking.tracker import Tracker
+from sweeps.engine.execution.worker import BUSY_S, REPORTS, WAITED_S
 from sweeps.low_data import SCHEMES, SWEEP
 
 EVALUATIONS = 10

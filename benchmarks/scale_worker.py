@@ -13,8 +13,8 @@ STAGE_SECONDS = "CVIT_SCALE_STAGE_SECONDS"
 
 
 class NoOpTrainer(tune.Trainable):
-    """One step a stage, and one that says that there are none left, as `sweeps.engine.worker.PackTrainer` has it; the
-    times have the names that they have there."""
+    """One step a stage, and one that says that there are none left, as
+    `sweeps.engine.execution.worker.PackTrainer` has it; the times have the names that they have there."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._idle_since: float | None = None

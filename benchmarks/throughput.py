@@ -134,7 +134,7 @@ def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
 
 
 def _own_account(output: str) -> dict[str, float]:
-    """From the closing lines of a sweep (sweeps/engine/timing.py)."""
+    """From the closing lines of a sweep (sweeps/engine/execution/timing.py)."""
     parts = {
         "start_up_seconds": (r"start-up ([\d.]+) s", 1.0),
         "share_of_workers_time_in_training": (r"workers trained ([\d.]+) %", 0.01),

@@ -34,9 +34,9 @@ from cyclopts import Parameter
 from benchmarks import common
 from benchmarks.grid import planned
 from cvit import vocabulary as v
+from cvit.results import Point
 from cvit.storage import Storage
-from cvit.training.results import Point
-from sweeps.engine.trials import Trial
+from sweeps.engine.planning.trials import Trial
 
 GRID = ("--data-fraction", "0.02", "0.05", "0.2", "0.5", "1", "--init-scheme", "random", "two_phase")
 CELLS = 10
@@ -106,7 +106,7 @@ def _measured(step: Callable[[list[str]], None], arguments: list[str]) -> tuple[
 
 
 def _write_journal(options: list[str]) -> None:
-    from sweeps.engine.journal import Journal
+    from sweeps.engine.recording.journal import Journal
 
     plan, info, request = planned(options)
     journal = Journal(Storage.open(request.storage), plan.study.sweep)
@@ -134,8 +134,8 @@ def _points(trial: Trial) -> Iterator[Point]:
 
 
 def _copy(options: list[str]) -> None:
-    from sweeps.engine.journal import Journal
-    from sweeps.engine.tracking import Tracker
+    from sweeps.engine.recording.journal import Journal
+    from sweeps.engine.tracking.tracker import Tracker
 
     plan, _, request = planned(options)
     journal = Journal(Storage.open(request.storage), plan.study.sweep)

@@ -262,7 +262,7 @@ class TrialConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressivityConfig:
-    """One attempt to fit an attention layer to a random convolution; see `cvit.theorem.expressivity`."""
+    """One attempt to fit an attention layer to a random convolution; see `cvit.training.fit`."""
 
     kernel_size: int = _option("Side of the convolution's kernel, pixels.", 3)
     patch_size: int = _option("Side of a patch, pixels; divides the image size.", 1)

@@ -72,7 +72,7 @@ STAGES_FOLDER = "stages"
 JOURNAL_FOLDER = "journal"
 LEASES_FOLDER = "leases"
 
-# Types of journal record (the field "type"); the other fields are those of the functions in sweeps/engine/journal.py.
+# Types of journal record (the field "type"); the other fields are those of cvit/records.py.
 RECORD_STUDY = "study"
 RECORD_TRIAL = "trial"
 RECORD_POINTS = "points"

@@ -58,7 +58,7 @@ def test_cvit_knows_neither_orchestration_nor_analysis() -> None:
 
 def test_only_the_engine_knows_ray_and_mlflow() -> None:
     users = {file for file, name in imports_of("cvit", "sweeps", "analysis") if within(name, *ORCHESTRATION)}
-    assert {file for file in users if not file.startswith("sweeps/engine/")} <= {"analysis/load.py"}
+    assert {file for file in users if not file.startswith("sweeps/engine/")} <= {"analysis/store/load.py"}
 
 
 def test_analysis_is_light() -> None:
@@ -73,7 +73,9 @@ def test_analysis_is_light() -> None:
 
 def test_only_the_closing_report_of_a_sweep_uses_the_analysis() -> None:
     """It prints the answer table; nothing that plans or trains depends on the analysis."""
-    assert {file for file, name in imports_of("sweeps") if within(name, "analysis")} == {"sweeps/engine/report.py"}
+    assert {file for file, name in imports_of("sweeps") if within(name, "analysis")} == {
+        "sweeps/engine/terminal/report.py"
+    }
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

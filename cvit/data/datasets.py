@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from cvit.config import Augmentation
-from cvit.data.builtin import AUGMENTATIONS, DIGITS, NAMES, TORCHVISION, read_digits, read_torchvision
-from cvit.data.folders import read_image_folder
+from cvit.data.formats.builtin import AUGMENTATIONS, DIGITS, NAMES, TORCHVISION, read_digits, read_torchvision
+from cvit.data.formats.folders import read_image_folder
+from cvit.data.formats.parquet import parquet_files, read_parquet
 from cvit.data.images import DataError, Pixels, Target
-from cvit.data.parquet import parquet_files, read_parquet
 from cvit.data.stored import Labels, Part, Stored
 from cvit.data.subsets import holdout
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cvit.training.randomness import derived_seed
+from cvit.randomness import derived_seed
 
 Indices = NDArray[np.int64]
 

@@ -21,10 +21,10 @@ import torch
 from cvit.config import THREE_BY_THREE, TrialConfig
 from cvit.geometry import Offset, nearest_offsets, num_relative_positions
 from cvit.init.random import random
+from cvit.init.transfer import look_at
 from cvit.models.attention import RelativeAttention
 from cvit.models.vit import VisionTransformer
-from cvit.training.randomness import generator
-from cvit.transfer import look_at
+from cvit.randomness import generator
 
 
 @torch.no_grad()

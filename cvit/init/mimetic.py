@@ -25,7 +25,7 @@ from cvit.config import TrialConfig
 from cvit.init.random import random
 from cvit.models.attention import RelativeAttention
 from cvit.models.vit import VisionTransformer
-from cvit.training.randomness import generator
+from cvit.randomness import generator
 
 QUERY_KEY = (0.7, 0.7)
 """(α, β) of the query–key product α Z + β I."""

@@ -8,7 +8,7 @@ from torch import nn
 from cvit.config import TrialConfig
 from cvit.models.convolution import FullConvolution
 from cvit.models.vit import VisionTransformer
-from cvit.training.randomness import generator
+from cvit.randomness import generator
 from cvit.vocabulary import ATTENTION
 
 RELATIVE_BIAS_STD = 0.02

@@ -2,8 +2,8 @@
 
 from cvit.config import TrialConfig
 from cvit.init.random import random
+from cvit.init.transfer import transfer
 from cvit.models.vit import VisionTransformer
-from cvit.transfer import transfer
 from cvit.vocabulary import TRANSFER_WEIGHT_ERROR
 
 

@@ -12,8 +12,8 @@ from cvit.config import Augmentation
 from cvit.data.augment import channel_statistics, draw_augmentation
 from cvit.data.datasets import Dataset
 from cvit.data.subsets import select, subset
+from cvit.randomness import generator
 from cvit.stages import Stage
-from cvit.training.randomness import generator
 
 
 @dataclass(frozen=True)

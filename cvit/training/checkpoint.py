@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 import safetensors.torch
 from torch import Tensor
 
+from cvit.results import Point, StageResult, as_point, read_record, read_weights, stage_folder
 from cvit.storage import Storage, checksum, encode_record
-from cvit.training.results import Point, StageResult, as_point, read_record, read_weights, stage_folder
 from cvit.training.stability import Stability
 
 _KEPT = 2

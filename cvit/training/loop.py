@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
+from cvit.init.transfer import logit_error
+from cvit.results import Point, StageResult, load_result
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import PackData, pack_data
 from cvit.training.checkpoint import Progress
 from cvit.training.pack import Measured, TrainingPack, rate_at
-from cvit.training.results import Point, StageResult, load_result
-from cvit.transfer import logit_error
 from cvit.vocabulary import (
     CONVOLUTION,
     CONVOLUTION_TEST_ACCURACY,

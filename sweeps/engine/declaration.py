@@ -24,7 +24,7 @@ class Search:
         space: the parameters searched over, by flat name.
         trials: per init scheme.
         round_size: trials per init scheme that are chosen, and run, at a time.
-        asha: stop trials early that fall behind; see `sweeps.engine.pruning`.
+        asha: stop trials early that fall behind; see `sweeps.engine.execution.pruning`.
     """
 
     space: Mapping[str, Range]

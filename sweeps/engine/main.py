@@ -14,14 +14,14 @@ from cvit.data.images import DataError
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from cvit.vocabulary import TRAINING
-from sweeps.engine.checks import check_address, check_device, check_tracking_uri
-from sweeps.engine.cli import Request, parse, parts_asked_for
 from sweeps.engine.declaration import Sweep
-from sweeps.engine.lease import lease
-from sweeps.engine.plan import Plan
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.recording.lease import lease
+from sweeps.engine.terminal.cli import Request, parse, parts_asked_for
+from sweeps.engine.terminal.preflight import check_address, check_device, check_tracking_uri
 
 if TYPE_CHECKING:
-    from sweeps.engine.cluster import Workers
+    from sweeps.engine.execution.cluster import Workers
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -65,7 +65,7 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
             info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
         plan = Plan.make(sweep, request, info, storage)
         if plan.search is not None:
-            from sweeps.engine.tuning import next_plan
+            from sweeps.engine.planning.search import next_plan
 
             plan = next_plan(plan, storage) or plan
         prepared.append((plan, info, request))
@@ -84,7 +84,7 @@ def _run_all(prepared: list[tuple[Plan, DatasetInfo | None, Request]], storage: 
         @functools.cache
         def workers() -> "Workers":
             """Those of Ray, which is started or attached to when they are first asked for, once for all sweeps."""
-            from sweeps.engine.cluster import ray_session
+            from sweeps.engine.execution.cluster import ray_session
 
             return session.enter_context(ray_session(request.address, request.device))
 

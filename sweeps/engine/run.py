@@ -15,19 +15,19 @@ from cvit.data.datasets import Dataset, DatasetInfo, load
 from cvit.storage import Storage, StorageError
 from cvit.training.loop import Report
 from cvit.vocabulary import STATUS_PRUNED, TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK, VAL_ACCURACY
-from sweeps.engine.cli import Request
-from sweeps.engine.cluster import Workers
-from sweeps.engine.display import Display
-from sweeps.engine.execute import execute
-from sweeps.engine.head_watch import watching
-from sweeps.engine.journal import Journal
+from sweeps.engine.execution.cluster import Workers
+from sweeps.engine.execution.execute import execute
+from sweeps.engine.execution.head_watch import watching
+from sweeps.engine.execution.pack_size import pack_limits
+from sweeps.engine.execution.timing import Timing
 from sweeps.engine.main import EXIT_INTERRUPTED
-from sweeps.engine.pack_size import pack_limits
-from sweeps.engine.plan import Plan
-from sweeps.engine.report import print_answer, print_growth, print_lost_head, print_plan, print_storage_error
-from sweeps.engine.results import record
-from sweeps.engine.timing import Timing
-from sweeps.engine.tracking import Tracker
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.recording.journal import Journal
+from sweeps.engine.recording.record import record
+from sweeps.engine.terminal.cli import Request
+from sweeps.engine.terminal.display import Display
+from sweeps.engine.terminal.report import print_answer, print_growth, print_lost_head, print_plan, print_storage_error
+from sweeps.engine.tracking.tracker import Tracker
 
 EXIT_FAILED_TRIALS = 1
 
@@ -137,7 +137,7 @@ def _record_and_answer(
 def _next_plan(plan: Plan, storage: Storage) -> Plan | None:
     if plan.search is None:
         return None
-    from sweeps.engine.tuning import next_plan  # Optuna is not needed otherwise
+    from sweeps.engine.planning.search import next_plan  # Optuna is not needed otherwise
 
     return next_plan(plan, storage)
 

@@ -13,11 +13,11 @@ from cvit import vocabulary as v
 from cvit.config import ConfigError
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
-from sweeps.engine.checks import check_reachable, check_tracking_uri
-from sweeps.engine.cli import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
-from sweeps.engine.journal import Journal, Record
-from sweeps.engine.lease import lease
-from sweeps.engine.tracking import Tracker
+from sweeps.engine.recording.journal import Journal, Record
+from sweeps.engine.recording.lease import lease
+from sweeps.engine.terminal.cli import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
+from sweeps.engine.terminal.preflight import check_reachable, check_tracking_uri
+from sweeps.engine.tracking.tracker import Tracker
 
 EXIT_NOT_COPIED = 1
 EXIT_BAD_INPUT = 2

@@ -11,20 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from comparing import (
+from cvit import vocabulary as v
+from cvit.results import Point
+from sweeps.engine.planning.plan import Plan
+from tests.chaos.comparing import (
     assert_equal_to_undisturbed,
     assert_nothing_saved_was_trained_again,
     count_trials,
     saved_points,
     unfinished,
 )
-from ledger import LEDGER
-from processes import MARK, kill, processes_of, wait_for_none, workers_of
-from sweeping import ROOT, start
-
-from cvit import vocabulary as v
-from cvit.training.results import Point
-from sweeps.engine.plan import Plan
+from tests.chaos.ledger import LEDGER
+from tests.chaos.processes import MARK, kill, processes_of, wait_for_none, workers_of
+from tests.support.scripts import ROOT, start
 
 HERE = Path(__file__).parent
 SESSION_TIMEOUT_S = 400.0

@@ -5,17 +5,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from planning import CPU, digits
 from safetensors.torch import load_file
 
 from cvit import vocabulary as v
 from cvit.data.datasets import load
+from cvit.results import Point, load_result
 from cvit.stages import Stage
 from cvit.storage import Storage, decode_records
 from cvit.training.checkpoint import load_checkpoint
 from cvit.training.loop import train_pack
-from cvit.training.results import Point, load_result
-from sweeps.engine.plan import Plan
+from sweeps.engine.planning.plan import Plan
+from tests.support.plans import CPU, digits
 
 Measured = dict[tuple[str, int], float]
 

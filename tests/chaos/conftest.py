@@ -1,5 +1,6 @@
 import pytest
-from ledger import LEDGER
+
+from tests.chaos.ledger import LEDGER
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

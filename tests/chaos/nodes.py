@@ -6,8 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from processes import MARK
 from ray.cluster_utils import Cluster
+
+from tests.chaos.processes import MARK
 
 
 class Nodes:

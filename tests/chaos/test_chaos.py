@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from campaign import (
+
+from tests.chaos.campaign import (
     Campaign,
     Fault,
     damage_checkpoint,
@@ -26,9 +27,9 @@ from campaign import (
     terminate_driver,
     terminate_worker,
 )
-from comparing import train_undisturbed
-from ledger import LEDGER
-from planning import make_plan
+from tests.chaos.comparing import train_undisturbed
+from tests.chaos.ledger import LEDGER
+from tests.support.plans import make_plan
 
 FAULTS = int(os.environ.get("CVIT_CHAOS_FAULTS", "0"))
 SEED = int(os.environ.get("CVIT_CHAOS_SEED", "0"))

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from processes import MARK
-from sweeping import TINY, mlflow_runs, sweep
 
 from cvit import vocabulary as v
-from sweeps.engine.faults import CODE_RETRIES
+from sweeps.engine.execution.faults import CODE_RETRIES
+from tests.chaos.processes import MARK
+from tests.support.scripts import TINY, mlflow_runs, sweep
 
 INJECT = Path(__file__).parent / "inject"
 

@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
-from campaign import Campaign
-from ledger import LEDGER
-from nodes import Nodes
-from planning import make_plan
-from processes import wait_for_none
 from test_chaos import FAULTS, PAIRS, undisturbed
+
+from tests.chaos.campaign import Campaign
+from tests.chaos.ledger import LEDGER
+from tests.chaos.nodes import Nodes
+from tests.chaos.processes import wait_for_none
+from tests.support.plans import make_plan
 
 NODE_FAULTS = 6
 

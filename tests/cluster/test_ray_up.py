@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from subprocess import DEVNULL, PIPE, STDOUT
 
 import pytest
-from lan import HEAD, HOSTS, WORKERS, Lan, lan, missing
-from sweeping import TINY, mlflow_runs
 
 from cvit import vocabulary as v
+from cvit.results import load_result
 from cvit.storage import Storage
-from cvit.training.results import load_result
+from tests.cluster.lan import HEAD, HOSTS, WORKERS, Lan, lan, missing
+from tests.support.scripts import TINY, mlflow_runs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

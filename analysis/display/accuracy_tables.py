@@ -1,0 +1,245 @@
+"""Tables of any sweep of trainings: CSV, Markdown, LaTeX, and the short table of one study for the terminal.
+
+A row per combination of the axes, a column per init scheme, the paired gain last; a sweep may add columns and further
+comparisons (`Layout`). Only what is printed is rounded; the CSV holds fractions in full precision. See
+analysis/statistics/stats.py for the statistics and for the rule on diverged trials.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.display.settings import heading_lines, listed, settings_lines
+from analysis.display.text import (
+    gain_text,
+    interval,
+    latex,
+    latex_estimate,
+    latex_table,
+    markdown_table,
+    mean_text,
+    number_text,
+    percent,
+)
+from analysis.display.wording import SCHEME, heading, in_caption, scheme_text, value_text
+from analysis.statistics.stats import Summary
+from analysis.statistics.studies import GAIN, Study
+
+_RULES = (
+    "Accuracy on the test images at the end of training, mean over seeds with the 95 % t-interval; gains are "
+    "differences on the same seeds. A diverged trial counts with its last measured accuracy, where there is one. "
+    "A dash: nothing to compute it from."
+)
+_COUNTS = ("expected", "diverged", "missing")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A further column of a sweep's tables; in the CSV it may be several.
+
+    Attributes:
+        heading: what stands above it in texts.
+        csv_names: what stands above it in the CSV.
+        values: from a study and a place on its axes to a value per CSV column, NaN where unknown.
+        is_measured: belongs to trials, so that the CSV has none for a difference between them.
+        in_overview: says something where all schemes share a row.
+    """
+
+    heading: str
+    csv_names: tuple[str, ...]
+    values: Callable[[Study, Mapping[str, Any]], tuple[float, ...]]
+    is_measured: bool = False
+    in_overview: bool = True
+
+    def text(self, study: Study, place: Mapping[str, Any]) -> str:
+        """The values at a place, rounded."""
+        return ", ".join(map(number_text, self.values(study, place)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences on the same seeds.
+
+    Attributes:
+        kind: their `kind` in the CSV.
+        heading: what stands above the column that says of which scheme they are.
+        summaries: a study's differences, their scheme among the axes.
+        title: the heading of a section of its own; none for the paired gain, which is a column of the short table.
+    """
+
+    kind: str
+    heading: str
+    summaries: Callable[[Study], list[Summary]]
+    title: str = ""
+
+
+PAIRED_GAIN = Comparison("paired_gain", "paired gain", lambda study: study.gain)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the tables of a sweep show beside accuracy.
+
+    Attributes:
+        axes: the axes it has; without them, any.
+        columns: further columns.
+        gain: what the schemes gain.
+        comparisons: further differences.
+        across: the axis whose values are the columns of the short table.
+        notes: how the further columns are measured.
+    """
+
+    axes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    gain: Comparison = PAIRED_GAIN
+    comparisons: tuple[Comparison, ...] = ()
+    across: str = SCHEME
+    notes: str = ""
+
+
+def csv(studies: Sequence[Study], layout: Layout) -> str:
+    """All studies as CSV; `kind` is `accuracy` or that of a comparison, accuracies and differences are fractions.
+
+    Columns: sweep, study, dataset, kind, the axes but the scheme, init_scheme (of the paired gain
+    `two_phase-random`), mean, ci_low, ci_high, n, expected, diverged, and those that the layout adds.
+    """
+    axes = list(dict.fromkeys(axis for study in studies for axis in study.axes))
+    rows = []
+    for study in studies:
+        common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
+        kinds = [("accuracy", study.accuracy)]
+        kinds += [(each.kind, each.summaries(study)) for each in (layout.gain, *layout.comparisons)]
+        for kind, summaries in kinds:
+            for cell in summaries:
+                place = {axis: cell.axes[axis] for axis in study.axes}
+                row = common | {"kind": kind} | place | {SCHEME: cell.axes[SCHEME].replace(" ", "")}
+                row |= vars(cell.estimate) | {"expected": cell.expected, "diverged": cell.diverged}
+                for column in layout.columns:
+                    if kind == "accuracy":
+                        row |= zip(column.csv_names, column.values(study, cell.axes), strict=True)
+                    elif not column.is_measured:
+                        row |= zip(column.csv_names, column.values(study, place), strict=True)
+                rows.append(row)
+    columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
+    columns += [name for column in layout.columns for name in column.csv_names]
+    # As objects: beside a missing value pandas would make integers floats.
+    return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(sweep: str, studies: Sequence[Study], layout: Layout) -> str:
+    """All studies of a sweep, a section each."""
+    rules = f"{_RULES} {layout.notes}".rstrip()
+    return "\n".join([f"# {sweep}\n\n{rules}\n", *(_markdown_section(study, layout) for study in studies)])
+
+
+def latex_tables(studies: Sequence[Study], layout: Layout) -> str:
+    """All studies, a `table` each (package booktabs)."""
+    return "\n".join(_latex_table(study, layout) for study in studies)
+
+
+def answer(study: Study, layout: Layout) -> str:
+    """One study in a few lines for the terminal: as a rule a column per scheme, the gain last."""
+    lines = markdown_table(*_overview(study, layout, plus_minus=" ± "))
+    lines += ["", "Test accuracy in %: mean ± half of the 95 % interval (number of seeds)."]
+    if _has_gain(study, layout):
+        lines += [f"{_place_of_gain(layout)}: difference on the same seeds, points [95 % interval] (number of pairs)."]
+    if study.missing:
+        lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
+    for comparison in (layout.gain, *layout.comparisons):
+        if comparison.title and (summaries := comparison.summaries(study)):
+            lines += ["", f"{comparison.title}, points [95 % interval] (number of pairs):", ""]
+            lines += markdown_table(*_pivot(study, summaries, gain_text, layout.across))
+    return "\n".join(lines)
+
+
+def _has_gain(study: Study, layout: Layout) -> bool:
+    return layout.gain is PAIRED_GAIN and bool(study.gain)
+
+
+def _place_of_gain(layout: Layout) -> str:
+    return f"Column {GAIN}" if _overview_columns(layout) else "Last column"
+
+
+def _overview_columns(layout: Layout) -> list[Column]:
+    return [column for column in layout.columns if column.in_overview]
+
+
+def _markdown_section(study: Study, layout: Layout) -> str:
+    axes = [heading(axis) for axis in study.axes]
+    added = [column.heading for column in layout.columns]
+    lines = heading_lines(study)
+    lines += markdown_table(
+        [*axes, "scheme", "test accuracy, %", "95 % interval", "n", *_COUNTS, *added],
+        [
+            [*_markdown_cells(study, cell), *(column.text(study, cell.axes) for column in layout.columns)]
+            for cell in study.accuracy
+        ],
+    )
+    for comparison in (layout.gain, *layout.comparisons):
+        if summaries := comparison.summaries(study):
+            lines += ["", *([f"### {comparison.title}", ""] if comparison.title else [])]
+            lines += markdown_table(
+                [*axes, comparison.heading, "points", "95 % interval", "pairs", *_COUNTS],
+                [_markdown_cells(study, cell, sign="+") for cell in summaries],
+            )
+    unmeasured = [result for result in study.results if result.diverged and math.isnan(result.value)]
+    lines += listed(study, "Missing", study.missing)
+    lines += listed(study, "Diverged before the first test accuracy, so left out of the means", unmeasured)
+    shown = {name for column in layout.columns for name in column.csv_names}
+    return "\n".join([*lines, *settings_lines(study, shown), ""])
+
+
+def _markdown_cells(study: Study, cell: Summary, sign: str = "") -> list[str]:
+    counts = (cell.estimate.n, cell.expected, cell.diverged, cell.missing)
+    estimate = [percent(cell.estimate.mean, sign), interval(cell.estimate, sign)]
+    return [*study.texts(cell.axes), scheme_text(cell.axes[SCHEME]), *estimate, *map(str, counts)]
+
+
+def _latex_table(study: Study, layout: Layout) -> str:
+    head, rows = _overview(study, layout, plus_minus=r" \pm ")
+    first, last = len(_row_axes(study, layout.across)), len(head) - len(_overview_columns(layout))
+    by = f" by {' and '.join(map(in_caption, study.axes))}" if study.axes else ""
+    caption = (
+        f"Test accuracy in percent on {study.dataset} (study {study.label}){by}: mean, half of the 95 % t-interval, "
+        "number of seeds."
+    )
+    cells = [[*map(latex, r[:first]), *map(latex_estimate, r[first:last]), *map(latex, r[last:])] for r in rows]
+    return latex_table(caption, f"{study.sweep}-{study.label}", head, cells, left_columns=first)
+
+
+def _overview(study: Study, layout: Layout, plus_minus: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the short table, with the paired gain and what the layout adds behind the accuracies."""
+    head, rows = _pivot(study, study.accuracy, lambda cell: mean_text(cell, plus_minus), layout.across)
+    columns = _overview_columns(layout)
+    if layout.across == SCHEME:  # a row is a place on the study's axes
+        has_gain = _has_gain(study, layout)
+        gain = {study.row_of(cell): cell for cell in study.gain}
+        head = [*head, *([GAIN] if has_gain else []), *(column.heading for column in columns)]
+        for row, place in zip(rows, study.rows, strict=True):
+            row += [gain_text(gain.get(tuple(place.values())))] if has_gain else []
+            row += [column.text(study, place) for column in columns]
+    return head, rows
+
+
+def _row_axes(study: Study, across: str) -> list[str]:
+    return [axis for axis in (*study.axes, SCHEME) if axis != across]
+
+
+def _pivot(
+    study: Study, summaries: Sequence[Summary], text: Callable[[Summary | None], str], across: str
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a column per value of the axis `across`, a row per place on the others that has a summary."""
+    axes = _row_axes(study, across)
+    columns = study.schemes if across == SCHEME else study.values(across)
+    cells = {(tuple(cell.axes[axis] for axis in axes), cell.axes[across]): cell for cell in summaries}
+    head = [*map(heading, axes), *(value_text(across, value, study.head_dim) for value in columns)]
+    return head, [
+        [
+            *(value_text(axis, value, study.head_dim) for axis, value in zip(axes, place, strict=True)),
+            *(text(cells.get((place, value))) for value in columns),
+        ]
+        for place in dict.fromkeys(place for place, _ in cells)
+    ]

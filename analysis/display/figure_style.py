@@ -1,0 +1,213 @@
+"""What all figures share: the look, lines with their intervals, axes, and the bytes of a file.
+
+Figures are drawn without pyplot and are the same bytes for the same data. Colours are Okabe and Ito's, told apart by
+colour-blind readers; markers and line styles tell curves apart in grey.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from analysis.display.wording import REFERENCES, SCHEME, fraction_text, heads_text, scheme_text
+from analysis.statistics.stats import Estimate
+from analysis.statistics.studies import BASELINE, Study
+
+STUDIES_SHOWN = 3
+"""The most recent studies that a figure shows."""
+
+WIDTH, ROW_HEIGHT = 7.0, 2.8
+"""Inches: the width of a figure, the height of a study's row of panels."""
+
+COLOURS = {
+    "random": "#D55E00",
+    "two_phase": "#0072B2",
+    "conv_structured": "#009E73",
+    "mimetic": "#CC79A7",
+    "impulse": "#E69F00",
+    "local": "#56B4E9",
+    "convolution": "#000000",
+    "resnet": "#7F7F7F",
+}
+LINE_STYLES: tuple[Any, ...] = ("-", (0, (3.2, 1.6)))
+"""Of the largest fraction and the smallest, of no warm-up and the longest."""
+REMARK: Mapping[str, Any] = {"fontsize": "small", "color": "0.35"}
+"""The look of a remark inside a panel."""
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "cvit",
+}
+_MARKERS = {
+    "random": "o",
+    "two_phase": "s",
+    "conv_structured": "^",
+    "mimetic": "v",
+    "impulse": "P",
+    "local": "X",
+    "convolution": "D",
+    "resnet": "*",
+}
+_OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
+_MARKERS_PER_LINE = 8
+_LEGEND_COLUMNS = 5
+
+
+@contextlib.contextmanager
+def new_figure(height: float) -> Iterator[Figure]:
+    """A figure to draw on, in the common style."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def image_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as `png` (200 dots per inch) or `svg`, without dates, so that equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+def draw_accuracy(
+    axes: Axes, study: Study, axis: str, place: Mapping[str, Any], has_band: bool = True, **line: Any
+) -> None:
+    """Test accuracy against one axis, a line per scheme, at a place on the other axes."""
+    for scheme in study.schemes:
+        at = {**place, SCHEME: scheme}
+        cells = [c for c in study.accuracy if c.estimate.n and at.items() <= c.axes.items()]
+        estimates = [c.estimate for c in cells]
+        draw_line(axes, [c.axes[axis] for c in cells], estimates, scheme, has_band, label=scheme_text(scheme), **line)
+    axes.set_ylabel("test accuracy (%)")
+
+
+def draw_line(
+    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, has_band: bool = True, **line: Any
+) -> None:
+    """A scheme's means, in percent, as a rule with their interval as a band."""
+    low, mean, high = (100 * np.array([getattr(e, end) for e in estimates]) for end in ("ci_low", "mean", "ci_high"))
+    every = math.ceil(len(x) / _MARKERS_PER_LINE) or None
+    axes.plot(x, mean, **look(scheme, markevery=every, **line))
+    if has_band:
+        axes.fill_between(x, low, high, color=look(scheme)["color"], alpha=0.15, linewidth=0)
+
+
+def look(scheme: str, **changes: Any) -> dict[str, Any]:
+    """Colour and marker of a scheme's line, but for the changes; the baseline's markers are hollow, references' lines
+    dotted."""
+    colour = COLOURS.get(scheme, _OTHER_COLOUR)
+    face = "white" if scheme == BASELINE else colour
+    own = {"color": colour, "marker": _MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
+    return own | ({"linestyle": ":"} if scheme in REFERENCES else {}) | changes
+
+
+def fraction_styles(fractions: Sequence[float]) -> dict[float, Any]:
+    """Line styles of the largest and of the smallest data fraction; the others are not drawn."""
+    ascending = sorted(fractions)
+    return dict(zip(dict.fromkeys([*ascending[-1:], *ascending[:1]]), LINE_STYLES, strict=False))
+
+
+def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
+    """Legend entries that say which line style is which data fraction."""
+    return [
+        Line2D([], [], color="black", linestyle=style, label=f"{fraction_text(fraction)} of images")
+        for fraction, style in sorted(styles.items())
+    ]
+
+
+def scheme_handles(studies: Sequence[Study]) -> list[Line2D]:
+    """Legend entries of the studies' init schemes."""
+    schemes = dict.fromkeys(scheme for study in studies for scheme in study.schemes)
+    return [Line2D([], [], label=scheme_text(scheme), **look(scheme)) for scheme in schemes]
+
+
+def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
+    """A legend in one line above the panel; nothing without entries."""
+    if handles:
+        legend = axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(-0.03, 0.98),
+            borderaxespad=0.0,
+            ncols=len(handles),
+            columnspacing=1.0,
+            handletextpad=0.5,
+            handlelength=2.0,
+            fontsize="small",
+        )
+        legend.set_in_layout(False)
+
+
+def fixed_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -> None:
+    """Ticks at these values and no others."""
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def log_x(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
+    """A logarithmic x axis with ticks at these ascending values, and some room beside them."""
+    axes.set_xscale("log")
+    fixed_ticks(axes.xaxis, values, text)
+    axes.set_xlim(values[0] / 1.25, values[-1] * 1.25)
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, below them, that names every curve once."""
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), _LEGEND_COLUMNS)
+    )
+
+
+def mark_heads(axes: Axes, count: int, at_top: bool) -> None:
+    """A vertical line at a number of heads, its label right of the upper or left of the lower end."""
+    axes.axvline(count, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
+    height, horizontal, vertical, distance = (1.0, "left", "top", 3) if at_top else (0.02, "right", "bottom", -3)
+    axes.annotate(
+        heads_text(count),
+        (count, height),
+        xycoords=("data", "axes fraction"),
+        xytext=(distance, 0),
+        textcoords="offset points",
+        ha=horizontal,
+        va=vertical,
+        **REMARK,
+    )
+
+
+def tidy(axes: Axes) -> None:
+    """For a panel of percentages: light horizontal lines, and no room beyond 0 and 100 % but for the markers."""
+    grid_lines(axes)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))
+
+
+def grid_lines(axes: Axes) -> None:
+    """Light horizontal lines behind the curves."""
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,111 @@
+"""What stands around the tables of a study: when it ran, with which settings, and what is missing."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from analysis.display.text import markdown_table
+from analysis.display.wording import INNER_DIM, SCHEME, label, plain_text
+from analysis.statistics.stats import Result
+from analysis.statistics.studies import Study
+from analysis.store.frames import SEED
+from cvit.config import PARAMETERS_OF
+
+_SAYS_NOTHING = {
+    INNER_DIM: 0,
+    "convolution_learning_rate": 0.0,
+    "convolution_warmup_fraction": -1.0,
+    "max_test_images": 0,
+}
+"""Settings that at this value leave the word to another one (`head_dim`, `learning_rate`, `warmup_fraction`) or to all
+test images."""
+
+
+def heading_lines(study: Study) -> list[str]:
+    """A section's heading in Markdown: label, question, start."""
+    started = datetime.fromtimestamp(study.start_time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return [f"## {study.label}", "", f"{study.question} Started {started}.", ""]
+
+
+def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
+    """A list in Markdown of what became of single trials; nothing where there are none."""
+    items = []
+    for result in results:
+        step = result.trial["diverged_step"] if result.trial and result.diverged else None
+        scheme = [result.axes[SCHEME]] if _has_schemes(study) else []
+        where = ", ".join([*study.labels(result.axes), *scheme, f"seed {result.seed}"])
+        items.append(f"- {where}: {result.state}" + ("" if step is None else f" at step {step}"))
+    return ["", f"{title}:", "", *items] if items else []
+
+
+def settings_lines(study: Study, shown: Collection[str] = ()) -> list[str]:
+    """A section's footer in Markdown: what the schemes ran with, and the command.
+
+    Args:
+        shown: parameters that the tables show already.
+    """
+    shared, differing = split_settings(study, shown)
+    lines = []
+    if differing:
+        rows = [
+            [f"`{name}`", *(by_scheme.get(scheme, "-") for scheme in study.schemes)]
+            for name, by_scheme in differing.items()
+        ]
+        lines += ["", "Settings that differ:", "", *markdown_table(["setting", *study.schemes], rows)]
+    lines += ["", *([f"Data set: {study.dataset}.", ""] if study.dataset else [])]
+    if shared:
+        lines += ["Shared settings: " + ", ".join(f"`{name}={value}`" for name, value in shared.items()) + ".", ""]
+    return [*lines, "Command:", "", *(f"    {line}" for line in study.command.splitlines() or ["unknown"])]
+
+
+def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The study's settings beside axes and seed: those shared by all trials, and those that differ, by scheme.
+
+    A setting that varies within a scheme is spelled out by the first axis that decides it, else by all of them.
+    Without trials, the study's own settings are the shared ones.
+    """
+    shared: dict[str, str] = {}
+    differing: dict[str, dict[str, str]] = {}
+    trials: Sequence[Mapping[str, Any]] = study.trials or [study.params]
+    for name in PARAMETERS_OF.get(study.task, {}):
+        if name in (*study.axes, SCHEME, SEED, "dataset", *shown):
+            continue
+        if all(trial.get(name) == _SAYS_NOTHING.get(name, "") for trial in trials):
+            continue
+        values = _distinct(trials, name)
+        if len(values) == 1:
+            shared[name] = values[0]
+        elif len(values) > 1:
+            differing[name] = {
+                scheme: _by_axis(study, [trial for trial in study.trials if trial.get(SCHEME, "-") == scheme], name)
+                for scheme in study.schemes
+            }
+    return shared, differing
+
+
+def _has_schemes(study: Study) -> bool:
+    return SCHEME in PARAMETERS_OF.get(study.task, {})
+
+
+def _by_axis(study: Study, trials: Sequence[Mapping[str, Any]], name: str) -> str:
+    values = _distinct(trials, name)
+    if len(values) <= 1 or not study.axes:
+        return ", ".join(values) or "-"
+    spelled_out: list[str] = []
+    for axes in [*([axis] for axis in study.axes), study.axes]:
+        by_place: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for trial in trials:
+            by_place.setdefault(tuple(trial[axis] for axis in axes), []).append(trial)
+        found = {place: _distinct(part, name) for place, part in sorted(by_place.items())}
+        spelled_out = [
+            ", ".join(label(axis, value, study.head_dim) for axis, value in zip(axes, place, strict=True))
+            + f": {', '.join(values)}"
+            for place, values in found.items()
+        ]
+        if all(len(values) == 1 for values in found.values()):
+            break
+    return "; ".join(spelled_out)
+
+
+def _distinct(trials: Iterable[Mapping[str, Any]], name: str) -> list[str]:
+    return [plain_text(value) for value in dict.fromkeys(trial[name] for trial in trials if name in trial)]

@@ -1,0 +1,105 @@
+"""Tables as text: Markdown, LaTeX (package booktabs), and the numbers in them, rounded."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from analysis.statistics.stats import Estimate, Summary
+
+_LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    **{character: f"\\{character}" for character in "_%&#${}"},
+}
+
+
+def percent(value: float, sign: str = "") -> str:
+    """A fraction in percent with one decimal; `sign` is `+` for differences."""
+    if math.isnan(value):
+        return "-"
+    return f"{round(100 * value, 1) + 0.0:{sign}.1f}"
+
+
+def interval(estimate: Estimate, sign: str = "") -> str:
+    """The 95 % interval in percent."""
+    if math.isnan(estimate.ci_low):
+        return "-"
+    return f"[{percent(estimate.ci_low, sign)}, {percent(estimate.ci_high, sign)}]"
+
+
+def mean_text(cell: Summary | None, plus_minus: str) -> str:
+    """Such as `63.2 ± 2.1 (5, 1 diverged)`: mean, half of the interval, number of seeds."""
+    if cell is None:  # not asked for
+        return "-"
+    half_width = cell.estimate.half_width
+    mean = percent(cell.estimate.mean) + ("" if math.isnan(half_width) else plus_minus + percent(half_width))
+    diverged = f", {cell.diverged} diverged" if cell.diverged else ""
+    return f"{mean} ({cell.estimate.n}{diverged})"
+
+
+def gain_text(cell: Summary | None) -> str:
+    """Such as `+2.1 [+0.4, +3.8] (5)`: difference, interval, number of pairs."""
+    if cell is None:
+        return "-"
+    shown = "" if math.isnan(cell.estimate.ci_low) else f" {interval(cell.estimate, sign='+')}"
+    return f"{percent(cell.estimate.mean, sign='+')}{shown} ({cell.estimate.n})"
+
+
+def number_text(value: float) -> str:
+    """Three significant digits of a measured number, or an integer as it is."""
+    if isinstance(value, int):
+        return str(value)
+    return "-" if math.isnan(value) else f"{float(f'{value:.3g}'):.10g}"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table with aligned columns; a pipe within a cell is escaped."""
+    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in (head, *rows))
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
+
+
+def latex_table(
+    caption: str, name: str, head: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1
+) -> str:
+    """A `table`; caption and head are plain text, the cells are LaTeX already.
+
+    Args:
+        name: what the table is referred to by, behind `tab:`.
+        left_columns: how many of the first columns are aligned to the left.
+    """
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            f"  \\caption{{{latex(caption)}}}",
+            f"  \\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', name)}}}",
+            f"  \\begin{{tabular}}{{{'l' * left_columns}{'r' * (len(head) - left_columns)}}}",
+            r"    \toprule",
+            "    " + " & ".join(map(latex, head)) + r" \\",
+            r"    \midrule",
+            *("    " + " & ".join(cells) + r" \\" for cells in rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_estimate(text: str) -> str:
+    """`63.2 \\pm 2.1 (5)`: the numbers in mathematics, the count in text."""
+    numbers, _, count = text.partition(" (")
+    shown = "--" if numbers == "-" else f"${numbers}$"
+    return f"{shown} ({latex(count)}" if count else shown
+
+
+def latex(text: str) -> str:
+    """Plain text with LaTeX's special characters escaped."""
+    return "".join(_LATEX_ESCAPES.get(character, character) for character in text)

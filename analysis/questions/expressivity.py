@@ -1,0 +1,184 @@
+"""The sweep expressivity: how close H heads come to a convolution, by theorem 2's bound and by gradient descent.
+
+Errors are distances of the two operators relative to the convolution's Frobenius norm. `reached` is the least error
+over the restarts that have finished; none can lie below `bound`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+
+import pandas as pd
+
+from analysis.display.settings import heading_lines, listed, settings_lines
+from analysis.display.text import latex, latex_table, markdown_table
+from analysis.display.wording import KERNEL_SIZE, NUM_HEADS, PATCH_SIZE, heads_text
+from analysis.statistics.studies import Study
+from cvit import vocabulary as names
+from cvit.theorem.counts import heads_needed
+
+SWEEP = "expressivity"
+AXES = (KERNEL_SIZE, PATCH_SIZE, NUM_HEADS)
+CSV_COLUMNS = (*AXES, "bound", "reached", "restarts")
+ROUNDING = 1e-9
+"""What lies below the bound by more than this contradicts the theorem; an error up to this is zero but for rounding."""
+
+_RULES = (
+    "Distance of an attention layer with H heads from the convolution of a random K×K kernel on P×P patches, relative "
+    "to the convolution's norm. Bound: theorem 2, no layer comes closer. Reached: the least error over the restarts of "
+    "gradient descent that have finished. A dash: nothing to take it from."
+)
+_OVERVIEW_HEAD = ("K", "P", "theorem's heads", "bound, one fewer", "reached, one fewer", "bound", "reached")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is known for one kernel size, patch size and number of heads; NaN where no restart has finished."""
+
+    kernel_size: int
+    patch_size: int
+    num_heads: int
+    bound: float
+    reached: float
+    restarts: int
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the error that was reached lies below the bound."""
+        return self.reached < self.bound - ROUNDING
+
+
+Cases = Mapping[tuple[int, int], Mapping[int, Fit]]
+"""Fits by (kernel size, patch size) and number of heads, ascending."""
+
+
+def fits(study: Study) -> list[Fit]:
+    """One per combination of kernel size, patch size and number of heads, ascending."""
+    restarts: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
+    for result in study.results:
+        kernel_size, patch_size, num_heads = (result.axes[axis] for axis in AXES)
+        errors = restarts.setdefault((kernel_size, patch_size, num_heads), [])
+        if result.trial and math.isfinite(result.value):
+            errors.append((result.value, result.trial[names.EXPRESSIVITY_BOUND]))
+    found = []
+    for place, errors in sorted(restarts.items()):
+        reached, bound = min(errors, default=(math.nan, math.nan))
+        found.append(Fit(*place, bound, reached, len(errors)))
+    return found
+
+
+def by_case(found: Iterable[Fit]) -> Cases:
+    """The fits by kernel and patch size."""
+    cases: dict[tuple[int, int], dict[int, Fit]] = {}
+    for fit in found:
+        cases.setdefault((fit.kernel_size, fit.patch_size), {})[fit.num_heads] = fit
+    return cases
+
+
+def csv(study: Study) -> str:
+    """The fits of one study as CSV with the columns CSV_COLUMNS, in full precision."""
+    rows = [astuple(fit) for fit in fits(study)]
+    return pd.DataFrame(rows, columns=list(CSV_COLUMNS)).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(studies: Sequence[Study]) -> str:
+    """All studies, a section each."""
+    return "\n".join([f"# {SWEEP}\n\n{_RULES}\n", *map(_markdown_section, studies)])
+
+
+def latex_tables(studies: Sequence[Study]) -> str:
+    """All studies, a `table` each (package booktabs)."""
+    return "\n".join(
+        latex_table(
+            f"Distance from the convolution of a K×K kernel on P×P patches (study {study.label}): theorem 2's bound "
+            "and the least error reached by gradient descent, with one head fewer than theorem 1 counts and with as "
+            "many, relative to the convolution's norm.",
+            study.label,
+            _OVERVIEW_HEAD,
+            [[*row[:3], *map(_latex_number, row[3:])] for row in _overview(by_case(fits(study)))],
+            left_columns=0,
+        )
+        for study in studies
+    )
+
+
+def answer(study: Study) -> str:
+    """The study in a few lines for the terminal: around the theorem's number of heads, per kernel and patch size."""
+    found = fits(study)
+    lines = markdown_table(_OVERVIEW_HEAD, _overview(by_case(found)))
+    lines += ["", "Error relative to the convolution: theorem 2's bound, and the least over restarts."]
+    lines += contradictions(found)
+    if study.missing:
+        lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
+    return "\n".join(lines)
+
+
+def contradictions(found: Iterable[Fit]) -> list[str]:
+    """A line per fit that lies below the bound."""
+    return [
+        f"VIOLATION: K = {fit.kernel_size}, P = {fit.patch_size}, {heads_text(fit.num_heads)}: reached "
+        f"{number_text(fit.reached)} lies below the bound {number_text(fit.bound)}."
+        for fit in found
+        if fit.contradicts
+    ]
+
+
+def number_text(value: float) -> str:
+    """Three digits of an error, such as `2.13e-01`."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2e}" if value else "0"
+
+
+def _markdown_section(study: Study) -> str:
+    found = fits(study)
+    lines = heading_lines(study)
+    for line in contradictions(found):
+        lines += [f"**{line}**", ""]
+    for (kernel_size, patch_size), by_heads in by_case(found).items():
+        count = heads_needed(kernel_size, patch_size)
+        rows = []
+        for heads, fit in by_heads.items():
+            mark = " (theorem)" if heads == count else ""
+            flag = " **below the bound**" if fit.contradicts else ""
+            rows.append([f"{heads}{mark}", number_text(fit.bound), number_text(fit.reached) + flag])
+        lines += [f"### K = {kernel_size}, P = {patch_size}", "", *markdown_table(["H", "bound", "reached"], rows)]
+        lines += ["", _sentence(count, by_heads), ""]
+    lines += [f"Restarts that have finished: {_restarts_text(found)}."]
+    lines += listed(study, "Missing", study.missing)
+    return "\n".join([*lines, *settings_lines(study), ""])
+
+
+def _sentence(count: int, by_heads: Mapping[int, Fit]) -> str:
+    parts = [
+        f"with {heads_text(heads)} the bound is {number_text(fit.bound)} and {number_text(fit.reached)} was reached"
+        for heads in (count - 1, count)
+        if (fit := by_heads.get(heads)) is not None
+    ]
+    return f"The theorem counts {heads_text(count)}: {', '.join(parts) or 'beyond this grid'}."
+
+
+def _restarts_text(found: Sequence[Fit]) -> str:
+    least, most = min(fit.restarts for fit in found), max(fit.restarts for fit in found)
+    return f"{most} in every case" if least == most else f"{least} to {most}, depending on the case"
+
+
+def _overview(cases: Cases) -> list[list[str]]:
+    """The rows below _OVERVIEW_HEAD."""
+    rows = []
+    for (kernel_size, patch_size), by_heads in cases.items():
+        count = heads_needed(kernel_size, patch_size)
+        row = [str(kernel_size), str(patch_size), str(count)]
+        for heads in (count - 1, count):
+            fit = by_heads.get(heads)
+            row += ["-", "-"] if fit is None else [number_text(fit.bound), number_text(fit.reached)]
+        rows.append(row)
+    return rows
+
+
+def _latex_number(text: str) -> str:
+    """`2.13e-01` as a power of ten."""
+    if text == "-":
+        return "--"
+    mantissa, _, exponent = text.partition("e")
+    return f"${mantissa} \\cdot 10^{{{int(exponent)}}}$" if exponent else latex(text)

@@ -1,0 +1,60 @@
+"""The figure of the sweep full_grid: accuracy against heads, a panel per patch size and data fraction."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.display.figure_style import (
+    STUDIES_SHOWN,
+    draw_accuracy,
+    fixed_ticks,
+    legend_below,
+    look,
+    new_figure,
+    tidy,
+)
+from analysis.display.wording import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME, fraction_text
+from analysis.statistics.studies import Study
+
+_PANEL_HEIGHT = 1.8
+
+
+def draw(studies: Sequence[Study]) -> Figure:
+    """Per study, most recent first, a row of panels per patch size, a column per data fraction, one y axis for all.
+
+    Lines are means over seeds, dots single trials; combinations that cannot be have no mark.
+    """
+    shown = studies[:STUDIES_SHOWN]
+    places = [(study, size) for study in shown for size in study.values(PATCH_SIZE)]
+    columns = max(len(study.values(FRACTION)) for study in shown)
+    with new_figure(_PANEL_HEIGHT * len(places) + 0.3) as figure:
+        rows = figure.subplots(len(places), columns, squeeze=False, sharey=True)
+        for panels, (study, size) in zip(rows, places, strict=True):
+            fractions, heads = study.values(FRACTION), study.values(NUM_HEADS)
+            for axes, fraction in zip(panels, fractions, strict=False):
+                place = {PATCH_SIZE: size, FRACTION: fraction}
+                draw_accuracy(axes, study, NUM_HEADS, place, has_band=False)
+                _draw_trials(axes, study, place)
+                title = f"patch size {size}, {fraction_text(fraction)} of the images"
+                is_first = axes is panels[0] and size == study.values(PATCH_SIZE)[0]
+                axes.set_title(f"{study.label}\n{title}" if is_first else title, loc="left")
+                axes.set_xlabel("number of heads")
+                axes.set_ylabel("test accuracy (%)" if axes is panels[0] else "")
+                fixed_ticks(axes.xaxis, heads, str)
+                axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
+            for axes in panels[len(fractions) :]:
+                axes.set_axis_off()
+        for axes in rows.flat:  # only now: all share the y axis
+            tidy(axes)
+        legend_below(figure, rows.flat)
+    return figure
+
+
+def _draw_trials(axes: Axes, study: Study, place: Mapping[str, Any]) -> None:
+    """With so few seeds as a large grid has, an interval would say less than the trials themselves."""
+    for scheme in study.schemes:
+        own = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.axes.items()]
+        heads, values = [r.axes[NUM_HEADS] for r in own], [100 * r.value for r in own]
+        axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=look(scheme)["color"], alpha=0.4)

@@ -1,0 +1,45 @@
+"""The figure of the sweep head_count: accuracy against the number of heads, a panel per rule for their width."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from analysis.display.figure_style import (
+    ROW_HEIGHT,
+    STUDIES_SHOWN,
+    draw_accuracy,
+    fixed_ticks,
+    legend_below,
+    mark_heads,
+    new_figure,
+    tidy,
+)
+from analysis.display.wording import INNER_DIM, NUM_HEADS, value_text
+from analysis.statistics.studies import Study
+from cvit.config import THREE_BY_THREE
+
+
+def draw(studies: Sequence[Study]) -> Figure:
+    """A row of panels per study, most recent first. Lines are means over seeds, bands 95 % t-intervals."""
+    shown = studies[:STUDIES_SHOWN]
+    columns = max(len(study.values(INNER_DIM)) for study in shown)
+    with new_figure(ROW_HEIGHT * len(shown)) as figure:
+        rows = figure.subplots(len(shown), columns, squeeze=False, sharey="row")
+        for panels, study in zip(rows, shown, strict=True):
+            widths, heads = study.values(INNER_DIM), study.values(NUM_HEADS)
+            for axes, width in zip(panels, widths, strict=False):
+                draw_accuracy(axes, study, NUM_HEADS, {INNER_DIM: width})
+                axes.set_title(f"{study.label}: {value_text(INNER_DIM, width, study.head_dim)}", loc="left")
+                axes.set_xlabel("number of heads")
+                fixed_ticks(axes.xaxis, heads, str)
+                axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
+                if heads[0] <= THREE_BY_THREE <= heads[-1]:
+                    mark_heads(axes, THREE_BY_THREE, at_top=False)
+            for axes in panels[: len(widths)]:  # only now: the panels share the y axis
+                tidy(axes)
+            for axes in panels[1:]:
+                axes.set_ylabel("")
+            for axes in panels[len(widths) :]:
+                axes.set_axis_off()
+        legend_below(figure, rows.flat)
+    return figure

@@ -1,0 +1,151 @@
+"""The sweep no_warmup: accuracy with and without warm-up, and how stable the trainings were.
+
+The accuracy that steps are counted to is TARGET_SHARE of the best that a cell of the study reaches on validation
+images, so that one number serves all learning rates.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from analysis.display.accuracy_tables import Column, Comparison, Layout
+from analysis.display.wording import LEARNING_RATE, SCHEME, WARMUP
+from analysis.statistics.stats import STATES_WITH_RESULT, Summary, paired_difference
+from analysis.statistics.studies import TREATMENT, Study
+from cvit import vocabulary as names
+
+TARGET_SHARE = 0.9
+
+
+def divergence_rate(study: Study, place: Mapping[str, Any]) -> float:
+    """The share of the trials with a result at a place that diverged; NaN without one."""
+    states = [trial["status"] for trial in study.trials_at(place) if trial["status"] in STATES_WITH_RESULT]
+    return states.count(names.STATUS_DIVERGED) / len(states) if states else math.nan
+
+
+def target_accuracy(study: Study) -> float:
+    """TARGET_SHARE of the highest mean over seeds of the last validation accuracy; NaN without any."""
+    means = [
+        _mean(trial[names.VAL_ACCURACY] for trial in study.trials_at({**place, SCHEME: scheme}))
+        for place in study.rows
+        for scheme in study.schemes
+    ]
+    return TARGET_SHARE * max((mean for mean in means if math.isfinite(mean)), default=math.nan)
+
+
+def early_gradients(study: Study, trial: Mapping[str, Any]) -> dict[int, float]:
+    """Gradient norms of the attention phase's first steps, counted from that phase's start."""
+    norms = study.curves.get((trial["trial_key"], names.EARLY_GRAD_NORM), {})
+    start = attention_start(study, trial)
+    return {round(step - start): norm for step, norm in sorted(norms.items()) if step >= start}
+
+
+def attention_start(study: Study, trial: Mapping[str, Any]) -> float:
+    """The first step of a trial's attention phase, where the transfer is measured; infinite where a training of two
+    phases has none, since it did not get there."""
+    if trial[SCHEME] != TREATMENT:
+        return 0
+    return min(study.curves.get((trial["trial_key"], names.TRANSFER_VAL_ACCURACY), {}), default=math.inf)
+
+
+def warmups(study: Study) -> tuple[float, float] | None:
+    """No warm-up and the longest one; None where the grid lacks either."""
+    values = study.values(WARMUP)
+    return (values[0], values[-1]) if values[0] == 0 < values[-1] else None
+
+
+def without_less_with(study: Study) -> list[Summary]:
+    """Accuracy without warm-up less that with the longest one, on the same seeds, per learning rate and scheme."""
+    found = warmups(study)
+    if found is None:
+        return []
+    none, longest = found
+    return [
+        replace(difference, axes={**difference.axes, WARMUP: none})
+        for difference in paired_difference(study.results, WARMUP, none, longest)
+    ]
+
+
+def _steps_to_target(study: Study, place: Mapping[str, Any]) -> tuple[float, float]:
+    target = target_accuracy(study)
+    steps = _median(study.steps_to(t, target, after=attention_start(study, t)) for t in study.trials_at(place))
+    return (steps if math.isfinite(steps) else math.nan, target)
+
+
+def _medians(study: Study, place: Mapping[str, Any], metrics: Sequence[str]) -> tuple[float, ...]:
+    trials = study.trials_at(place)
+    return tuple(_median(trial[metric] for trial in trials) for metric in metrics)
+
+
+def _diverged_step(study: Study, place: Mapping[str, Any]) -> float:
+    return _median(t["diverged_step"] for t in study.trials_at(place) if t["diverged_step"] is not None)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
+
+
+def _median(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(statistics.median(known)) if known else math.nan
+
+
+LAYOUT = Layout(
+    axes=(WARMUP, LEARNING_RATE, SCHEME),
+    columns=(
+        Column(
+            "divergence rate, at step",
+            ("divergence_rate", "diverged_step"),
+            lambda study, at: (divergence_rate(study, at), _diverged_step(study, at)),
+            is_measured=True,
+            in_overview=False,
+        ),
+        Column(
+            "largest gradient, at step",
+            ("grad_norm_max", "grad_norm_max_step"),
+            lambda study, at: _medians(study, at, (names.GRAD_NORM_MAX, names.GRAD_NORM_MAX_STEP)),
+            is_measured=True,
+            in_overview=False,
+        ),
+        Column(
+            "loss spikes",
+            ("loss_spikes",),
+            lambda study, at: (_mean(trial[names.LOSS_SPIKES] for trial in study.trials_at(at)),),
+            is_measured=True,
+            in_overview=False,
+        ),
+        Column(
+            "loss after 1 % of steps",
+            ("early_loss",),
+            lambda study, at: _medians(study, at, (names.EARLY_LOSS,)),
+            is_measured=True,
+            in_overview=False,
+        ),
+        Column(
+            "steps to accuracy",
+            ("steps_to_accuracy", "accuracy_aimed_at"),
+            _steps_to_target,
+            is_measured=True,
+            in_overview=False,
+        ),
+    ),
+    comparisons=(
+        Comparison(
+            kind="no_warmup_minus_longest",
+            heading="without less with, for",
+            summaries=without_less_with,
+            title="Without warm-up less with the longest one, on the same seeds",
+        ),
+    ),
+    notes=(
+        "One that was never tested, since its loss or gradient stopped being finite, is left out of the mean; the "
+        "divergence rate counts it. Of trials' norm of the gradient before clipping, its step, early loss and steps "
+        "the median is shown, of loss spikes the mean; gradient, spikes and early loss are those of the attention "
+        "phase. Steps, those of both phases, are counted to the attention phase's first evaluation that reaches "
+        f"{100 * TARGET_SHARE:.0f} % of the best cell's accuracy on validation images (second number); a dash where "
+        "most trials do not."
+    ),
+)

@@ -1,0 +1,39 @@
+"""The sweep patch_size: accuracy, speed and the heads that convolutions need, by size of the patches."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.display.accuracy_tables import Column, Layout
+from analysis.display.wording import FRACTION, PATCH_SIZE, SCHEME
+from analysis.statistics.studies import Study
+from cvit import vocabulary as names
+from cvit.theorem.counts import heads_needed
+
+KERNEL_SIZES = (3, 5, 7)
+HEADS_NEEDED = f"heads needed (K = {', '.join(map(str, KERNEL_SIZES))})"
+
+
+def steps_per_second(study: Study, place: Mapping[str, Any]) -> float:
+    """Optimiser steps per second, the median over the trials at a place; NaN without a measured one."""
+    speeds = [trial[names.IMAGES_PER_SECOND] / trial["batch_size"] for trial in study.trials_at(place)]
+    return statistics.median([speed for speed in speeds if math.isfinite(speed)] or [math.nan])
+
+
+def heads_by_kernel(patch_size: int) -> tuple[int, ...]:
+    """The theorem's number of heads for convolutions of pixels with the KERNEL_SIZES."""
+    return tuple(heads_needed(kernel_size, patch_size) for kernel_size in KERNEL_SIZES)
+
+
+LAYOUT = Layout(
+    axes=(FRACTION, PATCH_SIZE, SCHEME),
+    columns=(
+        Column("steps/s", ("steps_per_second",), lambda study, at: (steps_per_second(study, at),), is_measured=True),
+        Column(
+            HEADS_NEEDED,
+            tuple(f"heads_needed_k{kernel_size}" for kernel_size in KERNEL_SIZES),
+            lambda _, place: heads_by_kernel(place[PATCH_SIZE]),
+        ),
+    ),
+)

@@ -1,0 +1,173 @@
+"""The sweep tuned: what each init scheme's search found, and how its winner does on fresh seeds.
+
+The trials of the search have the seed SEARCH_SEED and are judged by their last validation accuracy; one that diverged
+or failed is the worst. The winner is the first with the highest one. Test accuracies are those of the winner's seeds,
+which the search has not seen; winners of earlier, shorter searches do not count.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from analysis.display.settings import heading_lines, listed, settings_lines
+from analysis.display.text import gain_text, latex, latex_estimate, latex_table, markdown_table, mean_text, percent
+from analysis.display.wording import LEARNING_RATE, SCHEME, WARMUP, heading, plain_text, scheme_text
+from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
+from analysis.statistics.studies import BASELINE, GAIN, TREATMENT, Study
+from cvit import vocabulary as names
+
+SWEEP = "tuned"
+SETTINGS = (LEARNING_RATE, "weight_decay", WARMUP, "attention_sharpness")
+AXES = (*SETTINGS, SCHEME)
+SEARCH_SEED = 0
+
+_RULES = (
+    "Each init scheme's own settings, found by a search of equal budget: the trial with the highest accuracy on the "
+    "validation images at its end wins; one that diverged or failed is the worst. The winner is trained again on seeds "
+    "that the search has not seen, and its test accuracy is that of those alone: mean with the 95 % t-interval; the "
+    "gain is the difference on the same seeds. A diverged trial counts with its last measured accuracy, where there is "
+    "one. A dash: nothing to compute it from."
+)
+_HEAD = ("scheme", "tried", "diverged", *map(heading, SETTINGS), "validation, %", "test, %")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What became of one init scheme's search.
+
+    Attributes:
+        tried: the search's trials that have ended, in the order of the search; `value` is the validation accuracy.
+        winner: the best of them so far; None before any has ended.
+        fresh: the winner's trials on fresh seeds; `value` is the test accuracy, their only axis the scheme.
+    """
+
+    scheme: str
+    tried: list[Result]
+    winner: Result | None
+    fresh: list[Result]
+
+    @property
+    def accuracy(self) -> Summary | None:
+        """The winner's test accuracy."""
+        return next(iter(summarise(self.fresh, [SCHEME])), None)
+
+
+def searches(study: Study) -> list[Tuned]:
+    """One per init scheme."""
+    on_validation = study_results(study.cells, study.trials, names.VAL_ACCURACY)  # in the order of the search
+    found = []
+    for scheme in study.schemes:
+        tried = [
+            result if result.state == names.STATUS_OK else replace(result, value=0.0)
+            for result in on_validation
+            if result.axes[SCHEME] == scheme and result.seed == SEARCH_SEED and result.trial and result.trial["status"]
+        ]
+        winner = max(tried, key=lambda result: result.value, default=None)
+        fresh = [
+            replace(result, axes={SCHEME: scheme})
+            for result in study.results
+            if winner and result.axes == winner.axes and result.seed != SEARCH_SEED
+        ]
+        found.append(Tuned(scheme, tried, winner, fresh))
+    return found
+
+
+def gain(found: Sequence[Tuned]) -> Summary | None:
+    """Two phases less random initialisation, each at its own best settings, on the same fresh seeds."""
+    fresh = [result for tuned in found for result in tuned.fresh]
+    return next(iter(paired_difference(fresh, SCHEME, TREATMENT, BASELINE)), None)
+
+
+def csv(studies: Sequence[Study]) -> str:
+    """All studies as CSV; accuracies and differences are fractions.
+
+    `kind` is `search` (a row per trial, `number` its place in the search, `mean` its validation accuracy), `winner`
+    (`mean` the test accuracy on fresh seeds) or `paired_gain`.
+    """
+    rows: list[dict[str, Any]] = []
+    for study in studies:
+        common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
+        found = searches(study)
+        for tuned in found:
+            at = common | {SCHEME: tuned.scheme}
+            for number, result in enumerate(tuned.tried, 1):
+                settings = {name: result.axes[name] for name in SETTINGS}
+                value = {"mean": result.value, "n": 1, "expected": 1, "diverged": int(result.diverged)}
+                rows.append(at | settings | value | {"kind": "search", "number": number})
+            if tuned.winner is not None:
+                settings = {name: tuned.winner.axes[name] for name in SETTINGS}
+                validation = {"validation_accuracy": tuned.winner.value, "tried": len(tuned.tried)}
+                rows.append(at | settings | validation | _estimate(tuned.accuracy) | {"kind": "winner"})
+        rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(found)))
+    columns = ["sweep", "study", "dataset", "kind", SCHEME, "number", *SETTINGS, "tried", "validation_accuracy"]
+    columns += ["mean", "ci_low", "ci_high", "n", "expected", "diverged"]
+    return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(studies: Sequence[Study]) -> str:
+    """All studies, a section each."""
+    return "\n".join([f"# {SWEEP}\n\n{_RULES}\n", *map(_markdown_section, studies)])
+
+
+def latex_tables(studies: Sequence[Study]) -> str:
+    """All studies, a `table` each (package booktabs)."""
+    return "\n".join(
+        latex_table(
+            f"Init schemes at their own best settings on {study.dataset} (study {study.label}), found by searches of "
+            "equal budget: trials of the search, the winner's settings and validation accuracy, and its test accuracy "
+            "in percent on fresh seeds (mean, half of the 95 % t-interval, number of seeds).",
+            f"{study.sweep}-{study.label}",
+            _HEAD,
+            [[*map(latex, row[:-1]), latex_estimate(row[-1])] for row in _rows(searches(study), r" \pm ")],
+        )
+        for study in studies
+    )
+
+
+def answer(study: Study) -> str:
+    """The study in a few lines for the terminal: the winners and how they do on fresh seeds."""
+    found = searches(study)
+    lines = markdown_table(_HEAD, _rows(found, " ± "))
+    lines += ["", "Test accuracy of the winners: mean ± half of the 95 % interval (number of fresh seeds)."]
+    lines += _gain_lines(found)
+    if study.missing:
+        lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
+    return "\n".join(lines)
+
+
+def _markdown_section(study: Study) -> str:
+    found = searches(study)
+    lines = [*heading_lines(study), *markdown_table(_HEAD, _rows(found, " ± ")), "", *_gain_lines(found)]
+    lines += listed(study, "Missing", study.missing)
+    return "\n".join([*lines, *settings_lines(study), ""])
+
+
+def _gain_lines(found: Sequence[Tuned]) -> list[str]:
+    difference = gain(found)
+    if difference is None:
+        return []
+    return [
+        f"{GAIN}, each at its winner's settings, on the same fresh seeds: {gain_text(difference)} points [95 % "
+        "interval] (number of pairs)."
+    ]
+
+
+def _rows(found: Sequence[Tuned], plus_minus: str) -> list[list[str]]:
+    """The rows below _HEAD."""
+    rows = []
+    for tuned in found:
+        row = [scheme_text(tuned.scheme), str(len(tuned.tried)), str(sum(r.diverged for r in tuned.tried))]
+        settings: Mapping[str, Any] = tuned.winner.axes if tuned.winner else {}
+        row += [plain_text(settings.get(name, "-")) for name in SETTINGS]
+        row += [percent(tuned.winner.value if tuned.winner else math.nan), mean_text(tuned.accuracy, plus_minus)]
+        rows.append(row)
+    return rows
+
+
+def _estimate(summary: Summary | None) -> dict[str, Any]:
+    if summary is None:
+        return {"n": 0}
+    return vars(summary.estimate) | {"expected": summary.expected, "diverged": summary.diverged}

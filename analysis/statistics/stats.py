@@ -1,0 +1,179 @@
+"""Means and paired differences over seeds, with 95 % Student t-intervals.
+
+The rule for trials that did not end well: a diverged trial is a result. It counts in `diverged`, and its last measured
+value enters the mean; where it was never measured, the trial stays out of the mean and is listed. A failed, an
+unfinished and an absent trial are no results, nor is one that ended ok but was never measured: they are missing. One
+that a search stopped early (pruned) is neither.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from scipy.special import stdtrit
+
+from analysis.store.frames import SEED, axes_of
+from cvit import vocabulary as names
+
+NOT_STARTED = "not started"
+UNFINISHED = "unfinished"
+UNMEASURED = "ended without a result"
+
+T = TypeVar("T")
+
+STATES_WITH_RESULT = (names.STATUS_OK, names.STATUS_DIVERGED)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of n values with its 95 % interval; all NaN for n = 0, the interval NaN for n = 1."""
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        return (self.ci_high - self.ci_low) / 2
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one expected trial.
+
+    `axes` are its values on the study's axes; `state` is ok, diverged, failed, unfinished, not started or unmeasured;
+    `value` is the metric's final value of an ok or diverged trial, NaN without one; `trial` is the trial's row.
+    """
+
+    axes: Mapping[str, Any]
+    seed: int
+    state: str
+    value: float
+    trial: Mapping[str, Any] | None
+
+    @property
+    def missing(self) -> bool:
+        return self.state not in (*STATES_WITH_RESULT, names.STATUS_PRUNED)
+
+    @property
+    def diverged(self) -> bool:
+        return self.state == names.STATUS_DIVERGED
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One cell of a table: where it lies on the axes, the estimate, and how many trials (or pairs) are behind it."""
+
+    axes: Mapping[str, Any]
+    estimate: Estimate
+    expected: int
+    diverged: int
+    missing: int
+
+
+def t_interval(values: Iterable[float]) -> Estimate:
+    """Mean and 95 % t-interval, mean ± t(0.975, n-1) · s / √n, of finite values."""
+    array = np.fromiter(values, dtype=float)
+    n = len(array)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    mean = float(array.mean())
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan, 1)
+    half_width = float(stdtrit(n - 1, 0.975) * array.std(ddof=1) / math.sqrt(n))
+    return Estimate(mean, mean - half_width, mean + half_width, n)
+
+
+def study_results(
+    cells: Sequence[Mapping[str, Sequence[Any]]],
+    trials: Iterable[Mapping[str, Any]],
+    metric: str = names.TEST_ACCURACY,
+) -> list[Result]:
+    """One result per expected trial of a study, whether it ran or not, in the order of the grids, none twice.
+
+    Args:
+        cells: the study's grids.
+        trials: the study's rows of the trials frame.
+        metric: what `value` holds.
+    """
+    names_of_cell = [*axes_of(cells), SEED]
+    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for trial in trials:
+        cell = tuple(trial[name] for name in names_of_cell)
+        # Should a cell have two trials (the configuration gained a parameter), the one with a result counts.
+        if cell not in found or found[cell]["status"] not in STATES_WITH_RESULT:
+            found[cell] = trial
+    expected = (cell for grid in cells for cell in itertools.product(*(grid[name] for name in names_of_cell)))
+    return [_result(dict(zip(names_of_cell, c, strict=True)), found.get(c), metric) for c in dict.fromkeys(expected)]
+
+
+def summarise(results: Iterable[Result], by: Sequence[str]) -> list[Summary]:
+    """A summary per group of results with equal values on the axes `by`, in first-seen order."""
+    return [
+        Summary(
+            axes=dict(zip(by, group, strict=True)),
+            estimate=t_interval(result.value for result in part if math.isfinite(result.value)),
+            expected=len(part),
+            diverged=sum(result.diverged for result in part),
+            missing=sum(result.missing for result in part),
+        )
+        for group, part in _grouped(results, lambda result: tuple(result.axes[axis] for axis in by)).items()
+    ]
+
+
+def paired_difference(results: Iterable[Result], arm: str, treatment: Any, baseline: Any) -> list[Summary]:
+    """Treatment less baseline on the same seeds, a summary per combination of the axes other than `arm`.
+
+    Args:
+        results: the results of a study.
+        arm: the axis that parts treatment and baseline.
+        treatment: the value of `arm` whose gain is asked for.
+        baseline: the value of `arm` that it is compared with.
+
+    Returns:
+        Summaries that count pairs: `n` complete ones, `expected` by the grid, `diverged` those with a diverged
+        member, `missing` those with a missing one.
+    """
+    cells = _grouped(
+        results, lambda result: (*((k, v) for k, v in result.axes.items() if k != arm), (SEED, result.seed))
+    )
+    pairs = []
+    for cell, members in cells.items():
+        by_arm = {result.axes[arm]: result for result in members}
+        if treatment in by_arm and baseline in by_arm:
+            pairs.append((cell[:-1], by_arm[treatment], by_arm[baseline]))
+    summaries = []
+    for group, part in _grouped(pairs, lambda pair: pair[0]).items():
+        differences = (treated.value - base.value for _, treated, base in part)
+        summaries.append(
+            Summary(
+                axes=dict(group),
+                estimate=t_interval(difference for difference in differences if math.isfinite(difference)),
+                expected=len(part),
+                diverged=sum(treated.diverged or base.diverged for _, treated, base in part),
+                missing=sum(treated.missing or base.missing for _, treated, base in part),
+            )
+        )
+    return summaries
+
+
+def _result(cell: dict[str, Any], trial: Mapping[str, Any] | None, metric: str) -> Result:
+    seed = cell.pop(SEED)
+    state = NOT_STARTED if trial is None else trial["status"] or UNFINISHED
+    value = math.nan
+    if trial is not None and state in STATES_WITH_RESULT and math.isfinite(trial[metric]):
+        value = float(trial[metric])
+    if state == names.STATUS_OK and math.isnan(value):
+        state = UNMEASURED
+    return Result(cell, seed, state, value, trial)
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], tuple[Any, ...]]) -> dict[tuple[Any, ...], list[T]]:
+    groups: dict[tuple[Any, ...], list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

@@ -1,0 +1,194 @@
+"""A study of any sweep, ready to be shown: its axes, what became of its trials, and the statistics of its table."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from analysis.display.wording import INNER_DIM, SCHEME, label, value_text
+from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
+from analysis.store.frames import CURVE_COLUMNS, CURVES, Frames, axes_of, rows_of
+from cvit import vocabulary as names
+
+TREATMENT = "two_phase"
+BASELINE = "random"
+GAIN = f"{TREATMENT} - {BASELINE}"
+"""The paired gain, in the place where other rows have their init scheme."""
+
+
+class TableError(ValueError):
+    """A study that a table or figure cannot show; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study of any sweep.
+
+    Attributes:
+        label: the data set, or the sweep where there is none, and the start of the study's key.
+        axes: the axes but the init scheme: those that the rows of a table vary.
+        schemes: the init schemes, in the order of the grid.
+        trials: its rows of the trials frame.
+        results: one per expected trial, ascending by `axes`, then by scheme and seed.
+        cells: the grids, in the order in which they were asked for.
+        curves: the metrics of `analysis.store.frames.CURVES`, by trial key and metric: values by step.
+    """
+
+    label: str
+    sweep: str
+    task: str
+    dataset: str
+    question: str
+    command: str
+    start_time_ms: int
+    params: Mapping[str, Any]
+    axes: list[str]
+    schemes: list[str]
+    trials: list[dict[str, Any]]
+    results: list[Result]
+    cells: list[dict[str, list[Any]]]
+    curves: Mapping[tuple[str, str], Mapping[int, float]]
+
+    @property
+    def missing(self) -> list[Result]:
+        return [result for result in self.results if result.missing]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The distinct combinations of values on `axes`, ascending."""
+        return [dict(zip(self.axes, row, strict=True)) for row in dict.fromkeys(map(self.row_of, self.results))]
+
+    @cached_property
+    def accuracy(self) -> list[Summary]:
+        """A summary per row and scheme."""
+        return summarise(self.results, [*self.axes, SCHEME])
+
+    @cached_property
+    def gain(self) -> list[Summary]:
+        """Two phases less random initialisation on the same seeds, a summary per row that has both."""
+        gains = paired_difference(self.results, SCHEME, TREATMENT, BASELINE)
+        return [replace(gain, axes={**gain.axes, SCHEME: GAIN}) for gain in gains]
+
+    @cached_property
+    def head_dim(self) -> int | None:
+        """The width of a head that `inner_dim` 0 leaves as it is, where all trials have the same one."""
+        found = {trial["head_dim"] for trial in self.trials if trial.get(INNER_DIM) == 0}
+        found = found or {self.params.get("head_dim")}
+        return next(iter(found)) if len(found) == 1 else None
+
+    def values(self, axis: str) -> list[Any]:
+        """The distinct values on one of `axes`, ascending."""
+        return sorted({result.axes[axis] for result in self.results})
+
+    def row_of(self, item: Result | Summary) -> tuple[Any, ...]:
+        """Where a result or summary lies on `axes`."""
+        return tuple(item.axes[axis] for axis in self.axes)
+
+    def trials_at(self, place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The expected trials that there are at a place on some of the axes."""
+        return [
+            result.trial
+            for result in self.results
+            if result.trial is not None and all(result.axes[axis] == value for axis, value in place.items())
+        ]
+
+    def steps_to(self, trial: Mapping[str, Any], accuracy: float, after: float = -1) -> float:
+        """The step of the first evaluation on validation images, of those after a step, that reaches an accuracy;
+        infinite where none does, NaN without evaluations. Steps are those of both phases."""
+        curve = self.curves.get((trial["trial_key"], names.VAL_ACCURACY))
+        if not curve or math.isnan(accuracy):
+            return math.nan
+        return min((step for step, value in curve.items() if step > after and value >= accuracy), default=math.inf)
+
+    def texts(self, place: Mapping[str, Any]) -> list[str]:
+        """A place on `axes` as cells of a table."""
+        return [value_text(axis, place[axis], self.head_dim) for axis in self.axes]
+
+    def labels(self, place: Mapping[str, Any]) -> list[str]:
+        """A place on `axes` as words that need no heading."""
+        return [label(axis, place[axis], self.head_dim) for axis in self.axes]
+
+
+def read_studies(frames: Frames, sweep: str, axes: Iterable[str]) -> list[Study]:
+    """The studies of a sweep, most recent first.
+
+    Args:
+        axes: the axes, init scheme included, that every study has to have.
+
+    Raises:
+        TableError: a study has others.
+    """
+    studies = all_studies(frames, sweep)
+    for study in studies:
+        found = axes_of(study.cells)
+        if set(found) != set(axes):
+            raise TableError(f"study {study.label} varies {', '.join(found)}; this table shows {', '.join(axes)}")
+    return studies
+
+
+def all_studies(frames: Frames, sweep: str | None = None) -> list[Study]:
+    """The studies of every sweep or of one, whatever their axes; those of a sweep most recent first."""
+    by_study: dict[str, list[dict[str, Any]]] = {}
+    for trial in rows_of(frames.trials):
+        by_study.setdefault(trial["study_key"], []).append(trial)
+    rows = [row for row in rows_of(frames.studies) if sweep in (None, row["sweep"])]
+    rows.sort(key=lambda row: row["start_time_ms"], reverse=True)
+    curves = {name: _curves(frames, name) for name in {row["sweep"] for row in rows}}
+    return [_read_study(row, by_study.get(row["study_key"], []), curves[row["sweep"]]) for row in rows]
+
+
+def read_study(frames: Frames, study_key: str) -> Study:
+    """One study, whatever its axes.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    for row in rows_of(frames.studies):
+        if row["study_key"] == study_key:
+            trials = [trial for trial in rows_of(frames.trials) if trial["study_key"] == study_key]
+            return _read_study(row, trials, _curves(frames, row["sweep"]))
+    raise KeyError(study_key)
+
+
+def _curves(frames: Frames, sweep: str) -> dict[tuple[str, str], dict[int, float]]:
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    if sweep in CURVES:
+        for trial_key, metric, step, value in frames.curves[list(CURVE_COLUMNS)].itertuples(index=False, name=None):
+            if math.isfinite(value):
+                curves.setdefault((trial_key, metric), {})[step] = value
+    return curves
+
+
+def _read_study(
+    study: Mapping[str, Any],
+    trials: list[dict[str, Any]],
+    curves: Mapping[tuple[str, str], Mapping[int, float]],
+) -> Study:
+    dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
+    is_training = study["task"] == names.TRAINING
+    axes = axes_of(study["cells"])
+    results = study_results(study["cells"], trials, names.TEST_ACCURACY if is_training else names.EXPRESSIVITY_ERROR)
+    if SCHEME not in axes:  # all trials share it, or have none
+        scheme = study["params"].get(SCHEME, "-")
+        results = [replace(result, axes={**result.axes, SCHEME: scheme}) for result in results]
+    schemes = list(dict.fromkeys(result.axes[SCHEME] for result in results))
+    rows = [axis for axis in axes if axis != SCHEME]
+    results.sort(key=lambda r: (*(r.axes[axis] for axis in rows), schemes.index(r.axes[SCHEME]), r.seed))
+    dataset = dataset or ("unknown" if is_training else "")
+    return Study(
+        label=f"{dataset or study['sweep']}-{study['study_key'][:8]}",
+        sweep=study["sweep"],
+        task=study["task"],
+        dataset=dataset,
+        question=study["question"],
+        command=study["command"],
+        start_time_ms=study["start_time_ms"],
+        params=study["params"],
+        axes=rows,
+        schemes=schemes,
+        trials=trials,
+        results=results,
+        cells=study["cells"],
+        curves=curves,
+    )

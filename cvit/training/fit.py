@@ -1,0 +1,146 @@
+"""How close gradient descent brings an attention layer to a given convolution, beside the bound of theorem 2.
+
+With attention matrices A_h that do not depend on the content, a layer computes Σ_h A_h ⊗ W_h, and the convolution is
+Σ_δ S_δ ⊗ M_δ. Learned are the relative position biases, as in `cvit.models.attention`: A_h is the softmax of a bias per
+offset and of one for the zero slot. For given attention the best value–output maps W_h are a linear least-squares
+problem, solved exactly in every step (variable projection; Golub and Pereyra, 1973), so heads may have any width. The
+distance is the Frobenius norm of the two operators' difference: the root of the expected squared error on white noise.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvit.config import ExpressivityConfig
+from cvit.geometry import num_relative_positions, relative_position, relative_position_index
+from cvit.randomness import generator
+from cvit.results import Point, StageResult, load_result
+from cvit.stages import FitStage
+from cvit.storage import Storage
+from cvit.theorem.kernel import error_bound, offsets, patch_maps
+from cvit.training import checkpoint as ckpt
+from cvit.training.loop import Report
+from cvit.training.schedule import learning_rate
+from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR, STATUS_OK
+
+MEASUREMENTS = 10
+"""Measured errors in the course of a fit, beside the one at its start."""
+_RIDGE = 1e-13
+"""Relative ridge of the least squares inside the loss, where two heads may have come to look alike."""
+_LEAST_SQUARED_ERROR = 1e-14
+"""Below it the loss is rounding."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A convolution on patches as Σ_δ S_δ ⊗ M_δ, reduced to what distances from it depend on.
+
+    Attributes:
+        shifts: (N², R) float64, the shift matrices S_δ as columns, for those offsets that occur on the grid.
+        basis: (R, R) float64, basis · basisᵀ is the Gram matrix of the M_δ, scaled to a convolution of norm 1.
+        grid_size: patches along one side, N = grid_size².
+    """
+
+    shifts: Tensor
+    basis: Tensor
+    grid_size: int
+
+
+def kernel(config: ExpressivityConfig) -> Tensor:
+    """The convolution's kernel (fit_channels, fit_channels, K, K), standard normal, float64; the same for all seeds."""
+    shape = (config.fit_channels, config.fit_channels, config.kernel_size, config.kernel_size)
+    return torch.randn(shape, generator=generator(0, "expressivity/kernel"), dtype=torch.float64)
+
+
+def target(weight: Tensor, patch_size: int, image_size: int) -> Target:
+    """The convolution with a kernel (D_out, C, K, K) on the patches of a square image."""
+    grid_size = image_size // patch_size
+    position = relative_position_index(grid_size).flatten()
+    found = [
+        (relative_position(offset, grid_size), matrix)
+        for offset, matrix in zip(
+            offsets(weight.shape[-1], patch_size), patch_maps(weight.double(), patch_size), strict=True
+        )
+        if max(map(abs, offset)) < grid_size
+    ]
+    shifts = torch.stack([(position == place).double() for place, _ in found], dim=1)
+    maps = torch.stack([matrix.flatten() for _, matrix in found])
+    basis = torch.linalg.qr(maps.T, mode="r").R.T
+    return Target(shifts, basis / (shifts @ basis).norm(), grid_size)
+
+
+def attention(logits: Tensor, grid_size: int) -> Tensor:
+    """(H, (2·grid_size − 1)² + 1) biases → (N², H): the attention matrices as columns, the zero slot left out."""
+    index = F.pad(relative_position_index(grid_size), (0, 1), value=num_relative_positions(grid_size))
+    return logits[:, index].softmax(dim=-1)[..., :-1].flatten(1).T
+
+
+def relative_error(logits: Tensor, goal: Target) -> float:
+    """Distance of the best layer with this attention, relative to the convolution's norm, by orthogonal projection."""
+    return float((goal.shifts - _projection(logits, goal)).matmul(goal.basis).norm())
+
+
+def _projection(logits: Tensor, goal: Target) -> Tensor:
+    columns = attention(logits, goal.grid_size)
+    return columns @ torch.linalg.lstsq(columns, goal.shifts, driver="gelsd").solution
+
+
+def _loss(logits: Tensor, goal: Target) -> Tensor:
+    """Logarithm of the squared relative error: its gradient does not vanish while the attention sharpens."""
+    columns = attention(logits, goal.grid_size)
+    gram = columns.T @ columns
+    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram), dtype=gram.dtype)
+    overlap = columns.T @ (goal.shifts @ goal.basis)
+    explained = (overlap * torch.linalg.solve(gram + ridge, overlap)).sum()
+    return (1.0 - explained).clamp_min(_LEAST_SQUARED_ERROR).log()
+
+
+def fit(stage: FitStage, storage: Storage) -> Iterator[Report]:
+    """Fits a layer, from one random start, and yields the result; one that is there already is not computed again.
+
+    A fit takes seconds, so it has no checkpoints: interrupted, it starts anew and ends the same.
+    """
+    result = load_result(storage, stage.key)
+    if result is None:
+        started = time.monotonic()
+        points, logits = descend(stage.trial)
+        result = StageResult(STATUS_OK, points[0][2], time.monotonic() - started, "cpu", points)
+        ckpt.save_result(storage, stage.key, {"relative_bias": logits}, result)
+    yield Report(result.points, stage.steps, result)
+
+
+def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
+    """Gradient descent (Adam, cosine schedule) on the attention of one layer.
+
+    Returns:
+        The measured errors and the bound, and the biases (num_heads, (2·grid_size − 1)² + 1).
+    """
+    weight = kernel(config)
+    goal = target(weight, config.patch_size, config.fit_image_size)
+    shape = (config.num_heads, num_relative_positions(goal.grid_size) + 1)
+    draws = generator(config.seed, "expressivity/attention")
+    logits = torch.randn(shape, generator=draws, dtype=torch.float64).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=config.fit_learning_rate)
+    points = [_point(EXPRESSIVITY_ERROR, 0, relative_error(logits.detach(), goal))]
+    for step in range(config.fit_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.fit_steps, config.fit_learning_rate, warmup_fraction=0.0)
+        optimizer.zero_grad()
+        _loss(logits, goal).backward()
+        optimizer.step()
+        done = step + 1
+        if done % max(1, config.fit_steps // MEASUREMENTS) == 0 or done == config.fit_steps:
+            points.append(_point(EXPRESSIVITY_ERROR, done, relative_error(logits.detach(), goal)))
+    bound = error_bound(weight, config.patch_size, config.num_heads, config.fit_image_size)
+    points.append(_point(EXPRESSIVITY_BOUND, config.fit_steps, bound))
+    assert all(math.isfinite(value) for _, _, value, _ in points)
+    return points, logits.detach()
+
+
+def _point(metric: str, step: int, value: float) -> Point:
+    return metric, step, value, time.time_ns() // 1_000_000

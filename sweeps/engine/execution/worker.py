@@ -1,0 +1,74 @@
+"""The Tune trainable: trains one pack of stages after another in the same process."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray import tune
+
+from cvit.data.datasets import Dataset
+from cvit.stages import FitStage, Stage
+from cvit.storage import Storage
+from cvit.training.fit import fit
+from cvit.training.loop import Reports, train_pack
+from cvit.vocabulary import VAL_ACCURACY
+
+STEP = "step"
+"""Key of a Tune result that holds optimiser steps of the trial, both phases together."""
+REPORTS = "reports"
+"""Key of a Tune result that holds [(stage key, Report), …]."""
+BUSY_S = "busy_s"
+WAITED_S = "waited_s"
+"""Keys of a Tune result that hold the worker's time in this call, and since the call before."""
+
+
+class PackTrainer(tune.Trainable):
+    """One call of `step` trains up to the next checkpoint; the stages' state is in the storage, not in Tune's."""
+
+    def setup(self, config: dict[str, Any], dataset: Dataset | None = None) -> None:
+        self._dataset = dataset
+        self._idle_since: float | None = None
+        if config["device"] == "cpu":
+            torch.set_num_threads(1)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next pack; Tune reuses the process where this returns True."""
+        self._reports = self._train(new_config)
+        return True
+
+    def _train(self, config: dict[str, Any]) -> Iterator[Reports]:
+        storage, pack = Storage.open(config["storage"]), config["pack"]
+        fits = [stage for stage in pack if isinstance(stage, FitStage)]
+        for stage in fits:
+            for report in fit(stage, storage):
+                yield [(stage.key, report)]
+        stages = [stage for stage in pack if isinstance(stage, Stage)]
+        if stages:
+            assert self._dataset is not None
+            device = torch.device(config["device"])
+            yield from train_pack(stages, self._dataset, storage, device, config["report_every_evaluation"])
+
+    def step(self) -> dict[str, Any]:
+        started = time.monotonic()
+        waited_s = started - self._idle_since if self._idle_since is not None else 0.0
+        reports = next(self._reports, None)
+        self._idle_since = time.monotonic()
+        times = {BUSY_S: self._idle_since - started, WAITED_S: waited_s}
+        if reports is None:
+            return {REPORTS: [], "done": True, **times}
+        return {REPORTS: reports, "done": False, **times, **_last_evaluation(reports)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to save: a stage goes on from its own checkpoint in the storage."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing to load."""
+
+
+def _last_evaluation(reports: Reports) -> dict[str, Any]:
+    """What a scheduler may stop a trial by, which then is a pack of one; what is done cannot be stopped any more."""
+    _, report = reports[0]
+    accuracies = [(step, value) for metric, step, value, _ in report.points if metric == VAL_ACCURACY]
+    return dict(zip((STEP, VAL_ACCURACY), accuracies[-1], strict=True)) if accuracies and not report.result else {}

@@ -1,0 +1,99 @@
+"""Searches: each init scheme's own best settings, found on validation images with equal budget.
+
+A search goes in rounds. What a round tries is a function of the results so far and of nothing else, so an interrupted
+search goes on as if it had not been. The settings that end highest on the validation images win, and are trained again
+on fresh seeds; test images have no part in it.
+"""
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import create_trial
+
+from cvit.config import PARAMETERS
+from cvit.randomness import derived_seed
+from cvit.stages import depends_on
+from cvit.storage import Storage
+from cvit.vocabulary import VAL_ACCURACY
+from sweeps.engine.declaration import Range, Search
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.trials import Trial
+
+SCHEME = "init_scheme"
+SEARCH_SEED = 0
+"""The winners' seeds are those after it."""
+DIGITS = 3
+"""Values are tried to so many significant digits: as good, and readable."""
+STARTUP_TRIALS = 4
+"""Random ones, before the sampler begins to model."""
+
+Settings = dict[str, float]
+
+
+def next_plan(plan: Plan, storage: Storage) -> Plan | None:
+    """The plan with the trials that its results call for, or None where there are none left to ask for.
+
+    Args:
+        plan: one whose trials have all been run.
+    """
+    if plan.search is None:
+        return None
+    schemes = plan.study.cells[SCHEME]
+    found = {s: [t for t in plan.trials if t.cell[SCHEME] == s and t.cell["seed"] == SEARCH_SEED] for s in schemes}
+    left = plan.search.trials - len(found[schemes[0]])
+    if left > 0:
+        count = min(left, plan.search.round_size)
+        return plan.extended(
+            [
+                plan.make_trial({SCHEME: scheme, "seed": SEARCH_SEED, **settings})
+                for scheme in schemes
+                for settings in proposals(plan, plan.search, scheme, found[scheme], count)
+            ],
+            storage,
+        )
+    if any(trial.cell["seed"] != SEARCH_SEED for trial in plan.trials):
+        return None
+    ended = {s: [trial for trial in found[s] if trial.key not in plan.pruned] or found[s] for s in schemes}
+    winners = [max(ended[scheme], key=lambda trial: validation_accuracy(plan, trial)) for scheme in schemes]
+    seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.cells["seed"]))
+    fresh = [plan.make_trial({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
+    return plan.extended(fresh, storage)
+
+
+def proposals(plan: Plan, search: Search, scheme: str, tried: list[Trial], count: int) -> list[Settings]:
+    """The settings that a scheme tries next, by Optuna's tree-structured Parzen estimator.
+
+    A parameter that has no influence on the scheme keeps its default.
+    """
+    own = {name: r for name, r in search.space.items() if depends_on(scheme, name)}
+    distributions: dict[str, BaseDistribution] = {
+        name: FloatDistribution(r.low, r.high, log=r.log) for name, r in own.items()
+    }
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = TPESampler(
+        seed=derived_seed(0, f"tuning/{scheme}", len(tried)) % 2**32,
+        n_startup_trials=STARTUP_TRIALS,
+        constant_liar=True,  # those asked for together are to differ
+    )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for trial in tried:
+        params = {name: trial.cell[name] for name in own}
+        value = validation_accuracy(plan, trial)
+        study.add_trial(create_trial(params=params, distributions=distributions, value=value))
+    defaults = {name: PARAMETERS[name].default for name in search.space}
+    asked = [study.ask(distributions).params for _ in range(count)]
+    return [defaults | {name: _rounded(value, search.space[name]) for name, value in a.items()} for a in asked]
+
+
+def _rounded(value: float, within: Range) -> float:
+    return min(max(float(f"{value:.{DIGITS}g}"), within.low), within.high)
+
+
+def validation_accuracy(plan: Plan, trial: Trial) -> float:
+    """The last one of a trial that ended well or was pruned; 0 for one that diverged or failed."""
+    if trial.key in plan.pruned:
+        return plan.pruned[trial.key]
+    result = plan.results.get(trial.stages[-1].key)
+    if result is None or result.diverged_step is not None:
+        return 0.0
+    return next((value for metric, _, value, _ in reversed(result.points) if metric == VAL_ACCURACY), 0.0)

@@ -1,0 +1,115 @@
+"""From a request to a study, and from a place in its grid to a trial and its stages."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cvit.config import PARAMETERS_OF, ExpressivityConfig, TrialConfig
+from cvit.data.datasets import DatasetInfo
+from cvit.data.subsets import subset_size
+from cvit.stages import AnyStage, FitStage, short_hash, stages_of
+from sweeps.engine.declaration import Sweep
+from sweeps.engine.planning.grids import Cell, Cells
+from sweeps.engine.terminal.cli import Request
+
+TOKENS_PER_SIDE = 8
+LEAST_PATCH_SIZE = 2
+"""Where no patch size is given, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything about a sweep that its trials share. Adding seeds or fractions extends a study; another learning rate
+    makes another one.
+
+    Attributes:
+        params: the flat parameters that do not vary.
+        cells: the grid of this request.
+    """
+
+    key: str
+    sweep: str
+    task: str
+    question: str
+    command: str
+    params: Mapping[str, Any]
+    cells: Cells
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One result to be had: its key (unique within the sweep), place in the grid, configuration and stages."""
+
+    key: str
+    cell: Cell
+    config: TrialConfig | ExpressivityConfig
+    stages: tuple[AnyStage, ...]
+
+    @property
+    def steps(self) -> int:
+        return self.stages[-1].last_step
+
+
+def study_of(
+    sweep: Sweep, request: Request, info: DatasetInfo | None
+) -> tuple[Study, Callable[[Mapping[str, Any]], Trial]]:
+    """The study that a request is about, and the maker of its trials: from a value of every axis to the trial, or a
+    ConfigError where that cannot be."""
+    preset = sweep.presets[request.preset]
+    defaults = {name: p.default for name, p in PARAMETERS_OF[sweep.task].items()}
+    shared = {**defaults, **(_chosen_by_the_data(info) if info is not None else {}), **preset.settings}
+    own = {
+        scheme: {name: value for name, value in settings.items() if name not in request.given}
+        for scheme, settings in preset.scheme_settings.items()
+    }
+    shared |= request.given
+    cells = {**request.grid, "seed": tuple(range(request.seeds))}
+    axes = (*request.grid, *(preset.search.space if preset.search else ()), "seed")
+    # The data set's name is not part of its identity: the same files under another name are the same study. Nor are
+    # defaults: a study stays the same when the configuration gains a parameter.
+    identity = {
+        name: value
+        for name, value in shared.items()
+        if name not in axes and name != "dataset" and value != defaults[name]
+    }
+    varying = set(axes).union(*own.values())
+    constant = {name: value for name, value in shared.items() if name not in varying}
+    study_key = short_hash({"sweep": sweep.name, "shared": identity, "own": own, "axes": sorted(axes)}, digits=16)
+
+    def make_trial(values: Mapping[str, Any]) -> Trial:
+        cell = {axis: values[axis] for axis in axes}
+        flat = {**shared, **own.get(cell.get("init_scheme", ""), {}), **cell}
+        config, stages = _stages(flat, info)
+        # Two cells may need the very same stages, such as two rules for the width that agree at one number of heads.
+        return Trial(short_hash([study_key, stages[-1].key, cell], digits=16), cell, config, stages)
+
+    study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, cells)
+    return study, make_trial
+
+
+def _chosen_by_the_data(info: DatasetInfo) -> dict[str, Any]:
+    return {
+        "dataset": info.name,
+        "data_fingerprint": info.fingerprint,
+        "image_size": info.image_size,
+        "in_channels": info.in_channels,
+        "num_classes": info.num_classes,
+        "augmentation": info.augmentation,
+        "patch_size": _default_patch_size(info.image_size),
+    }
+
+
+def _stages(
+    flat: Mapping[str, Any], info: DatasetInfo | None
+) -> tuple[TrialConfig | ExpressivityConfig, tuple[AnyStage, ...]]:
+    if info is None:
+        fit = ExpressivityConfig.from_flat(flat)
+        return fit, (FitStage(fit),)
+    config = TrialConfig.from_flat(flat)
+    num_images = subset_size(info.train_labels, config.data.data_fraction, config.data.validation_fraction)
+    return config, stages_of(config, num_images)
+
+
+def _default_patch_size(image_size: int) -> int:
+    divisors = [size for size in range(LEAST_PATCH_SIZE, image_size + 1) if image_size % size == 0]
+    return min(divisors, key=lambda size: abs(image_size / size - TOKENS_PER_SIDE))

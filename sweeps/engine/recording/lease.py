@@ -1,0 +1,172 @@
+"""One driver per sweep and storage: whoever runs a sweep holds its lease, and renews it while it lives.
+
+    STORAGE/leases/<sweep>/<token>.json    one per driver that holds the lease or asks for it
+
+Works on folders and on object stores, which have no locks: each driver writes a file of its own, then looks at the
+others'. Of two that ask at once, at least one sees the other; the smaller token goes first, and the larger one waits
+until it knows whether the smaller one got it. No clock is compared with another: a driver on another machine lives as
+long as its file keeps changing, by the watcher's own monotonic clock.
+"""
+
+import contextlib
+import itertools
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cvit.storage import Storage, StorageError, decode_records, encode_record
+from cvit.vocabulary import LEASES_FOLDER
+from sweeps.engine.recording.process_identity import host_and_pid, is_dead, is_here, this_process
+
+BEAT_S = 5.0
+"""Time between two renewals."""
+EXPIRY_S = 60.0
+"""A driver whose lease has not changed for so long is dead, or cut off and as good as dead."""
+POLL_S = 0.5
+"""Time between two looks at the others, while asking."""
+LOOKS_BEFORE_A_WORD = 4
+"""A driver that is just ending is waited for silently."""
+
+
+class SweepInUse(StorageError):
+    """Another driver runs the sweep; the message is one line that names it."""
+
+
+@contextlib.contextmanager
+def lease(storage: Storage, sweep: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Holds a sweep's lease. Should another driver take it over, as from one that was suspended for long, this process
+    gets a SIGTERM.
+
+    Args:
+        say: called with one line where there is something to wait for, or where the lease was lost.
+
+    Raises:
+        SweepInUse: another driver holds it, and lives.
+        StorageError: the storage cannot be read or written.
+    """
+    held = _Lease(storage, sweep, say)
+    try:
+        held.ask()
+    except OSError as error:
+        raise StorageError(f"storage {storage.url!r} cannot be used: {' '.join(str(error).split())}") from error
+    try:
+        yield
+    finally:
+        held.give_back()
+
+
+class _Lease:
+    def __init__(self, storage: Storage, sweep: str, say: Callable[[str], None]) -> None:
+        self._storage, self._sweep, self._say = storage, sweep, say
+        self._folder, self._token = f"{LEASES_FOLDER}/{sweep}", uuid.uuid4().hex
+        self._started, self._beats, self._holds = time.monotonic(), 0, False
+        self._removed: list[str] = []
+        self._ended = threading.Event()
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def ask(self) -> None:
+        """Returns once the lease is held."""
+        try:
+            self._write()
+            self._thread.start()
+            self._wait_for_turn()
+            self._holds = True
+            self._write()
+        except BaseException:
+            self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """Ends the lease; a storage that cannot be reached any more lets it expire."""
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join(BEAT_S)
+        with contextlib.suppress(OSError):
+            self._storage.delete(self._path(self._token))
+
+    def _path(self, token: str) -> str:
+        return f"{self._folder}/{token}.json"
+
+    def _write(self) -> None:
+        with self._writing:
+            self._beats += 1
+            record = {
+                "process": this_process(),
+                "holds": self._holds,
+                "beats": self._beats,
+                "seconds": time.monotonic() - self._started,
+                "removed": self._removed,
+            }
+            self._storage.write(self._path(self._token), encode_record(record))
+
+    def _others(self) -> dict[str, bytes]:
+        tokens = [name.removesuffix(".json") for name in self._storage.names(self._folder)]
+        found = {token: self._read(token) for token in tokens if token != self._token}
+        return {token: data for token, data in found.items() if data is not None}
+
+    def _read(self, token: str) -> bytes | None:
+        """A lease file's content; None where it was deleted in between, for which object stores have several errors."""
+        try:
+            return self._storage.read(self._path(token))
+        except OSError:
+            if f"{token}.json" in self._storage.names(self._folder):
+                raise
+            return None
+
+    def _wait_for_turn(self) -> None:
+        seen: dict[str, tuple[bytes, float]] = {}  # contents, and since when they have stood there unchanged
+        beating: set[str] = set()
+        for look in itertools.count():
+            others = self._others()
+            if not others:
+                return
+            for token, data in others.items():
+                now, other = time.monotonic(), _decoded(data)
+                before, since = seen.get(token, (data, now))
+                if before != data:
+                    beating.add(token)
+                    since = now
+                seen[token] = data, since
+                if is_dead(other["process"]) or now - since > EXPIRY_S:
+                    self._remove(token)
+                elif (other["holds"] or token < self._token) and (token in beating or is_here(other["process"])):
+                    raise SweepInUse(self._refusal(other))
+            if look == LOOKS_BEFORE_A_WORD:
+                self._say(f"{self._sweep}: looking up to {EXPIRY_S:.0f} s whether the driver that has it is alive")
+            self._ended.wait(POLL_S)
+
+    def _remove(self, token: str) -> None:
+        self._removed.append(token)
+        self._write()  # should its owner wake up, it finds this
+        self._storage.delete(self._path(token))
+
+    def _refusal(self, other: dict[str, Any]) -> str:
+        host, pid = host_and_pid(other["process"])
+        return (
+            f"sweep {self._sweep!r} in storage {self._storage.url!r} is being run by process {pid} on {host}, "
+            f"for {other['seconds'] / 60:.0f} min now; wait for it or stop it"
+        )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            # A storage that fails for a while is no reason to stop: the training would notice first.
+            with contextlib.suppress(OSError):
+                if self._is_lost():
+                    self._say(f"{self._sweep}: another driver has taken this sweep over; stopping")
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                    return
+                self._write()
+
+    def _is_lost(self) -> bool:
+        is_removed = f"{self._token}.json" not in self._storage.names(self._folder)
+        return is_removed or any(self._token in _decoded(data)["removed"] for data in self._others().values())
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    """A lease file; of a damaged one only its changes tell something."""
+    records = decode_records(data)
+    return records[0] if records else {"process": "", "holds": True, "seconds": 0.0, "removed": []}

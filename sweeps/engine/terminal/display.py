@@ -1,0 +1,174 @@
+"""What a person sees while a sweep runs: one live panel in a terminal, plain lines elsewhere."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cvit.results import StageResult
+from cvit.stages import FitStage
+from cvit.training.loop import Report
+from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY, VAL_ACCURACY
+from sweeps.engine.execution.searcher import Pack
+from sweeps.engine.planning.plan import Plan
+
+PLAIN_INTERVAL_S = 5.0
+_MOST_PACKS_SHOWN = 8
+_PANEL_TIME_SHARE = 0.05
+"""Largest share of the time that goes into the panel: with ten thousand trials it takes a tenth of a second."""
+
+
+class Display:
+    """Follows the execution of a plan."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._plan, self._console = plan, console
+        self._started_at = time.monotonic()
+        self._printed_at = 0.0
+        self._todo = {stage.key: stage for stage in plan.todo}
+        self._steps: dict[str, int] = {}
+        self._first_steps: dict[str, int] = {}
+        self._speed: dict[str, float] = {}
+        self._running: dict[str, Pack] = {}
+        self._group, self._next_panel_at = Group(), 0.0
+        self._live = Live(get_renderable=self._shown, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+        else:
+            self._print_plain()
+
+    def started(self, tune_id: str, pack: Pack) -> None:
+        """A worker has begun a pack."""
+        self._running[tune_id] = pack
+
+    def reported(self, tune_id: str, key: str, report: Report) -> None:
+        """A stage has come to a checkpoint or to its end."""
+        # Steps that an earlier session trained must not make this one look fast.
+        self._first_steps.setdefault(key, min(report.step, max(0, report.step - self._interval(key))))
+        self._steps[key] = self._todo[key].steps if report.result is not None else report.step
+        speeds = [value for metric, _, value, _ in report.points if metric == IMAGES_PER_SECOND]
+        if speeds:
+            self._speed[tune_id] = speeds[-1]
+        self._print_plain_at_times()
+
+    def ended(self, tune_id: str, lines: Iterable[str] = ()) -> None:
+        """A worker is done with a pack, or has given it up; `lines` say what became of it then."""
+        self._running.pop(tune_id, None)
+        self._speed.pop(tune_id, None)
+        for line in lines:
+            self._console.print(line, highlight=False, markup=False)
+        self._print_plain_at_times()
+
+    def _interval(self, key: str) -> int:
+        """Steps from one report to the next; a fit reports at its end only."""
+        stage = self._todo[key]
+        return stage.steps if isinstance(stage, FitStage) else stage.evaluation_interval
+
+    def _print_plain_at_times(self) -> None:
+        if not self._console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
+            self._print_plain()
+
+    def _print_plain(self) -> None:
+        self._printed_at = time.monotonic()
+        text = " | ".join(filter(None, [self._headline(), self._accuracies()]))
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _num_done(self) -> int:
+        return sum(self._plan.status(trial) is not None for trial in self._plan.trials)
+
+    def _headline(self) -> str:
+        speed = sum(self._speed.values())
+        parts = [
+            f"{self._num_done()} of {len(self._plan.trials)} trials done",
+            f"{len(self._running)} running",
+            *([f"{speed:,.0f} images/s"] if speed else []),
+            self._time_left(),
+        ]
+        return ", ".join(parts)
+
+    def _time_left(self) -> str:
+        done = sum(steps - self._first_steps.get(key, 0) for key, steps in list(self._steps.items()))
+        left = sum(stage.steps - self._steps.get(key, 0) for key, stage in self._todo.items())
+        if not done:
+            return "time left unknown"
+        return f"about {duration((time.monotonic() - self._started_at) / done * left)} left"
+
+    def _accuracies(self) -> str:
+        return "; ".join(
+            f"{scheme} mean {100 * statistics.fmean(values):.1f} % best {100 * max(values):.1f} % ({len(values)})"
+            for scheme, values in self._by_scheme().items()
+        )
+
+    def _images(self) -> str:
+        return "test" if self._plan.search is None else "validation"
+
+    def _by_scheme(self) -> dict[str, list[float]]:
+        """Accuracies of the finished trials of each init scheme: on test images, of a search on validation images."""
+        found: dict[str, list[float]] = {}
+        metric = TEST_ACCURACY if self._plan.search is None else VAL_ACCURACY
+        for trial in self._plan.trials:
+            result = self._plan.results.get(trial.stages[-1].key)
+            value = last_value(result, metric) if result is not None else None
+            if value is not None:
+                found.setdefault(trial.cell.get("init_scheme", "all"), []).append(value)
+        return found
+
+    def _shown(self) -> Group:
+        """The panel, by a thread of its own, made anew no more often than it can be afforded."""
+        started = time.monotonic()
+        if started >= self._next_panel_at:
+            self._group = self._panel()
+            self._next_panel_at = started + (time.monotonic() - started) / _PANEL_TIME_SHARE
+        return self._group
+
+    def _panel(self) -> Group:
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=len(self._plan.trials), completed=self._num_done(), width=40))
+        packs = Table(box=None, padding=(0, 2, 0, 0))
+        axes = list(self._plan.trials[0].cell)
+        for heading in ("running", *axes, "step"):
+            packs.add_column(heading, style="dim" if heading == "running" else "")
+        for pack in list(self._running.values())[:_MOST_PACKS_SHOWN]:
+            for stage in pack:
+                cell = self._plan.trials_of[stage.key][0].cell
+                step = f"{self._steps.get(stage.key, 0)}/{stage.steps}"
+                packs.add_row(stage.phase, *(str(cell[axis]) for axis in axes), step)
+        found = self._by_scheme()
+        schemes = Table(box=None, padding=(0, 2, 0, 0))
+        for heading in ("scheme", "trials", f"mean {self._images()} accuracy", "best"):
+            schemes.add_column(heading)
+        for scheme, values in found.items():
+            mean, best = 100 * statistics.fmean(values), 100 * max(values)
+            schemes.add_row(scheme, str(len(values)), f"{mean:.1f} %", f"{best:.1f} %")
+        return Group(Text(self._headline(), style="bold"), bar, packs, *([schemes] if found else []))
+
+
+def last_value(result: StageResult, metric: str) -> float | None:
+    """A metric's last value; None where a stage diverged before it was measured."""
+    return next((value for name, _, value, _ in reversed(result.points) if name == metric), None)
+
+
+def duration(seconds: float) -> str:
+    """A duration that a person reads: 45 s, 12 min, 3.4 h."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

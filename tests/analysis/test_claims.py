@@ -1,0 +1,259 @@
+"""The verdicts on the paper's claims, by hand-worked numbers, and the exit code that goes with them."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import make_tables
+from analysis import verdicts_text as claims_text
+from analysis.claims import KINDS, Claim, claims
+from analysis.statistics import verdicts
+from analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
+from analysis.store.load import load_journal
+from cvit import vocabulary as names
+from cvit.config import ExpressivityConfig
+from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, FakeTrial, Point, trainings, write_journal
+
+SCHEMES = ["random", "two_phase"]
+KEY, OTHER_KEY = "a" * 16, "b" * 16
+SEEDS = [0, 1, 2]
+
+
+def judged(folder: Path, *studies: FakeStudy) -> dict[str, Claim]:
+    found = claims(load_journal(write_journal(folder / "storage", studies)))
+    return {claim.claim: claim for claim in found}
+
+
+def low_data(
+    gain: Callable[[Cell], float],
+    points: Callable[[Cell], list[Point]] = lambda cell: [],
+    key: str = KEY,
+    **shared: Any,
+) -> FakeStudy:
+    """Random initialisation is at 0.5."""
+    grid = {"data_fraction": [0.05, 0.1, 1.0], "init_scheme": SCHEMES, "seed": SEEDS}
+    return trainings(
+        "low_data",
+        key,
+        grid,
+        lambda c: 0.5 + (gain(c) if c["init_scheme"] == "two_phase" else 0),
+        points=points,
+        **shared,
+    )
+
+
+def fits(errors: dict[tuple[int, int, int], tuple[float, list[float]]]) -> FakeStudy:
+    """By kernel size, patch size and heads the bound, and the errors of the restarts."""
+    trials, grids = [], []
+    for (kernel_size, patch_size, heads), (bound, reached) in errors.items():
+        place = {"kernel_size": kernel_size, "patch_size": patch_size, "num_heads": heads}
+        grids.append({name: [value] for name, value in place.items()} | {"seed": list(range(len(reached)))})
+        for seed, error in enumerate(reached):
+            flat = ExpressivityConfig.from_flat(place | {"seed": seed}).flat()
+            points = [(names.EXPRESSIVITY_ERROR, 9, error, TIME_MS), (names.EXPRESSIVITY_BOUND, 9, bound, TIME_MS)]
+            trials.append(FakeTrial(f"{place}{seed}", flat, points))
+    return FakeStudy(KEY, "expressivity", grids, trials, task=names.EXPRESSIVITY)
+
+
+def test_holm_by_a_worked_example() -> None:
+    # Ascending 0.005, 0.01, 0.03, 0.04 against 0.025 / 4, / 3, ...: 0.01 > 0.00833 stops it; one is rejected.
+    levels = verdicts.holm_levels([0.01, 0.04, 0.03, 0.005])
+    assert levels == pytest.approx([0.025 / 3, 0.025 / 3, 0.025 / 3, 0.025 / 4])
+    # Ascending 0.001, 0.01, 0.02 against 0.00833, 0.0125, 0.025: all are rejected, which Bonferroni would not do.
+    assert verdicts.holm_levels([0.001, 0.02, 0.01]) == pytest.approx([0.025 / 3, 0.025, 0.0125])
+    assert verdicts.holm_levels([]) == []
+
+
+@pytest.mark.parametrize(
+    ("differences", "line", "verdict"),
+    [
+        # s = 0.01, t(0.975, 2) = 4.302653: half of the interval is 0.0248414.
+        ([0.02, 0.03, 0.04], 0.0, HOLDS),  # from 0.0052
+        ([0.01, 0.02, 0.03], 0.0, UNDECIDED),  # from -0.0048 to 0.0448
+        ([-0.03, -0.02, -0.01], 0.0, FAILS),  # up to 0.0048: no gain that matters
+        ([-0.02, -0.01, 0.0], 0.0, UNDECIDED),  # up to 0.0148
+        ([0.01, 0.02, 0.03], -0.01, HOLDS),  # no loss that matters: from -0.0048
+        ([-0.04, -0.03, -0.02], -0.01, FAILS),  # a loss: up to -0.0052
+        ([-0.01, 0.0, 0.01], -0.01, UNDECIDED),
+        ([0.0, 0.0, 0.0], -0.01, HOLDS),  # without any spread
+        ([0.0, 0.0, 0.0], 0.0, FAILS),
+        ([0.02, 0.02], 0.0, UNDECIDED),  # two pairs are too few
+        ([], 0.0, UNDECIDED),
+    ],
+)
+def test_the_rule_by_hand(differences: list[float], line: float, verdict: str) -> None:
+    (found,) = verdicts.judge([differences], line)
+    assert (found.verdict, found.n) == (verdict, len(differences))
+    if len(differences) >= verdicts.LEAST_PAIRS:
+        half_width = 0.0248414 if differences[0] != differences[1] else 0.0
+        assert found.ci_low == pytest.approx(found.estimate - half_width, abs=1e-6)
+        assert found.ci_high == pytest.approx(found.estimate + half_width, abs=1e-6)
+    else:
+        assert math.isnan(found.ci_low) and math.isnan(found.ci_high)
+
+
+def test_a_family_is_judged_together() -> None:
+    alone = [0.02, 0.03, 0.04]
+    # Two alike: p = 0.0175 for each, more than 0.025 / 2. t(0.9875, 2) = 6.205347, half of the interval 0.0358266.
+    for found in verdicts.judge([alone, alone], 0.0):
+        assert (found.verdict, found.ci_low) == (UNDECIDED, pytest.approx(0.03 - 0.0358266, abs=1e-6))
+    # Beside a clearer one, which is tested at 0.0125, it is tested at 0.025, as alone; too few pairs are no member.
+    found, clear, few = verdicts.judge([alone, [0.1, 0.1001, 0.0999], [0.1, 0.1]], 0.0)
+    assert (found.verdict, clear.verdict, few.verdict) == (HOLDS, HOLDS, UNDECIDED)
+    assert found.ci_low == pytest.approx(0.03 - 0.0248414, abs=1e-6)
+
+
+def test_low_data_gains_at_every_small_fraction_and_their_shrinking(tmp_path: Path) -> None:
+    by_fraction = {0.05: 0.1, 0.1: -0.1, 1.0: 0.02}
+    found = judged(tmp_path, low_data(lambda c: by_fraction[c["data_fraction"]] + 0.001 * c["seed"]))
+    assert [claim for claim in found if claim.startswith("low_data_gain")] == [
+        "low_data_gain/0.05",
+        "low_data_gain/0.1",
+    ]
+    gain = found["low_data_gain/0.05"]
+    assert (gain.verdict, gain.n, gain.source) == (HOLDS, 3, f"low_data/digits-{KEY[:8]}")
+    assert gain.estimate == pytest.approx(0.101)
+    # The clearest of two: level 0.0125, s = 0.001.
+    assert gain.ci_low == pytest.approx(0.101 - 0.00358266, abs=1e-7)
+    assert found["low_data_gain/0.1"].verdict == FAILS
+    shrinks = found["gain_shrinks/0.05-to-1"]
+    assert (shrinks.verdict, shrinks.estimate) == (HOLDS, pytest.approx(0.08))
+
+
+def test_a_gain_that_grows_does_not_shrink(tmp_path: Path) -> None:
+    found = judged(tmp_path, low_data(lambda c: c["data_fraction"]))
+    assert found["gain_shrinks/0.05-to-1"].verdict == FAILS
+
+
+def test_of_each_data_set_the_most_recent_study_counts(tmp_path: Path) -> None:
+    old, new = low_data(lambda c: 0.1), low_data(lambda c: -0.1, key=OTHER_KEY)
+    new.start_time_ms += 1
+    other = low_data(lambda c: 0.1, key="c" * 16, dataset="svhn")
+    frames = load_journal(write_journal(tmp_path, [old, new, other]))
+    rows = [(c.verdict, c.source) for c in claims(frames) if c.claim == "low_data_gain/0.05"]
+    assert sorted(rows) == [(FAILS, "low_data/digits-bbbbbbbb"), (HOLDS, "low_data/svhn-cccccccc")]
+    # The terminal tells them apart too.
+    lines = [line for line in claims_text.answer(claims(frames)).splitlines() if "low_data_gain/0.05" in line]
+    assert ["digits-bbbbbbbb" in line for line in lines] == [FAILS in line for line in lines] == [True, False]
+
+
+def test_steps_to_randoms_accuracy_and_what_is_never_reached(tmp_path: Path) -> None:
+    """Random takes all 20 steps to its last accuracy, two phases 5 of them; at 10 % they never get there."""
+
+    def points(cell: Cell) -> list[Point]:
+        values = {5: 0.2, 10: 0.4, 15: 0.6, 20: 0.7}
+        if cell["init_scheme"] == "two_phase":
+            values = {5: 0.7, 10: 0.6, 15: 0.8, 20: 0.8} if cell["data_fraction"] != 0.1 else dict.fromkeys(values, 0.6)
+        return [(names.VAL_ACCURACY, step, value, TIME_MS) for step, value in values.items()]
+
+    found = judged(tmp_path, low_data(lambda c: 0.1, points))
+    faster, never = found["trains_faster/0.05"], found["trains_faster/0.1"]
+    assert (faster.verdict, faster.estimate, faster.n) == (HOLDS, pytest.approx(0.75), 3)
+    # Counted as twice 20 steps: (20 - 40) / 20.
+    assert (never.verdict, never.estimate) == (FAILS, pytest.approx(-1.0))
+
+
+def test_without_warmup_divergence_counts_as_guessing(tmp_path: Path) -> None:
+    grid = {"warmup_fraction": [0.0, 0.1], "learning_rate": [0.01, 0.1, 1.0], "init_scheme": SCHEMES, "seed": SEEDS}
+
+    def accuracy(cell: Cell) -> float:
+        if cell["learning_rate"] == 1.0:  # nothing trains there, even with warm-up
+            return 0.2
+        if cell["init_scheme"] == "two_phase":
+            return 0.8 + 0.001 * cell["seed"] * (cell["warmup_fraction"] == 0)
+        if cell["warmup_fraction"] == 0:
+            return math.nan if cell["learning_rate"] == 0.1 else 0.7
+        return 0.7
+
+    found = judged(tmp_path, trainings("no_warmup", KEY, grid, accuracy))
+    warmup = {name: claim for name, claim in found.items() if "warmup" in name}
+    assert {name: claim.verdict for name, claim in warmup.items()} == {
+        "no_loss_without_warmup/0.01": HOLDS, "no_loss_without_warmup/0.1": HOLDS,
+        "random_loses_without_warmup/0.01": FAILS, "random_loses_without_warmup/0.1": HOLDS,
+    }  # fmt: skip
+    diverged = warmup["random_loses_without_warmup/0.1"]
+    assert (diverged.estimate, diverged.n) == (pytest.approx(0.7 - 1 / 10), 3)
+
+
+def test_nine_heads_against_fewer_and_more(tmp_path: Path) -> None:
+    grid = {"num_heads": [4, 8, 9, 16], "inner_dim": [0], "init_scheme": SCHEMES, "seed": SEEDS}
+    by_heads = {4: 0.5, 8: 0.9, 9: 0.8, 16: 0.8}
+    study = trainings("head_count", KEY, grid, lambda c: by_heads[c["num_heads"]], image_size=32)
+    found = judged(tmp_path, study)
+    assert found["nine_beat_fewer/inner_dim=0,num_heads=4"].verdict == HOLDS
+    assert found["nine_beat_fewer/inner_dim=0,num_heads=8"].verdict == FAILS
+    assert found["nine_match_more/inner_dim=0,num_heads=16"].verdict == HOLDS
+    study.cells = [grid | {"seed": [0, 1]}]
+    few = judged(tmp_path / "few", study)["nine_match_more/inner_dim=0,num_heads=16"]
+    assert (few.verdict, few.n) == (UNDECIDED, 2)
+
+
+def test_what_heads_express_follows_bound_and_error(tmp_path: Path) -> None:
+    errors = {
+        (3, 1, 8): (0.25, [0.3, 0.26]), (3, 1, 9): (0.0, [1e-8]),
+        (3, 2, 8): (0.0, [1e-8]), (3, 2, 9): (0.0, [0.2]),
+        (5, 1, 24): (0.1, [0.05]), (5, 1, 25): (0.5, [0.6]),
+        (5, 2, 8): (0.2, [0.3]), (5, 2, 9): (0.0, [1e-4]),
+        (7, 1, 48): (0.2, [0.3]), (7, 1, 49): (0.0, [1e-8]), (7, 4, 8): (0.2, [0.3]), (7, 4, 9): (0.0, [1e-8]),
+    }  # fmt: skip
+    found = judged(tmp_path, fits(errors))
+    enough = {name: c.verdict for name, c in found.items() if name.startswith("heads_enough")}
+    # At (3, 2) descent has not got there, which proves nothing; at (5, 1) the bound says that none can.
+    assert list(enough.values()) == [HOLDS, UNDECIDED, FAILS, HOLDS, HOLDS, HOLDS]
+    necessary = {name: c.verdict for name, c in found.items() if name.startswith("heads_necessary")}
+    # At (3, 2) eight reach it; at (5, 1) an error lies below the bound.
+    assert list(necessary.values()) == [HOLDS, FAILS, FAILS, HOLDS, HOLDS, HOLDS]
+    eight = found["heads_necessary/K3-P1"]
+    assert (eight.estimate, eight.ci_low, eight.ci_high, eight.n) == (0.26, 0.25, 0.26, 2)
+    # 5 pixels: 25 heads did not reach it on pixels, so what patches save has no upper end. 7 pixels: 49 - 9.
+    saved = {name: c for name, c in found.items() if name.startswith("patches_save_heads")}
+    assert list(saved) == ["patches_save_heads/K5-P2", "patches_save_heads/K7-P4"]
+    assert (saved["patches_save_heads/K5-P2"].ci_low, saved["patches_save_heads/K5-P2"].ci_high) == (26 - 9, math.inf)
+    whole = saved["patches_save_heads/K7-P4"]
+    assert (whole.verdict, whole.estimate, whole.ci_low, whole.ci_high) == (HOLDS, 40, 40, 40)
+
+
+def test_where_a_general_kernel_needs_fewer_heads_none_is_said_to_be_necessary(tmp_path: Path) -> None:
+    """On 8x8 pixels: 2x2 kernels reach to one side only, patches of 8 have no neighbours; 4x4 on patches of 2 have."""
+    zero = (0.0, [1e-9])
+    found = judged(tmp_path, fits({(2, 1, 8): zero, (3, 8, 8): zero, (4, 2, 8): (0.1, [0.1])}))
+    assert [name for name in found if name.startswith("heads_necessary")] == ["heads_necessary/K4-P2"]
+    assert found["heads_necessary/K4-P2"].verdict == HOLDS
+
+
+def test_a_claim_without_its_sweep_is_listed(tmp_path: Path) -> None:
+    found = judged(tmp_path, low_data(lambda c: 0.1))
+    nothing = found["no_loss_without_warmup"]
+    assert (nothing.verdict, nothing.n, nothing.source) == (UNDECIDED, 0, "no study of no_warmup")
+    assert math.isnan(nothing.estimate)
+    assert {name.partition("/")[0] for name in found} == {kind.name for kind in KINDS}
+
+
+def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(gain: float, *options: str) -> int:
+        storage = tmp_path / f"{gain}"
+        if not storage.exists():
+            write_journal(storage, [low_data(lambda c: gain * (1.1 - c["data_fraction"]))])
+        return make_tables.main(["--storage", str(storage), "--out", str(tmp_path / "out"), *options])
+
+    assert run(0.1, "--strict") == 0
+    rows = list(csv.reader((tmp_path / "out" / "claims.csv").read_text().splitlines()))
+    assert rows[0] == ["claim", "verdict", "estimate", "ci_low", "ci_high", "n", "source"]
+    assert {row[1] for row in rows[1:]} == {HOLDS, UNDECIDED}
+    text = (tmp_path / "out" / "claims.md").read_text()
+    for said in (
+        claims_text.RULE,
+        "| `low_data_gain/0.05`",
+        "    python sweeps/low_data.py --dataset digits --seeds 3",
+    ):
+        assert said in text
+    *_, before, _, _, last = capsys.readouterr().out.splitlines()
+    assert before.startswith("| trains_faster/1 ") and last == "3 of 13 claims hold."
+    assert run(-0.1) == 0
+    assert run(-0.1, "--strict") == 3
+    capsys.readouterr()
+    assert make_tables.main(["--storage", str(tmp_path / "absent"), "--strict"]) == 2

@@ -1,0 +1,109 @@
+"""results/report.html: whole, self-contained, and safe whatever a study is called."""
+
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis import make_tables
+from analysis.builders import BUILDERS
+from analysis.display.html import from_markdown
+from analysis.report import CAPTIONS, PAPER
+from cvit import vocabulary as names
+from tests.support.fake_studies import trainings, write_journal
+
+VOID = {"meta", "img", "br", "hr"}
+HOSTILE = '"><script>alert(1)</script>|[x](http://evil.example)'
+
+
+class Page(HTMLParser):
+    """Notes tags, links and texts; fails where tags do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    grid = {"data_fraction": [0.05, 1.0], "init_scheme": ["random", "two_phase"], "seed": [0, 1, 2]}
+    known = trainings("low_data", "a" * 16, grid, lambda cell: 0.5, data_fingerprint="f1234")
+    known.code_version = "1.2.3+abcdef"
+    for trial in known.trials:
+        trial.tags[names.TAG_DEVICE] = "NVIDIA H100"
+    hostile = trainings("init_schemes", "b" * 16, grid, lambda cell: 0.5, dataset=HOSTILE)
+    hostile.question = f"Is it {HOSTILE}?"
+    write_journal(folder / "storage", [known, hostile])
+    assert make_tables.main(["--storage", str(folder / "storage"), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def page(out: Path) -> Page:
+    return Page((out / "report.html").read_text())
+
+
+def test_every_figure_and_table_is_there(out: Path, page: Page) -> None:
+    pictures = page.named("img")
+    assert [str(picture["alt"]) for picture in pictures] == [CAPTIONS["low_data"], CAPTIONS["init_schemes"]]
+    for picture, sweep in zip(pictures, ("low_data", "init_schemes"), strict=True):
+        kind, _, content = str(picture["src"]).partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        assert base64.b64decode(content) == (out / f"{sweep}.svg").read_bytes()
+    assert "+0.0" in page.text and "trains_faster" in page.text and "does not hold" in page.text
+    assert set(CAPTIONS) == set(BUILDERS)
+
+
+def test_commands_and_provenance_are_there(out: Path, page: Page) -> None:
+    assert page.text.count("python sweeps/low_data.py --dataset digits --seeds 3") == 2
+    assert f"python analysis/make_tables.py --storage {out.parent / 'storage'}" in page.text
+    for said in ("f1234", "1.2.3+abcdef", "NVIDIA H100", "12 of 12", "matplotlib", "Python"):
+        assert said in page.text
+
+
+def test_nothing_is_loaded_from_elsewhere(out: Path, page: Page) -> None:
+    references = [str(a[name]) for _, a in page.tags for name in ("src", "href", "srcset", "action") if name in a]
+    assert [r for r in references if not r.startswith(("#", "data:"))] == [PAPER]
+    targets = {str(attributes["id"]) for _, attributes in page.tags if "id" in attributes}
+    assert {r[1:] for r in references if r.startswith("#")} <= targets
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    style = (out / "report.html").read_text().partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+
+
+def test_hostile_names_stay_text(page: Page) -> None:
+    assert page.text.count("<script>alert(1)</script>") >= 3  # question, command, provenance
+    assert page.named("html") == [{"lang": "en"}]
+
+
+def test_markdown_keeps_its_tables_and_loses_its_html() -> None:
+    html = from_markdown("# a\n\n| x | y |\n|---|---|\n| <b>1</b> | `c\\|d` |\n\n![i](http://a.b/c) <http://a.b>\n")
+    assert html.startswith("<h2>a</h2>") and '<div class="scroll" tabindex="0"><table>' in html
+    assert "<td>&lt;b&gt;1&lt;/b&gt;</td>" in html and "<code>c|d</code>" in html
+    assert "href" not in html and "<img" not in html
+
+
+def test_passwords_of_the_store_are_not_shown() -> None:
+    command = make_tables.command_of("postgresql://me:secret@host/db", None)
+    assert "secret" not in command and "://***@host/db" in command

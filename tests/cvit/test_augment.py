@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import Tensor
+
+from cvit.config import Augmentation
+from cvit.data.augment import apply_augmentation, augment, channel_statistics, draw_augmentation, normalise
+from cvit.randomness import generator
+
+
+def batch(count: int, channels: int, size: int) -> Tensor:
+    return torch.randint(1, 256, (count, channels, size, size), generator=generator(0, "test"), dtype=torch.uint8)
+
+
+def reference(images: Tensor, draws: Tensor) -> Tensor:
+    """Moves and flips pixel by pixel."""
+    size = images.shape[-1]
+    result = torch.zeros_like(images)
+    for image, out, (down, right, flip) in zip(images, result, draws.tolist(), strict=True):
+        for y in range(size):
+            for x in range(size):
+                if 0 <= y - down < size and 0 <= x - right < size:
+                    out[:, y, size - 1 - x if flip else x] = image[:, y - down, x - right]
+    return result
+
+
+@pytest.mark.parametrize("kind", ["shift", "crop_flip"])
+@pytest.mark.parametrize(("channels", "size"), [(1, 4), (1, 8), (3, 16)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_equal_the_reference(kind: Augmentation, channels: int, size: int, dtype: torch.dtype) -> None:
+    images = batch(12, channels, size).to(dtype)
+    draws = draw_augmentation(12, size, kind, generator(1, "augmentation"))
+    expected = reference(images, draws)
+    result = augment(images, kind, generator(1, "augmentation"))
+    assert result.dtype == dtype and result.is_contiguous()
+    assert torch.equal(result, expected)
+    assert not torch.equal(result, images)
+
+
+@pytest.mark.parametrize(("size", "most"), [(4, 1), (8, 1), (16, 2), (32, 4)])
+def test_draws_cover_their_range_evenly(size: int, most: int) -> None:
+    draws = draw_augmentation(20_000, size, "crop_flip", generator(0, "augmentation"))
+    for column in (0, 1):
+        values, counts = draws[:, column].unique(return_counts=True)
+        assert values.tolist() == list(range(-most, most + 1))
+        assert torch.allclose(counts / 20_000, torch.tensor(1 / len(values)), atol=0.02)
+    assert abs(draws[:, 2].float().mean().item() - 0.5) < 0.02
+    assert abs(torch.corrcoef(draws.T.float()).triu(1)).max() < 0.03
+    assert draw_augmentation(100, size, "shift", generator(0, "augmentation"))[:, 2].sum() == 0
+
+
+def test_none_changes_and_draws_nothing() -> None:
+    images, source = batch(3, 1, 8), generator(0, "augmentation")
+    assert augment(images, "none", source) is images
+    assert torch.equal(source.get_state(), generator(0, "augmentation").get_state())
+    assert torch.equal(apply_augmentation(images, draw_augmentation(3, 8, "none", source)), images)
+
+
+def test_every_image_has_its_own_draw_and_draws_are_repeatable() -> None:
+    images = batch(1, 1, 16).expand(64, -1, -1, -1)
+    first, again = (augment(images, "crop_flip", generator(3, "augmentation", 5)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert len(first.unique(dim=0)) > 30
+    assert not torch.equal(first, augment(images, "crop_flip", generator(3, "augmentation", 6)))
+
+
+def test_members_of_a_pack_can_be_augmented_together() -> None:
+    images = batch(10, 3, 8)
+    draws = torch.cat([draw_augmentation(5, 8, "crop_flip", generator(seed, "augmentation")) for seed in (0, 1)])
+    apart = [augment(images[5 * seed :][:5], "crop_flip", generator(seed, "augmentation")) for seed in (0, 1)]
+    assert torch.equal(apply_augmentation(images, draws), torch.cat(apart))
+
+
+@pytest.mark.gpu
+def test_results_do_not_depend_on_the_device() -> None:
+    images = batch(16, 3, 32)
+    on_cpu = augment(images, "crop_flip", generator(0, "augmentation"))
+    assert torch.equal(augment(images.cuda(), "crop_flip", generator(0, "augmentation")).cpu(), on_cpu)
+    for cpu, cuda in zip(channel_statistics(images), channel_statistics(images.cuda()), strict=True):
+        assert torch.allclose(cpu, cuda.cpu(), rtol=1e-6)
+
+
+def test_normalised_images_have_mean_0_and_deviation_1() -> None:
+    images = batch(200, 3, 8)
+    images[:, 1] //= 4
+    mean, std = channel_statistics(images)
+    expected = images.double() / 255
+    assert torch.allclose(mean.double(), expected.mean(dim=(0, 2, 3)), atol=1e-7)
+    assert torch.allclose(std.double(), expected.std(dim=(0, 2, 3), correction=0), atol=1e-7)
+    normal = normalise(images, mean, std)
+    assert normal.dtype == torch.float32 and normal.shape == images.shape
+    assert torch.allclose(normal.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(normal.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4)
+
+
+def test_constant_channel_is_normalised_to_zero() -> None:
+    images = torch.full((4, 1, 8, 8), 77, dtype=torch.uint8)
+    mean, std = channel_statistics(images)
+    assert std.item() == pytest.approx(1 / 255)
+    assert normalise(images, mean, std).abs().max() < 1e-4

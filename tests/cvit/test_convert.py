@@ -1,0 +1,362 @@
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import sklearn.datasets
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from cvit.theorem.convert import Conversion, convert
+from cvit.theorem.counts import heads_needed
+from cvit.theorem.layer import PatchAttention
+from tests.support.convolutions import randn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Net(nn.Module):
+    """Blocks of convolution, norm and ReLU of every kind; on 32×32 pixels its stages have 32, 16, 14 and 7 a side."""
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        self.stem = block(in_channels, 8, 3, padding=1)
+        self.wide = block(8, 12, 5, padding="same")
+        self.residual = nn.Sequential(
+            block(12, 12, 3, padding=1, groups=3),
+            block(12, 12, 3, padding=2, dilation=2, groups=12),
+            nn.Conv2d(12, 12, 1),
+        )
+        self.down = block(12, 16, 3, padding=1, stride=2)
+        self.valid = block(16, 16, 3, padding=0)
+        self.fourteen = block(16, 20, 3, padding=1)
+        self.seven = block(20, 20, (1, 3), padding=(0, 1))
+        self.unused = nn.Conv2d(20, 20, 3, padding=1)
+        self.head = nn.Linear(20, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.wide(self.stem(images))
+        x = x + self.residual(x)
+        x = self.fourteen(self.valid(self.down(x)))
+        x = self.seven(F.max_pool2d(x, 2))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def block(*args: Any, **options: Any) -> nn.Sequential:
+    conv = nn.Conv2d(*args, **options, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())
+
+
+def as_if_trained(network: Network, seed: int = 0) -> Network:
+    """Seeded weights of a size that keeps the activations', and norms with statistics of their own; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            noise = torch.randn(value.shape, generator=generator)
+            if name.endswith("running_var"):
+                value.copy_(0.5 + noise.square())
+            elif name.endswith("num_batches_tracked"):
+                value.fill_(100)
+            elif value.ndim > 1:
+                value.copy_(noise * (2 / value[0].numel()) ** 0.5)
+            else:
+                value.copy_(0.3 * noise + (1.0 if name.endswith("weight") else 0.0))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def photographs(cifar10_dir: Path) -> Tensor:
+    """(8, 3, 32, 32): images of CIFAR-10, normalised."""
+    rows = next(pq.ParquetFile(cifar10_dir / "cifar10/train.parquet").iter_batches(8, columns=["img"])).to_pylist()
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["img"]["bytes"]))) for row in rows])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    """(16, 1, 8, 8): scanned digits, normalised."""
+    pixels, _ = sklearn.datasets.load_digits(return_X_y=True)
+    return torch.tensor(pixels[:16]).view(16, 1, 8, 8).float() / 8 - 1
+
+
+def error(conversion: Conversion, network: nn.Module, images: Tensor) -> float:
+    """Largest difference between the outputs, relative to the largest output."""
+    with torch.no_grad():
+        expected = network(images)
+        difference = (conversion.network(images) - expected).abs().max() / expected.abs().max()
+    assert expected.std(dim=0).mean() > 1e-2  # the images are told apart
+    return float(difference)
+
+
+def convolution_names(network: nn.Module) -> set[str]:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    modules = network.named_modules(remove_duplicate=False)
+    return {name for name, module in modules if isinstance(module, kinds)}
+
+
+def check_the_account(conversion: Conversion, network: nn.Module) -> None:
+    """Every convolution is either replaced or kept, and the converted network agrees."""
+    assert {*conversion.replaced} | {*conversion.kept} == convolution_names(network)
+    assert convolution_names(conversion.network) == {*conversion.kept}
+    modules = dict(conversion.network.named_modules(remove_duplicate=False))
+    attention = {name: module.num_heads for name, module in modules.items() if isinstance(module, PatchAttention)}
+    assert attention == conversion.replaced
+
+
+KEPT = {
+    "down.0": "stride (2, 2)",
+    "valid.0": "padding (0, 0) is not 'same'",
+    "unused": "not called on the example, so the size of its images is unknown",
+}
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_a_network_computes_the_same_on_photographs(photographs: Tensor, patch_size: int) -> None:
+    network = as_if_trained(Net())
+    conversion = convert(network, photographs[:2], patch_size)
+    check_the_account(conversion, network)
+    assert error(conversion, network, photographs) <= 1e-5
+    kept = dict(KEPT)
+    too_odd = {2: {"seven.0": 7}, 4: {"fourteen.0": 14, "seven.0": 7}}.get(patch_size, {})
+    for name, side in too_odd.items():
+        kept[name] = f"patch size {patch_size} does not divide its images of {side}x{side} pixels"
+    assert conversion.kept == kept
+    # Kernels of 3, 5, 3, 5 (dilated), 1, 3 and 3 pixels a side
+    sizes = {"stem.0": 3, "wide.0": 5, "residual.0.0": 3, "residual.1.0": 5, "residual.2": 1}
+    sizes |= {name: 3 for name in ("fourteen.0", "seven.0") if name not in kept}
+    assert conversion.replaced == {name: heads_needed(size, patch_size) for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_network_computes_the_same_on_digits(digits: Tensor, patch_size: int) -> None:
+    """Stages of 8, 4, 2 and 1 pixels a side: the neighbours of most patches lie outside the image."""
+    network = as_if_trained(Net(in_channels=1))
+    conversion = convert(network, digits[:1], patch_size)
+    check_the_account(conversion, network)
+    assert error(conversion, network, digits) <= 1e-5
+    assert ("seven.0" in conversion.kept) == (patch_size == 2)
+
+
+@pytest.mark.parametrize(("patch_size", "replaced"), [(1, 13), (2, 10)])
+def test_a_resnet_computes_the_same(photographs: Tensor, patch_size: int, replaced: int) -> None:
+    """20 convolutions, 7 of them strided: the first, and at the start of three stages one on each way."""
+    network = as_if_trained(resnet18(num_classes=10))
+    conversion = convert(network, photographs[:1], patch_size)
+    check_the_account(conversion, network)
+    assert error(conversion, network, photographs) <= 1e-4
+    assert len(conversion.replaced) == replaced and set(conversion.replaced.values()) == {9}
+    strided = {name for name, reason in conversion.kept.items() if reason == "stride (2, 2)"}
+    stages = ("layer2", "layer3", "layer4")
+    assert strided == {"conv1", *(f"{s}.0.conv1" for s in stages), *(f"{s}.0.downsample.0" for s in stages)}
+    # The last stage's images have one pixel.
+    others = {name: reason for name, reason in conversion.kept.items() if name not in strided}
+    names = () if patch_size == 1 else ("layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2")
+    assert others == dict.fromkeys(names, "patch size 2 does not divide its images of 1x1 pixels")
+
+
+def test_in_float64_the_difference_is_rounding(digits: Tensor) -> None:
+    network = as_if_trained(Net(in_channels=1)).double()
+    conversion = convert(network, digits[:1].double(), 1)
+    assert error(conversion, network, digits.double()) <= 1e-13
+
+
+def test_a_converted_network_takes_images_of_other_sizes() -> None:
+    network = as_if_trained(Net())
+    conversion = convert(network, torch.zeros(1, 3, 32, 32), 2)
+    assert error(conversion, network, randn(3, 3, 24, 40).float()) <= 1e-5
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_original_is_left_as_it_is(digits: Tensor, training: bool) -> None:
+    network = as_if_trained(Net(in_channels=1)).train(training)
+    network.wide[1].eval()  # as in fine-tuning with a frozen norm
+    network.residual[2].train(not training)
+    network.stem[0].weight.requires_grad_(False)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    modules = dict(network.named_modules())
+    flags = {name: module.training for name, module in modules.items()}
+    conversion = convert(network, digits, 2)
+    assert dict(network.named_modules()) == modules
+    assert {name: module.training for name, module in modules.items()} == flags
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in modules.values())
+    # And the copy has its modes, its frozen parameters and the statistics of its norms, but shares nothing with it.
+    copied = dict(conversion.network.named_modules())
+    assert {name: module.training for name, module in copied.items() if name in flags} == flags
+    assert not any(module._forward_hooks for module in copied.values())
+    assert all(
+        module.training == flags[name.rpartition(".")[0]] for name, module in copied.items() if name not in flags
+    )
+    assert not any(parameter.requires_grad for parameter in copied["stem.0"].parameters())
+    assert all(parameter.requires_grad for parameter in copied["wide.0"].parameters())
+    buffers = dict(conversion.network.named_buffers())
+    assert buffers and all(torch.equal(value, state[name]) for name, value in buffers.items())
+    with torch.no_grad():
+        for value in conversion.network.state_dict().values():
+            value.fill_(0)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_a_state_dict_loads_into_another_conversion(digits: Tensor) -> None:
+    first, second = (as_if_trained(Net(in_channels=1), seed) for seed in (0, 1))
+    conversion, other = (convert(network, digits[:1], 2) for network in (first, second))
+    assert error(other, first, digits) > 0.1
+    other.network.load_state_dict(conversion.network.state_dict())
+    assert error(other, first, digits) <= 1e-5
+
+
+def test_a_converted_network_trains(digits: Tensor) -> None:
+    network = as_if_trained(Net(in_channels=1)).train()
+    conversion = convert(network, digits[:1], 2)
+    model, labels = conversion.network, torch.arange(16) % 10
+    assert model.training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(5):
+        loss = F.cross_entropy(model(digits), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        for name in conversion.replaced:
+            layer = model.get_submodule(name)
+            gradients = {part: parameter.grad for part, parameter in layer.named_parameters()}
+            assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+            for part in ("value.weight", "output.weight"):
+                gradient = gradients[part]
+                assert gradient is not None and gradient.any()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    # At first the gradients are the convolution's own.
+    assert losses[0] == pytest.approx(F.cross_entropy(network(digits), labels).item(), rel=1e-4)
+
+
+# How convolutions are found and used
+
+
+class Calls(nn.Module):
+    """A module whose forward is the given function of itself and the images."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.call = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.call(self, images)
+
+
+def same(channels: int = 2, size: int = 3) -> nn.Conv2d:
+    return as_if_trained(nn.Conv2d(channels, channels, size, padding="same"))
+
+
+def test_a_convolution_of_two_names_stays_one() -> None:
+    conv, pair = same(), nn.Sequential(same(), nn.ReLU())
+    network = as_if_trained(
+        Calls(lambda self, x: self.again(self.second(self.first(x))), first=conv, second=pair, third=pair, again=conv)
+    )
+    conversion = convert(network, torch.zeros(1, 2, 4, 4), 2)
+    check_the_account(conversion, network)
+    assert conversion.replaced == {"first": 9, "second.0": 9, "third.0": 9, "again": 9}
+    model = conversion.network
+    assert model.get_submodule("first") is model.get_submodule("again")
+    assert model.get_submodule("second") is model.get_submodule("third")
+    assert error(conversion, network, randn(3, 2, 6, 4).float()) <= 1e-5
+
+
+@pytest.mark.parametrize(("sides", "odd"), [((8, 4), None), ((8, 3), 3), ((4, 7), 7), ((5, 8), 5)])
+def test_every_size_that_a_convolution_meets_counts(sides: tuple[int, int], odd: int | None) -> None:
+    network = Calls(lambda self, x: self.conv(self.resize(self.conv(x))), conv=same(), resize=nn.Upsample(sides[1]))
+    conversion = convert(network, torch.zeros(1, 2, sides[0], sides[0]), 2)
+    check_the_account(conversion, network)
+    if odd is None:
+        assert conversion.replaced == {"conv": 9}
+    else:
+        assert conversion.kept == {"conv": f"patch size 2 does not divide its images of {odd}x{odd} pixels"}
+
+
+def test_the_example_goes_through_once_in_eval_mode_and_without_gradients() -> None:
+    seen = []
+
+    def forward(self: nn.Module, images: Tensor) -> Tensor:
+        seen.append((self.training, torch.is_grad_enabled(), images.shape))
+        return self.get_submodule("conv")(images)
+
+    example = torch.zeros(1, 2, 4, 4)
+    assert convert(Calls(forward, conv=same()), example, 2).replaced == {"conv": 9}
+    assert seen == [(False, False, example.shape)]
+
+
+def test_both_sides_of_an_image_count() -> None:
+    for height, width in ((4, 5), (5, 4)):
+        conversion = convert(nn.Sequential(same()), torch.zeros(1, 2, height, width), 2)
+        assert conversion.kept == {"0": f"patch size 2 does not divide its images of {height}x{width} pixels"}
+
+
+def test_the_network_may_be_a_convolution() -> None:
+    conv = same(size=5)
+    conversion = convert(conv, torch.zeros(1, 2, 6, 6), 1)
+    assert isinstance(conversion.network, PatchAttention)
+    assert conversion.replaced == {"": 25} and conversion.kept == {}
+    assert error(conversion, conv, randn(2, 2, 6, 6).float()) <= 1e-5
+    strided = nn.Conv2d(2, 2, 3, stride=2)
+    conversion = convert(strided, torch.zeros(1, 2, 6, 6), 1)
+    assert conversion.replaced == {} and conversion.kept == {"": "stride (2, 2)"}
+    assert conversion.network is not strided
+
+
+def test_other_convolutions_are_kept_by_the_name_of_their_class() -> None:
+    network = Calls(
+        lambda self, x: self.up(self.line(self.plane(x).flatten(2)).unflatten(2, x.shape[2:])),
+        plane=same(),
+        line=nn.Conv1d(2, 2, 3, padding=1),
+        up=nn.ConvTranspose2d(2, 2, 3),
+        space=nn.Conv3d(2, 2, 3),
+    )
+    conversion = convert(network, torch.zeros(1, 2, 4, 4), 2)
+    check_the_account(conversion, network)
+    assert conversion.replaced == {"plane": 9}
+    assert conversion.kept == {
+        name: f"{kind} is not a Conv2d"
+        for name, kind in {"line": "Conv1d", "up": "ConvTranspose2d", "space": "Conv3d"}.items()
+    }
+
+
+@pytest.mark.parametrize("parametrization", ["weight_norm", "spectral_norm"])
+def test_a_parametrised_weight_is_that_of_eval_mode(parametrization: str) -> None:
+    """Spectral norm goes on with its power iteration at every look at the weight in training mode."""
+    network = nn.Sequential(getattr(nn.utils.parametrizations, parametrization)(same(), dim=0)).train()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    conversion = convert(network, torch.zeros(1, 2, 4, 4), 2)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert isinstance(conversion.network, nn.Sequential)
+    assert conversion.replaced == {"0": 9} and conversion.network[0].training
+    assert all(parameter.requires_grad for parameter in conversion.network.parameters())
+    assert error(conversion, network.eval(), randn(3, 2, 6, 6).float()) <= 1e-5
+
+
+def test_a_convolution_without_a_known_size_yet_is_found_lazily() -> None:
+    network = nn.Sequential(nn.LazyConv2d(3, 3, padding=1), nn.LazyConv2d(3, 3, stride=2))
+    conversion = convert(network, torch.zeros(1, 2, 4, 4), 2)
+    assert {*conversion.replaced} == {"0"} and {*conversion.kept} == {"1"}
+    assert conversion.network.get_parameter("0.value.weight").shape[1] == 8
+    assert isinstance(network[0], nn.LazyConv2d)
+
+
+def test_a_network_without_convolutions_is_copied() -> None:
+    network = as_if_trained(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    conversion = convert(network, torch.zeros(1, 1, 2, 2), 2)
+    assert conversion.replaced == conversion.kept == {}
+    assert error(conversion, network, randn(3, 1, 2, 2).float()) == 0.0
+
+
+@pytest.mark.parametrize("patch_size", [0, -1])
+def test_a_patch_size_below_one(patch_size: int) -> None:
+    with pytest.raises(ValueError, match=rf"^patch_size must be at least 1, not {patch_size}$"):
+        convert(nn.Flatten(), torch.zeros(1, 1, 2, 2), patch_size)

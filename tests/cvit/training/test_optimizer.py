@@ -1,0 +1,86 @@
+"""Learning rate and optimiser."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvit.config import ModelConfig, TrainingConfig
+from cvit.data.datasets import Dataset
+from cvit.models.pack import Pack
+from cvit.models.vit import VisionTransformer
+from cvit.storage import Storage
+from cvit.training.optimizer import AdamW, coefficients, decays
+from cvit.training.schedule import learning_rate
+from tests.cvit.training.tiny import CPU, stages, train_all
+
+
+@given(
+    total=st.integers(2, 2000),
+    peak=st.floats(1e-6, 1e3),
+    warmup=st.floats(0, 1, exclude_max=True),
+)
+def test_the_schedule_rises_linearly_and_falls_to_zero(total: int, peak: float, warmup: float) -> None:
+    rates = [learning_rate(step, total, peak, warmup) for step in range(total)]
+    assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
+    warm = round(warmup * total)
+    assert rates[:warm] == pytest.approx([peak * (i + 1) / warm for i in range(warm)])
+    if warm < total:
+        assert rates[warm] == peak
+        falling = rates[warm:]
+        assert all(later < earlier for earlier, later in pairwise(falling))
+        # The last of n steps of a cosine from peak to zero: sin²(π / 2n) of the peak.
+        assert rates[-1] == pytest.approx(peak * math.sin(math.pi / 2 / len(falling)) ** 2)
+
+
+def test_the_schedule_by_numbers() -> None:
+    assert [learning_rate(i, 8, 2.0, 0.5) for i in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    cosine = [2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)]
+    assert [learning_rate(i, 8, 2.0, 0.5) for i in range(4, 8)] == pytest.approx(cosine)
+    assert [learning_rate(i, 4, 2.0, 0.0) for i in range(4)] == pytest.approx(cosine)
+    assert learning_rate(9999, 10000, 1.0, 0.1) < 1e-7
+
+
+def test_each_phase_has_a_schedule_of_its_own(digits: Dataset, storage: Storage) -> None:
+    results = train_all(stages("two_phase", warmup_fraction=0.5), digits, storage)
+    rates = [[value / 3e-3 for name, _, value, _ in result.points if name == "lr"] for result in results]
+    # 8 steps each; at their 2nd, 4th, 6th and 8th
+    expected = [0.5, 1.0, 0.5 * (1 + math.cos(math.pi / 4)), 0.5 * (1 + math.cos(3 * math.pi / 4))]
+    assert rates == [pytest.approx(expected), pytest.approx(expected)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "form", "mixing"),
+    [
+        ("attention", "factorized", {"query.weight", "key.weight", "value.weight", "output.weight"}),
+        ("convolution", "factorized", {"value.weight", "output.weight"}),
+        ("convolution", "full", {"weight"}),
+    ],
+)
+def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: Any, mixing: set[str]) -> None:
+    config = ModelConfig(patch_size=2, embed_dim=16, depth=1, position_encoding="relative+absolute")
+    model = VisionTransformer(config, phase, form)
+    pack = Pack(model, 2, CPU)
+    start = dict(model.named_parameters())
+    names = {name for name, parameter in start.items() if decays(name, parameter.shape)}
+    assert names == {
+        "patch_embedding.weight",
+        "blocks.0.mlp.0.weight",
+        "blocks.0.mlp.2.weight",
+        "head.weight",
+    } | {f"blocks.0.mixing.{name}" for name in mixing}
+    for member in range(2):
+        pack.put(member, pack.matrix, start)
+    configs = [TrainingConfig(weight_decay=0.1), TrainingConfig(weight_decay=0.0)]
+    nothing, moving = torch.zeros_like(pack.matrix), torch.ones(2, 1, dtype=torch.bool)
+    factors = torch.tensor(coefficients([0.5, 0.5], configs, 0))
+    # Without a gradient there is decay alone, by learning rate times weight decay.
+    AdamW(pack, configs).step(pack.matrix, nothing, nothing[:, :1], factors, moving)
+    decayed, spared = pack.taken(pack.matrix)
+    for name, parameter in start.items():
+        torch.testing.assert_close(decayed[name], parameter.detach() * (0.95 if name in names else 1.0))
+        assert torch.equal(spared[name], parameter.detach())

@@ -1,0 +1,169 @@
+"""The sweeps beside low_data as a user runs them: small grids, from the command line to the tables."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cvit import vocabulary as v
+from cvit.config import EXPRESSIVITY_PARAMETERS, PARAMETERS
+from tests.support.scripts import ROOT, journal, mlflow_runs, sweep
+
+TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
+HEAD_COUNT = (
+    *(*TINY, "--min-steps", "8", "--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72"),
+    *("--kernel-size", "3", "--patch-size", "2", "--seeds", "2", "--fit-steps", "300"),
+)
+STABILITY_STEPS = 120
+OTHERS = {
+    "patch_size": ("--min-steps", "8", "--patch-size", "2", "4", "--data-fraction", "0.05", "0.1"),
+    "no_warmup": (
+        "--min-steps",
+        str(STABILITY_STEPS),
+        "--warmup-fraction",
+        "0",
+        "0.1",
+        "--learning-rate",
+        "0.001",
+        "1e3",
+    ),
+    "init_schemes": ("--min-steps", "8", "--data-fraction", "0.05"),
+    "full_grid": ("--min-steps", "8", "--data-fraction", "0.05", "--head-dim", "4"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which the sweeps have ended and their tables are made."""
+    folder = tmp_path_factory.mktemp("questions")
+    (folder / "head_count.txt").write_text(sweep(folder, *HEAD_COUNT, script="sweeps/head_count.py"))
+    for name, options in OTHERS.items():
+        output = sweep(folder, *TINY, *options, "--seeds", "1", script=f"sweeps/{name}.py")
+        (folder / f"{name}.txt").write_text(output)
+    tables = subprocess.run(
+        [sys.executable, str(ROOT / "analysis/make_tables.py")], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert tables.returncode == 0, tables.stderr
+    return folder
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "results" / f"{name}.csv").read_text())))
+
+
+def test_one_script_runs_both_parts_and_answers_each(folder: Path) -> None:
+    output = (folder / "head_count.txt").read_text()
+    first, second = output.index("expressivity: "), output.index("head_count: ")
+    assert first < second
+    assert "trials    4, of which done 0" in output[first:second]
+    assert "trials    16, of which done 0" in output[second:]
+
+
+def test_the_expressivity_table_meets_its_bound(folder: Path) -> None:
+    found = rows(folder, "expressivity")
+    assert list(found[0]) == ["kernel_size", "patch_size", "num_heads", "bound", "reached", "restarts"]
+    four, nine = ({name: float(value) for name, value in row.items()} for row in found)
+    assert (four["num_heads"], nine["num_heads"]) == (4, 9)
+    assert four["restarts"] == nine["restarts"] == 2
+    assert 0.1 < four["bound"] <= four["reached"] + 1e-12 < 1
+    assert nine["bound"] == 0 and nine["reached"] <= 1e-4
+
+
+def test_a_fit_is_a_run_like_any_other(folder: Path) -> None:
+    (study,) = mlflow_runs(folder, v.ROLE_STUDY, "expressivity")
+    fits = mlflow_runs(folder, v.ROLE_TRIAL, "expressivity")
+    assert len(fits) == 4
+    for run in fits:
+        assert set(run.data.params) == set(EXPRESSIVITY_PARAMETERS)
+        assert run.info.status == "FINISHED" and run.data.tags[v.TAG_STATUS] == v.STATUS_OK
+        assert run.data.tags[v.TAG_TASK] == study.data.tags[v.TAG_TASK] == v.EXPRESSIVITY
+        assert run.data.metrics[v.EXPRESSIVITY_ERROR] >= run.data.metrics[v.EXPRESSIVITY_BOUND] - 1e-12
+
+
+def test_two_cells_that_need_the_same_stages_are_two_trials_with_one_training(folder: Path) -> None:
+    """9 heads of 8 are 72 wide: both rules for the width ask for the same model, so it is trained once."""
+    trials = mlflow_runs(folder, v.ROLE_TRIAL, "head_count")
+    assert len(trials) == 16
+    for scheme in ("random", "two_phase"):
+        for seed in "01":
+            pair = [
+                run
+                for run in trials
+                if (run.data.params["num_heads"], run.data.params["init_scheme"], run.data.params["seed"])
+                == ("9", scheme, seed)
+            ]
+            assert sorted(run.data.params["inner_dim"] for run in pair) == ["0", "72"]
+            assert pair[0].data.metrics == pair[1].data.metrics
+            assert {run.data.params["head_dim"] for run in pair} == {"8"}
+    # Per seed: random at 3 models, one convolution phase for all heads and widths, 3 attention phases.
+    stages = {r["note"] for r in journal(folder, "head_count") if r["type"] == v.RECORD_END}
+    keys = {word for note in stages for word in note.split() if len(word) == 24}
+    assert len(keys) == 2 * (3 + 1 + 3)
+
+
+def test_training_runs_have_the_parameters_of_training(folder: Path) -> None:
+    for name in ("head_count", *OTHERS):
+        for run in mlflow_runs(folder, v.ROLE_TRIAL, name):
+            assert set(run.data.params) == set(PARAMETERS)
+            assert run.data.tags[v.TAG_TASK] == v.TRAINING
+
+
+def test_the_patch_size_table_has_speed_and_heads(folder: Path) -> None:
+    found = [row for row in rows(folder, "patch_size") if row["kind"] == "accuracy"]
+    assert {(row["data_fraction"], row["patch_size"], row["init_scheme"]) for row in found} == {
+        (fraction, patch, scheme)
+        for fraction in ("0.05", "0.1")
+        for patch in ("2", "4")
+        for scheme in ("random", "two_phase")
+    }
+    for row in found:
+        assert float(row["steps_per_second"]) > 0
+        heads = [row[f"heads_needed_k{size}"] for size in (3, 5, 7)]
+        assert heads == (["9", "9", "25"] if row["patch_size"] == "2" else ["9", "9", "9"])
+
+
+def test_running_a_script_again_trains_nothing(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "storage/stages").rglob("*.*")}
+    output = sweep(folder, *HEAD_COUNT, script="sweeps/head_count.py")
+    assert output.count("Nothing to train: every trial is done.") == 2
+    assert {path: path.stat().st_mtime_ns for path in (folder / "storage/stages").rglob("*.*")} == before
+
+
+def test_stability_is_measured_and_the_convolution_phase_shared(folder: Path) -> None:
+    """A learning rate of 1000 diverges or not; it is a result either way, and has the same first phase."""
+    assert "stages    9 (3 with 180 steps, 19 % of all, saved by sharing)" in (folder / "no_warmup.txt").read_text()
+    runs = mlflow_runs(folder, v.ROLE_TRIAL, "no_warmup")
+    assert len(runs) == 8
+    for run in runs:
+        metrics = run.data.metrics
+        assert metrics[v.GRAD_NORM_MAX] > 0 and metrics[v.LOSS_SPIKES] >= 0 and metrics[v.EARLY_LOSS] > 0
+        assert 0 <= metrics[v.GRAD_NORM_MAX_STEP] < STABILITY_STEPS
+        assert run.data.tags[v.TAG_STATUS] in (v.STATUS_OK, v.STATUS_DIVERGED)
+    wild = [run for run in runs if run.data.params["learning_rate"] == "1000.0"]
+    calm = [run for run in runs if run.data.params["learning_rate"] == "0.001"]
+    assert min(r.data.metrics[v.GRAD_NORM_MAX] for r in wild) > max(r.data.metrics[v.GRAD_NORM_MAX] for r in calm)
+    records = [r for r in journal(folder, "no_warmup") if r["type"] == v.RECORD_POINTS]
+    early = [point[1] for r in records for point in r["points"] if point[0] == v.EARLY_GRAD_NORM]
+    assert set(early) == set(range(STABILITY_STEPS))  # 100 of the one phase of random, 60 of each of two_phase's
+
+
+def test_every_scheme_and_reference_ends_with_a_test_accuracy(folder: Path) -> None:
+    runs = mlflow_runs(folder, v.ROLE_TRIAL, "init_schemes")
+    assert len(runs) == 8
+    assert {run.data.params["init_scheme"] for run in runs} == {
+        *("random", "mimetic", "impulse", "local", "conv_structured", "two_phase", "convolution", "resnet")
+    }
+    for run in runs:
+        assert 0 <= run.data.metrics[v.TEST_ACCURACY] <= 1
+        assert run.data.tags[v.TAG_STATUS] == v.STATUS_OK
+
+
+def test_dropped_combinations_are_listed_and_not_missing(folder: Path) -> None:
+    output = (folder / "full_grid.txt").read_text()
+    assert "dropped   2 combinations that cannot be:" in output
+    assert "patch_size 4, num_heads 16: num_heads 16 must be at most 9" in output
+    assert "Missing" not in output
+    assert len(mlflow_runs(folder, v.ROLE_TRIAL, "full_grid")) == 6

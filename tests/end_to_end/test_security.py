@@ -1,0 +1,216 @@
+"""No secret where others read, no code from what is read, no path out of the storage, no open server."""
+
+import ast
+import dataclasses
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvit import vocabulary as v
+from cvit.redaction import redacted
+from cvit.results import StageResult
+from cvit.storage import Storage, StorageError, checksum, encode_record
+from cvit.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_result
+from sweeps.engine.recording.journal import Journal
+from sweeps.engine.tracking.mlflow_views import page
+from tests.support.plans import SMALL, make_plan
+from tests.support.scripts import ROOT, TINY, start
+
+PASSWORD = "s3cr3t"
+NAMES = st.text(st.characters(categories=["L", "N"], include_characters="-._~%+"), min_size=1)
+
+
+# Secrets
+
+
+@given(
+    NAMES, NAMES, st.sampled_from(["http", "postgresql+psycopg2", "s3"]), st.sampled_from(["", "/path", ":80/a?b=c"])
+)
+def test_a_password_is_left_out_whatever_it_is(user: str, password: str, scheme: str, rest: str) -> None:
+    assert redacted(f"it's '{scheme}://{user}:{password}@host{rest}'.") == f"it's '{scheme}://***@host{rest}'."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://AKIA:a/b+c@bucket/x", "s3://***@bucket/x"),
+        ("https://token@host/x and ftp://a:b@h", "https://***@host/x and ftp://***@h"),
+        ("s3://b/x?region=r&secret_key=a/b&Token=c#f", "s3://b/x?region=r&secret_key=***&Token=***"),
+        ("postgresql://h/db?user=me&password=a", "postgresql://h/db?user=me&password=***"),
+    ],
+)
+def test_what_lets_others_in_is_left_out(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:///mlflow.db",
+        "http://127.0.0.1:5000/#/experiments/1/runs?searchFilter=tags.%60cvit.role%60&compareRunsMode=CHART",
+        f"http://127.0.0.1:5000{page('1')}",
+        "http://host:5000/a@b",
+        "s3://bucket/run@2?endpoint_override=127.0.0.1:9000&scheme=http",
+        "me@example.org has 3 // 4 of a: b@c",
+    ],
+)
+def test_text_without_a_secret_is_left_as_it_is(text: str) -> None:
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "shown"),
+    [
+        (("--dry-run", "--tracking-uri", f"http://me:{PASSWORD}@127.0.0.1:1"), 0, "http://***@127.0.0.1:1"),
+        (("--tracking-uri", f"ftp://me:{PASSWORD}@host"), 2, "ftp://***@host"),
+        (("--storage", f"nowhere://me:{PASSWORD}@bucket/x"), 2, "nowhere://***@bucket/x"),
+        (("--storage", f"s3://AKIA:{PASSWORD}@bucket/x"), 2, "holds a key: give it to AWS_ACCESS_KEY_ID"),
+        (("--dataset", f"http://me:{PASSWORD}@host/x"), 2, "http://***@host"),
+    ],
+)
+def test_a_sweep_prints_no_password(tmp_path: Path, options: tuple[str, ...], exit_code: int, shown: str) -> None:
+    process = start(tmp_path, *TINY, *options)
+    printed = "".join(process.communicate(timeout=120))
+    assert process.returncode == exit_code, printed
+    assert PASSWORD not in printed
+    assert shown in printed
+
+
+def test_the_journal_and_its_listeners_get_no_password(tmp_path: Path) -> None:
+    """What listens to the journal is the copier to MLflow: tags and notes come from there."""
+    plan = make_plan(tmp_path, *SMALL)
+    command = f"python sweeps/low_data.py --tracking-uri postgresql://me:{PASSWORD}@host/db"
+    journal = Journal(Storage.open(str(tmp_path)), "low_data")
+    heard: list[dict[str, Any]] = []
+    journal.listen(heard.extend)
+    journal.record_plan(dataclasses.replace(plan.study, command=command), plan.trials, {})
+    journal.record_end(plan.trials[0], v.STATUS_FAILED, {}, f"no answer from http://a:{PASSWORD}@host: 500")
+    assert heard[0]["command"] == "python sweeps/low_data.py --tracking-uri postgresql://***@host/db"
+    assert heard[-1]["note"] == "no answer from http://***@host: 500"
+    segments = [path.read_text() for path in tmp_path.rglob("*.jsonl")]
+    assert segments and not any(PASSWORD in text for text in segments)
+
+
+# Code
+
+
+FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+CALLS = {"torch.load", "np.load", "numpy.load", "eval", "exec", "yaml.load", "os.system", "pd.read_pickle"}
+
+
+def dangerous(source: str) -> list[str]:
+    """Imports of what unpickles, and calls that do or that run text as code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.partition(".")[0] in FORBIDDEN]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in FORBIDDEN:
+            found.append(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS:
+            found.append(ast.unparse(node.func))
+        elif isinstance(node, ast.keyword) and node.arg == "shell":
+            found.append("shell")
+    return found
+
+
+def test_what_is_dangerous_is_found() -> None:
+    source = "import pickle.x\nfrom dill import a\ntorch.load(1)\nmodel.eval()\nrun(shell=True)"
+    assert sorted(dangerous(source)) == ["dill", "pickle.x", "shell", "torch.load"]
+
+
+def test_nothing_is_unpickled_or_run() -> None:
+    files = [path for package in ("cvit", "sweeps", "analysis") for path in (ROOT / package).rglob("*.py")]
+    assert len(files) > 50
+    assert {str(path): found for path in files if (found := dangerous(path.read_text()))} == {}
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
+
+
+def test_a_pickle_in_the_storage_is_not_opened(tmp_path: Path) -> None:
+    """Not even where who put it there wrote the checksums that belong to it."""
+    storage, sprung = Storage.open(str(tmp_path / "storage")), tmp_path / "sprung"
+    trap = pickle.dumps(Trap(sprung))
+    pickle.loads(trap)
+    assert sprung.exists(), "the trap is none"
+    sprung.unlink()
+    save_result(storage, "key", {"w": torch.ones(1)}, StageResult(v.STATUS_OK, 1.0, 1.0, "cpu", []))
+    record = {
+        "weights": checksum(trap),
+        "status": "ok",
+        "initial_loss": 1.0,
+        "seconds": 1.0,
+        "device": "cpu",
+        "points": [],
+    }
+    storage.write("stages/key/weights.safetensors", trap)
+    storage.write("stages/key/result.json", encode_record(record))
+    with pytest.raises(safetensors.SafetensorError):
+        load_weights(storage, "key")
+    save_checkpoint(storage, "other", {"w": torch.ones(1)}, Progress(step=1))
+    storage.write("stages/other/step-00000001.safetensors", trap)
+    assert load_checkpoint(storage, "other") is None
+    storage.write("stages/other/step-00000001.json", trap)
+    assert load_checkpoint(storage, "other") is None
+    assert not sprung.exists()
+
+
+# Paths
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "..", "/etc/passwd", "a/.."])
+def test_no_path_leads_out_of_the_storage(tmp_path: Path, path: str) -> None:
+    (tmp_path / "x").write_text("outside")
+    storage = Storage.open(str(tmp_path / "storage"))
+    storage.write("a/b", b"inside")
+    for use in (storage.read, storage.names, storage.delete):
+        with pytest.raises(StorageError, match="is no path inside a storage"):
+            use(path)
+    for write in (storage.write, storage.append_local):
+        with pytest.raises(StorageError, match="is no path inside a storage"):
+            write(path, b"overwritten")
+    assert (tmp_path / "x").read_text() == "outside"
+    assert [path.name for path in tmp_path.iterdir() if path.name != "storage"] == ["x"]
+
+
+# Servers
+
+
+def test_every_server_that_is_recommended_listens_on_loopback() -> None:
+    pages = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("*.yaml"), *(ROOT / "docs").glob("*.md")]
+    for text in pages:
+        for command in re.findall(r"mlflow (?:server|ui)\b.*", text.read_text()):
+            assert re.findall(r"--host[ =](\S+)", command) in ([], ["127.0.0.1"]), f"{text.name}: {command}"
+        assert not re.search(r"0\.0\.0\.0|--dashboard-host[ =](?!127\.0\.0\.1)", text.read_text()), text.name
+
+
+def test_a_local_ray_wants_its_token(tmp_path: Path) -> None:
+    """Ray's own ports listen on every interface, so who reaches them must know the token."""
+    code = """
+import os, subprocess, sys
+from sweeps.engine.execution.cluster import ray_session
+import ray
+with ray_session(None, "cpu"):
+    status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", ray.get_runtime_context().gcs_address]
+    for mode in ("token", "disabled"):
+        done = subprocess.run(status, env=os.environ | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True)
+        print(mode, done.returncode, "nauthenticated" in done.stdout + done.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.stdout.splitlines() == ["token 0 False", "disabled 1 True"], done.stderr

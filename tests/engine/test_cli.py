@@ -1,0 +1,217 @@
+"""The command line: what is refused, and how; what the help says; that documented commands are valid."""
+
+import dataclasses
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cvit.config import PARAMETERS, ConfigError
+from cvit.storage import Storage
+from cvit.vocabulary import TRAINING
+from sweeps.engine.declaration import Sweep
+from sweeps.engine.main import main
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.search import next_plan
+from sweeps.engine.terminal.cli import parse
+from sweeps.low_data import SWEEP
+from tests.support.plans import all_sweeps, digits, requests_of
+from tests.support.scripts import ROOT, readme_commands
+
+WRONG = [
+    (["--foo", "1"], "--foo"),
+    (["--patch-sise", "2"], "--patch-size"),
+    (["surplus"], "surplus"),
+    (["--patch-size", "two"], '"two"'),
+    (["--patch-size", "3"], "patch_size 3 must divide the image size 8: one of 1, 2, 4, 8"),
+    (["--num-heads", "1000"], "num_heads 1000 must be at most 49"),
+    (["--preset", "huge"], "preset 'huge' is not valid: one of laptop, smoke, photographs, reference"),
+    (["--init-scheme", "zero"], '"zero"'),
+    (["--data-fraction", "0.1", "1.5"], "data_fraction 1.5 must lie in (0, 1]"),
+    (["--data-fraction", "0"], "data_fraction 0.0 must lie in (0, 1]"),
+    (["--data-fraction"], "--data-fraction needs at least one value"),
+    (["--seeds", "0"], "seeds 0 must be at least 1"),
+    (["--learning-rate", "-1"], "learning_rate -1.0 must be positive"),
+    (["--warmup-fraction", "1"], "warmup_fraction 1.0 must lie in [0, 1)"),
+    (["--dataset", "imagenette"], "imagenette"),
+    (["--dataset", "cifar10", "--no-download"], "cifar10"),
+    (["--tracking-uri", "mlruns"], "tracking URI 'mlruns'"),
+    (["--tracking-uri", "sqlite:///no/such/folder/m.db"], "no/such/folder"),
+    (["--storage", "ftp://host/x"], "ftp://host/x"),
+    (["--storage", "/dev/null/x"], "/dev/null"),
+    (["--address", "127.0.0.1:1"], "127.0.0.1:1"),
+]
+
+
+@pytest.mark.parametrize(("options", "names"), WRONG, ids=[" ".join(options) for options, _ in WRONG])
+def test_bad_input_ends_with_one_line_and_code_2_and_creates_nothing(
+    options: list[str],
+    names: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweeps/low_data.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        main(SWEEP)
+    output, error = capsys.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    assert error.startswith("low_data.py: error: ")
+    assert error.count("\n") == 1
+    assert names in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_so_it_does_as_a_process(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "sweeps/low_data.py"), "--patch-size", "3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "low_data.py: error: patch_size 3 must divide the image size 8: one of 1, 2, 4, 8\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "sweeps/low_data.py"), "--preset", "smoke", "--dry-run"]
+    command += ["--max-pack", "1"]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
+    for words in ("trials    6", "stages    8", "packs     8 or a few more, of at most 1", "FLOPs", "of one worker"):
+        assert words in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "shared", "saves_time"),
+    [
+        ("no_warmup", "9 (3 with 6,000 steps, 19 % of all", True),
+        ("init_schemes", "9 (0 with 0 steps, 0 % of all", False),
+    ],
+)
+def test_a_dry_run_says_what_sharing_saves(tmp_path: Path, script: str, shared: str, saves_time: bool) -> None:
+    """Stages, steps, their share and seconds, none of them left out where nothing is shared."""
+    command = [sys.executable, str(ROOT / f"sweeps/{script}.py"), "--preset", "smoke", "--dry-run", "--min-steps"]
+    output = subprocess.run([*command, "4000"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert f"stages    {shared}, saved by sharing)" in output.stdout
+    saved = re.search(r"saved     about ([\d.]+) (?:s|min) of one worker, by sharing stages", output.stdout)
+    assert saved is not None and (float(saved[1]) > 0) == saves_time
+
+
+def test_help_shows_every_parameter_and_the_defaults_of_the_preset_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert parse(SWEEP, ["--help", "--preset", "reference"]) is None
+    text = capsys.readouterr().out
+    derived = {"data_fingerprint", "in_channels", "num_classes", "seed"}
+    for name in PARAMETERS.keys() - derived:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "[default: 12]" in text
+    assert SWEEP.question in text
+
+
+def test_only_what_is_given_overrides_the_preset() -> None:
+    request = parse(SWEEP, ["--learning-rate", "0.001", "--data-fraction", "0.2", "0.3", "--seeds", "7"])
+    assert request is not None
+    assert request.given == {"learning_rate": 0.001}
+    assert request.grid["data_fraction"] == (0.2, 0.3)
+    assert request.grid["init_scheme"] == SWEEP.presets["laptop"].grid["init_scheme"]
+    assert request.seeds == 7
+
+
+def test_the_environment_names_the_data_folder_unless_the_option_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CVIT_DATA_DIR", "/from/environment")
+    for options, expected in (([], "/from/environment"), (["--data-dir", "/given"], "/given")):
+        request = parse(SWEEP, options)
+        assert request is not None
+        assert request.data_dir == expected
+
+
+def test_values_given_twice_count_once() -> None:
+    request = parse(SWEEP, ["--data-fraction", "0.2", "0.1", "0.2"])
+    assert request is not None
+    assert request.grid["data_fraction"] == (0.2, 0.1)
+
+
+def test_every_documented_command_is_valid() -> None:
+    commands = list(readme_commands())
+    for script, *options in commands:
+        assert (ROOT / script).is_file()
+        assert all(requests_of(script, options).values())
+    assert {script for script, *_ in commands} == {script for script, _ in all_sweeps()}
+
+
+@pytest.mark.parametrize(("script", "sweep"), [pytest.param(*found, id=found[1].name) for found in all_sweeps()])
+def test_every_preset_of_every_sweep_can_be_planned(script: str, sweep: Sweep, tmp_path: Path) -> None:
+    assert {"laptop", "smoke", "reference"} <= set(sweep.presets)
+    assert sweep.default_preset == "laptop"
+    photographs = dataclasses.replace(digits(), image_size=32, in_channels=3, augmentation="crop_flip")
+    for name in sweep.presets:
+        info = None if sweep.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
+        request = requests_of(script, ["--preset", name])[sweep.name]
+        assert request is not None
+        plan = Plan.make(sweep, request, info, Storage.open(str(tmp_path)))
+        if plan.search is not None:
+            plan = next_plan(plan, Storage.open(str(tmp_path)))
+            assert plan is not None and plan.search is not None
+            assert len(plan.trials) == len(plan.study.cells["init_scheme"]) * plan.search.round_size
+            continue
+        assert len(plan.trials) + len(plan.dropped) == math.prod(map(len, plan.study.cells.values()))
+        assert len({trial.key for trial in plan.trials}) == len(plan.trials)
+
+
+def test_the_sweeps_of_a_script_have_the_same_presets() -> None:
+    presets: dict[str, set[tuple[str, ...]]] = {}
+    for script, sweep in all_sweeps():
+        presets.setdefault(script, set()).add(tuple(sweep.presets))
+    assert [script for script, found in presets.items() if len(found) > 1] == []
+
+
+HEAD_COUNT = "sweeps/head_count.py"
+
+
+def test_an_option_goes_to_every_part_that_has_it() -> None:
+    options = ["--num-heads", "3", "9", "--kernel-size", "5", "--seeds", "4", "--dataset", "cifar10", "--depth", "2"]
+    expressivity, training = requests_of(HEAD_COUNT, options).values()
+    assert expressivity is not None and training is not None
+    assert expressivity.grid["num_heads"] == training.grid["num_heads"] == (3, 9)
+    assert expressivity.grid["kernel_size"] == (5,) and "kernel_size" not in training.grid
+    assert expressivity.seeds == training.seeds == 4
+    assert (expressivity.given, training.given) == ({}, {"depth": 2})
+    assert training.dataset == "cifar10"
+
+
+def test_a_part_alone_has_its_own_options_only() -> None:
+    (request,) = requests_of(HEAD_COUNT, ["--part", "expressivity", "--patch-size", "1", "2"]).values()
+    assert request is not None and request.grid["patch_size"] == (1, 2)
+    for options, message in (
+        (["--part=expressivity", "--depth", "2"], r"--depth.*in expressivity; --part chooses one of"),
+        (["--patch-size", "1", "2"], r"in head_count; --part chooses one of expressivity, head_count"),
+        (["--part", "training"], r"^part 'training' is not valid: one of expressivity, head_count$"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            requests_of(HEAD_COUNT, options)
+    with pytest.raises(ConfigError, match="--part"):
+        requests_of("sweeps/low_data.py", ["--part", "low_data"])
+
+
+def test_the_imports_that_the_readme_shows_are_there() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("from cvit")]
+    assert len(lines) >= 4
+    for line in lines:
+        exec(line, {})
+
+
+def test_a_wrong_documented_command_would_be_noticed() -> None:
+    with pytest.raises(ConfigError):
+        parse(SWEEP, ["--no-such-option"])
+
+
+def test_the_two_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in readme
+        assert f"\n{target}: .venv/.installed" in makefile
+    assert "sweeps/low_data.py" in makefile.split("demo:")[1].split("\n\n")[0]

@@ -1,0 +1,195 @@
+"""The journal: complete, without repetition, and indifferent to torn lines."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvit import vocabulary as v
+from cvit.storage import Storage, StorageError
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.recording.journal import Journal, Record
+from tests.support.plans import SMALL, make_plan
+
+POINTS = [(v.VAL_ACCURACY, 4, 0.25, 1000), (v.TRAIN_LOSS, 4, 2.0, 1000), (v.VAL_ACCURACY, 8, 0.5, 2000)]
+
+
+def open_journal(folder: Path) -> Journal:
+    return Journal(Storage.open(str(folder)), "low_data")
+
+
+def fill(journal: Journal, plan: Plan) -> None:
+    journal.record_plan(plan.study, plan.trials, {"tag": "value"})
+    for trial in plan.trials:
+        journal.record_points([trial], POINTS)
+        journal.record_end(trial, v.STATUS_OK, {}, "note")
+
+
+def types(journal: Journal) -> list[str]:
+    return sorted(record["type"] for record in journal.records)
+
+
+def test_recording_twice_in_one_or_another_driver_adds_nothing(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = open_journal(tmp_path)
+    fill(journal, plan)
+    once = types(journal)
+    fill(journal, plan)
+    assert types(journal) == once == sorted(["study"] + ["trial", "points", "end"] * 8)
+    again = open_journal(tmp_path)
+    fill(again, plan)
+    assert again.records == journal.records
+
+
+def test_only_new_measurements_are_recorded(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = open_journal(tmp_path)
+    journal.record_points(plan.trials[:1], POINTS[:2])
+    journal.record_points(plan.trials[:1], [(v.VAL_ACCURACY, 4, 0.25, 9999), *POINTS])
+    recorded = [point for record in journal.records for point in record["points"]]
+    assert recorded == [list(point) for point in POINTS]
+
+
+def test_a_torn_last_line_is_recorded_again_and_harms_no_other(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = open_journal(tmp_path)
+    fill(journal, plan)
+    whole = journal.records
+    (segment,) = (tmp_path / "journal/low_data").iterdir()
+    segment.write_bytes(segment.read_bytes()[:-7])
+    after = open_journal(tmp_path)
+    assert after.records == whole[:-1]
+    fill(after, plan)
+    assert types(open_journal(tmp_path)) == types(journal)
+
+
+def test_a_grown_grid_is_recorded_beside_the_first(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    fill(journal, make_plan(tmp_path, *SMALL))
+    fill(journal, make_plan(tmp_path, "--data-fraction", "0.1", "--init-scheme", "random", "--seeds", "1", *SMALL[8:]))
+    studies = [record for record in journal.records if record["type"] == v.RECORD_STUDY]
+    assert len({record["study_key"] for record in studies}) == 1
+    assert [record["cells"][0]["data_fraction"] for record in studies] == [[0.02, 0.05], [0.1]]
+    assert len([record for record in journal.records if record["type"] == v.RECORD_TRIAL]) == 9
+
+
+def test_listeners_get_what_is_new_once_it_is_on_the_disk(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal, heard = open_journal(tmp_path), []
+    journal.listen(lambda records: heard.extend((r, r in open_journal(tmp_path).records) for r in records))
+    fill(journal, plan)
+    assert [record for record, _ in heard] == journal.records
+    assert all(on_disk for _, on_disk in heard)
+
+
+def test_a_damaged_line_in_the_middle_is_recorded_again(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = open_journal(tmp_path)
+    journal.record_plan(plan.study, plan.trials, {})
+    for point in POINTS:
+        journal.record_points(plan.trials[:1], [point])
+    (segment,) = (tmp_path / "journal/low_data").iterdir()
+    lines = segment.read_bytes().splitlines(keepends=True)
+    place = next(number for number, line in enumerate(lines) if b'"points"' in line)
+    lines[place] = lines[place].replace(b"0.25", b"0.35")
+    segment.write_bytes(b"".join(lines))
+    after = open_journal(tmp_path)
+    after.record_points(plan.trials[:1], POINTS)
+    recorded = [tuple(p) for r in open_journal(tmp_path).records if r["type"] == v.RECORD_POINTS for p in r["points"]]
+    assert sorted(recorded) == sorted(POINTS)
+
+
+def test_segments_keep_their_order_when_the_clock_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    clock = [2_000_000_000_000_000_000, 1_000_000_000_000_000_000, 1_500_000_000_000_000_000]
+    for now, status in zip(clock, (v.STATUS_FAILED, v.STATUS_OK, v.STATUS_OK), strict=True):
+        monkeypatch.setattr(time, "time_ns", lambda now=now: now)
+        open_journal(tmp_path).record_end(plan.trials[0], status, {}, "note")
+    assert open_journal(tmp_path).status(plan.trials[0].key) == v.STATUS_OK
+    assert len(open_journal(tmp_path).records) == 2
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_error_and_no_half_line_spoils_the_next(disk: Path) -> None:
+    plan = make_plan(disk, *SMALL)
+    journal = open_journal(disk)
+    journal.record_plan(plan.study, plan.trials, {})
+    many = [(v.VAL_ACCURACY, step, 0.5, 1000) for step in range(100_000)]
+    with pytest.raises(StorageError, match="No space left on device"):
+        journal.record_points(plan.trials[:1], many)
+    before = len(open_journal(disk).records)
+    for path in (disk / "journal/low_data").iterdir():
+        if b'"points"' in path.read_bytes():
+            path.write_bytes(path.read_bytes()[:100_000])  # somebody makes room; the line stays torn
+    journal.record_points(plan.trials[:1], POINTS)
+    assert len(open_journal(disk).records) == before + 1
+
+
+def test_a_storage_that_cannot_be_reached_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = open_journal(tmp_path)
+    append, failures = Storage.append_local, [OSError("stale"), ConnectionResetError("reset"), TimeoutError("slow")]
+
+    def append_when_reached(storage: Storage, path: str, data: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        append(storage, path, data)
+
+    slept: list[float] = []
+    monkeypatch.setattr(Storage, "append_local", append_when_reached)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    fill(journal, plan)
+    assert slept == [1, 2, 4]
+    assert [record.getMessage().split(": ")[-1] for record in caplog.records] == [
+        "slow; trying again in 1 s",
+        "reset; trying again in 2 s",
+        "stale; trying again in 4 s",
+    ]
+    assert open_journal(tmp_path).records == journal.records
+
+
+def test_an_object_store_is_written_at_most_once_a_second_and_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    storage = Storage.open("mock:///")
+    storage._filesystem.create_dir("journal/low_data", recursive=True)
+    write, writes, failures = Storage.write, list[str](), [TimeoutError("slow")]
+
+    def counted(storage: Storage, path: str, data: bytes) -> None:
+        if len(writes) == 1 and failures:
+            raise failures.pop()
+        writes.append(path)
+        write(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write", counted)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    journal = Journal(storage, "low_data")
+    heard: list[Record] = []
+    journal.listen(heard.extend)
+    for step in range(1, 3001):  # more than one segment
+        journal.record_points([plan.trials[0]], [(v.VAL_ACCURACY, step, 0.5, 1000)])
+    assert len(heard) == 3000
+    journal.flush()
+    assert len(writes) <= 2 + time.process_time()
+    assert Journal(storage, "low_data").records == heard
+    fill(journal, plan)
+    journal.flush()
+    assert len(storage.names("journal/low_data")) == 2
+    assert types(Journal(storage, "low_data")) == types(journal)

@@ -1,0 +1,180 @@
+"""One driver per sweep: real processes that hold the lease, die, stop, and ask for it all at once."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+from moto.server import ThreadedMotoServer
+
+from cvit.storage import Storage, encode_record
+from sweeps.engine.recording import lease as module
+from sweeps.engine.recording.lease import SweepInUse, lease
+from sweeps.engine.recording.process_identity import is_dead, this_process
+
+BEAT_S, EXPIRY_S = 0.2, 3.0
+BUCKET = "leases"
+
+# Holds the lease and says so, until its input is closed; a second argument is the identity that it claims.
+HOLDER = f"""
+import signal, sys
+from cvit.storage import Storage
+from sweeps.engine.recording import lease as module
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+module.BEAT_S, module.EXPIRY_S, module.POLL_S = {BEAT_S}, {EXPIRY_S}, 0.05
+if sys.argv[2:]:
+    module.this_process = lambda: sys.argv[2]
+try:
+    with module.lease(Storage.open(sys.argv[1]), "low_data", lambda line: print(line, flush=True)):
+        print("held", flush=True)
+        sys.stdin.read()
+except module.SweepInUse as error:
+    print("refused", error, flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"BEAT_S": BEAT_S, "EXPIRY_S": EXPIRY_S, "POLL_S": 0.05}.items():
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "folder":
+        yield str(tmp_path / "storage")
+        return
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    made = pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
+    made.create_dir(BUCKET)
+    yield f"s3://{BUCKET}/storage?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+def holder(url: str, *identity: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, url, *identity]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def take(url: str) -> float:
+    """Takes the lease and gives it back; returns how long that took, in seconds."""
+    started = time.monotonic()
+    with lease(Storage.open(url), "low_data", lambda _: None):
+        return time.monotonic() - started
+
+
+def write_foreign(url: str, process: str, content: int) -> None:
+    record = {"process": process, "holds": True, "seconds": 720.0, "removed": [], "beats": content}
+    Storage.open(url).write("leases/low_data/0123.json", encode_record(record))
+
+
+def test_the_second_driver_is_refused_at_once_and_told_by_whom(url: str) -> None:
+    first = holder(url)
+    assert line(first) == "held"
+    started = time.monotonic()
+    with pytest.raises(SweepInUse, match=f"is being run by process {first.pid} on {socket.gethostname()}, for 0 min"):
+        take(url)
+    assert time.monotonic() - started < EXPIRY_S
+    first.communicate()
+    take(url)
+    assert Storage.open(url).names("leases/low_data") == []
+
+
+def test_another_sweep_in_the_same_storage_is_free(url: str) -> None:
+    with lease(Storage.open(url), "head_count", lambda _: None):
+        take(url)
+
+
+def test_a_killed_drivers_lease_is_taken_over_at_once(url: str) -> None:
+    first = holder(url)
+    assert line(first) == "held"
+    first.kill()  # not waited for: only its remains are left
+    assert take(url) < EXPIRY_S
+    first.communicate()
+
+
+def test_a_pid_that_another_process_has_now_proves_nothing(tmp_path: Path) -> None:
+    host, pid, place, start = this_process().split(":")
+    assert not is_dead(this_process())
+    assert is_dead(f"{host}:{pid}:{place}:{int(start) - 1}")
+    write_foreign(str(tmp_path), f"{host}:{pid}:{place}:{int(start) - 1}", 1)
+    assert take(str(tmp_path)) < EXPIRY_S
+    # The same host name and a free pid, but another boot or another container: nothing is known of it.
+    assert not is_dead(f"{host}:{2**22 + 1}:another:{start}")
+    assert is_dead(f"{host}:{2**22 + 1}:{place}:{start}")
+
+
+def test_a_driver_on_another_machine_lives_as_long_as_its_lease_changes(url: str) -> None:
+    ended = threading.Event()
+
+    def beat() -> None:
+        beats = 0
+        while not ended.wait(BEAT_S):
+            write_foreign(url, "elsewhere:7:x:1", beats := beats + 1)
+
+    write_foreign(url, "elsewhere:7:x:1", 0)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(SweepInUse, match="by process 7 on elsewhere, for 12 min"):
+            take(url)
+    finally:
+        ended.set()
+        thread.join()
+    assert EXPIRY_S < take(url) < 3 * EXPIRY_S  # it has stopped
+
+
+def test_a_damaged_lease_expires(tmp_path: Path) -> None:
+    write_foreign(str(tmp_path), "elsewhere:7:x:1", 0)
+    path = tmp_path / "leases/low_data/0123.json"
+    path.write_bytes(path.read_bytes()[:20])
+    assert take(str(tmp_path)) > EXPIRY_S
+
+
+def test_a_driver_that_slept_while_another_took_over_stops(url: str) -> None:
+    slept = holder(url, "elsewhere:7:x:1")
+    assert line(slept) == "held"
+    os.kill(slept.pid, signal.SIGSTOP)
+    try:
+        said: list[str] = []
+        with lease(Storage.open(url), "low_data", said.append):
+            assert said == ["low_data: looking up to 3 s whether the driver that has it is alive"]
+            os.kill(slept.pid, signal.SIGCONT)
+            assert line(slept) == "low_data: another driver has taken this sweep over; stopping"
+            assert line(slept) == "interrupted"
+            time.sleep(3 * BEAT_S)  # it does not take its lease up again
+            assert len(Storage.open(url).names("leases/low_data")) == 1
+    finally:
+        os.kill(slept.pid, signal.SIGCONT)
+        slept.communicate()
+
+
+def test_of_many_that_ask_at_once_exactly_one_gets_it(url: str) -> None:
+    processes = [holder(url) for _ in range(6)]
+    try:
+        outcomes = [line(process) for process in processes]
+        assert sorted(outcome.split()[0] for outcome in outcomes) == ["held"] + 5 * ["refused"]
+    finally:
+        for process in processes:
+            process.communicate()

@@ -1,0 +1,127 @@
+"""How many stages are trained together."""
+
+import dataclasses
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import sweeps.engine.execution.pack_size as pack_size
+from cvit import vocabulary as v
+from cvit.results import load_result
+from cvit.stages import Stage
+from cvit.storage import Storage
+from sweeps.engine.execution.cluster import Workers
+from sweeps.engine.execution.pack_size import fitting_packs, pack_limits
+from sweeps.engine.execution.timing import Timing
+from tests.support.plans import SMALL, make_plan, sweeps_of
+from tests.support.scripts import TINY, mlflow_runs, sweep
+
+HERE = Workers("cpu", 2, is_here=True)
+SMALL_WITH_20_SEEDS = tuple("20" if before == "--seeds" else option for before, option in pairwise(("", *SMALL)))
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[list[int]]:
+    """A CPU on which a step of a pack takes so long; returns the sizes that were tried, each time."""
+    tried: list[list[int]] = []
+
+    def step_seconds(stage: Stage, sizes: list[int], device: torch.device) -> list[float]:
+        tried.append(sizes)
+        return [seconds[size] for size in sizes]
+
+    monkeypatch.setattr(pack_size, "step_seconds", step_seconds)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    [
+        ({1: 10, 2: 18, 4: 34}, 4),
+        ({1: 10, 2: 18, 4: 35.6}, 2),  # 9 and 8.9 for each member: there is too little to gain
+        ({1: 10, 2: 20, 4: 34}, 4),  # nothing to gain from two, and much from four
+        ({1: 10, 2: 21, 4: 44}, 1),
+    ],
+)
+def test_a_pack_is_as_large_as_pays(
+    seconds: dict[int, float], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, *SMALL_WITH_20_SEEDS)
+    tried = pretend(monkeypatch, seconds)
+    assert pack_limits(plan.todo, HERE, None) == dict.fromkeys({stage.shape for stage in plan.todo}, size)
+    assert tried == [[1, 2, 4]] * 3, "`random`, the convolution phase and the attention phase"
+
+
+def test_packs_leave_every_worker_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, *SMALL_WITH_20_SEEDS)
+    # 40 stages of a shape for 20 workers are two each, for 14 three: larger packs are not even tried
+    for workers, sizes in ((20, [1, 2]), (14, [1, 2, 3])):
+        tried = pretend(monkeypatch, {1: 10, 2: 10, 3: 10, 4: 10})
+        limits = pack_limits(plan.todo, dataclasses.replace(HERE, count=workers), None)
+        assert set(limits.values()) == {sizes[-1]} and tried == [sizes] * 3
+    tried = pretend(monkeypatch, {})
+    assert pack_limits(plan.todo, dataclasses.replace(HERE, count=40), None) == {} and tried == []
+
+
+def test_a_given_size_is_taken_unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    assert pretend(monkeypatch, {}) == []
+    assert set(pack_limits(plan.todo, HERE, 7).values()) == {7}
+
+
+def test_fits_are_not_packed(tmp_path: Path) -> None:
+    expressivity = sweeps_of("sweeps/head_count.py")[0]
+    plan = make_plan(tmp_path, "--num-heads", "8", "9", "--seeds", "4", sweep=expressivity)
+    assert pack_limits(plan.todo, HERE, None) == {}
+
+
+def test_the_size_is_measured_on_the_device(tmp_path: Path) -> None:
+    stage = make_plan(tmp_path, *SMALL).todo[0]
+    assert isinstance(stage, Stage)
+    (size,) = fitting_packs([(stage, 4)], "cpu", workers_per_device=1)
+    assert size in (1, 2, 4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
+    """The size that is found can be trained, and twice a huge one's memory share is not exceeded."""
+    stage = make_plan(tmp_path, *SMALL).todo[0]
+    assert isinstance(stage, Stage)
+    (size,) = fitting_packs([(stage, 16)], "cuda", workers_per_device=2)
+    assert size == 16, "16 tiny models fit any GPU"
+
+
+def test_a_sweep_in_packs_ends_as_one_without(tmp_path: Path) -> None:
+    """From the command line: the same measurements for every stage, each trial one finished run."""
+    found = []
+    grid = ("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "3", *TINY)
+    for size in ("1", "4"):
+        folder = tmp_path / size
+        folder.mkdir()
+        output = sweep(folder, *grid, "--min-steps", "24", "--max-pack", size)
+        assert "Time: " in output and "s a trial" in output
+        storage = Storage.open(str(folder / "storage"))
+        results = {key: load_result(storage, key) for key in storage.names(v.STAGES_FOLDER)}
+        assert len(results) == 2 * 3 * 3
+        found.append(
+            {
+                (key, name, step): value
+                for key, result in results.items()
+                if result is not None
+                for name, step, value, _ in result.points
+                if name != v.IMAGES_PER_SECOND
+            }
+        )
+        runs = mlflow_runs(folder, v.ROLE_TRIAL)
+        assert len(runs) == 12 and {run.info.status for run in runs} == {"FINISHED"}
+    assert found[0] == found[1]
+
+
+def test_the_closing_line_tells_training_from_everything_around_it() -> None:
+    timing = Timing(time.monotonic())
+    assert "nothing trained" in timing.line(0)
+    timing.add(busy_s=2.0, waited_s=0.0)
+    timing.add(busy_s=6.0, waited_s=2.0)
+    assert "workers trained 80.0 % of the time; overhead 2.00 s in all, 0.500 s a trial" in timing.line(4)

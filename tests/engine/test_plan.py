@@ -1,0 +1,191 @@
+"""Grid → trials → stages → what is left to do."""
+
+from pathlib import Path
+
+import pytest
+
+from cvit.config import ConfigError
+from cvit.results import load_result
+from cvit.storage import Storage
+from cvit.vocabulary import IMAGES_PER_SECOND
+from sweeps.engine.execution.searcher import PlanSearcher
+from sweeps.full_grid import SWEEP as FULL_GRID
+from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
+from sweeps.no_warmup import SWEEP as NO_WARMUP
+from tests.support.plans import SMALL, make_plan, train, walk
+
+
+def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    assert len(plan.trials) == 2 * 2 * 2
+    assert len(plan.stages) == len(plan.todo) == 2 * 2 * (1 + 2)
+    assert len({trial.key for trial in plan.trials}) == 8
+    assert {trial.steps for trial in plan.trials} == {24}  # equal budgets
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_searcher_trains_parents_before_children_and_everything_once(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    order = walk(plan, tmp_path)
+    assert sorted(s.key for s in order) == sorted(plan.stages)
+    places = {stage.key: place for place, stage in enumerate(order)}
+    assert all(s.parent is None or places[s.parent.key] < places[s.key] for s in order)
+    assert make_plan(tmp_path, *SMALL).todo == []
+
+
+def test_the_searcher_waits_while_every_stage_left_needs_another(tmp_path: Path) -> None:
+    grid = ("--data-fraction", "0.05", "--init-scheme", "two_phase", "--seeds", "1")
+    plan = make_plan(tmp_path, *grid, *SMALL[8:])
+    searcher = PlanSearcher(plan, {}, {})
+    first = searcher.suggest("a")
+    assert isinstance(first, dict)
+    assert searcher.suggest("b") is None
+    assert searcher.suggest("c") is None  # nothing has ended yet
+
+
+def test_children_of_a_diverged_stage_are_not_trained(tmp_path: Path) -> None:
+    options = [*SMALL, "--learning-rate", "1e6", "--gradient-clip-norm", "0"]
+    plan = make_plan(tmp_path, *options)
+    order = walk(plan, tmp_path)
+    assert len(order) == 2 * 2 * 2  # one stage a trial: two_phase stops after its first
+    assert {plan.status(trial) for trial in plan.trials} == {"diverged"}
+    assert make_plan(tmp_path, *options).todo == []
+
+
+def test_more_seeds_or_fractions_extend_a_study_and_other_settings_make_another(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    more = make_plan(tmp_path, "--data-fraction", "0.02", "0.05", "0.1", "--seeds", "3", *SMALL[8:])
+    assert more.study.key == plan.study.key
+    assert {trial.key for trial in plan.trials} < {trial.key for trial in more.trials}
+    other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
+    assert other.study.key != plan.study.key
+
+
+def test_a_given_value_holds_for_every_scheme(tmp_path: Path) -> None:
+    def values(*options: str) -> set[str]:
+        return {t.config.flat()["position_encoding"] for t in make_plan(tmp_path, *SMALL, *options).trials}
+
+    own, given = values(), values("--position-encoding", "relative")
+    assert given == {"relative"}
+    assert "relative+absolute" in own
+
+
+def test_altered_weights_are_trained_again_only_where_something_starts_from_them(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    for stage in plan.stages.values():
+        if stage.phase == "convolution":
+            train(stage, tmp_path)
+    damaged = next(stage for stage in plan.stages.values() if stage.phase == "convolution")
+    path = tmp_path / "stages" / damaged.key / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert damaged.key in {stage.key for stage in make_plan(tmp_path, *SMALL).todo}
+    walk(make_plan(tmp_path, *SMALL), tmp_path)
+    assert path.stat().st_size > 0
+    path.unlink()  # nothing is left to start from it
+    assert make_plan(tmp_path, *SMALL).todo == []
+
+
+def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) -> None:
+    assert {t.config.flat()["patch_size"] for t in make_plan(tmp_path, *SMALL).trials} == {2}
+    assert {t.config.flat()["patch_size"] for t in make_plan(tmp_path, *SMALL, "--patch-size", "4").trials} == {4}
+    with pytest.raises(ConfigError, match="patch_size 5 must divide"):
+        make_plan(tmp_path, *SMALL, "--patch-size", "5")
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_workers", "sizes"),
+    [
+        # 4 convolution phases, 4 stages of `random` and, later, 4 attention phases; 3 and 1 would be uneven
+        (3, 2, [2, 2, 2, 2]),
+        (4, 2, [4, 4]),
+        (64, 2, [4, 4]),
+        # what is left is divided among the workers: ⌈12 / 5⌉ = 3, so 4 are two packs; ⌈8 / 5⌉, ⌈6 / 5⌉ = 2
+        (4, 5, [2, 2, 2, 2]),
+        (4, 12, [1, 1, 1, 1, 1, 1, 1, 1]),
+        # but not into less than a quarter of what a pack may hold
+        (16, 12, [4, 4]),
+        (1, 2, [1, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_packs_hold_stages_of_one_shape_and_leave_every_worker_its_share(
+    limit: int, num_workers: int, sizes: list[int], tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    searcher = PlanSearcher(plan, {}, {stage.shape: limit for stage in plan.stages.values()}, num_workers)
+    packs = []
+    while isinstance(suggestion := searcher.suggest(str(len(packs))), dict):
+        packs.append(suggestion["pack"])
+    assert [len(pack) for pack in packs] == sizes
+    assert all(len({stage.shape for stage in pack}) == 1 for pack in packs)
+    assert len({stage.key for pack in packs for stage in pack}) == 8
+
+
+def test_a_parameter_that_the_configuration_gains_later_does_not_part_studies(tmp_path: Path) -> None:
+    """Only what differs from its default is part of a study's identity, so a default given explicitly changes none."""
+    assert make_plan(tmp_path, *SMALL, "--inner-dim", "0").study.key == make_plan(tmp_path, *SMALL).study.key
+    assert make_plan(tmp_path, *SMALL, "--inner-dim", "72").study.key != make_plan(tmp_path, *SMALL).study.key
+
+
+def test_cells_that_ask_for_the_same_training_share_its_stages_and_are_trials_of_their_own(tmp_path: Path) -> None:
+    options = ("--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72", "--seeds", "1")
+    plan = make_plan(tmp_path, *options, "--init-scheme", "two_phase", sweep=HEAD_COUNT)
+    assert len({trial.key for trial in plan.trials}) == len(plan.trials) == 4
+    assert len(plan.stages) == 1 + 3  # one convolution for all; attention with 4 heads of 8, 4 of 18, 9 of 8
+    by_cell = {(t.cell["num_heads"], t.cell["inner_dim"]): t.stages[-1].key for t in plan.trials}
+    assert by_cell[9, 0] == by_cell[9, 72] and by_cell[4, 0] != by_cell[4, 72]
+
+
+def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:
+    options = ("--kernel-size", "3", "5", "--patch-size", "2", "--num-heads", "8", "9", "--seeds", "2")
+    plan = make_plan(tmp_path, *options, sweep=EXPRESSIVITY)
+    assert len(plan.trials) == len(plan.stages) == len(plan.todo) == 8
+    assert plan.study.task == "expressivity" and "dataset" not in plan.study.params
+    searcher = PlanSearcher(plan, {}, {})
+    suggested = [searcher.suggest(str(number)) for number in range(8)]
+    assert searcher.suggest("8") is None  # what runs may have to be suggested again
+    for number in range(8):
+        searcher.on_trial_complete(str(number))
+    assert searcher.suggest("8") == PlanSearcher.FINISHED
+    assert {s["pack"][0].key for s in suggested if isinstance(s, dict)} == set(plan.stages)
+
+
+def test_combinations_that_cannot_be_are_dropped_by_rule_and_listed(tmp_path: Path) -> None:
+    options = ("--patch-size", "2", "4", "--num-heads", "9", "16", "--data-fraction", "0.05", "--seeds", "2")
+    plan = make_plan(tmp_path, *options, "--init-scheme", "random", sweep=FULL_GRID)
+    assert {(t.cell["patch_size"], t.cell["num_heads"]) for t in plan.trials} == {(2, 9), (2, 16), (4, 9)}
+    assert len(plan.trials) == 6
+    assert [(cell["patch_size"], cell["num_heads"]) for cell, _ in plan.dropped] == [(4, 16)] * 2
+    assert {reason for _, reason in plan.dropped} == {
+        "num_heads 16 must be at most 9, the number of offsets on a grid of 2x2 patches"
+    }
+    with pytest.raises(ConfigError, match="num_heads 16 must be at most 9"):
+        make_plan(tmp_path, "--patch-size", "4", "--num-heads", "16", sweep=FULL_GRID)  # nothing would be left
+    with pytest.raises(ConfigError, match=r"data_fraction 1.5 must lie in \(0, 1\]"):
+        make_plan(tmp_path, "--data-fraction", "0.1", "1.5", sweep=FULL_GRID)  # a mistake, not a combination
+    with pytest.raises(ConfigError, match="num_heads 1000"):
+        make_plan(tmp_path, "--num-heads", "1000")
+
+
+def test_trials_end_the_same_with_and_without_sharing_stages(tmp_path: Path) -> None:
+    """Bit for bit, on one machine: four trials that share a convolution phase, against each trained alone."""
+    options = ("--warmup-fraction", "0", "0.1", "--learning-rate", "0.001", "0.016", "--seeds", "1")
+    small = ("--init-scheme", "two_phase", "--embed-dim", "16", "--depth", "1", "--min-steps", "24", "--epochs", "0")
+    plan = make_plan(tmp_path, *options, *small, sweep=NO_WARMUP)
+    assert (len(plan.trials), len(plan.stages), len(plan.shared)) == (4, 1 + 4, 3)
+    walk(plan, tmp_path / "together")
+    for number, trial in enumerate(plan.trials):
+        alone = tmp_path / f"alone{number}"
+        for stage in trial.stages:
+            train(stage, alone)
+            shared, own = (
+                load_result(Storage.open(str(folder)), stage.key) for folder in (tmp_path / "together", alone)
+            )
+            assert shared is not None and own is not None
+            # images_per_second and the times are measurements of the machine
+            points = [[p[:3] for p in r.points if p[0] != IMAGES_PER_SECOND] for r in (shared, own)]
+            assert points[0] == points[1]
+            weights = [
+                (folder / "stages" / stage.key / "weights.safetensors").read_bytes()
+                for folder in (tmp_path / "together", alone)
+            ]
+            assert weights[0] == weights[1]

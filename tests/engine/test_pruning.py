@@ -1,0 +1,101 @@
+"""ASHA: who is stopped, and that a stopped trial is over, whatever happens next."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import TrialScheduler
+
+from cvit import vocabulary as v
+from cvit.storage import Storage
+from sweeps.engine.execution.pruning import AshaPerScheme
+from sweeps.engine.execution.searcher import PlanSearcher
+from sweeps.engine.execution.worker import STEP
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.search import next_plan, validation_accuracy
+from sweeps.tuned import SWEEP
+from tests.support.plans import make_plan
+from tests.support.scripts import journal, mlflow_runs, sweep
+
+CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    first = make_plan(tmp_path, "--preset", "smoke", "--asha", "--init-scheme", "random", "two_phase", sweep=SWEEP)
+    plan = next_plan(first, Storage.open(str(tmp_path)))
+    assert plan is not None
+    return plan
+
+
+class Driven:
+    """The scheduler as Tune drives it: results of real Tune trials, without a cluster."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.pruned: dict[str, float] = {}
+        self._plan, self._scheduler = plan, AshaPerScheme(plan, self.pruned.__setitem__)
+        self._trials: dict[str, TuneTrial] = {}
+
+    def result(self, scheme: str, number: int, step: int, accuracy: float | None) -> str:
+        own = [trial for trial in self._plan.trials if trial.cell["init_scheme"] == scheme]
+        stage = own[number].stages[0]
+        if stage.key not in self._trials:
+            self._trials[stage.key] = TuneTrial("pack", config={"pack": (stage,)}, stub=True)
+            self._scheduler.on_trial_add(None, self._trials[stage.key])
+        measured: dict[str, Any] = {} if accuracy is None else {STEP: step, v.VAL_ACCURACY: accuracy}
+        return self._scheduler.on_trial_result(None, self._trials[stage.key], measured)
+
+
+def test_a_trial_behind_others_of_its_scheme_is_stopped_from_the_first_rung_on(plan: Plan) -> None:
+    """Trials have 40 steps, so the first rung is at 10."""
+    driven = Driven(plan)
+    assert driven.result("random", 0, 5, 0.9) == CONTINUE
+    assert driven.result("random", 1, 5, 0.1) == CONTINUE
+    assert driven.result("random", 0, 10, 0.9) == CONTINUE
+    assert driven.result("random", 1, 10, None) == CONTINUE, "nothing measured, nothing to judge"
+    assert driven.result("two_phase", 0, 10, 0.2) == CONTINUE, "other schemes do not count"
+    assert driven.pruned == {}
+    assert driven.result("random", 1, 10, 0.1) == STOP
+    (behind,) = (
+        t.stages[0].key for t in plan.trials if t.cell["init_scheme"] == "random" and t.stages[0].key in driven.pruned
+    )
+    assert driven.pruned == {behind: 0.1}
+
+
+def test_the_best_is_never_stopped_not_even_at_its_end(plan: Plan) -> None:
+    driven = Driven(plan)
+    for step in (10, 20, 40):
+        driven.result("random", 1, step, 0.3)
+        assert driven.result("random", 0, step, 0.5) == CONTINUE
+
+
+def test_a_pruned_trial_is_over_and_so_are_its_later_phases(plan: Plan) -> None:
+    trial = next(trial for trial in plan.trials if trial.cell["init_scheme"] == "two_phase")
+    searcher = PlanSearcher(plan, {}, {})
+    suggested: list[str] = []
+    while isinstance(pack := searcher.suggest(str(len(suggested))), dict):
+        suggested += [stage.key for stage in pack["pack"]]
+    plan.pruned[trial.key] = 0.25
+    for number in range(len(suggested)):
+        searcher.on_trial_complete(str(number))
+    assert trial.stages[0].key in suggested and trial.stages[1].key not in suggested
+    assert plan.status(trial) == v.STATUS_PRUNED
+    assert validation_accuracy(plan, trial) == 0.25
+    assert searcher.failed == {}
+
+
+def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path) -> None:
+    tiny = ("--embed-dim", "16", "--head-dim", "4", "--batch-size", "16", "--min-steps", "64", "--evaluations", "8")
+    options = ("--preset", "smoke", "--asha", "--search-trials", "4", "--init-scheme", "random", "two_phase", *tiny)
+    sweep(tmp_path, *options, script="sweeps/tuned.py")
+    ends = {r["trial_key"]: r["status"] for r in journal(tmp_path, "tuned") if r["type"] == v.RECORD_END}
+    assert len(ends) == 2 * 4 + 2
+    assert set(ends.values()) <= {v.STATUS_OK, v.STATUS_PRUNED, v.STATUS_DIVERGED}
+    runs = mlflow_runs(tmp_path, v.ROLE_TRIAL, "tuned")
+    assert {run.data.tags[v.TAG_TRIAL_KEY]: run.data.tags[v.TAG_STATUS] for run in runs} == ends
+    fresh = [run for run in runs if run.data.params["seed"] != "0"]
+    assert len(fresh) == 2 and {run.data.tags[v.TAG_STATUS] for run in fresh} <= {v.STATUS_OK, v.STATUS_DIVERGED}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")}
+    sweep(tmp_path, *options, script="sweeps/tuned.py")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")} == before

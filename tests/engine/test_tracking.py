@@ -1,0 +1,184 @@
+"""The copy of the journal in a real MLflow store: complete, once, whatever happens in between."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cvit import vocabulary as v
+from cvit.config import ConfigError
+from sweeps.engine.terminal.preflight import check_tracking_uri
+from sweeps.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
+from sweeps.engine.tracking.tracker import Tracker
+from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
+from tests.support.plans import SMALL, make_plan
+
+LONGEST_EXPERIMENT_TAG = 5000
+"""Characters that MLflow's stores take."""
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that the tests share, each with an experiment of its own: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+def test_every_measurement_arrives_once_however_often_it_is_copied(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 1200, ended=False)  # more than one call of MLflow's takes
+    copy(uri, "often", plan, journal, "KILLED")
+    first = {run.info.run_id for run in runs(uri, "often")}
+    assert {run.info.status for run in runs(uri, "often")} == {"KILLED"}
+    journal = journal_of(tmp_path, plan, 1300, ended=True)
+    copy(uri, "often", plan, journal)
+    copy(uri, "often", plan, journal)
+    assert {run.info.run_id for run in runs(uri, "often")} == first
+    assert {run.info.status for run in runs(uri, "often")} == {"FINISHED"}
+    trials = trial_runs(uri, "often")
+    assert len(trials) == 8
+    assert all(history(uri, run) == expected(1300) for run in trials[:2])
+    assert {run.info.start_time for run in trials} == {START_MS + 1}
+    assert {(r.data.tags[v.TAG_STATUS], r.data.tags[v.TAG_DEVICE], r.data.tags[v.TAG_NOTE]) for r in trials} == {
+        (v.STATUS_OK, "cpu", "a note")
+    }
+
+
+def test_runs_that_a_dead_driver_left_running_are_taken_up_or_ended(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 3, ended=False)
+    copy(uri, "dead", plan, journal, "RUNNING")  # as a driver leaves them that is killed
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for run in runs(uri, "dead"):
+        if v.TAG_DRIVER in run.data.tags:
+            MlflowClient(uri).set_tag(run.info.run_id, v.TAG_DRIVER, f"{socket.gethostname()}:{dead.pid}")
+    other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
+    grown = journal_of(tmp_path, other, 3, ended=True)
+    copy(uri, "dead", other, grown)
+    by_study = {run.data.tags[v.TAG_STUDY_KEY]: set() for run in runs(uri, "dead")}
+    for run in trial_runs(uri, "dead"):
+        by_study[run.data.tags[v.TAG_STUDY_KEY]].add(run.info.status)
+    assert by_study == {plan.study.key: {"KILLED"}, other.study.key: {"FINISHED"}}
+    copy(uri, "dead", plan, journal_of(tmp_path, plan, 5, ended=True))
+    assert {run.info.status for run in runs(uri, "dead")} == {"FINISHED"}
+    assert len(runs(uri, "dead")) == 2 * 9
+
+
+def test_a_living_drivers_runs_are_left_alone(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    copy(uri, "alive", plan, journal_of(tmp_path, plan, 3, ended=False), "RUNNING")  # this process lives
+    other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
+    copy(uri, "alive", other, journal_of(tmp_path, other, 3, ended=True))
+    left = {r.info.status for r in runs(uri, "alive") if r.data.tags[v.TAG_STUDY_KEY] == plan.study.key}
+    assert left == {"RUNNING"}
+
+
+def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 5, ended=True)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    started = time.monotonic()
+    tracker = Tracker(nobody, "later", keys(plan), list(journal.records))
+    tracker.feed([])
+    assert time.monotonic() - started < 1  # feeding never waits for the server
+    assert not tracker.close("FINISHED", timeout_s=1)
+    assert tracker.error
+    copy(uri, "later", plan, journal)
+    assert len(trial_runs(uri, "later")) == 8
+    assert all(history(uri, run) == expected(5) for run in trial_runs(uri, "later"))
+
+
+@pytest.mark.parametrize(
+    ("axes", "group", "answer"),
+    [
+        (["data_fraction", "init_scheme", "num_heads", "patch_size"], "init_scheme", v.TEST_ACCURACY),
+        (["kernel_size", "num_heads", "patch_size"], "num_heads", v.EXPRESSIVITY_ERROR),
+    ],
+)
+def test_views_group_trials_and_span_all_axes(axes: list[str], group: str, answer: str) -> None:
+    """What MLflow's UI reads from them, as it was seen to do (docs/MLFLOW.md)."""
+    found = {
+        tag.removeprefix("mlflow.sharedViewState."): json.loads(text) for tag, text in views("a1b2", axes, 1).items()
+    }
+    assert set(found) == {CURVES, AXES}
+    assert all(len(text) < LONGEST_EXPERIMENT_TAG for text in views("a1b2", axes, 1).values())
+    states = {key: json.loads(view["state"]) for key, view in found.items()}
+    for key, state in states.items():
+        assert state["searchFilter"] == "tags.`cvit.role` = 'trial' AND tags.`cvit.study_key` = 'a1b2'"
+        assert state["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": group}]
+        # A parallel coordinate of texts, such as the init scheme, cannot be drawn for groups, only for single runs.
+        assert state["useGroupedValuesInCharts"] == (key == CURVES)
+        sections = {section["uuid"] for section in state["compareRunSections"]}
+        assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+        ids = [chart["uuid"] for chart in state["compareRunCharts"]]
+        assert len(set(ids)) == len(ids)
+    (parallel,) = states[AXES]["compareRunCharts"]
+    assert (parallel["type"], parallel["selectedMetrics"]) == ("PARALLEL", [answer])
+    assert parallel["selectedParams"] == [*(axis for axis in axes if axis != group), group]
+    curves = [chart for chart in states[CURVES]["compareRunCharts"] if chart["type"] == "LINE"]
+    assert curves and {chart["xAxisKey"] for chart in curves} == {"step"}
+
+
+def test_an_experiment_has_its_views_and_the_page_opens_one(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    tracker = copy(uri, "viewed", plan, journal_of(tmp_path, plan, last_step=2, ended=True))
+    experiment = MlflowClient(uri).get_experiment_by_name("viewed")
+    assert experiment is not None
+    expected = views(plan.study.key, [axis for axis in plan.study.cells if axis != "seed"], START_MS)
+    stored = {tag: json.loads(text)["state"] for tag, text in experiment.tags.items() if tag in expected}
+    assert stored == {tag: json.loads(text)["state"] for tag, text in expected.items()}
+    assert tracker.page.startswith(f"/#/experiments/{experiment.experiment_id}/runs?")
+    assert f"viewStateShareKey={CURVES}" in tracker.page and TAG_PREFIX + CURVES in experiment.tags
+    # MLflow takes the filter, and it finds the trials.
+    text = json.loads(expected[TAG_PREFIX + CURVES])["state"]
+    found = MlflowClient(uri).search_runs([experiment.experiment_id], json.loads(text)["searchFilter"])
+    assert {run.data.tags[v.TAG_TRIAL_KEY] for run in found} == {trial.key for trial in plan.trials}
+
+
+def test_a_trial_that_failed_and_then_succeeds_ends_as_succeeded(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = journal_of(tmp_path, plan, 5, ended=False)
+    for trial in plan.trials:
+        journal.record_end(trial, v.STATUS_FAILED, {}, "ValueError: broken")
+    copy(uri, "retried", plan, journal, "FAILED")
+    assert {run.info.status for run in runs(uri, "retried")} == {"FAILED"}
+    assert {run.data.tags[v.TAG_NOTE] for run in trial_runs(uri, "retried")} == {"ValueError: broken"}
+    for trial in plan.trials:
+        journal.record_end(trial, v.STATUS_OK, {}, "well")
+    copy(uri, "retried", plan, journal)
+    assert {run.info.status for run in runs(uri, "retried")} == {"FINISHED"}
+    assert {run.data.tags[v.TAG_STATUS] for run in trial_runs(uri, "retried")} == {v.STATUS_OK}
+
+
+@pytest.mark.parametrize("wrong", ["mlruns", "file:///tmp/x", "ftp://host", "", "sqlite:////no/such/folder/x.db"])
+def test_wrong_tracking_uris_are_refused_without_opening_them(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="tracking URI"):
+        check_tracking_uri(wrong)
+
+
+@pytest.mark.parametrize("right", ["sqlite:///mlflow.db", "http://127.0.0.1:5000", "postgresql+psycopg2://u@h/db"])
+def test_usable_tracking_uris_are_taken(right: str) -> None:
+    check_tracking_uri(right)
+
+
+def test_a_step_that_is_measured_again_in_a_later_session_is_there_once(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    copy(uri, "again", plan, journal_of(tmp_path / "before", plan, 5, ended=False), "RUNNING")
+    # The journal has lost everything but two steps, and so have the checkpoints.
+    journal = journal_of(tmp_path / "after", plan, 2, ended=False)
+    tracker = Tracker(uri, "again", keys(plan), journal.records)
+    journal.listen(tracker.feed)
+    time.sleep(3)  # the runs are taken up
+    for trial in plan.trials:
+        journal.record_points([trial], [(v.VAL_ACCURACY, step, step / 1000, 9_999) for step in range(3, 6)])
+        journal.record_points([trial], points(8))
+        journal.record_end(trial, v.STATUS_OK, {}, "a note")
+    assert tracker.close("FINISHED", timeout_s=60), tracker.error
+    assert all(history(uri, run) == expected(8) for run in trial_runs(uri, "again"))
