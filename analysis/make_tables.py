@@ -27,6 +27,7 @@ from analysis.statistics.studies import TableError
 from analysis.statistics.verdicts import FAILS
 from analysis.store.frames import Frames, LoadError
 from analysis.store.load import load_journal, load_mlflow
+from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
 
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return app(arguments, exit_on_error=False, print_error=False) or 0
     except (CycloptsError, LoadError, StorageError, TableError, OSError) as error:
-        print(f"make_tables.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"make_tables.py: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

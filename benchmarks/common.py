@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cvit.config import ConfigError
 from cvit.data.images import DataError
+from cvit.errors import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_BAD_INPUT = 2
@@ -123,7 +124,7 @@ def run_app(app: App) -> None:
     try:
         app(exit_on_error=False, print_error=False)
     except (CycloptsError, ConfigError, DataError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.storage import Storage
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.terminal.cli import Request, parse
+from sweeps.engine.planning.request import Request
+from sweeps.engine.terminal.cli import parse
 from sweeps.low_data import SWEEP
 
 SCRIPT = "sweeps/low_data.py"

@@ -19,7 +19,7 @@ import torch
 from benchmarks.common import available_cores, chosen_device
 from benchmarks.grid import planned
 from cvit.data.datasets import Dataset, load
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training.loop import train_pack
 
@@ -39,7 +39,7 @@ def _set_up(dataset: Dataset, storage_url: str, device: torch.device) -> None:
     _Process.dataset, _Process.storage, _Process.device = dataset, Storage.open(storage_url), device
 
 
-def _train(stages: tuple[Stage, ...]) -> None:
+def _train(stages: tuple[TrainingStage, ...]) -> None:
     for stage in stages:
         for _ in train_pack([stage], _Process.dataset, _Process.storage, _Process.device):
             pass
@@ -49,7 +49,7 @@ def main(options: list[str]) -> None:
     """Runs the grid that the sweep's options describe; results go to the storage that they name."""
     plan, info, request = planned(options)
     device = chosen_device(request.device)
-    trials = [tuple(stage for stage in trial.stages if isinstance(stage, Stage)) for trial in plan.trials]
+    trials = [tuple(stage for stage in trial.stages if isinstance(stage, TrainingStage)) for trial in plan.trials]
     # A forked process has torch at once; one that uses a GPU must not be forked.
     how = multiprocessing.get_context("spawn" if device.type == "cuda" else "fork")
     processes = GPU_PROCESSES if device.type == "cuda" else available_cores()

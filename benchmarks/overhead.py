@@ -33,9 +33,9 @@ from cyclopts import Parameter
 from benchmarks import common
 from benchmarks.common import ROOT
 from benchmarks.processes import QUIET, observe
-from cvit.config import ConfigError, ExpressivityConfig
-from cvit.stages import FitStage
+from cvit.config import ConfigError
 from cvit.storage import Storage
+from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 from cvit.training.fit import fit
 from cvit.vocabulary import STAGES_FOLDER
 

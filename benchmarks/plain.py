@@ -31,7 +31,7 @@ from cvit.config import TrialConfig
 from cvit.data.datasets import Dataset, load
 from cvit.data.subsets import subset_size
 from cvit.init.registry import initial_model
-from cvit.stages import Stage, stages_of
+from cvit.stages import TrainingStage, stages_of
 from cvit.training.batches import LabelledImages, pack_data
 from cvit.training.optimizer import decays
 from cvit.training.schedule import learning_rate
@@ -81,7 +81,7 @@ def train_trial(config: dict[str, Any], dataset: Dataset, device: str, loader_pr
 
 
 def _train_stage(
-    stage: Stage,
+    stage: TrainingStage,
     model: nn.Module,
     train: TransformedImages,
     validation: TransformedImages,
@@ -161,7 +161,7 @@ def main(gpu_share: float, options: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="cvit-plain-", ignore_cleanup_errors=True) as folder:
         results = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": gpu_share}),
-            param_space={"trial": tune.grid_search([trial.config.flat() for trial in plan.trials])},
+            param_space={"trial": tune.grid_search([dict(trial.params) for trial in plan.trials])},
             run_config=tune.RunConfig(
                 storage_path=folder,
                 callbacks=[MLflowLoggerCallback(tracking_uri=request.tracking_uri, experiment_name=plan.study.sweep)],

@@ -30,9 +30,10 @@ from scale_worker import DONE_KEYS, STAGE_SECONDS, NoOpTrainer
 
 from benchmarks import common
 from cvit.data.datasets import describe
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.storage import Storage
-from cvit.training.loop import EARLY_STEPS, Report
+from cvit.results import Report
+from cvit.training.loop import EARLY_STEPS
 from cvit.results import Point, StageResult
 from cvit import vocabulary as v
 from sweeps.engine.execution import execute as execute_module
@@ -86,7 +87,7 @@ class Clock:
         setattr(owner, name, timed)
 
 
-def points_of(stage: Stage) -> list[Point]:
+def points_of(stage: TrainingStage) -> list[Point]:
     """As many measurements as a stage has."""
     now = time.time_ns() // 1_000_000
     last = stage.last_step
@@ -109,7 +110,7 @@ def report_as_trained(plan: Plan, done_at: list[float]) -> Callable[..., None]:
         reports = []
         for key in result.get(DONE_KEYS, ()):
             stage = plan.stages[key]
-            assert isinstance(stage, Stage)
+            assert isinstance(stage, TrainingStage)
             done_at.append(time.monotonic())
             points = points_of(stage)
             reports.append((key, Report(points, stage.steps, StageResult(v.STATUS_OK, 2.3, 1.0, "cpu", points))))

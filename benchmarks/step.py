@@ -42,7 +42,7 @@ from cvit.config import ConfigError, DataConfig, ModelConfig, Precision, Trainin
 from cvit.data.augment import channel_statistics
 from cvit.init.random import initialise
 from cvit.models.vit import VisionTransformer
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.training.batches import LabelledImages, PackData
 from cvit.training.pack import TrainingPack
 from cvit.vocabulary import ATTENTION
@@ -142,7 +142,7 @@ def _trainer(
     """Our trainer's steps; it takes `steps` of them at a time, from one evaluation to the next."""
     training = TrainingConfig(batch_size=batch_size, precision=precision)
     trial = TrialConfig(data=DataConfig(augmentation="crop_flip"), model=model.config, training=training)
-    stage = Stage(ATTENTION, trial, MANY_STEPS, 0, evaluation_interval=steps)
+    stage = TrainingStage(ATTENTION, trial, MANY_STEPS, 0, evaluation_interval=steps)
     pixels = torch.randint(256, (NUM_IMAGES, CHANNELS, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, device=device)
     images = LabelledImages(pixels, torch.arange(NUM_IMAGES, device=device) % CLASSES)
     mean, std = channel_statistics(pixels)

@@ -1,8 +1,8 @@
 """The configuration of one trial: frozen dataclasses that validate themselves, and their flat form.
 
 A field's metadata hold its help text; the command line of every sweep is generated from these classes, and the flat
-form (one level, the field names below) is what MLflow stores as parameters. There are two tasks, each with a
-configuration of its own: `training` (TrialConfig) and `expressivity` (ExpressivityConfig).
+form (one level, the field names below) is what MLflow stores as parameters. This is the configuration of the task
+`training`; other tasks have theirs in `cvit.tasks`.
 """
 
 import dataclasses
@@ -20,7 +20,6 @@ InitSchemeName = Literal[
 ConvolutionForm = Literal["factorized", "full"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
-Task = Literal["training", "expressivity"]
 
 
 LARGEST_LEARNING_RATE = 1e30
@@ -46,23 +45,27 @@ def choices(literal: Any) -> tuple[str, ...]:
     return typing.get_args(literal)
 
 
-def _require(condition: bool, name: str, value: Any, rule: str) -> None:
+def require(condition: bool, name: str, value: Any, rule: str) -> None:
+    """Raises ConfigError with the name, the value and the rule where the condition does not hold."""
     if not condition:
         raise ConfigError(f"{name} {value!r} {rule}")
 
 
-def _require_choice(config: Any, name: str, literal: Any) -> None:
+def require_choice(config: Any, name: str, literal: Any) -> None:
+    """Raises ConfigError where a field is none of the values of a Literal type."""
     value, valid = getattr(config, name), choices(literal)
-    _require(value in valid, name, value, f"is not valid: one of {', '.join(valid)}")
+    require(value in valid, name, value, f"is not valid: one of {', '.join(valid)}")
 
 
-def _require_divisor(name: str, value: int, image_size: int) -> None:
+def require_divisor(name: str, value: int, image_size: int) -> None:
+    """Raises ConfigError where a value does not divide the image size."""
     divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
     valid = ", ".join(map(str, divisors))
-    _require(value in divisors, name, value, f"must divide the image size {image_size}: one of {valid}")
+    require(value in divisors, name, value, f"must divide the image size {image_size}: one of {valid}")
 
 
-def _option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+def option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a configuration with the help text that the command line shows."""
     return field(default=default, metadata={"help": help_text})
 
 
@@ -72,22 +75,20 @@ class DataConfig:
 
     dataset: str = "digits"
     data_fingerprint: str = ""
-    data_fraction: float = _option("Share of the training images used, in (0, 1]; stratified and nested.", 1.0)
-    validation_fraction: float = _option("Share of the training images held out for validation.", 0.1)
-    max_validation_images: int = _option("Validation images looked at, at most; a stratified share of them.", 2000)
-    max_test_images: int = _option("Test images looked at, at most, a stratified share of them; 0: all.", 0)
-    augmentation: Augmentation = _option("Augmentation of training images; the data set's own by default.", "shift")
+    data_fraction: float = option("Share of the training images used, in (0, 1]; stratified and nested.", 1.0)
+    validation_fraction: float = option("Share of the training images held out for validation.", 0.1)
+    max_validation_images: int = option("Validation images looked at, at most; a stratified share of them.", 2000)
+    max_test_images: int = option("Test images looked at, at most, a stratified share of them; 0: all.", 0)
+    augmentation: Augmentation = option("Augmentation of training images; the data set's own by default.", "shift")
 
     def __post_init__(self) -> None:
-        _require(0 < self.data_fraction <= 1, "data_fraction", self.data_fraction, "must lie in (0, 1]")
-        _require(
-            0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "must lie in (0, 1)"
-        )
-        _require(
+        require(0 < self.data_fraction <= 1, "data_fraction", self.data_fraction, "must lie in (0, 1]")
+        require(0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "must lie in (0, 1)")
+        require(
             self.max_validation_images >= 1, "max_validation_images", self.max_validation_images, "must be at least 1"
         )
-        _require(self.max_test_images >= 0, "max_test_images", self.max_test_images, "must be at least 0")
-        _require_choice(self, "augmentation", Augmentation)
+        require(self.max_test_images >= 0, "max_test_images", self.max_test_images, "must be at least 0")
+        require_choice(self, "augmentation", Augmentation)
 
     @property
     def evaluation_images(self) -> tuple[str, float, int, int]:
@@ -102,38 +103,38 @@ class ModelConfig:
     image_size: int = 8
     in_channels: int = 1
     num_classes: int = 10
-    patch_size: int = _option("Side of a patch, pixels; divides the image size.", 4)
-    embed_dim: int = _option("Width of a token.", 128)
-    depth: int = _option("Number of transformer blocks.", 6)
-    num_heads: int = _option("Attention heads per block; 9 express a 3x3 convolution of patches.", 9)
-    head_dim: int = _option("Width of a head, independent of embed_dim / num_heads.", 16)
-    inner_dim: int = _option(
+    patch_size: int = option("Side of a patch, pixels; divides the image size.", 4)
+    embed_dim: int = option("Width of a token.", 128)
+    depth: int = option("Number of transformer blocks.", 6)
+    num_heads: int = option("Attention heads per block; 9 express a 3x3 convolution of patches.", 9)
+    head_dim: int = option("Width of a head, independent of embed_dim / num_heads.", 16)
+    inner_dim: int = option(
         "Width of all heads together: head_dim is its share, rounded; 0 leaves head_dim as it is.", 0
     )
-    mlp_ratio: float = _option("Hidden width of the MLP over embed_dim.", 4.0)
-    position_encoding: PositionEncoding = _option(
+    mlp_ratio: float = option("Hidden width of the MLP over embed_dim.", 4.0)
+    position_encoding: PositionEncoding = option(
         "Relative bias alone, or beside a learned absolute embedding.", "relative"
     )
 
     def __post_init__(self) -> None:
         for name in ("image_size", "in_channels", "patch_size", "embed_dim", "depth", "num_heads", "head_dim"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        _require(self.num_classes >= 2, "num_classes", self.num_classes, "must be at least 2")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(self.num_classes >= 2, "num_classes", self.num_classes, "must be at least 2")
+        require(
             math.isfinite(self.mlp_ratio) and round(self.embed_dim * self.mlp_ratio) >= 1,
             "mlp_ratio",
             self.mlp_ratio,
             "must be finite and make the MLP's hidden width, mlp_ratio * embed_dim, at least 1",
         )
-        _require_divisor("patch_size", self.patch_size, self.image_size)
+        require_divisor("patch_size", self.patch_size, self.image_size)
         most = (2 * self.grid_size - 1) ** 2
         if self.num_heads > most:
             grid = f"{self.grid_size}x{self.grid_size}"
             raise CombinationError(
                 f"num_heads {self.num_heads} must be at most {most}, the number of offsets on a grid of {grid} patches"
             )
-        _require_choice(self, "position_encoding", PositionEncoding)
-        _require(self.inner_dim >= 0, "inner_dim", self.inner_dim, "must be at least 0")
+        require_choice(self, "position_encoding", PositionEncoding)
+        require(self.inner_dim >= 0, "inner_dim", self.inner_dim, "must be at least 0")
         if self.inner_dim:
             object.__setattr__(self, "head_dim", max(1, round(self.inner_dim / self.num_heads)))
 
@@ -147,39 +148,39 @@ class ModelConfig:
 class InitConfig:
     """How the transformer starts. Parameters that the scheme does not use have no influence on a trial."""
 
-    init_scheme: InitSchemeName = _option(
+    init_scheme: InitSchemeName = option(
         "How the transformer's weights start; convolution and resnet are other models, for reference.", "random"
     )
-    attention_sharpness: float = _option(
+    attention_sharpness: float = option(
         "Logit gap between a head's target patch and the zero slot at the start (schemes with a convolution; impulse).",
         4.0,
     )
-    convolution_form: ConvolutionForm = _option(
+    convolution_form: ConvolutionForm = option(
         "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
     )
-    convolution_fraction: float = _option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
-    convolution_learning_rate: float = _option("Peak learning rate of the convolution phase; 0: learning_rate.", 0.0)
-    convolution_warmup_fraction: float = _option("Warm-up of the convolution phase; -1: warmup_fraction.", -1.0)
+    convolution_fraction: float = option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
+    convolution_learning_rate: float = option("Peak learning rate of the convolution phase; 0: learning_rate.", 0.0)
+    convolution_warmup_fraction: float = option("Warm-up of the convolution phase; -1: warmup_fraction.", -1.0)
 
     def __post_init__(self) -> None:
-        _require_choice(self, "init_scheme", InitSchemeName)
-        _require_choice(self, "convolution_form", ConvolutionForm)
-        _require(
+        require_choice(self, "init_scheme", InitSchemeName)
+        require_choice(self, "convolution_form", ConvolutionForm)
+        require(
             self.attention_sharpness > 0 and math.isfinite(self.attention_sharpness),
             "attention_sharpness",
             self.attention_sharpness,
             "must be positive and finite",
         )
-        _require(
+        require(
             0 < self.convolution_fraction < 1, "convolution_fraction", self.convolution_fraction, "must lie in (0, 1)"
         )
-        _require(
+        require(
             0 <= self.convolution_learning_rate <= LARGEST_LEARNING_RATE,
             "convolution_learning_rate",
             self.convolution_learning_rate,
             f"must be 0, for learning_rate, or positive and at most {LARGEST_LEARNING_RATE:g}",
         )
-        _require(
+        require(
             self.convolution_warmup_fraction == -1 or 0 <= self.convolution_warmup_fraction < 1,
             "convolution_warmup_fraction",
             self.convolution_warmup_fraction,
@@ -191,23 +192,23 @@ class InitConfig:
 class TrainingConfig:
     """Optimisation. Steps are those of both phases together, so that schemes get equal budgets."""
 
-    epochs: int = _option("Passes over the subset, both phases together.", 20)
-    min_steps: int = _option("Optimiser steps at least, so that small fractions are trained too.", 400)
-    batch_size: int = _option("Images per optimiser step.", 64)
-    learning_rate: float = _option("Peak learning rate of AdamW.", 1e-3)
-    weight_decay: float = _option("Decoupled weight decay; not applied to biases, norms and position terms.", 0.05)
-    warmup_fraction: float = _option("Share of a phase's steps with a linearly rising learning rate.", 0.1)
-    label_smoothing: float = _option("Label smoothing of the cross-entropy, in [0, 1).", 0.0)
-    gradient_clip_norm: float = _option("Largest norm of the gradient; 0 clips nothing.", 1.0)
-    precision: Precision = _option("Arithmetic of the forward pass: float32, or bfloat16 autocast.", "float32")
-    evaluations: int = _option("Evaluations on the validation images per trial, evenly spaced.", 10)
+    epochs: int = option("Passes over the subset, both phases together.", 20)
+    min_steps: int = option("Optimiser steps at least, so that small fractions are trained too.", 400)
+    batch_size: int = option("Images per optimiser step.", 64)
+    learning_rate: float = option("Peak learning rate of AdamW.", 1e-3)
+    weight_decay: float = option("Decoupled weight decay; not applied to biases, norms and position terms.", 0.05)
+    warmup_fraction: float = option("Share of a phase's steps with a linearly rising learning rate.", 0.1)
+    label_smoothing: float = option("Label smoothing of the cross-entropy, in [0, 1).", 0.0)
+    gradient_clip_norm: float = option("Largest norm of the gradient; 0 clips nothing.", 1.0)
+    precision: Precision = option("Arithmetic of the forward pass: float32, or bfloat16 autocast.", "float32")
+    evaluations: int = option("Evaluations on the validation images per trial, evenly spaced.", 10)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "min_steps"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         for name in ("batch_size", "evaluations"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(
             0 < self.learning_rate <= LARGEST_LEARNING_RATE,
             "learning_rate",
             self.learning_rate,
@@ -215,10 +216,10 @@ class TrainingConfig:
         )
         for name in ("weight_decay", "gradient_clip_norm"):
             value = getattr(self, name)
-            _require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
+            require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
         for name in ("warmup_fraction", "label_smoothing"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must lie in [0, 1)")
-        _require_choice(self, "precision", Precision)
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must lie in [0, 1)")
+        require_choice(self, "precision", Precision)
 
     def total_steps(self, num_images: int) -> int:
         """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2."""
@@ -236,7 +237,7 @@ class TrialConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+        require(self.seed >= 0, "seed", self.seed, "must be at least 0")
 
     def flat(self) -> dict[str, Any]:
         """Every field on one level, by its own name."""
@@ -252,7 +253,7 @@ class TrialConfig:
         Raises:
             ConfigError: a name is unknown or a value invalid.
         """
-        _require_known(flat, PARAMETERS)
+        require_known(flat, PARAMETERS)
         parts: dict[str, Any] = {
             name: part(**{f.name: flat[f.name] for f in dataclasses.fields(part) if f.name in flat})
             for name, part in _PARTS.items()
@@ -260,47 +261,8 @@ class TrialConfig:
         return cls(**parts, seed=flat.get("seed", 0))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpressivityConfig:
-    """One attempt to fit an attention layer to a random convolution; see `cvit.training.fit`."""
-
-    kernel_size: int = _option("Side of the convolution's kernel, pixels.", 3)
-    patch_size: int = _option("Side of a patch, pixels; divides the image size.", 1)
-    num_heads: int = _option("Heads of the attention layer.", 9)
-    fit_image_size: int = _option("Side of the images that the operators act on, pixels.", 8)
-    fit_channels: int = _option("Channels in and out; the theorem's count needs their square ≥ kernel_size².", 8)
-    fit_steps: int = _option("Steps of gradient descent on the attention.", 400)
-    fit_learning_rate: float = _option("Learning rate of the attention's logits.", 0.2)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("kernel_size", "patch_size", "num_heads", "fit_image_size", "fit_channels", "fit_steps"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        _require_divisor("patch_size", self.patch_size, self.fit_image_size)
-        _require(
-            0 < self.fit_learning_rate <= LARGEST_LEARNING_RATE,
-            "fit_learning_rate",
-            self.fit_learning_rate,
-            f"must be positive and at most {LARGEST_LEARNING_RATE:g}",
-        )
-        _require(self.seed >= 0, "seed", self.seed, "must be at least 0")
-
-    def flat(self) -> dict[str, Any]:
-        """Every field by its name."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_flat(cls, flat: Mapping[str, Any]) -> "ExpressivityConfig":
-        """The inverse of `flat`; names that are missing keep their defaults.
-
-        Raises:
-            ConfigError: a name is unknown or a value invalid.
-        """
-        _require_known(flat, EXPRESSIVITY_PARAMETERS)
-        return cls(**flat)
-
-
-def _require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]) -> None:
+def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]) -> None:
+    """Raises ConfigError for the first name that is no parameter."""
     unknown = sorted(set(flat) - set(parameters))
     if unknown:
         raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(parameters)}")
@@ -325,7 +287,12 @@ class Parameter:
         return base(text)
 
 
-def _parameters(parts: Mapping[str, Any]) -> Mapping[str, Parameter]:
+def parameters_of(parts: Mapping[str, Any]) -> Mapping[str, Parameter]:
+    """The flat parameters of configuration classes, by name, and the seed.
+
+    Args:
+        parts: the classes by the name of their group on the command line.
+    """
     parameters = {}
     for part_name, part in parts.items():
         hints = typing.get_type_hints(part)
@@ -336,12 +303,5 @@ def _parameters(parts: Mapping[str, Any]) -> Mapping[str, Parameter]:
     return types.MappingProxyType(parameters)
 
 
-PARAMETERS: Mapping[str, Parameter] = _parameters(_PARTS)
+PARAMETERS: Mapping[str, Parameter] = parameters_of(_PARTS)
 """Every flat parameter of a training by name, in the order of the configuration."""
-EXPRESSIVITY_PARAMETERS: Mapping[str, Parameter] = _parameters({"fit": ExpressivityConfig})
-"""Every flat parameter of a fit of an attention layer to a convolution."""
-PARAMETERS_OF: Mapping[str, Mapping[str, Parameter]] = {
-    "training": PARAMETERS,
-    "expressivity": EXPRESSIVITY_PARAMETERS,
-}
-"""The parameters of every task."""

@@ -22,6 +22,22 @@ class StageResult:
     diverged_step: int | None = None
 
 
+@dataclass(frozen=True)
+class Report:
+    """The measurements that a stage has made since its last report; all of them are already saved in the storage.
+
+    `step` is the stage's own; a stage's last report carries its result.
+    """
+
+    points: list[Point]
+    step: int
+    result: StageResult | None = None
+
+
+Reports = list[tuple[str, Report]]
+"""(stage key, report) of the stages of a pack that report at the same time."""
+
+
 def stage_folder(key: str) -> str:
     """The folder of a stage below the storage."""
     return f"{STAGES_FOLDER}/{key}"

@@ -3,17 +3,19 @@
 A stage's key is a hash of everything that determines its outcome, its parent's key included. Two trials whose
 convolution phases have the same key share that stage.
 
-A training has stages of the class `Stage`; a fit of an attention layer to a convolution is one `FitStage`.
+A stage belongs to a task (`cvit.tasks`). `Stage` says what the engine knows of one, whatever its task; `TrainingStage`
+is a phase of a training.
 """
 
 import hashlib
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from cvit.config import REFERENCES, THREE_BY_THREE, ExpressivityConfig, ModelConfig, TrialConfig
-from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, FIT, REFERENCE
+from cvit.config import REFERENCES, THREE_BY_THREE, ModelConfig, TrialConfig
+from cvit.vocabulary import ATTENTION, CONVOLUTION, REFERENCE, TRAINING
 
 SCIENCE_VERSION = 1
 """Raised whenever training the same configuration gives another result, so that old stages are not reused."""
@@ -46,8 +48,55 @@ _NOT_DECISIVE = {
 _NOT_DECISIVE_FOR_CONVOLUTION = {"init_scheme", "attention_sharpness"}
 
 
+class Stage(Protocol):
+    """A stage of any task, as planning and execution see it."""
+
+    task: ClassVar[str]
+    """Name of the task that trains it, a module of `cvit.tasks`."""
+
+    @property
+    def key(self) -> str:
+        """24 hexadecimal digits: a hash of everything that determines the outcome."""
+        ...
+
+    @property
+    def phase(self) -> str:
+        """Name of the phase of its trial."""
+        ...
+
+    @property
+    def parent(self) -> "Stage | None":
+        """The stage whose weights this one starts from."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of this stage."""
+        ...
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps of the trial up to this stage's end."""
+        ...
+
+    @property
+    def report_interval(self) -> int:
+        """Steps from one report to the next, at least."""
+        ...
+
+    @property
+    def shape(self) -> Hashable:
+        """Equal for stages that one worker may train together, as a pack."""
+        ...
+
+    @property
+    def cost_kind(self) -> Hashable:
+        """Equal for stages whose optimiser steps cost the same time and memory."""
+        ...
+
+
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One phase of a trial.
 
     Attributes:
@@ -59,16 +108,22 @@ class Stage:
         parent: the stage whose weights this one starts from.
     """
 
+    task: ClassVar[str] = TRAINING
+
     phase: str
     trial: TrialConfig
     steps: int
     first_step: int
     evaluation_interval: int
-    parent: "Stage | None" = None
+    parent: "TrainingStage | None" = None
 
-    @cached_property
+    @property
     def key(self) -> str:
         """24 hexadecimal digits."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         not_decisive = (
             _NOT_DECISIVE_FOR_CONVOLUTION if self.phase == CONVOLUTION else _NOT_DECISIVE[self.trial.init.init_scheme]
         )
@@ -117,7 +172,17 @@ class Stage:
         return self.phase, kind, replace(self.trial.model, inner_dim=0), form
 
     @property
-    def shape(self) -> tuple[Any, ...]:
+    def report_interval(self) -> int:
+        """Steps from one evaluation to the next."""
+        return self.evaluation_interval
+
+    @property
+    def cost_kind(self) -> Hashable:
+        """The architecture, the batch size and the precision."""
+        return self.architecture, self.trial.training.batch_size, self.trial.training.precision
+
+    @property
+    def shape(self) -> Hashable:
         """What must be equal for stages to be trained as one pack."""
         training = self.trial.training
         schedule = (self.steps, self.first_step, self.evaluation_interval)
@@ -134,42 +199,12 @@ class Stage:
         return self.first_step + self.steps
 
 
-@dataclass(frozen=True)
-class FitStage:
-    """The one stage of an expressivity trial."""
-
-    trial: ExpressivityConfig
-    phase: ClassVar[str] = FIT
-    parent: ClassVar[None] = None
-
-    @cached_property
-    def key(self) -> str:
-        """24 hexadecimal digits."""
-        return short_hash({"science_version": SCIENCE_VERSION, "task": EXPRESSIVITY, **self.trial.flat()}, digits=24)
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """Fits are not packed: each is a shape of its own."""
-        return (self.key,)
-
-    @property
-    def steps(self) -> int:
-        return self.trial.fit_steps
-
-    @property
-    def last_step(self) -> int:
-        return self.steps
-
-
-AnyStage = Stage | FitStage
-
-
 def depends_on(init_scheme: str, parameter: str) -> bool:
     """Whether a parameter has any influence on trials of a scheme."""
     return parameter not in _NOT_DECISIVE[init_scheme]
 
 
-def stages_of(trial: TrialConfig, num_images: int) -> tuple[Stage, ...]:
+def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:
     """The stages of a trial on a subset of `num_images` images, in the order of training.
 
     Every scheme gets the same number of steps in all: a two_phase trial divides them between its phases.
@@ -177,12 +212,12 @@ def stages_of(trial: TrialConfig, num_images: int) -> tuple[Stage, ...]:
     total = trial.training.total_steps(num_images)
     interval = max(1, round(total / trial.training.evaluations))
     if trial.init.init_scheme in REFERENCES:
-        return (Stage(REFERENCE, trial, total, 0, interval),)
+        return (TrainingStage(REFERENCE, trial, total, 0, interval),)
     if trial.init.init_scheme != "two_phase":
-        return (Stage(ATTENTION, trial, total, 0, interval),)
+        return (TrainingStage(ATTENTION, trial, total, 0, interval),)
     first = min(total - 1, max(1, round(total * trial.init.convolution_fraction)))
-    convolution = Stage(CONVOLUTION, trial, first, 0, interval)
-    return convolution, Stage(ATTENTION, trial, total - first, first, interval, convolution)
+    convolution = TrainingStage(CONVOLUTION, trial, first, 0, interval)
+    return convolution, TrainingStage(ATTENTION, trial, total - first, first, interval, convolution)
 
 
 def short_hash(content: Any, digits: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import pyarrow.fs as pafs
 
+from cvit.errors import one_line
 from cvit.redaction import redacted
 
 _ATTEMPTS = 8
@@ -180,4 +181,4 @@ def _patient(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
 
 def _message(url: str, done: str, error: BaseException) -> str:
     """One line, without the keys that a URL may hold."""
-    return redacted(f"storage {url!r} cannot be {done}: {' '.join(str(error).split())}")
+    return redacted(f"storage {url!r} cannot be {done}: {one_line(error)}")

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIGHT_MODULES = ("cvit.vocabulary", "cvit.config", "cvit.redaction", "cvit.storage", "cvit.theorem.counts")
+LIGHT_MODULES = (
+    "cvit.vocabulary",
+    "cvit.config",
+    "cvit.errors",
+    "cvit.records",
+    "cvit.redaction",
+    "cvit.storage",
+    "cvit.tasks",
+    "cvit.theorem.counts",
+)
 ORCHESTRATION = ("ray", "mlflow")
 SCRIPT_LINES = 90
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]

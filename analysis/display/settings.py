@@ -9,7 +9,7 @@ from analysis.display.wording import INNER_DIM, SCHEME, label, plain_text
 from analysis.statistics.stats import Result
 from analysis.statistics.studies import Study
 from analysis.store.frames import SEED
-from cvit.config import PARAMETERS_OF
+from cvit.tasks import parameters_of_task
 
 _SAYS_NOTHING = {
     INNER_DIM: 0,
@@ -67,7 +67,7 @@ def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str,
     shared: dict[str, str] = {}
     differing: dict[str, dict[str, str]] = {}
     trials: Sequence[Mapping[str, Any]] = study.trials or [study.params]
-    for name in PARAMETERS_OF.get(study.task, {}):
+    for name in parameters_of_task(study.task):
         if name in (*study.axes, SCHEME, SEED, "dataset", *shown):
             continue
         if all(trial.get(name) == _SAYS_NOTHING.get(name, "") for trial in trials):
@@ -84,7 +84,7 @@ def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str,
 
 
 def _has_schemes(study: Study) -> bool:
-    return SCHEME in PARAMETERS_OF.get(study.task, {})
+    return SCHEME in parameters_of_task(study.task)
 
 
 def _by_axis(study: Study, trials: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from cvit import vocabulary as names
-from cvit.config import PARAMETERS_OF, Parameter
+from cvit.config import Parameter
+from cvit.tasks import TASK_NAMES, parameters_of_task
 
 CURVES: Mapping[str, tuple[str, ...]] = {
     "low_data": (names.VAL_ACCURACY,),
@@ -175,7 +176,7 @@ class Raw:
             rows.append(trial | ended | final)
         rows.sort(key=self._trial_order)
         tasks = {row["task"] for row in [*self.studies.values(), *rows]}
-        parameters = dict.fromkeys(name for task in PARAMETERS_OF if task in tasks for name in PARAMETERS_OF[task])
+        parameters = dict.fromkeys(name for task in TASK_NAMES if task in tasks for name in parameters_of_task(task))
         others = sorted({name for row in rows for name in row} - {*TRIAL_COLUMNS, *parameters, *metrics})
         columns = [*TRIAL_COLUMNS, *parameters, *others, *metrics]
         frame = pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
@@ -196,7 +197,7 @@ class Raw:
 def _task_of(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Parameter]]:
     """The task of a study or trial and its parameters; records from before there were several tasks are trainings."""
     task = record.get("tags", {}).get(names.TAG_TASK, names.TRAINING)
-    return task, PARAMETERS_OF.get(task, {})
+    return task, parameters_of_task(task)
 
 
 def _typed(of_task: Mapping[str, Parameter], name: str, value: Any) -> Any:

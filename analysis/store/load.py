@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlparse
 
 from analysis.store.frames import CURVES, Frames, LoadError, Raw
 from cvit import vocabulary as names
+from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError, decode_records
 
@@ -44,7 +45,7 @@ def load_journal(storage: Storage, sweep: str | None = None) -> Frames:
                 if segment.endswith(".jsonl"):
                     raw.add_records(name, decode_records(storage.read(f"{folder}/{segment}")))
     except (OSError, StorageError) as error:
-        raise LoadError(f"{shown} cannot be read: {_one_line(error)}") from error
+        raise LoadError(f"{shown} cannot be read: {one_line(error)}") from error
     if not sweeps:
         raise LoadError(f"{shown} has no journal: no folder {names.JOURNAL_FOLDER!r} with sweeps in it")
     return raw.frames(shown)
@@ -69,7 +70,7 @@ def load_mlflow(uri: str) -> Frames:
     try:
         return _read_mlflow(MlflowClient(uri), uri).frames(f"MLflow store {redacted(uri)}")
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        raise LoadError(redacted(f"MLflow store {uri} cannot be read: {_one_line(error)}")) from error
+        raise LoadError(redacted(f"MLflow store {uri} cannot be read: {one_line(error)}")) from error
 
 
 def _read_mlflow(client: Any, uri: str) -> Raw:
@@ -179,7 +180,7 @@ def _require_existing_store(uri: str) -> None:
             with contextlib.closing(_open_sqlite(path)) as connection:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
-            raise LoadError(f"{shown} cannot be read: {_one_line(error)}") from error
+            raise LoadError(f"{shown} cannot be read: {one_line(error)}") from error
         if not {"experiments", "runs", "metrics"} <= tables:
             raise LoadError(f"{shown} is not an MLflow store: {str(path)!r} has none of its tables")
     elif uri.startswith("file:") or "://" not in uri:
@@ -203,7 +204,3 @@ def _joined(tags: Mapping[str, str], tag: str) -> str:
     """The text of a tag that, being long, may go on in `tag.1`, `tag.2`, …"""
     further = itertools.takewhile(tags.__contains__, (f"{tag}.{number}" for number in itertools.count(1)))
     return "".join(tags[part] for part in (tag, *further))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvit.errors import one_line
+
 Pixels = NDArray[np.uint8]
 
 _GRAY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B", "I;16N")
@@ -37,11 +39,6 @@ class Target:
     channels: int
     size: int
     resize: bool
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_form(encoded: bytes | None, name: str) -> Form:

@@ -13,7 +13,7 @@ from cvit.init.random import initialise, random
 from cvit.init.two_phase import two_phase
 from cvit.models.reference import ResidualNetwork
 from cvit.models.vit import VisionTransformer
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.vocabulary import ATTENTION, REFERENCE
 
 InitScheme = Callable[[TrialConfig, VisionTransformer | None], tuple[VisionTransformer, dict[str, float]]]
@@ -30,7 +30,7 @@ INIT_SCHEMES: dict[str, InitScheme] = {
 """Of the transformer; `config.REFERENCES` are other models, which start at random."""
 
 
-def blank_model(stage: Stage) -> nn.Module:
+def blank_model(stage: TrainingStage) -> nn.Module:
     """The architecture that a stage trains, uninitialised."""
     trial = stage.trial
     if stage.phase == REFERENCE and trial.init.init_scheme == "resnet":
@@ -38,7 +38,7 @@ def blank_model(stage: Stage) -> nn.Module:
     return VisionTransformer(trial.model, stage.phase, trial.init.convolution_form)
 
 
-def initial_model(stage: Stage, parent: nn.Module | None) -> tuple[nn.Module, dict[str, float]]:
+def initial_model(stage: TrainingStage, parent: nn.Module | None) -> tuple[nn.Module, dict[str, float]]:
     """The model that a stage starts from, on the CPU, and metrics measured on the way (such as the transfer's error).
 
     Args:

@@ -13,7 +13,7 @@ from cvit.data.augment import channel_statistics, draw_augmentation
 from cvit.data.datasets import Dataset
 from cvit.data.subsets import select, subset
 from cvit.randomness import generator
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PackData:
         return images * scale[:, None, :, None, None] - shift[:, None, :, None, None]
 
 
-def pack_data(dataset: Dataset, stages: Sequence[Stage], device: torch.device) -> PackData:
+def pack_data(dataset: Dataset, stages: Sequence[TrainingStage], device: torch.device) -> PackData:
     """Selects every member's subset and puts all that is needed on the device, each image once.
 
     Args:
@@ -115,7 +115,7 @@ def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Ten
     return torch.cat(parts)
 
 
-def draw_batches(data: PackData, stages: Sequence[Stage], steps: range) -> tuple[Tensor, Tensor]:
+def draw_batches(data: PackData, stages: Sequence[TrainingStage], steps: range) -> tuple[Tensor, Tensor]:
     """The draws of consecutive steps, on the CPU; the same wherever and whenever asked for.
 
     Args:

@@ -7,6 +7,7 @@ problem, solved exactly in every step (variable projection; Golub and Pereyra, 1
 distance is the Frobenius norm of the two operators' difference: the root of the expected squared error on white noise.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -15,21 +16,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from cvit.config import ExpressivityConfig
 from cvit.geometry import num_relative_positions, relative_position, relative_position_index
 from cvit.randomness import generator
-from cvit.results import Point, StageResult, load_result
-from cvit.stages import FitStage
+from cvit.results import Point, Report, StageResult, load_result
 from cvit.storage import Storage
+from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 from cvit.theorem.kernel import error_bound, offsets, patch_maps
 from cvit.training import checkpoint as ckpt
-from cvit.training.loop import Report
 from cvit.training.schedule import learning_rate
 from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR, STATUS_OK
 
 MEASUREMENTS = 10
 """Measured errors in the course of a fit, beside the one at its start."""
+_TIMED_STEPS = 20
 _RIDGE = 1e-13
 """Relative ridge of the least squares inside the loss, where two heads may have come to look alike."""
 _LEAST_SQUARED_ERROR = 1e-14
@@ -140,6 +141,24 @@ def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
     points.append(_point(EXPRESSIVITY_BOUND, config.fit_steps, bound))
     assert all(math.isfinite(value) for _, _, value, _ in points)
     return points, logits.detach()
+
+
+def step_flops(stage: FitStage) -> float:
+    """Floating-point operations of the matrix products of one step."""
+    with FlopCounterMode(display=False) as counter:
+        descend(dataclasses.replace(stage.trial, fit_steps=1))
+    return float(counter.get_total_flops())
+
+
+def step_seconds(stage: FitStage) -> float:
+    """Seconds of one step, measured on a few, the start and the end of a fit left out."""
+
+    def seconds(steps: int) -> float:
+        started = time.perf_counter()
+        descend(dataclasses.replace(stage.trial, fit_steps=steps))
+        return time.perf_counter() - started
+
+    return max(0.0, seconds(1 + _TIMED_STEPS) - seconds(1)) / _TIMED_STEPS
 
 
 def _point(metric: str, step: int, value: float) -> Point:

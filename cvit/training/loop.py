@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.transfer import logit_error
-from cvit.results import Point, StageResult, load_result
-from cvit.stages import Stage
+from cvit.results import Report, Reports, StageResult, load_result
+from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import PackData, pack_data
@@ -57,25 +57,12 @@ class ParentStageMissing(Exception):
     """The trained weights that a stage starts from are missing or altered; running the sweep again trains them anew."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a stage has newly measured; all of it is already saved in the storage."""
-
-    points: list[Point]
-    step: int
-    result: StageResult | None = None
-
-
-Reports = list[tuple[str, Report]]
-"""(stage key, report) of the members that have something to report at the same time."""
-
-
 @dataclass(eq=False)
 class _Member:
     """A stage on its way through a pack; `state` is its weights and moments while it is not on the device."""
 
     place: int
-    stage: Stage
+    stage: TrainingStage
     progress: Progress
     state: Mapping[str, Tensor]
     reported: int = 0
@@ -93,7 +80,7 @@ class _Member:
 
 
 def train_pack(
-    stages: Sequence[Stage],
+    stages: Sequence[TrainingStage],
     dataset: Dataset,
     storage: Storage,
     device: torch.device,
@@ -140,7 +127,7 @@ def train_pack(
 
 
 def _train_together(
-    stages: Sequence[Stage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
+    stages: Sequence[TrainingStage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
 ) -> Iterator[Reports]:
     left = [_restored_or_started(place, stage, data, storage, device) for place, stage in enumerate(stages)]
     group: list[_Member] = []
@@ -176,7 +163,9 @@ def _train_together(
             yield reports
 
 
-def _restored_or_started(place: int, stage: Stage, data: PackData, storage: Storage, device: torch.device) -> _Member:
+def _restored_or_started(
+    place: int, stage: TrainingStage, data: PackData, storage: Storage, device: torch.device
+) -> _Member:
     """A stage at its last whole checkpoint, or at its start."""
     saved = ckpt.load_checkpoint(storage, stage.key)
     if saved is not None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from cvit.data.augment import apply_augmentation
 from cvit.init.registry import blank_model
 from cvit.models.pack import Pack
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.training.batches import LabelledImages, PackData, draw_batches
 from cvit.training.optimizer import MOMENTS, AdamW, coefficients
 from cvit.training.schedule import learning_rate
@@ -52,7 +52,7 @@ class TrainingPack:
     """Members at the same step of stages of equal shape, on a device."""
 
     def __init__(
-        self, stages: Sequence[Stage], data: PackData, states: Sequence[Tensors], device: torch.device
+        self, stages: Sequence[TrainingStage], data: PackData, states: Sequence[Tensors], device: torch.device
     ) -> None:
         """
         Args:
@@ -219,7 +219,7 @@ class TrainingPack:
         return max(1, min(EVALUATION_BATCH_SIZE, most))
 
 
-def rate_at(stage: Stage, step: int) -> float:
+def rate_at(stage: TrainingStage, step: int) -> float:
     """The learning rate of a step, counted within the stage."""
     return learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_fraction)
 

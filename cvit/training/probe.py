@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.init.registry import blank_model
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.training.batches import LabelledImages, PackData
 from cvit.training.pack import EVALUATION_BATCH_SIZE, TrainingPack
 
@@ -25,7 +27,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def step_seconds(stage: Stage, sizes: Sequence[int], device: torch.device) -> list[float]:
+def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.device) -> list[float]:
     """Seconds of an optimiser step of packs of such stages, of each size the best of a few; evaluation is left out.
 
     The sizes take turns, so that something that keeps the device busy for a moment meets all of them.
@@ -37,7 +39,19 @@ def step_seconds(stage: Stage, sizes: Sequence[int], device: torch.device) -> li
     return [min(of_size) for of_size in zip(*turns, strict=True)]
 
 
-def peak_bytes(stage: Stage, members: int, device: torch.device) -> int:
+def step_flops(stage: TrainingStage) -> float:
+    """Floating-point operations of the matrix products of one optimiser step, forward and backward."""
+    model_config, size = stage.trial.model, stage.trial.training.batch_size
+    with torch.device("meta"):
+        model = blank_model(stage)
+        images = torch.zeros(size, model_config.in_channels, model_config.image_size, model_config.image_size)
+        labels = torch.zeros(size, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(images), labels).backward()
+    return float(counter.get_total_flops())
+
+
+def peak_bytes(stage: TrainingStage, members: int, device: torch.device) -> int:
     """Memory of a CUDA device that a pack of such stages takes: that of training, which a CUDA graph keeps to itself,
     and that of evaluation beside it."""
     pack = _pack(stage, members, device)
@@ -52,7 +66,7 @@ def _reserved(use: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_reserved(device)
 
 
-def _pack(stage: Stage, members: int, device: torch.device) -> TrainingPack:
+def _pack(stage: TrainingStage, members: int, device: torch.device) -> TrainingPack:
     """A pack on black images that evaluates after every step."""
     stage = replace(stage, steps=1 + _STEPS, first_step=0, evaluation_interval=1)
     model = stage.trial.model
@@ -64,7 +78,7 @@ def _pack(stage: Stage, members: int, device: torch.device) -> TrainingPack:
     return TrainingPack([stage] * members, data, [state] * members, device)
 
 
-def _images(stage: Stage, count: int, device: torch.device) -> LabelledImages:
+def _images(stage: TrainingStage, count: int, device: torch.device) -> LabelledImages:
     model = stage.trial.model
     shape = (count, model.in_channels, model.image_size, model.image_size)
     labels = torch.zeros(count, dtype=torch.int64, device=device)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cvit.config import Task
+from cvit.vocabulary import TRAINING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Sweep:
     """A question and the presets that answer it; the first preset is the default. All presets have the same axes.
 
     Attributes:
-        task: what its trials do: `training` on a data set, or `expressivity`, a fit that needs none.
+        task: name of what its trials do, a module of `cvit.tasks`.
         dataset: the default data set of a training.
         drop_invalid: leave out combinations that cannot be, such as more heads than there are offsets, and list them;
             otherwise they are refused.
@@ -68,7 +68,7 @@ class Sweep:
     name: str
     question: str
     presets: Mapping[str, Preset]
-    task: Task = "training"
+    task: str = TRAINING
     dataset: str = "digits"
     drop_invalid: bool = False
 

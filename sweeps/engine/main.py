@@ -13,11 +13,12 @@ from cvit.data.datasets import DatasetInfo, describe
 from cvit.data.images import DataError
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import TRAINING
+from cvit.tasks import task_named
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.request import Request
 from sweeps.engine.recording.lease import lease
-from sweeps.engine.terminal.cli import Request, parse, parts_asked_for
+from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.engine.terminal.preflight import check_address, check_device, check_tracking_uri
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
     prepared: list[tuple[Plan, DatasetInfo | None, Request]] = []
     for sweep, request in requests:
         info = None
-        if sweep.task == TRAINING:
+        if task_named(sweep.task).needs_data:
             info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
         plan = Plan.make(sweep, request, info, storage)
         if plan.search is not None:

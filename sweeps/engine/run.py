@@ -12,8 +12,8 @@ import ray
 from rich.console import Console
 
 from cvit.data.datasets import Dataset, DatasetInfo, load
+from cvit.results import Report
 from cvit.storage import Storage, StorageError
-from cvit.training.loop import Report
 from cvit.vocabulary import STATUS_PRUNED, TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK, VAL_ACCURACY
 from sweeps.engine.execution.cluster import Workers
 from sweeps.engine.execution.execute import execute
@@ -22,9 +22,9 @@ from sweeps.engine.execution.pack_size import pack_limits
 from sweeps.engine.execution.timing import Timing
 from sweeps.engine.main import EXIT_INTERRUPTED
 from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.request import Request
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.recording.record import record
-from sweeps.engine.terminal.cli import Request
 from sweeps.engine.terminal.display import Display
 from sweeps.engine.terminal.report import print_answer, print_growth, print_lost_head, print_plan, print_storage_error
 from sweeps.engine.tracking.tracker import Tracker

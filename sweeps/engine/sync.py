@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
+from cvit.errors import one_line
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from sweeps.engine.recording.journal import Journal, Record
@@ -40,7 +41,7 @@ def sync(
     try:
         names = opened.names(v.JOURNAL_FOLDER)
     except OSError as error:
-        raise StorageError(f"storage {storage!r} cannot be read: {' '.join(str(error).split())}") from error
+        raise StorageError(f"storage {storage!r} cannot be read: {one_line(error)}") from error
     if not names:
         raise StorageError(f"storage {storage!r} has no journal")
     if sweep is not None and sweep not in names:
@@ -87,7 +88,7 @@ def main() -> None:
     try:
         sys.exit(app(exit_on_error=False, print_error=False))
     except (CycloptsError, ConfigError, StorageError) as error:
-        print(f"sync: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"sync: error: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
 

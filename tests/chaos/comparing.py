@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from cvit import vocabulary as v
 from cvit.data.datasets import load
 from cvit.results import Point, load_result
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.storage import Storage, decode_records
 from cvit.training.checkpoint import load_checkpoint
 from cvit.training.loop import train_pack
@@ -24,7 +24,7 @@ def train_undisturbed(plan: Plan, folder: Path) -> None:
     """Trains a plan's stages here, one after the other, without Ray."""
     storage, dataset = Storage.open(str(folder / "storage")), load(digits())
     for stage in plan.todo:
-        assert isinstance(stage, Stage)
+        assert isinstance(stage, TrainingStage)
         for _ in train_pack([stage], dataset, storage, CPU):
             pass
 

@@ -16,15 +16,15 @@ from cvit.init.registry import blank_model, initial_model
 from cvit.models.attention import RelativeAttention
 from cvit.models.reference import ResidualNetwork, network_size
 from cvit.models.vit import VisionTransformer
-from cvit.stages import Stage, stages_of
+from cvit.stages import TrainingStage, stages_of
 from cvit.training.batches import pack_data
-from sweeps.engine.execution.cost import estimate
+from sweeps.engine.execution.cost import cost_of
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 9, "head_dim": 4}
 
 
-def stage(scheme: str, **changes: Any) -> Stage:
+def stage(scheme: str, **changes: Any) -> TrainingStage:
     return stages_of(TrialConfig.from_flat(SMALL | {"init_scheme": scheme} | changes), num_images=100)[-1]
 
 
@@ -282,9 +282,9 @@ def test_the_resnet_is_about_as_large_as_the_transformer(changes: dict[str, Any]
 
 def test_the_estimate_tells_the_references_apart() -> None:
     stages = [stage(scheme, epochs=0, min_steps=2) for scheme in ("convolution", "resnet", "random")]
-    alone = [estimate([one], {}, CPU).flops for one in stages]
+    alone = [cost_of([one], {}, CPU).flops for one in stages]
     assert len(set(alone)) == 3 and min(alone) > 0
-    assert estimate([*stages], {}, CPU).flops == pytest.approx(sum(alone))
+    assert cost_of([*stages], {}, CPU).flops == pytest.approx(sum(alone))
 
 
 def test_only_the_resnet_is_no_transformer() -> None:

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvit.config import (
-    EXPRESSIVITY_PARAMETERS,
     PARAMETERS,
-    ExpressivityConfig,
     InitSchemeName,
     TrialConfig,
     choices,
 )
-from cvit.stages import SCIENCE_VERSION, FitStage, Stage, short_hash, stages_of
+from cvit.stages import SCIENCE_VERSION, TrainingStage, short_hash, stages_of
+from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
+from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 
 # Every parameter by value, so that a changed default changes no key here.
 FLAT: dict[str, Any] = {
@@ -92,7 +92,7 @@ OTHER: dict[str, Any] = {
 }
 
 
-def stages(num_images: int = NUM_IMAGES, **changes: Any) -> tuple[Stage, ...]:
+def stages(num_images: int = NUM_IMAGES, **changes: Any) -> tuple[TrainingStage, ...]:
     return stages_of(TrialConfig.from_flat(FLAT | changes), num_images)
 
 
@@ -148,7 +148,7 @@ def test_the_convolution_phase_is_shared_over_sharpness() -> None:
 
 def test_the_convolution_phase_does_not_depend_on_the_scheme_that_follows() -> None:
     convolution = stages()[0]
-    alone = Stage(
+    alone = TrainingStage(
         convolution.phase,
         TrialConfig.from_flat(FLAT | {"init_scheme": "conv_structured"}),
         convolution.steps,
@@ -209,7 +209,7 @@ def test_schemes_have_keys_of_their_own() -> None:
 def test_the_attention_key_depends_on_its_parent() -> None:
     convolution, attention = stages()
     other_parent = stages(learning_rate=0.01)[0]
-    adopted = Stage(
+    adopted = TrainingStage(
         attention.phase,
         attention.trial,
         attention.steps,

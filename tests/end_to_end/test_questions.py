@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cvit import vocabulary as v
-from cvit.config import EXPRESSIVITY_PARAMETERS, PARAMETERS
+from cvit.config import PARAMETERS
+from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from tests.support.scripts import ROOT, journal, mlflow_runs, sweep
 
 TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")

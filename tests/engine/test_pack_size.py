@@ -11,7 +11,7 @@ import torch
 import sweeps.engine.execution.pack_size as pack_size
 from cvit import vocabulary as v
 from cvit.results import load_result
-from cvit.stages import Stage
+from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from sweeps.engine.execution.cluster import Workers
 from sweeps.engine.execution.pack_size import fitting_packs, pack_limits
@@ -27,7 +27,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[
     """A CPU on which a step of a pack takes so long; returns the sizes that were tried, each time."""
     tried: list[list[int]] = []
 
-    def step_seconds(stage: Stage, sizes: list[int], device: torch.device) -> list[float]:
+    def step_seconds(stage: TrainingStage, sizes: list[int], device: torch.device) -> list[float]:
         tried.append(sizes)
         return [seconds[size] for size in sizes]
 
@@ -78,7 +78,7 @@ def test_fits_are_not_packed(tmp_path: Path) -> None:
 
 def test_the_size_is_measured_on_the_device(tmp_path: Path) -> None:
     stage = make_plan(tmp_path, *SMALL).todo[0]
-    assert isinstance(stage, Stage)
+    assert isinstance(stage, TrainingStage)
     (size,) = fitting_packs([(stage, 4)], "cpu", workers_per_device=1)
     assert size in (1, 2, 4)
     assert not list(tmp_path.iterdir())
@@ -88,7 +88,7 @@ def test_the_size_is_measured_on_the_device(tmp_path: Path) -> None:
 def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
     """The size that is found can be trained, and twice a huge one's memory share is not exceeded."""
     stage = make_plan(tmp_path, *SMALL).todo[0]
-    assert isinstance(stage, Stage)
+    assert isinstance(stage, TrainingStage)
     (size,) = fitting_packs([(stage, 16)], "cuda", workers_per_device=2)
     assert size == 16, "16 tiny models fit any GPU"
 

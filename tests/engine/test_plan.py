@@ -63,7 +63,7 @@ def test_more_seeds_or_fractions_extend_a_study_and_other_settings_make_another(
 
 def test_a_given_value_holds_for_every_scheme(tmp_path: Path) -> None:
     def values(*options: str) -> set[str]:
-        return {t.config.flat()["position_encoding"] for t in make_plan(tmp_path, *SMALL, *options).trials}
+        return {t.params["position_encoding"] for t in make_plan(tmp_path, *SMALL, *options).trials}
 
     own, given = values(), values("--position-encoding", "relative")
     assert given == {"relative"}
@@ -86,8 +86,8 @@ def test_altered_weights_are_trained_again_only_where_something_starts_from_them
 
 
 def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) -> None:
-    assert {t.config.flat()["patch_size"] for t in make_plan(tmp_path, *SMALL).trials} == {2}
-    assert {t.config.flat()["patch_size"] for t in make_plan(tmp_path, *SMALL, "--patch-size", "4").trials} == {4}
+    assert {t.params["patch_size"] for t in make_plan(tmp_path, *SMALL).trials} == {2}
+    assert {t.params["patch_size"] for t in make_plan(tmp_path, *SMALL, "--patch-size", "4").trials} == {4}
     with pytest.raises(ConfigError, match="patch_size 5 must divide"):
         make_plan(tmp_path, *SMALL, "--patch-size", "5")
 

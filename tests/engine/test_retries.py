@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from cvit.results import load_result
-from cvit.stages import AnyStage
+from cvit.stages import Stage
 from cvit.storage import Storage
 from sweeps.engine.execution import searcher as module
 from sweeps.engine.execution.faults import CODE_RETRIES, Fault, fault_of
@@ -136,7 +136,7 @@ def test_an_error_is_tried_again_alone_and_costs_no_other_member(tmp_path: Path)
 
 def test_what_starts_from_a_failed_stage_is_given_up_and_the_rest_goes_on(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, *TWO_PHASES)
-    searcher, trained, number = PlanSearcher(plan, {}, {}), list[AnyStage](), 0
+    searcher, trained, number = PlanSearcher(plan, {}, {}), list[Stage](), 0
     while (suggestion := searcher.suggest(str(number))) != PlanSearcher.FINISHED:
         assert isinstance(suggestion, dict)
         (stage,) = suggestion["pack"]

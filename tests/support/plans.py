@@ -8,14 +8,15 @@ import torch
 
 from cvit.data.datasets import DatasetInfo, describe, load
 from cvit.results import load_result
-from cvit.stages import AnyStage, Stage
+from cvit.stages import Stage, TrainingStage
 from cvit.storage import Storage
 from cvit.training.loop import train_pack
 from cvit.vocabulary import TRAINING
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.execution.searcher import PlanSearcher
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.terminal.cli import Request, parse, parts_asked_for
+from sweeps.engine.planning.request import Request
+from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.low_data import SWEEP
 from tests.support.scripts import ROOT
 
@@ -57,13 +58,13 @@ def requests_of(script: str, options: list[str]) -> dict[str, Request | None]:
     return {s.name: parse(s, options, sweeps if len(sweeps) > 1 else ()) for s in parts_asked_for(sweeps, options)}
 
 
-def train(stage: AnyStage, folder: Path) -> None:
-    assert isinstance(stage, Stage)
+def train(stage: Stage, folder: Path) -> None:
+    assert isinstance(stage, TrainingStage)
     for _ in train_pack([stage], load(digits()), Storage.open(str(folder)), CPU):
         pass
 
 
-def walk(plan: Plan, folder: Path) -> list[AnyStage]:
+def walk(plan: Plan, folder: Path) -> list[Stage]:
     """Trains what the searcher suggests, one pack at a time, and returns the order."""
     searcher, order = PlanSearcher(plan, {}, {}), []
     while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:

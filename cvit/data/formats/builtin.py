@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from cvit.config import Augmentation
-from cvit.data.images import DataError, one_line
+from cvit.data.images import DataError
 from cvit.data.stored import ArrayPart, Stored, hash_arrays
+from cvit.errors import one_line
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cvit.data.images import DataError, one_line
+from cvit.data.images import DataError
 from cvit.data.stored import EncodedPart, Stored, hash_files
+from cvit.errors import one_line
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 _TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cvit.data.images import DataError, one_line
+from cvit.data.images import DataError
 from cvit.data.stored import EncodedPart, Labels, Stored, hash_files
+from cvit.errors import one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")

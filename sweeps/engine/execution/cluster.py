@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cvit.errors import one_line
+
 # These must be set before Ray is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -81,7 +83,7 @@ def ray_session(address: str | None, device: str) -> Iterator[Workers]:
     except SystemExit as error:  # SIGTERM, by a handler that Ray puts in place while it starts
         raise KeyboardInterrupt from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray address {address!r} cannot be used: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"Ray address {address!r} cannot be used: {one_line(error)}") from error
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         workers = _workers(address, device)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from cvit.errors import one_line
 from sweeps.engine.recording.backoff import is_refused
 
 CODE_RETRIES = 2
@@ -35,9 +36,7 @@ def fault_of(error: BaseException | None, text: str) -> Fault:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, OSError) and not isinstance(cause, _OF_CODE):
-        return Fault(
-            "storage" if is_refused(cause) else "machine", f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-        )
+        return Fault("storage" if is_refused(cause) else "machine", f"{type(cause).__name__}: {one_line(cause)}")
     # An actor that fails while it starts wraps whatever it raised; Ray's own errors are about other machines.
     is_start = isinstance(cause, RayActorError) and cause.actor_init_failed and "ray.exceptions." not in lines[-1]
     if isinstance(cause, RayError) and not is_start:

@@ -7,8 +7,9 @@ from typing import Any
 import ray
 import torch
 
-from cvit.stages import AnyStage, Stage
-from cvit.training.probe import one_thread, peak_bytes, step_seconds
+from cvit.stages import Stage
+from cvit.tasks import task_named
+from cvit.training.probe import one_thread
 from sweeps.engine.execution.cluster import Workers
 
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
@@ -23,20 +24,20 @@ Limits = dict[Any, int]
 """Stages in a pack at most, by their shape; 1 where a shape is not named."""
 
 
-def pack_limits(stages: Sequence[AnyStage], workers: Workers, max_pack: int | None) -> Limits:
+def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None) -> Limits:
     """The limits for stages that are to be trained; measured on a worker's device, once for each kind of training step.
 
     Args:
         max_pack: taken instead of measuring.
     """
-    shapes = {stage.shape: stage for stage in stages if isinstance(stage, Stage)}
+    shapes = {stage.shape: stage for stage in stages}
     if max_pack is not None:
         return dict.fromkeys(shapes, max_pack)
     counts = Counter(stage.shape for stage in stages)
     kinds: dict[Any, tuple[Stage, int]] = {}
     for shape, stage in shapes.items():
         share = min(LARGEST_PACK[workers.device], -(-counts[shape] // workers.count))
-        kinds[_kind(stage)] = stage, max(share, kinds.get(_kind(stage), (stage, 1))[1])
+        kinds[stage.cost_kind] = stage, max(share, kinds.get(stage.cost_kind, (stage, 1))[1])
     asked = [(stage, most) for stage, most in kinds.values() if most > 1]
     if not asked:
         return {}
@@ -46,8 +47,8 @@ def pack_limits(stages: Sequence[AnyStage], workers: Workers, max_pack: int | No
     else:
         num_gpus = workers.resources.get("gpu", 0)
         sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
-    found = {_kind(stage): size for (stage, _), size in zip(asked, sizes, strict=True)}
-    return {shape: found.get(_kind(stage), 1) for shape, stage in shapes.items()}
+    found = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}
+    return {shape: found.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
 
 
 def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_device: int) -> list[int]:
@@ -58,14 +59,10 @@ def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_d
         return [_fitting_the_cache(stage, most) for stage, most in asked]
 
 
-def _kind(stage: Stage) -> tuple[Any, ...]:
-    return stage.architecture, stage.trial.training.batch_size, stage.trial.training.precision
-
-
 def _fitting_the_cache(stage: Stage, most: int) -> int:
     """On a CPU a worker is one thread: a larger pack has fewer operations to start, and outgrows the cache earlier."""
     sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
-    seconds = step_seconds(stage, sizes, torch.device("cpu"))
+    seconds = task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu"))
     of_member = {size: of_pack / size for size, of_pack in zip(sizes, seconds, strict=True)}
     return next(size for size in sizes if of_member[size] < LEAST_GAIN * min(of_member.values()))
 
@@ -75,6 +72,9 @@ def _fitting_the_memory(stage: Stage, most: int, workers_per_device: int) -> int
 
     Where a pack proves too large after all, the worker halves it (`cvit.training.loop.train_pack`).
     """
+    peak_bytes = task_named(stage.task).peak_bytes
+    if peak_bytes is None:
+        return 1
     cuda = torch.device("cuda")
     room = MEMORY_SHARE * torch.cuda.mem_get_info(cuda)[0] / workers_per_device
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from cvit.stages import AnyStage
+from cvit.stages import Stage
 from sweeps.engine.execution.faults import CODE_RETRIES, Fault
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.recording.backoff import pause_s
@@ -16,7 +16,7 @@ LEAST_SHARE = 4
 """Divided among workers, packs still are at least this part of what they may be: on a GPU the small ones that would
 come out in the end take hardly less time than large ones."""
 
-Pack = tuple[AnyStage, ...]
+Pack = tuple[Stage, ...]
 """Stages of one shape that a worker trains together."""
 
 
@@ -33,11 +33,11 @@ class PlanSearcher(Searcher):
         """
         super().__init__()
         self._plan, self._settings, self._limits, self._num_workers = plan, settings, limits, num_workers
-        self._ready: dict[Any, list[AnyStage]] = {}
-        self._waiting: dict[str, list[AnyStage]] = {}
+        self._ready: dict[Any, list[Stage]] = {}
+        self._waiting: dict[str, list[Stage]] = {}
         self._packs: dict[str, Pack] = {}
         self._running: set[str] = set()
-        self._resting: list[tuple[float, AnyStage]] = []
+        self._resting: list[tuple[float, Stage]] = []
         self._machine_faults: Counter[str] = Counter()
         self._code_faults: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
@@ -79,7 +79,7 @@ class PlanSearcher(Searcher):
         num_packs = -(-num_ready // most)
         return -(-num_ready // num_packs)
 
-    def _make_ready(self, stage: AnyStage) -> None:
+    def _make_ready(self, stage: Stage) -> None:
         """A stage that has raised an error is trained alone, so that it costs no other one anything."""
         group = stage.key if self._code_faults[stage.key] else stage.shape
         self._ready.setdefault(group, []).append(stage)
@@ -134,7 +134,7 @@ class PlanSearcher(Searcher):
                 lines.append(f"failed, try {tries} of {CODE_RETRIES + 1}: {what}")
         return lines
 
-    def _is_pruned(self, stage: AnyStage) -> bool:
+    def _is_pruned(self, stage: Stage) -> bool:
         return all(trial.key in self._plan.pruned for trial in self._plan.trials_of[stage.key])
 
     def pack_of(self, trial_id: str) -> Pack:

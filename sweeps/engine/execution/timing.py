@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from sweeps.engine.terminal.display import duration
+from sweeps.engine.wording import duration
 
 
 @dataclass

@@ -8,10 +8,9 @@ import torch
 from ray import tune
 
 from cvit.data.datasets import Dataset
-from cvit.stages import FitStage, Stage
+from cvit.results import Reports
 from cvit.storage import Storage
-from cvit.training.fit import fit
-from cvit.training.loop import Reports, train_pack
+from cvit.tasks import task_named
 from cvit.vocabulary import VAL_ACCURACY
 
 STEP = "step"
@@ -40,15 +39,8 @@ class PackTrainer(tune.Trainable):
 
     def _train(self, config: dict[str, Any]) -> Iterator[Reports]:
         storage, pack = Storage.open(config["storage"]), config["pack"]
-        fits = [stage for stage in pack if isinstance(stage, FitStage)]
-        for stage in fits:
-            for report in fit(stage, storage):
-                yield [(stage.key, report)]
-        stages = [stage for stage in pack if isinstance(stage, Stage)]
-        if stages:
-            assert self._dataset is not None
-            device = torch.device(config["device"])
-            yield from train_pack(stages, self._dataset, storage, device, config["report_every_evaluation"])
+        train = task_named(pack[0].task).train
+        return train(pack, self._dataset, storage, torch.device(config["device"]), config["report_every_evaluation"])
 
     def step(self) -> dict[str, Any]:
         started = time.monotonic()

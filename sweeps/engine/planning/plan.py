@@ -7,14 +7,15 @@ from typing import Self
 
 from cvit.config import CombinationError, ConfigError
 from cvit.data.datasets import DatasetInfo
+from cvit.errors import one_line
 from cvit.results import StageResult, load_result, read_weights
-from cvit.stages import AnyStage
+from cvit.stages import Stage
 from cvit.storage import Storage, StorageError
 from cvit.vocabulary import STATUS_PRUNED
 from sweeps.engine.declaration import Search, Sweep
 from sweeps.engine.planning.grids import Cell, product
+from sweeps.engine.planning.request import Request
 from sweeps.engine.planning.trials import Study, Trial, study_of
-from sweeps.engine.terminal.cli import Request
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Plan:
     study: Study
     make_trial: Callable[[Cell], Trial] = field(repr=False)
     trials: tuple[Trial, ...]
-    stages: Mapping[str, AnyStage]
+    stages: Mapping[str, Stage]
     results: dict[str, StageResult]
     dropped: tuple[tuple[Cell, str], ...] = ()
     search: Search | None = None
@@ -79,11 +80,11 @@ class Plan:
         try:
             results = _usable_results(storage, stages)
         except OSError as error:
-            raise StorageError(f"storage {storage.url!r} cannot be read: {' '.join(str(error).split())}") from error
+            raise StorageError(f"storage {storage.url!r} cannot be read: {one_line(error)}") from error
         return replace(self, trials=trials, stages=stages, results=results)
 
     @property
-    def todo(self) -> list[AnyStage]:
+    def todo(self) -> list[Stage]:
         """Stages to train: those that unfinished trials need. A child of a diverged stage is not trained."""
         needed = {
             stage.key: stage
@@ -116,12 +117,12 @@ class Plan:
         return found
 
     @property
-    def shared(self) -> list[AnyStage]:
+    def shared(self) -> list[Stage]:
         """Stages saved because several trials share them, each as often as it is saved."""
         return [stage for key, trials in self.trials_of.items() for stage in [self.stages[key]] * (len(trials) - 1)]
 
 
-def _usable_results(storage: Storage, stages: Mapping[str, AnyStage]) -> dict[str, StageResult]:
+def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, StageResult]:
     """Results of finished stages. One whose trained weights are missing or altered does not count where a stage that
     is still to be trained starts from them."""
     found = {key: result for key in stages if (result := load_result(storage, key)) is not None}

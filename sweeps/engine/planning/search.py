@@ -10,10 +10,10 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import create_trial
 
-from cvit.config import PARAMETERS
 from cvit.randomness import derived_seed
 from cvit.stages import depends_on
 from cvit.storage import Storage
+from cvit.tasks import task_named
 from cvit.vocabulary import VAL_ACCURACY
 from sweeps.engine.declaration import Range, Search
 from sweeps.engine.planning.plan import Plan
@@ -80,7 +80,8 @@ def proposals(plan: Plan, search: Search, scheme: str, tried: list[Trial], count
         params = {name: trial.cell[name] for name in own}
         value = validation_accuracy(plan, trial)
         study.add_trial(create_trial(params=params, distributions=distributions, value=value))
-    defaults = {name: PARAMETERS[name].default for name in search.space}
+    parameters = task_named(plan.study.task).parameters
+    defaults = {name: parameters[name].default for name in search.space}
     asked = [study.ask(distributions).params for _ in range(count)]
     return [defaults | {name: _rounded(value, search.space[name]) for name, value in a.items()} for a in asked]
 

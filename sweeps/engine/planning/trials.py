@@ -4,17 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cvit.config import PARAMETERS_OF, ExpressivityConfig, TrialConfig
 from cvit.data.datasets import DatasetInfo
-from cvit.data.subsets import subset_size
-from cvit.stages import AnyStage, FitStage, short_hash, stages_of
+from cvit.stages import Stage, short_hash
+from cvit.tasks import task_named
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.planning.grids import Cell, Cells
-from sweeps.engine.terminal.cli import Request
-
-TOKENS_PER_SIDE = 8
-LEAST_PATCH_SIZE = 2
-"""Where no patch size is given, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
+from sweeps.engine.planning.request import Request
 
 
 @dataclass(frozen=True)
@@ -38,12 +33,12 @@ class Study:
 
 @dataclass(frozen=True)
 class Trial:
-    """One result to be had: its key (unique within the sweep), place in the grid, configuration and stages."""
+    """One result to be had: its key (unique within the sweep), place in the grid, flat parameters and stages."""
 
     key: str
     cell: Cell
-    config: TrialConfig | ExpressivityConfig
-    stages: tuple[AnyStage, ...]
+    params: Mapping[str, Any]
+    stages: tuple[Stage, ...]
 
     @property
     def steps(self) -> int:
@@ -56,8 +51,9 @@ def study_of(
     """The study that a request is about, and the maker of its trials: from a value of every axis to the trial, or a
     ConfigError where that cannot be."""
     preset = sweep.presets[request.preset]
-    defaults = {name: p.default for name, p in PARAMETERS_OF[sweep.task].items()}
-    shared = {**defaults, **(_chosen_by_the_data(info) if info is not None else {}), **preset.settings}
+    task = task_named(sweep.task)
+    defaults = {name: parameter.default for name, parameter in task.parameters.items()}
+    shared = {**defaults, **(task.defaults_of_data(info) if info is not None else {}), **preset.settings}
     own = {
         scheme: {name: value for name, value in settings.items() if name not in request.given}
         for scheme, settings in preset.scheme_settings.items()
@@ -79,37 +75,9 @@ def study_of(
     def make_trial(values: Mapping[str, Any]) -> Trial:
         cell = {axis: values[axis] for axis in axes}
         flat = {**shared, **own.get(cell.get("init_scheme", ""), {}), **cell}
-        config, stages = _stages(flat, info)
+        config, stages = task.stages(flat, info)
         # Two cells may need the very same stages, such as two rules for the width that agree at one number of heads.
-        return Trial(short_hash([study_key, stages[-1].key, cell], digits=16), cell, config, stages)
+        return Trial(short_hash([study_key, stages[-1].key, cell], digits=16), cell, config.flat(), stages)
 
     study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, cells)
     return study, make_trial
-
-
-def _chosen_by_the_data(info: DatasetInfo) -> dict[str, Any]:
-    return {
-        "dataset": info.name,
-        "data_fingerprint": info.fingerprint,
-        "image_size": info.image_size,
-        "in_channels": info.in_channels,
-        "num_classes": info.num_classes,
-        "augmentation": info.augmentation,
-        "patch_size": _default_patch_size(info.image_size),
-    }
-
-
-def _stages(
-    flat: Mapping[str, Any], info: DatasetInfo | None
-) -> tuple[TrialConfig | ExpressivityConfig, tuple[AnyStage, ...]]:
-    if info is None:
-        fit = ExpressivityConfig.from_flat(flat)
-        return fit, (FitStage(fit),)
-    config = TrialConfig.from_flat(flat)
-    num_images = subset_size(info.train_labels, config.data.data_fraction, config.data.validation_fraction)
-    return config, stages_of(config, num_images)
-
-
-def _default_patch_size(image_size: int) -> int:
-    divisors = [size for size in range(LEAST_PATCH_SIZE, image_size + 1) if image_size % size == 0]
-    return min(divisors, key=lambda size: abs(image_size / size - TOKENS_PER_SIDE))

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, decode_records, encode_record
@@ -127,7 +128,7 @@ class Journal:
                 "type": RECORD_TRIAL,
                 "trial_key": trial.key,
                 "study_key": study.key,
-                "params": trial.config.flat(),
+                "params": dict(trial.params),
                 "tags": tags,
             }
             for trial in trials
@@ -212,7 +213,7 @@ class Journal:
             try:
                 return write()
             except OSError as error:
-                reason = f"storage {self._storage.url!r} cannot be written: {' '.join(str(error).split())}"
+                reason = f"storage {self._storage.url!r} cannot be written: {one_line(error)}"
                 if is_refused(error):
                     raise StorageError(reason) from error
                 _log.warning("%s; trying again in %.0f s", reason, pause_s(failures))

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cvit.errors import one_line
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from cvit.vocabulary import LEASES_FOLDER
 from sweeps.engine.recording.process_identity import host_and_pid, is_dead, is_here, this_process
@@ -51,7 +52,7 @@ def lease(storage: Storage, sweep: str, say: Callable[[str], None]) -> Iterator[
     try:
         held.ask()
     except OSError as error:
-        raise StorageError(f"storage {storage.url!r} cannot be used: {' '.join(str(error).split())}") from error
+        raise StorageError(f"storage {storage.url!r} cannot be used: {one_line(error)}") from error
     try:
         yield
     finally:

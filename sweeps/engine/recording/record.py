@@ -1,6 +1,6 @@
 """From a stage's reports to the plan's results and the journal."""
 
-from cvit.training.loop import Report
+from cvit.results import Report
 from cvit.vocabulary import TAG_DEVICE, TAG_DIVERGED_STEP
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.trials import Trial

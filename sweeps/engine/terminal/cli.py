@@ -3,16 +3,17 @@
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from cvit.config import PARAMETERS_OF, ConfigError
-from cvit.vocabulary import TRAINING
+from cvit.config import ConfigError
+from cvit.errors import one_line
+from cvit.tasks import task_named
 from sweeps.engine.declaration import Preset, Search, Sweep
+from sweeps.engine.planning.request import Request
 
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -33,36 +34,6 @@ _GROUPS = {
     "training": Group("Training", sort_key=5),
     "fit": Group("Fit of attention to a convolution", sort_key=6),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the user asked for: a preset, what was given explicitly, and where and how to run.
-
-    Attributes:
-        grid: the values of every axis but the seed.
-        given: flat parameters given explicitly; they hold for every scheme.
-        dataset: name or path; of no meaning for a sweep that trains on none.
-        command: the command line as typed, to run it again.
-    """
-
-    preset: str
-    grid: Mapping[str, tuple[Any, ...]]
-    seeds: int
-    search_trials: int | None
-    asha: bool
-    given: Mapping[str, Any]
-    dataset: str
-    data_dir: str
-    download: bool
-    image_size: int | None
-    storage: str
-    tracking_uri: str
-    address: str | None
-    device: Literal["auto", "cpu", "cuda"]
-    max_pack: int | None
-    dry_run: bool
-    command: str
 
 
 def parts_asked_for(sweeps: Sequence[Sweep], argv: Sequence[str]) -> list[Sweep]:
@@ -96,7 +67,7 @@ def parse(sweep: Sweep, argv: Sequence[str], script: Sequence[Sweep] = ()) -> Re
         given = app(list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         place = f" (in {sweep.name}; --part chooses one of {', '.join(p.name for p in script)})" if script else ""
-        raise ConfigError(" ".join(str(error).split()) + place) from error
+        raise ConfigError(one_line(error) + place) from error
     if given is None:
         return None
     return _request(sweep, preset_name, given, argv)
@@ -120,7 +91,7 @@ def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
 
 def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequence[str]) -> Request:
     preset = sweep.presets[preset_name]
-    parameters = PARAMETERS_OF[sweep.task].keys() - _NOT_OPTIONS
+    parameters = task_named(sweep.task).parameters.keys() - _NOT_OPTIONS
     grid = {}
     for axis, default in preset.grid.items():
         values = tuple(dict.fromkeys(given.pop(axis, default)))
@@ -229,7 +200,7 @@ def _search_options(search: Search) -> dict[str, Any]:
 
 def _data_options(sweep: Sweep) -> dict[str, Any]:
     data = _GROUPS["data"]
-    if sweep.task != TRAINING:
+    if not task_named(sweep.task).needs_data:
         return {}
     return {
         "dataset": _option(
@@ -246,7 +217,7 @@ def _data_options(sweep: Sweep) -> dict[str, Any]:
 
 
 def _grid_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
-    parameters = PARAMETERS_OF[sweep.task]
+    parameters = task_named(sweep.task).parameters
     return {
         axis: _option(tuple[parameters[axis].type, ...], parameters[axis].help, values, _GROUPS["grid"])
         for axis, values in preset.grid.items()
@@ -255,7 +226,7 @@ def _grid_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
 
 def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     options = {}
-    for name, parameter in PARAMETERS_OF[sweep.task].items():
+    for name, parameter in task_named(sweep.task).parameters.items():
         if name in _NOT_OPTIONS or name in preset.grid or (preset.search and name in preset.search.space):
             continue
         default = preset.settings.get(name, parameter.default)

@@ -1,6 +1,5 @@
 """What a person sees while a sweep runs: one live panel in a terminal, plain lines elsewhere."""
 
-import math
 import statistics
 import time
 from collections.abc import Iterable
@@ -13,12 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cvit.results import StageResult
-from cvit.stages import FitStage
-from cvit.training.loop import Report
+from cvit.results import Report, StageResult
 from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY, VAL_ACCURACY
 from sweeps.engine.execution.searcher import Pack
 from sweeps.engine.planning.plan import Plan
+from sweeps.engine.wording import duration
 
 PLAIN_INTERVAL_S = 5.0
 _MOST_PACKS_SHOWN = 8
@@ -61,7 +59,7 @@ class Display:
     def reported(self, tune_id: str, key: str, report: Report) -> None:
         """A stage has come to a checkpoint or to its end."""
         # Steps that an earlier session trained must not make this one look fast.
-        self._first_steps.setdefault(key, min(report.step, max(0, report.step - self._interval(key))))
+        self._first_steps.setdefault(key, min(report.step, max(0, report.step - self._todo[key].report_interval)))
         self._steps[key] = self._todo[key].steps if report.result is not None else report.step
         speeds = [value for metric, _, value, _ in report.points if metric == IMAGES_PER_SECOND]
         if speeds:
@@ -75,11 +73,6 @@ class Display:
         for line in lines:
             self._console.print(line, highlight=False, markup=False)
         self._print_plain_at_times()
-
-    def _interval(self, key: str) -> int:
-        """Steps from one report to the next; a fit reports at its end only."""
-        stage = self._todo[key]
-        return stage.steps if isinstance(stage, FitStage) else stage.evaluation_interval
 
     def _print_plain_at_times(self) -> None:
         if not self._console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
@@ -163,12 +156,3 @@ class Display:
 def last_value(result: StageResult, metric: str) -> float | None:
     """A metric's last value; None where a stage diverged before it was measured."""
     return next((value for name, _, value, _ in reversed(result.points) if name == metric), None)
-
-
-def duration(seconds: float) -> str:
-    """A duration that a person reads: 45 s, 12 min, 3.4 h."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -12,12 +12,13 @@ from analysis.answers import answer_text
 from analysis.store.load import load_journal
 from cvit.storage import Storage
 from sweeps.engine.execution.cluster import workers_here
-from sweeps.engine.execution.cost import estimate
+from sweeps.engine.execution.cost import cost_of
 from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.planning.grids import Cell, as_grids
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.terminal.cli import DEFAULT_TRACKING_URI, Request
-from sweeps.engine.terminal.display import duration
+from sweeps.engine.planning.request import Request
+from sweeps.engine.terminal.cli import DEFAULT_TRACKING_URI
+from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
 SMALL_S = 10.0
@@ -90,7 +91,7 @@ def _costs(plan: Plan, request: Request) -> list[str]:
     workers = workers_here(request.device)
     device = torch.device(workers.device)
     limits = pack_limits(plan.todo, workers, request.max_pack)
-    cost = estimate(plan.todo, limits, device)
+    cost = cost_of(plan.todo, limits, device)
     lines = [
         f"  packs     {_packs(plan, limits, workers.count)}",
         f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
@@ -100,7 +101,7 @@ def _costs(plan: Plan, request: Request) -> list[str]:
         per_scheme = len(plan.trials) / len(plan.study.cells["init_scheme"])
         share = (plan.search.trials + len(plan.study.cells["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
-    seconds = estimate(plan.shared, limits, device).worker_seconds
+    seconds = cost_of(plan.shared, limits, device).worker_seconds
     saved = f"{seconds:.1f} s" if seconds < SMALL_S else duration(seconds)
     return [*lines, f"  saved     about {saved} of one worker, by sharing stages"]
 

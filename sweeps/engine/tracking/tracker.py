@@ -15,6 +15,7 @@ from collections import Counter
 from typing import Any
 
 from cvit import vocabulary as v
+from cvit.errors import one_line
 from sweeps.engine.recording.journal import Record
 from sweeps.engine.recording.process_identity import is_dead, is_here, this_process
 from sweeps.engine.tracking.mlflow_runs import MAX_TAG_LENGTH, TrackedRun, all_runs, in_parts, key_of, run_name
@@ -102,7 +103,7 @@ class Tracker:
                     return
             # Whatever the store raises (network, SQL, MLflow's own), training goes on and the copy is tried again.
             except Exception as error:  # noqa: BLE001
-                self.error = _one_line(error)
+                self.error = one_line(error)[:200]
                 self._may_have_doubles |= any(run.may_exist for run in self._runs.values())
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 if closing:
@@ -124,7 +125,7 @@ class Tracker:
                 raise
             run.settle()
             run.opened = False
-            self._refusal = f"run of {run.key}: {_one_line(error)}"
+            self._refusal = f"run of {run.key}: {one_line(error)[:200]}"
 
     def _take(self, timeout_s: float) -> bool:
         """Takes all records that have come in, waiting a while for the first; True once `close` was called."""
@@ -327,7 +328,3 @@ class Tracker:
                 run.opened = False
         if self._may_have_doubles:
             self._without_doubles(self._client)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,11 +13,11 @@ from cvit.config import InitSchemeName, TrainingConfig, TrialConfig, choices
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.models.pack import Pack
-from cvit.results import StageResult, load_result
-from cvit.stages import Stage, stages_of
+from cvit.results import Report, StageResult, load_result
+from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint, load_weights
-from cvit.training.loop import Report, train_pack
+from cvit.training.loop import train_pack
 from cvit.training.optimizer import AdamW, coefficients, decays
 
 CPU = torch.device("cpu")
@@ -45,12 +45,12 @@ differs by about 1e-7 of its size, and AdamW's division by √ν, where gradient
 thousandfold. On the CPUs tried members end bit for bit as alone; GPUs choose other kernels for other sizes."""
 
 
-def stage(scheme: InitSchemeName = "random", number: int = -1, **changes: Any) -> Stage:
+def stage(scheme: InitSchemeName = "random", number: int = -1, **changes: Any) -> TrainingStage:
     """A stage of a small trial: its last, unless another number is given."""
     return stages_of(TrialConfig.from_flat(SMALL | {"init_scheme": scheme} | changes), NUM_IMAGES)[number]
 
 
-def varied(count: int, scheme: InitSchemeName = "random", **changes: Any) -> list[Stage]:
+def varied(count: int, scheme: InitSchemeName = "random", **changes: Any) -> list[TrainingStage]:
     """Stages of one shape that differ in everything in which members of a pack may differ."""
     found = []
     for i in range(count):
@@ -69,17 +69,17 @@ def varied(count: int, scheme: InitSchemeName = "random", **changes: Any) -> lis
     return found
 
 
-def train(stages: list[Stage], digits: Dataset, storage: Storage, device: torch.device = CPU) -> list[Report]:
+def train(stages: list[TrainingStage], digits: Dataset, storage: Storage, device: torch.device = CPU) -> list[Report]:
     return [report for reports in train_pack(stages, digits, storage, device) for _, report in reports]
 
 
-def outcome(stage: Stage, storage: Storage) -> tuple[StageResult, dict[str, Tensor]]:
+def outcome(stage: TrainingStage, storage: Storage) -> tuple[StageResult, dict[str, Tensor]]:
     result, weights = load_result(storage, stage.key), load_weights(storage, stage.key)
     assert result is not None and weights is not None
     return result, weights
 
 
-def assert_same(stage: Stage, one: Storage, other: Storage, tolerance: float = TOLERANCE) -> None:
+def assert_same(stage: TrainingStage, one: Storage, other: Storage, tolerance: float = TOLERANCE) -> None:
     (result, weights), (other_result, other_weights) = outcome(stage, one), outcome(stage, other)
     assert (result.status, result.diverged_step) == (other_result.status, other_result.diverged_step)
     assert weights.keys() == other_weights.keys()

@@ -9,11 +9,11 @@ import cvit.training.loop as loop
 from cvit.config import InitSchemeName
 from cvit.data.datasets import Dataset
 from cvit.init.registry import initial_model
-from cvit.results import load_result
+from cvit.results import Report, load_result
 from cvit.storage import Storage
 from cvit.training.batches import pack_data
 from cvit.training.checkpoint import load_checkpoint
-from cvit.training.loop import ParentStageMissing, Report
+from cvit.training.loop import ParentStageMissing
 from cvit.training.pack import TrainingPack
 from tests.cvit.training.tiny import CPU, SCHEMES, assert_same_outcome, measured, reports_of, stages, train, weights_of
 

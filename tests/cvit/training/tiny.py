@@ -8,11 +8,11 @@ from torch import Tensor
 
 from cvit.config import InitSchemeName, TrialConfig, choices
 from cvit.data.datasets import Dataset
-from cvit.results import StageResult, load_result
-from cvit.stages import Stage, stages_of
+from cvit.results import Report, StageResult, load_result
+from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_weights
-from cvit.training.loop import Report, train_pack
+from cvit.training.loop import train_pack
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 1295  # of digits
@@ -34,23 +34,23 @@ TINY: dict[str, Any] = {
 SCHEMES: tuple[Any, ...] = choices(InitSchemeName)
 
 
-def stages(scheme: InitSchemeName = "random", **changes: Any) -> tuple[Stage, ...]:
+def stages(scheme: InitSchemeName = "random", **changes: Any) -> tuple[TrainingStage, ...]:
     return stages_of(TrialConfig.from_flat(TINY | {"init_scheme": scheme} | changes), NUM_IMAGES)
 
 
-def reports_of(stage: Stage, digits: Dataset, storage: Storage, device: torch.device = CPU) -> Iterator[Report]:
+def reports_of(stage: TrainingStage, digits: Dataset, storage: Storage, device: torch.device = CPU) -> Iterator[Report]:
     """The reports of a stage that is trained alone."""
     for reports in train_pack([stage], digits, storage, device):
         yield from (report for _, report in reports)
 
 
-def train(stage: Stage, digits: Dataset, storage: Storage, device: torch.device = CPU) -> StageResult:
+def train(stage: TrainingStage, digits: Dataset, storage: Storage, device: torch.device = CPU) -> StageResult:
     *_, last = reports_of(stage, digits, storage, device)
     assert last.result is not None
     return last.result
 
 
-def train_all(trial_stages: tuple[Stage, ...], digits: Dataset, storage: Storage) -> list[StageResult]:
+def train_all(trial_stages: tuple[TrainingStage, ...], digits: Dataset, storage: Storage) -> list[StageResult]:
     return [train(stage, digits, storage) for stage in trial_stages]
 
 
@@ -59,13 +59,13 @@ def measured(result: StageResult) -> list[tuple[str, int, float]]:
     return [(name, step, value) for name, step, value, _ in result.points if name != "images_per_second"]
 
 
-def weights_of(stage: Stage, storage: Storage) -> dict[str, Tensor]:
+def weights_of(stage: TrainingStage, storage: Storage) -> dict[str, Tensor]:
     weights = load_weights(storage, stage.key)
     assert weights is not None
     return weights
 
 
-def assert_same_outcome(stage: Stage, one: Storage, other: Storage) -> None:
+def assert_same_outcome(stage: TrainingStage, one: Storage, other: Storage) -> None:
     results = load_result(one, stage.key), load_result(other, stage.key)
     assert results[0] is not None and results[1] is not None
     assert measured(results[0]) == measured(results[1])

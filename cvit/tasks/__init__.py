@@ -1,0 +1,73 @@
+"""The tasks: what the trials of a sweep do. A task is a file in this folder and its name in `TASK_NAMES`.
+
+The file holds `TASK`, and with it all that planning, execution, tracking and analysis ask about a task. It must not
+import torch when it is imported: the command line and the analysis read the parameters of every task.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from cvit.config import ConfigError, Parameter
+
+TASK_NAMES = ("training", "expressivity")
+"""The modules of this package that hold a `TASK`."""
+
+
+def _no_defaults(info: Any) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the trials of a sweep do.
+
+    Attributes:
+        parameters: every flat parameter, by name; each is an option of the command line.
+        needs_data: its trials are trained on a data set.
+        metric: the one that answers the question; in 0..1 where it is an accuracy.
+        selection_metric: the one that searches compare settings by, the larger the better; None: it has no searches.
+        curves: the metrics whose course over the steps is worth a look.
+        compared_by: the parameter whose values the trials are compared by.
+        stages: (flat parameters, description of the data set) → the configuration and its stages, parents first.
+            Raises ConfigError for values that cannot be.
+        train: (stages of one shape, data set, storage, device, whether to checkpoint at every evaluation) → reports,
+            as they come; the last report of a stage has its result.
+        step_flops: floating-point operations of one optimiser step of a stage.
+        step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
+        peak_bytes: (stage, size of a pack, CUDA device) → memory that the pack takes; None: stages are never packed.
+        defaults_of_data: from the description of a data set to the parameters that it sets.
+    """
+
+    name: str
+    parameters: Mapping[str, Parameter]
+    needs_data: bool
+    metric: str
+    selection_metric: str | None
+    curves: tuple[str, ...]
+    compared_by: str
+    stages: Callable[..., tuple[Any, tuple[Any, ...]]]
+    train: Callable[..., Any]
+    step_flops: Callable[[Any], float]
+    step_seconds: Callable[..., list[float]]
+    peak_bytes: Callable[..., int] | None = None
+    defaults_of_data: Callable[[Any], Mapping[str, Any]] = _no_defaults
+
+
+@cache
+def task_named(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASK_NAMES:
+        raise ConfigError(f"task {name!r} is not valid: one of {', '.join(TASK_NAMES)}")
+    return importlib.import_module(f"cvit.tasks.{name}").TASK
+
+
+def parameters_of_task(name: str) -> Mapping[str, Parameter]:
+    """The parameters of a task, by name; none of a task that this version does not know."""
+    return task_named(name).parameters if name in TASK_NAMES else {}
