@@ -67,7 +67,7 @@ def test_cvit_knows_neither_orchestration_nor_analysis() -> None:
 
 def test_only_the_engine_knows_ray_and_mlflow() -> None:
     users = {file for file, name in imports_of("cvit", "sweeps", "analysis") if within(name, *ORCHESTRATION)}
-    assert {file for file in users if not file.startswith("sweeps/engine/")} <= {"analysis/store/load.py"}
+    assert {file for file in users if not file.startswith("sweeps/engine/")} <= {"analysis/store/mlflow.py"}
 
 
 def test_analysis_is_light() -> None:

@@ -1,4 +1,4 @@
-"""The sweep tuned: what each init scheme's search found, and how its winner does on fresh seeds.
+"""The sweep tuned: the search for each init scheme's settings, and the accuracy of its winner on fresh seeds.
 
 The trials of the search have the seed SEARCH_SEED and are judged by their last validation accuracy; one that diverged
 or failed is the worst. The winner is the first with the highest one. Test accuracies are those of the winner's seeds,
@@ -13,13 +13,15 @@ from typing import Any
 import pandas as pd
 
 from analysis.display.settings import heading_lines, listed, settings_lines
+from analysis.display.tables import Tables
 from analysis.display.text import gain_text, latex, latex_estimate, latex_table, markdown_table, mean_text, percent
-from analysis.display.wording import LEARNING_RATE, SCHEME, WARMUP, heading, plain_text, scheme_text
+from analysis.display.wording import heading, plain_text, scheme_text
+from analysis.questions import Question
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
 from analysis.statistics.studies import BASELINE, GAIN, TREATMENT, Study
+from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 from cvit import vocabulary as names
 
-SWEEP = "tuned"
 SETTINGS = (LEARNING_RATE, "weight_decay", WARMUP, "attention_sharpness")
 AXES = (*SETTINGS, SCHEME)
 SEARCH_SEED = 0
@@ -36,7 +38,7 @@ _HEAD = ("scheme", "tried", "diverged", *map(heading, SETTINGS), "validation, %"
 
 @dataclass(frozen=True)
 class Tuned:
-    """What became of one init scheme's search.
+    """The outcome of one init scheme's search.
 
     Attributes:
         tried: the search's trials that have ended, in the order of the search; `value` is the validation accuracy.
@@ -56,7 +58,7 @@ class Tuned:
 
 
 def searches(study: Study) -> list[Tuned]:
-    """One per init scheme."""
+    """The outcomes of the searches, one per init scheme."""
     on_validation = study_results(study.cells, study.trials, names.VAL_ACCURACY)  # in the order of the search
     found = []
     for scheme in study.schemes:
@@ -109,7 +111,7 @@ def csv(studies: Sequence[Study]) -> str:
 
 def markdown(studies: Sequence[Study]) -> str:
     """All studies, a section each."""
-    return "\n".join([f"# {SWEEP}\n\n{_RULES}\n", *map(_markdown_section, studies)])
+    return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:
@@ -171,3 +173,12 @@ def _estimate(summary: Summary | None) -> dict[str, Any]:
     if summary is None:
         return {"n": 0}
     return vars(summary.estimate) | {"expected": summary.expected, "diverged": summary.diverged}
+
+
+QUESTION = Question(
+    order=80,
+    axes=AXES,
+    tables=Tables(markdown=markdown, csv=csv, latex=latex_tables, answer=answer),
+    caption="Left: validation accuracy of the trials of each scheme's search, the best so far as a line; a trial that "
+    "diverged is at 0. Right: test accuracy of the winners on fresh seeds, with mean and 95 % interval.",
+)

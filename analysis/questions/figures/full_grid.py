@@ -11,12 +11,13 @@ from analysis.display.figure_style import (
     draw_accuracy,
     fixed_ticks,
     legend_below,
-    look,
+    line_style,
     new_figure,
     tidy,
 )
-from analysis.display.wording import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME, fraction_text
+from analysis.display.wording import fraction_text
 from analysis.statistics.studies import Study
+from analysis.store.axes import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME
 
 _PANEL_HEIGHT = 1.8
 
@@ -57,4 +58,4 @@ def _draw_trials(axes: Axes, study: Study, place: Mapping[str, Any]) -> None:
     for scheme in study.schemes:
         own = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.axes.items()]
         heads, values = [r.axes[NUM_HEADS] for r in own], [100 * r.value for r in own]
-        axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=look(scheme)["color"], alpha=0.4)
+        axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=line_style(scheme)["color"], alpha=0.4)

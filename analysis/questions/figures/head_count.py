@@ -14,8 +14,9 @@ from analysis.display.figure_style import (
     new_figure,
     tidy,
 )
-from analysis.display.wording import INNER_DIM, NUM_HEADS, value_text
+from analysis.display.wording import value_text
 from analysis.statistics.studies import Study
+from analysis.store.axes import INNER_DIM, NUM_HEADS
 from cvit.config import THREE_BY_THREE
 
 

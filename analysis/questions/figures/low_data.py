@@ -21,9 +21,9 @@ from analysis.display.figure_style import (
     new_figure,
     tidy,
 )
-from analysis.display.wording import FRACTION, SCHEME
 from analysis.statistics.stats import Estimate, t_interval
 from analysis.statistics.studies import TREATMENT, Study
+from analysis.store.axes import FRACTION, SCHEME
 from cvit import vocabulary as names
 
 _PHASE_MARK: dict[str, Any] = {"color": "black", "marker": "|", "markersize": 12, "markeredgewidth": 1.2}

@@ -15,15 +15,16 @@ from analysis.display.figure_style import (
     STUDIES_SHOWN,
     draw_accuracy,
     grid_lines,
+    line_style,
     log_x,
-    look,
     new_figure,
     scheme_handles,
     tidy,
 )
-from analysis.display.wording import LEARNING_RATE, SCHEME, WARMUP, plain_text
+from analysis.display.wording import plain_text
 from analysis.questions.no_warmup import divergence_rate, early_gradients
 from analysis.statistics.studies import Study
+from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 
 _PANELS = 5
 """Learning rates whose gradients are shown, the smallest and the largest among them."""
@@ -81,7 +82,7 @@ def _draw_divergence(axes: Axes, study: Study, warmup: float, style: Any) -> Non
     rates = study.values(LEARNING_RATE)
     for scheme in study.schemes:
         shares = [divergence_rate(study, {WARMUP: warmup, LEARNING_RATE: rate, SCHEME: scheme}) for rate in rates]
-        axes.plot(rates, [100 * share for share in shares], **look(scheme, linestyle=style))
+        axes.plot(rates, [100 * share for share in shares], **line_style(scheme, linestyle=style))
 
 
 def _draw_gradients(axes: Axes, study: Study, rate: float, styles: Mapping[float, Any]) -> None:
@@ -92,7 +93,7 @@ def _draw_gradients(axes: Axes, study: Study, rate: float, styles: Mapping[float
                 for step, norm in early_gradients(study, trial).items():
                     by_step.setdefault(step, []).append(norm)
             medians = [statistics.median(norms) for _, norms in sorted(by_step.items())]
-            axes.plot(sorted(by_step), medians, color=look(scheme)["color"], linestyle=style, linewidth=1.0)
+            axes.plot(sorted(by_step), medians, color=line_style(scheme)["color"], linestyle=style, linewidth=1.0)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.set_xlabel("step")

@@ -14,14 +14,14 @@ from analysis.display.figure_style import (
     fraction_styles,
     grid_lines,
     legend_above,
+    line_style,
     log_x,
-    look,
     new_figure,
     tidy,
 )
-from analysis.display.wording import FRACTION, PATCH_SIZE, SCHEME
 from analysis.questions.patch_size import HEADS_NEEDED, heads_by_kernel, steps_per_second
 from analysis.statistics.studies import Study
+from analysis.store.axes import FRACTION, PATCH_SIZE, SCHEME
 
 
 def draw(studies: Sequence[Study]) -> Figure:
@@ -54,7 +54,7 @@ def _draw_speed(axes: Axes, study: Study) -> None:
     sizes = study.values(PATCH_SIZE)
     for scheme in study.schemes:
         speeds = [steps_per_second(study, {PATCH_SIZE: size, SCHEME: scheme}) for size in sizes]
-        axes.plot(sizes, speeds, label=scheme, **look(scheme))
+        axes.plot(sizes, speeds, label=scheme, **line_style(scheme))
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:g}"))

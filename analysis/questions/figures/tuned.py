@@ -12,7 +12,7 @@ from analysis.display.figure_style import (
     STUDIES_SHOWN,
     fixed_ticks,
     legend_below,
-    look,
+    line_style,
     new_figure,
     tidy,
 )
@@ -42,9 +42,9 @@ def _draw_searches(axes: Axes, found: Sequence[Tuned]) -> None:
     for tuned in found:
         values = [100 * result.value for result in tuned.tried]
         numbers = range(1, len(values) + 1)
-        axes.plot(numbers, values, **look(tuned.scheme, linestyle="", alpha=0.6))
+        axes.plot(numbers, values, **line_style(tuned.scheme, linestyle="", alpha=0.6))
         best = list(itertools.accumulate(values, max))
-        style = look(tuned.scheme, marker="", label=scheme_text(tuned.scheme))
+        style = line_style(tuned.scheme, marker="", label=scheme_text(tuned.scheme))
         axes.step(numbers, best, where="post", **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial of the search (line: best so far)")
@@ -54,11 +54,11 @@ def _draw_searches(axes: Axes, found: Sequence[Tuned]) -> None:
 def _draw_winners(axes: Axes, found: Sequence[Tuned]) -> None:
     for place, tuned in enumerate(found):
         seeds = [100 * result.value for result in tuned.fresh]
-        axes.plot([place] * len(seeds), seeds, **look(tuned.scheme, linestyle="", alpha=0.5))
+        axes.plot([place] * len(seeds), seeds, **line_style(tuned.scheme, linestyle="", alpha=0.5))
         if tuned.accuracy is not None and tuned.accuracy.estimate.n:
             estimate = tuned.accuracy.estimate
             half_width = 100 * estimate.half_width
-            style = look(tuned.scheme, linestyle="", elinewidth=1.0, capsize=3.0)
+            style = line_style(tuned.scheme, linestyle="", elinewidth=1.0, capsize=3.0)
             axes.errorbar(place + 0.15, 100 * estimate.mean, yerr=half_width, **style)
     fixed_ticks(axes.xaxis, range(len(found)), lambda place: scheme_text(found[round(place)].scheme))
     axes.set_xlim(-0.5, len(found) - 0.5)

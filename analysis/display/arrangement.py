@@ -1,0 +1,63 @@
+"""The arrangement of the general figure: which axis of a study runs along x, which parts lines, which parts panels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.display.wording import in_caption, metric_text
+from analysis.statistics.studies import Study
+from analysis.store.axes import SCHEME
+from cvit.tasks import TASK_NAMES, task_named
+
+PANELS_SHOWN = 12
+"""The panels of a study that the general figure shows, at most."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The axes of a study in the general figure; `lines` is None where there is a single line."""
+
+    x: str
+    lines: str | None
+    panels: tuple[str, ...]
+
+    def places(self, study: Study) -> list[dict[str, Any]]:
+        """The places of the panels on their axes, those that the study has, ascending."""
+        rows = (tuple(row[axis] for axis in self.panels) for row in study.rows)
+        return [dict(zip(self.panels, row, strict=True)) for row in dict.fromkeys(rows)]
+
+
+def arrangement(study: Study) -> Arrangement:
+    """Lines by the parameter that the task compares by, the first numeric axis among the others along x."""
+    compared_by = task_named(study.task).compared_by if study.task in TASK_NAMES else SCHEME
+    others = [axis for axis in study.axes if axis != compared_by]
+    x = next((axis for axis in others if _is_numeric(study, axis)), None) or next(iter(others), None)
+    if x is None:
+        return Arrangement(compared_by if compared_by in study.axes else SCHEME, None, ())
+    lines = compared_by if compared_by in (*study.axes, SCHEME) else None
+    return Arrangement(x, lines, tuple(axis for axis in others if axis != x))
+
+
+def caption(study: Study) -> str:
+    """The caption of the general figure, as the most recent study has it arranged."""
+    arranged = arrangement(study)
+    parts = [f"{metric_text(study.metric).capitalize()} against {in_caption(arranged.x)}"]
+    if arranged.lines is not None:
+        parts.append(f"a line per {in_caption(arranged.lines)}")
+    if arranged.panels:
+        shown = f", the first {PANELS_SHOWN} of them" if len(arranged.places(study)) > PANELS_SHOWN else ""
+        parts.append(f"a panel per {' and '.join(map(in_caption, arranged.panels))}{shown}")
+    return f"{', '.join(parts)}. Means over seeds, bands 95 % intervals."
+
+
+def values(study: Study, axis: str) -> list[Any]:
+    """The values of an axis, init scheme included, in their order."""
+    return list(study.schemes) if axis == SCHEME else study.values(axis)
+
+
+def is_spread(numbers: list[float], ratio: float) -> bool:
+    """True if positive numbers differ by more than this ratio, so that a logarithmic scale shows them better."""
+    return bool(numbers) and min(numbers) > 0 and max(numbers) > ratio * min(numbers)
+
+
+def _is_numeric(study: Study, axis: str) -> bool:
+    return all(isinstance(value, int | float) for value in study.values(axis))
