@@ -27,10 +27,11 @@ class Arrangement:
 
 
 def arrangement(study: Study) -> Arrangement:
-    """Lines by the parameter that the task compares by, the first numeric axis among the others along x."""
+    """Lines by the parameter that the task compares by, along x the first numeric axis that varies besides."""
     compared_by = task_named(study.task).compared_by if study.task in TASK_NAMES else SCHEME
     others = [axis for axis in study.axes if axis != compared_by]
-    x = next((axis for axis in others if _is_numeric(study, axis)), None) or next(iter(others), None)
+    varied = [axis for axis in others if len(study.values(axis)) > 1] or others
+    x = next((axis for axis in varied if _is_numeric(study, axis)), None) or next(iter(varied), None)
     if x is None:
         return Arrangement(compared_by if compared_by in study.axes else SCHEME, None, ())
     lines = compared_by if compared_by in (*study.axes, SCHEME) else None
@@ -43,9 +44,10 @@ def caption(study: Study) -> str:
     parts = [f"{metric_text(study.metric).capitalize()} against {in_caption(arranged.x)}"]
     if arranged.lines is not None:
         parts.append(f"a line per {in_caption(arranged.lines)}")
-    if arranged.panels:
+    *panels, last = ["", *(in_caption(axis) for axis in arranged.panels if len(study.values(axis)) > 1)]
+    if last:
         shown = f", the first {PANELS_SHOWN} of them" if len(arranged.places(study)) > PANELS_SHOWN else ""
-        parts.append(f"a panel per {' and '.join(map(in_caption, arranged.panels))}{shown}")
+        parts.append(f"a panel per {' and '.join(filter(None, [', '.join(panels[1:]), last]))}{shown}")
     return f"{', '.join(parts)}. Means over seeds, bands 95 % intervals."
 
 

@@ -1,7 +1,7 @@
 """The general figure, for sweeps without one of their own: the metric that answers the question against an axis."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -25,9 +25,11 @@ from analysis.display.wording import heading, label, metric_text, scheme_text, v
 from analysis.statistics.stats import Summary
 from analysis.statistics.studies import Study
 from analysis.store.axes import SCHEME
+from cvit.vocabulary import is_accuracy
 
 _PANELS_PER_ROW = 3
-_PANEL_HEIGHT = 2.3
+_PANEL_HEIGHT = 2.0
+_LINE_HEIGHT = 0.15
 _LOG_X_FROM = 10.0
 _LOG_Y_FROM = 100.0
 _MOST_TICKS = 8
@@ -37,44 +39,49 @@ _MOST_TICKS = 8
 def draw(studies: Sequence[Study]) -> Figure:
     """Per study, most recent first, the means of the metric with their 95 % t-intervals, arranged by `arrangement`."""
     shown = [(study, arrangement(study)) for study in studies[:STUDIES_SHOWN]]
-    panels_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in shown]
-    columns = min(_PANELS_PER_ROW, max(map(len, panels_of)))
-    rows = [math.ceil(len(places) / columns) for places in panels_of]
-    with new_figure(_PANEL_HEIGHT * sum(rows) + 0.3) as figure:
-        grid = figure.subplots(sum(rows), columns, squeeze=False)
-        for i, ((study, arranged), places) in enumerate(zip(shown, panels_of, strict=True)):
+    places_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in shown]
+    columns = min(_PANELS_PER_ROW, max(map(len, places_of)))
+    rows = [math.ceil(len(places) / columns) for places in places_of]
+    title_lines = 1 + max(len(arranged.panels) for _, arranged in shown)
+    with new_figure((_PANEL_HEIGHT + _LINE_HEIGHT * title_lines) * sum(rows) + 0.3) as figure:
+        grid = figure.subplots(sum(rows), columns, squeeze=False, sharey=True)
+        for i, ((study, arranged), places) in enumerate(zip(shown, places_of, strict=True)):
             panels = grid[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
             for axes, place in zip(panels, places, strict=False):
-                title = ", ".join(label(axis, value, study.head_dim) for axis, value in place.items())
-                lines = [study.label, title] if axes is panels[0] else [title]
-                axes.set_title("\n".join(filter(None, lines)), loc="left")
+                title = [label(axis, value, study.head_dim) for axis, value in place.items()]
+                axes.set_title("\n".join([*([study.label] if axes is panels[0] else []), *title]), loc="left")
                 _draw_panel(axes, study, arranged, place)
             for axes in panels[len(places) :]:
                 axes.set_axis_off()
+        for row in grid:
+            row[0].set_ylabel(metric_text(studies[0].metric) + (" (%)" if is_accuracy(studies[0].metric) else ""))
+        _scale_y(grid.flat, [study for study, _ in shown])
         legend_below(figure, grid.flat)
     return figure
 
 
 def _draw_panel(axes: Axes, study: Study, arranged: Arrangement, place: Mapping[str, Any]) -> None:
-    is_accuracy = study.metric.endswith("accuracy")
-    scale = 100 if is_accuracy else 1
     ticks = values(study, arranged.x)
     is_numeric = all(isinstance(value, int | float) for value in ticks)
     x_of = {value: value if is_numeric else number for number, value in enumerate(ticks)}
     at_place = [cell for cell in study.means if cell.estimate.n and place.items() <= cell.axes.items()]
     for number, value in enumerate([None] if arranged.lines is None else values(study, arranged.lines)):
         cells = [cell for cell in at_place if arranged.lines is None or cell.axes[arranged.lines] == value]
-        _draw_line(axes, [x_of[cell.axes[arranged.x]] for cell in cells], cells, scale, _style(arranged, number, value))
-    means = [cell.estimate.mean for cell in at_place]
-    if is_accuracy:
-        tidy(axes)
-    else:
-        if is_spread(means, _LOG_Y_FROM):
-            axes.set_yscale("log")
-        grid_lines(axes)
-    axes.set_ylabel(f"{metric_text(study.metric)} (%)" if is_accuracy else metric_text(study.metric))
+        x = [x_of[cell.axes[arranged.x]] for cell in cells]
+        _draw_line(axes, x, cells, 100 if is_accuracy(study.metric) else 1, _style(arranged, number, value))
     axes.set_xlabel(heading(arranged.x))
     _scale_x(axes, study, arranged.x, list(x_of.values()), is_numeric)
+
+
+def _scale_y(panels: Iterable[Axes], studies: Sequence[Study]) -> None:
+    """Only when all is drawn: the panels share the y axis."""
+    means = [cell.estimate.mean for study in studies for cell in study.means if cell.estimate.n]
+    for axes in panels:
+        if is_accuracy(studies[0].metric):
+            tidy(axes)
+        else:
+            axes.set_yscale("log" if is_spread(means, _LOG_Y_FROM) else "linear")
+            grid_lines(axes)
 
 
 def _draw_line(axes: Axes, x: Sequence[float], cells: Sequence[Summary], scale: float, style: dict[str, Any]) -> None:
