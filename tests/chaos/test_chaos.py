@@ -27,7 +27,7 @@ from tests.chaos.campaign import (
     terminate_worker,
 )
 from tests.chaos.ledger import LEDGER
-from tests.support.plans import make_plan
+from tests.support.plans import make_plan, make_progress, walk
 
 FAULTS = int(os.environ.get("CVIT_CHAOS_FAULTS", "0"))
 SEED = int(os.environ.get("CVIT_CHAOS_SEED", "0"))
