@@ -27,7 +27,7 @@ def nine_minus_fewer(study: Study) -> list[Summary]:
         if heads < THREE_BY_THREE
         for difference in paired_difference(study.results, NUM_HEADS, THREE_BY_THREE, heads)
     ]
-    return sorted(summaries, key=lambda cell: (study.row_of(cell), study.schemes.index(cell.axes[SCHEME])))
+    return sorted(summaries, key=study.order_of)
 
 
 def _head_dim(study: Study, place: Mapping[str, Any]) -> tuple[float]:

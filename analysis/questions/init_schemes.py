@@ -17,7 +17,7 @@ def gains_over_random(study: Study) -> list[Summary]:
         if scheme != BASELINE
         for gain in paired_difference(study.results, SCHEME, scheme, BASELINE)
     ]
-    return sorted(gains, key=lambda cell: (study.row_of(cell), study.schemes.index(cell.axes[SCHEME])))
+    return sorted(gains, key=study.order_of)
 
 
 QUESTION = Question(

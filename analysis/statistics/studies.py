@@ -75,7 +75,7 @@ class Study:
 
     @cached_property
     def head_dim(self) -> int | None:
-        """The width of a head where `inner_dim` is not set; None where trials differ in it."""
+        """The width of a head where `inner_dim` is not set, that is 0; None where trials differ in it."""
         widths = {trial.get("head_dim") for trial in self.trials if not trial.get(INNER_DIM)}
         widths = widths or {self.params.get("head_dim")}
         return next(iter(widths)) if len(widths) == 1 else None
@@ -87,6 +87,10 @@ class Study:
     def row_of(self, item: Result | Summary) -> tuple[Any, ...]:
         """Where a result or summary lies on `axes`."""
         return tuple(item.axes[axis] for axis in self.axes)
+
+    def order_of(self, item: Result | Summary) -> tuple[Any, ...]:
+        """A key that sorts results and summaries: ascending by `axes`, then by scheme."""
+        return (*map(sort_key, self.row_of(item)), self.schemes.index(item.axes[SCHEME]))
 
     def trials_at(self, place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """The expected trials that there are at a place on some of the axes."""
