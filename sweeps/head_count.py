@@ -49,7 +49,7 @@ HEAD_COUNT = Sweep(
     presets={
         "laptop": Preset(
             description=EXPRESSIVITY.presets["laptop"].description,
-            grid={"num_heads": HEADS, "inner_dim": (0, INNER_DIM), "init_scheme": SCHEMES},
+            grid={"num_heads": HEADS, "inner_dim": (None, INNER_DIM), "init_scheme": SCHEMES},
             seeds=3,
             settings=FULL
             | {"data_fraction": 0.05, "validation_fraction": 0.2, "embed_dim": 48, "depth": 4, "mlp_ratio": 2.0}
@@ -59,7 +59,7 @@ HEAD_COUNT = Sweep(
         ),
         "smoke": Preset(
             description=EXPRESSIVITY.presets["smoke"].description,
-            grid={"num_heads": (4, 9), "inner_dim": (0, INNER_DIM), "init_scheme": SCHEMES},
+            grid={"num_heads": (4, 9), "inner_dim": (None, INNER_DIM), "init_scheme": SCHEMES},
             seeds=1,
             settings=FULL
             | {
@@ -74,7 +74,7 @@ HEAD_COUNT = Sweep(
         ),
         "reference": Preset(
             description=EXPRESSIVITY.presets["reference"].description,
-            grid={"num_heads": HEADS, "inner_dim": (0, 288), "init_scheme": SCHEMES},
+            grid={"num_heads": HEADS, "inner_dim": (None, 288), "init_scheme": SCHEMES},
             seeds=5,
             settings=FULL
             | {"data_fraction": 0.05, "embed_dim": 384, "depth": 12, "head_dim": 32, "label_smoothing": 0.1}

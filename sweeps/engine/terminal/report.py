@@ -10,6 +10,7 @@ from rich.console import Console
 
 from analysis.answers import answer_text
 from analysis.store.load import load_journal
+from cvit.config import as_text
 from cvit.storage import Storage
 from sweeps.engine.execution.cluster import workers_here
 from sweeps.engine.execution.cost import cost_of
@@ -34,7 +35,7 @@ def print_plan(console: Console, plan: Plan, request: Request) -> None:
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
-        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
+        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, of which done {num_done}",
         f"  stages    {len(plan.stages)} ({_saved(plan)}, saved by sharing), of which to train {len(todo)}",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -82,7 +83,7 @@ def _dropped(plan: Plan) -> list[str]:
     for reason, cells in by_reason.items():
         for grid in as_grids(cells):
             partial = {axis: values for axis, values in grid.items() if set(values) != set(plan.study.cells[axis])}
-            place = ", ".join(f"{axis} {' '.join(map(str, values))}" for axis, values in partial.items())
+            place = ", ".join(f"{axis} {' '.join(map(as_text, values))}" for axis, values in partial.items())
             lines.append(f"            {place or 'all'}: {reason}")
     return lines
 
@@ -161,7 +162,7 @@ def _failures(plan: Plan) -> list[str]:
     by_error: dict[str, list[str]] = {}
     for trial in plan.trials:
         if trial.key in plan.failed:
-            place = " ".join(f"{axis}={value}" for axis, value in trial.cell.items())
+            place = " ".join(f"{axis}={as_text(value)}" for axis, value in trial.cell.items())
             by_error.setdefault(plan.failed[trial.key], []).append(place)
     return [
         f"  {error}: {'; '.join(places[:_MOST_PLACES_SHOWN])}"
