@@ -68,8 +68,8 @@ class FitStage:
 
     trial: ExpressivityConfig
     task: ClassVar[str] = EXPRESSIVITY
-    phase: ClassVar[str] = FIT
-    parent: ClassVar[None] = None
+    phase: str = FIT
+    parent: None = None
 
     @property
     def key(self) -> str:
