@@ -24,7 +24,7 @@ from analysis.display.text import (
     number_text,
     percent,
 )
-from analysis.display.wording import heading, in_caption, scheme_text, texts, value_text, written
+from analysis.display.wording import csv_value, heading, in_caption, scheme_text, texts, value_text
 from analysis.statistics.stats import Summary
 from analysis.statistics.studies import GAIN, Study
 from analysis.store.axes import SCHEME
@@ -118,7 +118,7 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
         for kind, summaries in kinds:
             for cell in summaries:
                 place = {axis: cell.axes[axis] for axis in study.axes}
-                row = common | {"kind": kind} | {axis: written(axis, value) for axis, value in place.items()}
+                row = common | {"kind": kind} | {axis: csv_value(value) for axis, value in place.items()}
                 row[SCHEME] = cell.axes[SCHEME].replace(" ", "")
                 row |= vars(cell.estimate) | {"expected": cell.expected, "diverged": cell.diverged}
                 for column in layout.columns:

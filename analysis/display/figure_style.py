@@ -23,7 +23,7 @@ from analysis.display.wording import fraction_text, heads_text, scheme_text
 from analysis.statistics.stats import Estimate
 from analysis.statistics.studies import BASELINE, Study
 from analysis.store.axes import SCHEME
-from cvit.config import REFERENCES
+from cvit.init.schemes import REFERENCES
 
 STUDIES_SHOWN = 3
 """The number of studies that a figure shows, the most recent ones."""

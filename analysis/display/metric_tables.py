@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.display.settings import has_schemes, heading_lines, listed, settings_lines
 from analysis.display.text import latex, latex_table, markdown_table, number_text
-from analysis.display.wording import heading, in_caption, metric_text, scheme_text, texts, written
+from analysis.display.wording import csv_value, heading, in_caption, metric_text, scheme_text, texts
 from analysis.statistics.stats import Estimate, Summary
 from analysis.statistics.studies import Study
 from analysis.store.axes import SCHEME
@@ -33,7 +33,7 @@ def csv(studies: Sequence[Study]) -> str:
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset, "kind": study.metric}
         for cell in study.means:
-            place = {axis: written(axis, cell.axes[axis]) for axis in (*study.axes, *_scheme_axis(study))}
+            place = {axis: csv_value(cell.axes[axis]) for axis in (*study.axes, *_scheme_axis(study))}
             counts = {"expected": cell.expected, "diverged": cell.diverged}
             rows.append(common | place | vars(cell.estimate) | counts)
     columns = ["sweep", "study", "dataset", "kind", *axes, "mean", "ci_low", "ci_high", "n", "expected", "diverged"]

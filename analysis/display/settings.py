@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from analysis.display.text import markdown_table
-from analysis.display.wording import NOT_SET, label, labels, plain_text
+from analysis.display.wording import label, labels, plain_text
 from analysis.statistics.stats import Result
 from analysis.statistics.studies import Study
 from analysis.store.axes import SCHEME, SEED, sort_key
@@ -58,11 +58,11 @@ def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str,
     shared: dict[str, str] = {}
     differing: dict[str, dict[str, str]] = {}
     trials: Sequence[Mapping[str, Any]] = study.trials or [study.params]
-    for name in parameters_of_task(study.task):
+    for name, parameter in parameters_of_task(study.task).items():
         if name in (*study.axes, SCHEME, SEED, "dataset", *shown):
             continue
-        if all(trial.get(name) in (None, NOT_SET.get(name, "")) for trial in trials):
-            continue  # another setting decides, such as head_dim or learning_rate
+        if all(trial.get(name) in (None, parameter.unset, "") for trial in trials):
+            continue  # it is not set, so another setting decides, such as head_dim or learning_rate
         values = _distinct(trials, name)
         if len(values) == 1:
             shared[name] = values[0]

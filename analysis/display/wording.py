@@ -5,16 +5,8 @@ from typing import Any
 
 from analysis.statistics.studies import Study
 from analysis.store.axes import FRACTION, INNER_DIM, NUM_HEADS, SCHEME
-from cvit.config import REFERENCES
-
-NOT_SET: Mapping[str, Any] = {
-    INNER_DIM: 0,
-    "convolution_learning_rate": 0.0,
-    "convolution_warmup_fraction": -1.0,
-    "max_test_images": 0,
-}
-"""Numbers that stand for "not set" in stores of earlier versions, and in every CSV and claim, so that what reads those
-goes on working. Later stores have None."""
+from cvit.config import AUTO, as_text
+from cvit.init.schemes import REFERENCES
 
 _HEADINGS = {SCHEME: "scheme", FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}
 _IN_CAPTIONS = {FRACTION: "share of the training images", NUM_HEADS: "number of heads", INNER_DIM: "width of the heads"}
@@ -65,9 +57,9 @@ def labels(study: Study, place: Mapping[str, Any]) -> list[str]:
     return [label(axis, place[axis], study.head_dim) for axis in study.axes]
 
 
-def written(axis: str, value: Any) -> Any:
-    """A value as CSV files and names of claims have it: what is not set is the number of NOT_SET."""
-    return NOT_SET.get(axis, "auto") if value is None else value
+def csv_value(value: Any) -> Any:
+    """A parameter's value in CSV files: a number in full precision, `auto` where it is not set."""
+    return AUTO if value is None else value
 
 
 def metric_text(metric: str) -> str:
@@ -92,6 +84,4 @@ def fraction_text(fraction: float) -> str:
 
 def plain_text(value: Any) -> str:
     """A parameter's value, `auto` where it is not set; floats without the noise of their last digits."""
-    if value is None:
-        return "auto"
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else as_text(value)

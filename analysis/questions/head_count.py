@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from analysis.display.accuracy_tables import Column, Comparison, Layout
-from analysis.display.wording import written
 from analysis.questions import POINTS, Claim, Question
 from analysis.statistics.pairs import Family, differences, judged_family
 from analysis.statistics.stats import Summary, paired_difference
@@ -52,7 +51,7 @@ def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) ->
         others = [heads for heads in study.values(NUM_HEADS) if is_other(heads)]
         if THREE_BY_THREE in study.values(NUM_HEADS) and TREATMENT in study.schemes:
             nine = {NUM_HEADS: THREE_BY_THREE}
-            places = [f"{INNER_DIM}={written(INNER_DIM, width)},{NUM_HEADS}={heads}" for heads in others]
+            places = [f"{INNER_DIM}={width},{NUM_HEADS}={heads}" for heads in others]
             family = [differences(study, at | nine, at | {NUM_HEADS: heads}) for heads in others]
             yield judged_family(places, family, line)
 

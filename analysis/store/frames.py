@@ -2,12 +2,16 @@
 
 `studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params
 `trials`   one row per trial: trial_key, study_key, sweep, task, status (missing while unfinished), diverged_step,
-           code_version, device (None where unknown), every flat parameter of its task (typed; None for those of other
-           tasks), the final value, at the largest step, of every metric (NaN where never measured)
+           code_version, device (None where unknown), every flat parameter of its task (typed; None where it is not
+           set, and for those of other tasks), the final value, at the largest step, of every metric (NaN where never
+           measured)
 `curves`   one row per measurement of the metrics that the loader was asked for: trial_key, metric, step, value
 
 `cells` is a list of grids, each a mapping from parameter name to values, `seed` included; the trials that a study
 expects are the union of the grids' products. Accuracies are fractions in 0..1.
+
+Where a parameter is not set and a number stood for that before there was None, such as 0 for `inner_dim`, it is that
+number: so tables and CSV files are the same for old stores and new ones.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +22,7 @@ import pandas as pd
 
 from analysis.store.axes import SEED, axes_of, sort_key
 from cvit import vocabulary as names
-from cvit.config import Parameter
+from cvit.config import Parameter, as_text, with_numbers
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.tasks import TASK_NAMES, parameters_of_task
 
@@ -134,13 +138,13 @@ class Raw:
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
     def add_trial(self, sweep: str, record: TrialRecord) -> None:
-        """Takes up a trial; parameters that it does not state have their defaults."""
+        """Takes up a trial; a parameter that it does not state is younger than the trial, and neutral."""
         task, parameters = _task_of(record.tags)
         row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key, "sweep": sweep}
         row |= {"task": task, "code_version": record.tags.get(names.TAG_CODE_VERSION)}
-        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        neutral = with_numbers({name: parameter.neutral for name, parameter in parameters.items()}, parameters)
         place = (record.study_key, record.trial_key)
-        self.trials.setdefault(place, row | defaults | _typed_params(parameters, record.params))
+        self.trials.setdefault(place, row | neutral | _typed_params(parameters, record.params))
 
     def add_points(self, sweep: str, record: PointsRecord) -> None:
         """Takes up measurements of a trial."""
@@ -213,9 +217,11 @@ def _task_of(tags: Mapping[str, str]) -> tuple[str, Mapping[str, Parameter]]:
 
 def _typed(parameters: Mapping[str, Parameter], name: str, value: Any) -> Any:
     """A parameter's value in its own type; parameters that this version does not know stay text."""
-    text = str(value)
+    text = as_text(value)
+    if name not in parameters:
+        return text
     try:
-        return parameters[name].parse(text) if name in parameters else text
+        return with_numbers({name: parameters[name].parse(text)}, parameters)[name]
     except ValueError as error:
         raise LoadError(f"parameter {name} has the unreadable value {text!r}") from error
 

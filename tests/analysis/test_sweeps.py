@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis import make_tables
 from analysis.answers import answer_text
+from analysis.claims import verdicts
 from analysis.files import files_of
 from analysis.questions import expressivity, head_count, patch_size, question_of
 from analysis.statistics.studies import Study, TableError, read_studies
@@ -247,6 +248,44 @@ def test_settings_within_a_scheme_are_spelled_out_by_the_axis_that_decides(tmp_p
     spelled_out = "1 head: 0.02; 9 heads: 0.02; 12 heads: 0.01"
     assert f"| `learning_rate` | {spelled_out} | {spelled_out} |" in text
     assert "`head_dim`" not in text and "inner_dim" not in text
+
+
+@pytest.mark.parametrize("not_set", [None, "auto", "None", "0"])
+def test_a_width_that_is_not_set_is_shown_alike_however_it_is_stored(tmp_path: Path, not_set: Any) -> None:
+    """As 0 by earlier versions, as null in journals and as auto in MLflow by this one."""
+    study = head_study()
+    (grid,) = study.cells
+    study.cells = [grid | {"inner_dim": [144, not_set]}]
+    for trial in study.trials:
+        trial.params["inner_dim"] = not_set if trial.params["inner_dim"] in (0, None) else trial.params["inner_dim"]
+        trial.params |= dict.fromkeys(("convolution_learning_rate", "convolution_warmup_fraction"), not_set)
+        trial.params["convolution_warmup_fraction"] = -1.0 if not_set == "0" else not_set
+    write_journal(tmp_path / "storage", [study])
+    frames = load_journal(Storage.open(str(tmp_path / "storage")))
+    if not_set == "auto":
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        write_mlflow(uri, [study])
+        pd.testing.assert_frame_equal(load_mlflow(uri).trials, frames.trials, check_exact=True)
+    files = files_of(frames, "head_count").by_name
+    for name in ("head_count.md", "head_count.csv"):
+        assert files[name].decode() == (GOLDEN / name).read_text()
+    assert answer_text(frames, HEADS_KEY) == (GOLDEN / "head_count_answer.txt").read_text()
+    assert {v.claim.rpartition(",")[0] for v in verdicts(frames) if v.claim.startswith("nine_beat_fewer/")} == {
+        "nine_beat_fewer/inner_dim=0", "nine_beat_fewer/inner_dim=144"
+    }  # fmt: skip
+
+
+def test_values_of_an_axis_are_sorted_and_written_where_one_is_not_set(tmp_path: Path) -> None:
+    """A parameter for whose absence no number ever stood: None comes first and is called auto."""
+    study = trainings("widths", OTHER_KEY, {"mlp_ratio": [4.0, 2.0], "seed": [0, 1]}, lambda cell: 0.5)
+    frames = frames_of(tmp_path, study)
+    frames.trials["mlp_ratio"] = pd.Series([None if x == 4.0 else x for x in frames.trials["mlp_ratio"]], dtype=object)
+    frames.studies["cells"].iloc[0][0]["mlp_ratio"][0] = None
+    (shown,) = read_studies(frames, "widths")
+    assert shown.values("mlp_ratio") == [None, 2.0] and shown.missing == []
+    files = files_of(frames, "widths").by_name
+    assert [row.split(",")[4] for row in files["widths.csv"].decode().splitlines()] == ["mlp_ratio", "auto", "2.0"]
+    assert "| auto      | -      | 50.0" in files["widths.md"].decode()
 
 
 @pytest.mark.parametrize("what", ["no trials", "one of everything"])
