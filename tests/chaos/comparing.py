@@ -23,7 +23,7 @@ Measured = dict[tuple[str, int], float]
 def train_undisturbed(plan: Plan, folder: Path) -> None:
     """Trains a plan's stages in this process, one after the other, without Ray."""
     storage, dataset = Storage.open(str(folder / "storage")), load(digits())
-    for stage in plan.todo:
+    for stage in plan.stages.values():
         assert isinstance(stage, TrainingStage)
         for _ in train_pack([stage], dataset, storage, CPU):
             pass
