@@ -32,8 +32,7 @@ from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+from cvit.vocabulary import DEFAULT_TRACKING_URI
 
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 

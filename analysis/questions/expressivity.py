@@ -50,7 +50,7 @@ class Fit:
 
     @property
     def contradicts(self) -> bool:
-        """Whether the error that was reached lies below the bound."""
+        """True if the error that was reached lies below the bound."""
         return self.reached < self.bound - ROUNDING
 
 

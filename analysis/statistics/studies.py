@@ -85,7 +85,7 @@ class Study:
         return sorted({result.axes[axis] for result in self.results}, key=sort_key)
 
     def row_of(self, item: Result | Summary) -> tuple[Any, ...]:
-        """Where a result or summary lies on `axes`."""
+        """The place of a result or summary on `axes`."""
         return tuple(item.axes[axis] for axis in self.axes)
 
     def order_of(self, item: Result | Summary) -> tuple[Any, ...]:

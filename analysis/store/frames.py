@@ -63,7 +63,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Frames:
-    """What a tracking store holds, tidy; the columns are those of the module's docstring."""
+    """The content of a tracking store, tidy; the columns are those of the module's docstring."""
 
     studies: pd.DataFrame
     trials: pd.DataFrame
