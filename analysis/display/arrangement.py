@@ -1,5 +1,6 @@
 """The arrangement of the general figure: which axis of a study runs along x, which parts lines, which parts panels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +57,9 @@ def values(study: Study, axis: str) -> list[Any]:
     return list(study.schemes) if axis == SCHEME else study.values(axis)
 
 
-def is_spread(numbers: list[float], ratio: float) -> bool:
+def is_spread(numbers: Sequence[float], ratio: float) -> bool:
     """True if positive numbers differ by more than this ratio, so that a logarithmic scale shows them better."""
-    return bool(numbers) and min(numbers) > 0 and max(numbers) > ratio * min(numbers)
+    return len(numbers) > 0 and min(numbers) > 0 and max(numbers) > ratio * min(numbers)
 
 
 def _is_numeric(study: Study, axis: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from analysis.display.arrangement import PANELS_SHOWN, Arrangement, arrangement, is_spread, values
 from analysis.display.figure_style import (
@@ -21,7 +21,7 @@ from analysis.display.figure_style import (
     new_figure,
     tidy,
 )
-from analysis.display.wording import heading, label, metric_text, scheme_text, value_text
+from analysis.display.wording import heading, label, metric_text, plain_text, scheme_text, value_text
 from analysis.statistics.stats import Summary
 from analysis.statistics.studies import Study
 from analysis.store.axes import SCHEME
@@ -100,16 +100,14 @@ def _style(arranged: Arrangement, number: int, value: Any) -> dict[str, Any]:
 
 
 def _scale_x(axes: Axes, study: Study, axis: str, places: Sequence[float], is_numeric: bool) -> None:
-    if not is_numeric:
-        texts = [value_text(axis, value, study.head_dim) for value in values(study, axis)]
-        fixed_ticks(axes.xaxis, places, lambda place: texts[round(place)])
-        axes.set_xlim(-0.5, len(places) - 0.5)
-    elif len(places) > _MOST_TICKS:
-        if is_spread(list(places), _LOG_X_FROM):
-            axes.set_xscale("log")
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS))
-    elif is_spread(list(places), _LOG_X_FROM):
-        log_x(axes, places, lambda value: value_text(axis, value, study.head_dim))
+    texts = [value_text(axis, value, study.head_dim) for value in values(study, axis)]
+    is_log = is_numeric and is_spread(places, _LOG_X_FROM)
+    if is_log:
+        log_x(axes, places, lambda place: texts[places.index(place)])
     else:
-        fixed_ticks(axes.xaxis, places, lambda value: value_text(axis, value, study.head_dim))
+        fixed_ticks(axes.xaxis, places, lambda place: texts[places.index(place)])
+        room = (places[-1] - places[0]) / 20 or 0.5
+        axes.set_xlim(places[0] - room, places[-1] + room)
+    if is_numeric and len(places) > _MOST_TICKS:
+        axes.xaxis.set_major_locator(LogLocator() if is_log else MaxNLocator(_MOST_TICKS))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: plain_text(float(place))))
