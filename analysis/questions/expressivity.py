@@ -66,17 +66,17 @@ def fits(study: Study) -> list[Fit]:
         errors = restarts.setdefault((kernel_size, patch_size, num_heads), [])
         if result.trial and math.isfinite(result.value):
             errors.append((result.value, result.trial[names.EXPRESSIVITY_BOUND]))
-    found = []
+    all_fits = []
     for place, errors in sorted(restarts.items()):
         reached, bound = min(errors, default=(math.nan, math.nan))
-        found.append(Fit(*place, bound, reached, len(errors)))
-    return found
+        all_fits.append(Fit(*place, bound, reached, len(errors)))
+    return all_fits
 
 
-def by_case(found: Iterable[Fit]) -> Cases:
+def by_case(all_fits: Iterable[Fit]) -> Cases:
     """The fits by kernel and patch size."""
     cases: dict[tuple[int, int], dict[int, Fit]] = {}
-    for fit in found:
+    for fit in all_fits:
         cases.setdefault((fit.kernel_size, fit.patch_size), {})[fit.num_heads] = fit
     return cases
 
@@ -110,31 +110,31 @@ def latex_tables(studies: Sequence[Study]) -> str:
 
 def answer(study: Study) -> str:
     """The study in a few lines for the terminal: around the theorem's number of heads, per kernel and patch size."""
-    found = fits(study)
-    lines = markdown_table(_OVERVIEW_HEAD, _overview(by_case(found)))
+    all_fits = fits(study)
+    lines = markdown_table(_OVERVIEW_HEAD, _overview(by_case(all_fits)))
     lines += ["", "Error relative to the convolution: theorem 2's bound, and the least over restarts."]
-    lines += contradictions(found)
+    lines += contradictions(all_fits)
     if study.missing:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
     return "\n".join(lines)
 
 
-def contradictions(found: Iterable[Fit]) -> list[str]:
+def contradictions(all_fits: Iterable[Fit]) -> list[str]:
     """A line per fit that lies below the bound."""
     return [
         f"VIOLATION: K = {fit.kernel_size}, P = {fit.patch_size}, {heads_text(fit.num_heads)}: reached "
         f"{error_text(fit.reached)} lies below the bound {error_text(fit.bound)}."
-        for fit in found
+        for fit in all_fits
         if fit.contradicts
     ]
 
 
 def _markdown_section(study: Study) -> str:
-    found = fits(study)
+    all_fits = fits(study)
     lines = heading_lines(study)
-    for line in contradictions(found):
+    for line in contradictions(all_fits):
         lines += [f"**{line}**", ""]
-    for (kernel_size, patch_size), by_heads in by_case(found).items():
+    for (kernel_size, patch_size), by_heads in by_case(all_fits).items():
         count = heads_needed(kernel_size, patch_size)
         rows = []
         for heads, fit in by_heads.items():
@@ -143,7 +143,7 @@ def _markdown_section(study: Study) -> str:
             rows.append([f"{heads}{mark}", error_text(fit.bound), error_text(fit.reached) + flag])
         lines += [f"### K = {kernel_size}, P = {patch_size}", "", *markdown_table(["H", "bound", "reached"], rows)]
         lines += ["", _sentence(count, by_heads), ""]
-    lines += [f"Restarts that have finished: {_restarts_text(found)}."]
+    lines += [f"Restarts that have finished: {_restarts_text(all_fits)}."]
     lines += listed(study, "Missing", study.missing)
     return "\n".join([*lines, *settings_lines(study), ""])
 
@@ -157,8 +157,8 @@ def _sentence(count: int, by_heads: Mapping[int, Fit]) -> str:
     return f"The theorem counts {heads_text(count)}: {', '.join(parts) or 'beyond this grid'}."
 
 
-def _restarts_text(found: Sequence[Fit]) -> str:
-    least, most = min(fit.restarts for fit in found), max(fit.restarts for fit in found)
+def _restarts_text(all_fits: Sequence[Fit]) -> str:
+    least, most = min(fit.restarts for fit in all_fits), max(fit.restarts for fit in all_fits)
     return f"{most} in every case" if least == most else f"{least} to {most}, depending on the case"
 
 

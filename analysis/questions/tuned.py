@@ -60,7 +60,7 @@ class Tuned:
 def searches(study: Study) -> list[Tuned]:
     """The outcomes of the searches, one per init scheme."""
     on_validation = study_results(study.cells, study.trials, names.VAL_ACCURACY)  # in the order of the search
-    found = []
+    outcomes = []
     for scheme in study.schemes:
         tried = [
             result if result.state == names.STATUS_OK else replace(result, value=0.0)
@@ -73,13 +73,13 @@ def searches(study: Study) -> list[Tuned]:
             for result in study.results
             if winner and result.axes == winner.axes and result.seed != SEARCH_SEED
         ]
-        found.append(Tuned(scheme, tried, winner, fresh))
-    return found
+        outcomes.append(Tuned(scheme, tried, winner, fresh))
+    return outcomes
 
 
-def gain(found: Sequence[Tuned]) -> Summary | None:
+def gain(outcomes: Sequence[Tuned]) -> Summary | None:
     """Two phases less random initialisation, each at its own best settings, on the same fresh seeds."""
-    fresh = [result for tuned in found for result in tuned.fresh]
+    fresh = [result for tuned in outcomes for result in tuned.fresh]
     return next(iter(paired_difference(fresh, SCHEME, TREATMENT, BASELINE)), None)
 
 
@@ -92,8 +92,8 @@ def csv(studies: Sequence[Study]) -> str:
     rows: list[dict[str, Any]] = []
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
-        found = searches(study)
-        for tuned in found:
+        outcomes = searches(study)
+        for tuned in outcomes:
             at = common | {SCHEME: tuned.scheme}
             for number, result in enumerate(tuned.tried, 1):
                 settings = {name: result.axes[name] for name in SETTINGS}
@@ -103,7 +103,7 @@ def csv(studies: Sequence[Study]) -> str:
                 settings = {name: tuned.winner.axes[name] for name in SETTINGS}
                 validation = {"validation_accuracy": tuned.winner.value, "tried": len(tuned.tried)}
                 rows.append(at | settings | validation | _estimate(tuned.accuracy) | {"kind": "winner"})
-        rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(found)))
+        rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(outcomes)))
     columns = ["sweep", "study", "dataset", "kind", SCHEME, "number", *SETTINGS, "tried", "validation_accuracy"]
     columns += ["mean", "ci_low", "ci_high", "n", "expected", "diverged"]
     return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
@@ -131,24 +131,24 @@ def latex_tables(studies: Sequence[Study]) -> str:
 
 def answer(study: Study) -> str:
     """The study in a few lines for the terminal: the winners and how they do on fresh seeds."""
-    found = searches(study)
-    lines = markdown_table(_HEAD, _rows(found, " ± "))
+    outcomes = searches(study)
+    lines = markdown_table(_HEAD, _rows(outcomes, " ± "))
     lines += ["", "Test accuracy of the winners: mean ± half of the 95 % interval (number of fresh seeds)."]
-    lines += _gain_lines(found)
+    lines += _gain_lines(outcomes)
     if study.missing:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
     return "\n".join(lines)
 
 
 def _markdown_section(study: Study) -> str:
-    found = searches(study)
-    lines = [*heading_lines(study), *markdown_table(_HEAD, _rows(found, " ± ")), "", *_gain_lines(found)]
+    outcomes = searches(study)
+    lines = [*heading_lines(study), *markdown_table(_HEAD, _rows(outcomes, " ± ")), "", *_gain_lines(outcomes)]
     lines += listed(study, "Missing", study.missing)
     return "\n".join([*lines, *settings_lines(study), ""])
 
 
-def _gain_lines(found: Sequence[Tuned]) -> list[str]:
-    difference = gain(found)
+def _gain_lines(outcomes: Sequence[Tuned]) -> list[str]:
+    difference = gain(outcomes)
     if difference is None:
         return []
     return [
@@ -157,10 +157,10 @@ def _gain_lines(found: Sequence[Tuned]) -> list[str]:
     ]
 
 
-def _rows(found: Sequence[Tuned], plus_minus: str) -> list[list[str]]:
+def _rows(outcomes: Sequence[Tuned], plus_minus: str) -> list[list[str]]:
     """The rows below _HEAD."""
     rows = []
-    for tuned in found:
+    for tuned in outcomes:
         row = [scheme_text(tuned.scheme), str(len(tuned.tried)), str(sum(r.diverged for r in tuned.tried))]
         settings: Mapping[str, Any] = tuned.winner.axes if tuned.winner else {}
         row += [plain_text(settings.get(name, "-")) for name in SETTINGS]

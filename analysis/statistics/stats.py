@@ -108,14 +108,14 @@ def study_results(
         metric: what `value` holds.
     """
     names_of_cell = [*axes_of(cells), SEED]
-    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    trial_of: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for trial in trials:
         cell = tuple(trial[name] for name in names_of_cell)
         # Should a cell have two trials (the configuration gained a parameter), the one with a result counts.
-        if cell not in found or found[cell]["status"] not in STATES_WITH_RESULT:
-            found[cell] = trial
+        if cell not in trial_of or trial_of[cell]["status"] not in STATES_WITH_RESULT:
+            trial_of[cell] = trial
     expected = (cell for grid in cells for cell in itertools.product(*(grid[name] for name in names_of_cell)))
-    return [_result(dict(zip(names_of_cell, c, strict=True)), found.get(c), metric) for c in dict.fromkeys(expected)]
+    return [_result(dict(zip(names_of_cell, c, strict=True)), trial_of.get(c), metric) for c in dict.fromkeys(expected)]
 
 
 def summarise(results: Iterable[Result], by: Sequence[str]) -> list[Summary]:

@@ -29,10 +29,10 @@ def draw(studies: Sequence[Study]) -> Figure:
 
     Marks are means over seeds; on the right with 95 % t-intervals, side by side where they belong to one fraction.
     """
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure((ROW_HEIGHT + 0.3) * len(shown) + 0.3) as figure:
-        panels = figure.subplots(len(shown), 2, squeeze=False)
-        for (left, right), study in zip(panels, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure((ROW_HEIGHT + 0.3) * len(recent) + 0.3) as figure:
+        panels = figure.subplots(len(recent), 2, squeeze=False)
+        for (left, right), study in zip(panels, recent, strict=True):
             left.set_title(study.label, loc="left", fontweight="bold")
             draw_accuracy(left, study, FRACTION, {}, has_band=False)
             tidy(left)

@@ -36,10 +36,10 @@ def draw(studies: Sequence[Study]) -> Figure:
     diverged trials against learning rate; the norm of the gradient in the attention phase's first steps, the median
     over those seeds that have got so far. Solid without warm-up, broken with the longest.
     """
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure((ROW_HEIGHT + _GRADIENTS_HEIGHT) * len(shown) + 0.3) as figure:
-        blocks = figure.subfigures(len(shown), 1, squeeze=False).ravel()
-        for block, study in zip(blocks, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure((ROW_HEIGHT + _GRADIENTS_HEIGHT) * len(recent) + 0.3) as figure:
+        blocks = figure.subfigures(len(recent), 1, squeeze=False).ravel()
+        for block, study in zip(blocks, recent, strict=True):
             styles = _warmup_styles(study)
             rates = study.values(LEARNING_RATE)
             above, below = block.subfigures(2, 1, height_ratios=(ROW_HEIGHT, _GRADIENTS_HEIGHT))
@@ -61,7 +61,9 @@ def draw(studies: Sequence[Study]) -> Figure:
                 _draw_gradients(axes, study, rate, styles)
             panels[0].set_ylabel("gradient norm (log)")
         figure.legend(
-            handles=[*scheme_handles(shown), *_warmup_handles(shown)], loc="outside lower center", ncols=len(shown) + 4
+            handles=[*scheme_handles(recent), *_warmup_handles(recent)],
+            loc="outside lower center",
+            ncols=len(recent) + 4,
         )
     return figure
 

@@ -29,10 +29,10 @@ def draw(studies: Sequence[Study]) -> Figure:
 
     Lines on the left are means over seeds, bands 95 % t-intervals; on the right medians over all trials.
     """
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure(ROW_HEIGHT * len(shown)) as figure:
-        panels = figure.subplots(len(shown), 2, squeeze=False)
-        for (left, right), study in zip(panels, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure(ROW_HEIGHT * len(recent)) as figure:
+        panels = figure.subplots(len(recent), 2, squeeze=False)
+        for (left, right), study in zip(panels, recent, strict=True):
             _draw_accuracy(left, study)
             _draw_speed(right, study)
         figure.align_ylabels()
