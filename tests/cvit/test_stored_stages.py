@@ -16,7 +16,7 @@ from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint
 from cvit.vocabulary import EXPRESSIVITY_ERROR, TEST_ACCURACY, TRAIN_LOSS
 from sweeps.head_count import EXPRESSIVITY
-from tests.support.plans import make_plan, train
+from tests.support.plans import make_progress, train
 from tests.support.tree import copy_of_tree, insert, value_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -31,7 +31,7 @@ import json
 from cvit.data.datasets import describe
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint
-from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
 from sweeps.head_count import EXPRESSIVITY
 from sweeps.low_data import SWEEP
@@ -39,9 +39,10 @@ from sweeps.low_data import SWEEP
 storage, digits = Storage.open("storage"), describe("digits", "data", download=False)
 
 def found(sweep, options):
-    plan = Plan.make(sweep, parse(sweep, options), None if sweep is EXPRESSIVITY else digits, storage)
-    kept = [load_checkpoint(storage, key) for key in plan.stages]
-    return [list(plan.results), [saved[1].step for saved in kept if saved], list(plan.stages), plan.study.key]
+    progress = first_round(sweep, parse(sweep, options), None if sweep is EXPRESSIVITY else digits, storage)
+    stages = list(progress.plan.stages)
+    kept = [load_checkpoint(storage, key) for key in stages]
+    return [list(progress.results), [saved[1].step for saved in kept if saved], stages, progress.plan.study.key]
 
 def all_found(*more):
     low_data = [found(SWEEP, [*options, *more]) for options in ({LOW_DATA!r}, {HALFWAY!r})]
@@ -67,18 +68,17 @@ ALL_FOUND = [(4, [], 4), (1, [10], 2), (1, [], 1)]
 def test_a_plan_finds_every_stage(folder: Path) -> None:
     for sweep_options, metric in ((LOW_DATA, TEST_ACCURACY), (FIT, EXPRESSIVITY_ERROR)):
         sweeps = {"sweep": EXPRESSIVITY} if metric == EXPRESSIVITY_ERROR else {}
-        plan = make_plan(folder / "storage", *sweep_options, **sweeps)
-        assert plan.todo == [] and {plan.status(trial) for trial in plan.trials} == {"ok"}
-        for trial in plan.trials:
-            assert metric in {name for name, *_ in plan.results[trial.stages[-1].key].points}
-        for key in plan.stages:
+        progress = make_progress(folder / "storage", *sweep_options, **sweeps)
+        assert progress.todo == [] and {progress.status(trial) for trial in progress.plan.trials} == {"ok"}
+        for trial in progress.plan.trials:
+            assert metric in {name for name, *_ in progress.results[trial.stages[-1].key].points}
+        for key in progress.plan.stages:
             assert read_weights(Storage.open(str(folder / "storage")), key) is not None
 
 
 def test_a_stage_stopped_halfway_goes_on_from_its_checkpoint(folder: Path) -> None:
     storage = Storage.open(str(folder / "storage"))
-    plan = make_plan(folder / "storage", *HALFWAY)
-    (attention,) = plan.todo
+    (attention,) = make_progress(folder / "storage", *HALFWAY).todo
     saved = load_checkpoint(storage, attention.key)
     assert saved is not None and (saved[1].step, attention.steps) == (10, 20)
     train(attention, folder / "storage")
