@@ -206,7 +206,7 @@ class TrainingStage:
 
 
 def depends_on(init_scheme: str, parameter: str) -> bool:
-    """Whether a parameter has any influence on trials of a scheme."""
+    """True if a parameter has any influence on trials of a scheme."""
     return parameter not in SCHEMES[init_scheme].ignores
 
 

@@ -10,9 +10,9 @@ from cvit.config import (
     TrialConfig,
     choices,
 )
+from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
+from cvit.fits import ExpressivityConfig, FitStage
 from cvit.stages import SCIENCE_VERSION, TrainingStage, short_hash, stages_of
-from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
-from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 
 # Every parameter by value, so that a changed default changes no key here.
 FLAT: dict[str, Any] = {

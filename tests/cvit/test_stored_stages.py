@@ -1,6 +1,6 @@
 """Stages that version d709f53 stored are found, gone on from and built on by this one.
 
-`fixtures/storage` holds what that version left: the smoke preset of low_data at 1 % of digits, a fit of the smoke
+`stored_by_d709f53.zip` holds what that version left: the smoke preset of low_data at 1 % of digits, a fit of the smoke
 preset of expressivity, and, of a smaller low_data, a convolution phase with an attention phase stopped halfway.
 """
 
@@ -19,7 +19,7 @@ from sweeps.head_count import EXPRESSIVITY
 from tests.support.plans import make_progress, train
 from tests.support.tree import copy_of_tree, insert, value_of
 
-FIXTURES = Path(__file__).parent / "fixtures"
+STORED = Path(__file__).parent / "stored_by_d709f53.zip"
 LOW_DATA = ("--preset", "smoke", "--data-fraction", "0.01")
 FIT = ("--preset", "smoke", "--patch-size", "1", "--num-heads", "1", "--seeds", "1")
 HALFWAY = (
@@ -53,7 +53,7 @@ def all_found(*more):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a copy of what that version stored in `storage`."""
-    shutil.copytree(FIXTURES / "storage", tmp_path / "storage")
+    shutil.unpack_archive(STORED, tmp_path)
     return tmp_path
 
 
@@ -94,7 +94,7 @@ def test_a_new_parameter_orphans_nothing(folder: Path) -> None:
     before = value_of(tree, folder, CODE + "print(json.dumps(all_found()))")
     assert numbers(before) == ALL_FOUND
 
-    config, expressivity = tree / "cvit/config.py", tree / "cvit/tasks/expressivity.py"
+    config, expressivity = tree / "cvit/config.py", tree / "cvit/fits.py"
     insert(config, "evaluations: int", '    input_noise: float = option("Noise added to the images.", 0.0)\n')
     insert(expressivity, "fit_learning_rate: float", '    fit_noise: float = option("Noise of the kernel.", 0.0)\n')
     code = CODE + "print(json.dumps([all_found(), all_found('--input-noise', '0'), all_found('--input-noise', '0.1')]))"
@@ -109,9 +109,8 @@ def test_a_new_parameter_orphans_nothing(folder: Path) -> None:
     assert default == same == other and neutral == before
 
 
-def test_the_fixture_is_what_it_is_said_to_be() -> None:
-    files = sorted(path for path in FIXTURES.rglob("*") if path.is_file())
-    assert sum(path.name == "result.json" for path in files) == 6
-    assert sum(path.stat().st_size for path in files) < 1.5 * 2**20
-    results = [json.loads(path.read_text().split(maxsplit=1)[1]) for path in files if path.name == "result.json"]
+def test_the_fixture_is_what_it_is_said_to_be(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.name == "result.json"]
+    assert len(files) == 6 and STORED.stat().st_size < 1.5 * 2**20
+    results = [json.loads(path.read_text().split(maxsplit=1)[1]) for path in files]
     assert {(result["status"], result["device"]) for result in results} == {("ok", "cpu")}
