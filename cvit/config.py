@@ -90,7 +90,7 @@ def option(help_text: str, default: Any, *, neutral: Any = dataclasses.MISSING, 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images are trained on. `data_fingerprint` identifies their content, wherever they lie."""
+    """The images that are trained on. `data_fingerprint` identifies their content, wherever they lie."""
 
     dataset: str = "digits"
     data_fingerprint: str = ""
@@ -167,7 +167,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """How the transformer starts. Parameters that the scheme does not use have no influence on a trial."""
+    """The start of the transformer. Parameters that the scheme does not use have no influence on a trial."""
 
     init_scheme: InitSchemeName = option(
         "How the transformer's weights start; convolution and resnet are other models, for reference.", "random"

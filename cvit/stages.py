@@ -1,7 +1,9 @@
 """Stages: the phases of a trial, each trained, checkpointed, cached and reused on its own.
 
 A stage's key is a hash of everything that determines its outcome, its parent's key included. Two trials whose
-convolution phases have the same key share that stage.
+convolution phases have the same key share that stage. A key leaves out a parameter at its neutral value, so that stored
+stages are found again when the configuration gains a parameter; the parameters of the first versions are hashed always,
+as they were then, so that no key has ever changed.
 
 A stage belongs to a task (`cvit.tasks`). `Stage` says what the engine knows of one, whatever its task; `TrainingStage`
 is a phase of a training.
@@ -39,8 +41,8 @@ _ALWAYS_HASHED: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-"""Parameters that the keys of a task's first stored stages hold, whatever their value. Never longer: every parameter
-that is not here is left out at its neutral value, so that adding it leaves the keys of stored stages as they are."""
+"""Parameters that the keys of a task's first stored stages hold, whatever their value. The table never grows: every
+other parameter, and every parameter of another task, is left out at its neutral value."""
 
 # The number of steps stands in the stage itself, the width of all heads in that of each; the data set's name does not
 # change its images.
@@ -206,7 +208,7 @@ class TrainingStage:
 
 
 def depends_on(init_scheme: str, parameter: str) -> bool:
-    """Whether a parameter has any influence on trials of a scheme."""
+    """True if a parameter has any influence on trials of a scheme."""
     return parameter not in SCHEMES[init_scheme].ignores
 
 

@@ -1,4 +1,4 @@
-"""What does the size of the patches do: to accuracy, to speed, to the heads a convolution needs? (paper, section 3)
+"""What does the size of the patches do to accuracy, to speed, to the heads a convolution needs? (paper, section 3)
 
 python sweeps/patch_size.py                                             # digits, about 4 minutes on two cores
 python sweeps/patch_size.py --data-fraction 0.05 --patch-size 1 2

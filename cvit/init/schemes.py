@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class InitScheme:
-    """What must be known of an init scheme to plan its trials.
+    """An init scheme, as far as it must be known to plan its trials.
 
     Attributes:
         ignores: parameters that have no influence on the scheme's trials: trials that differ in nothing else share

@@ -1,4 +1,4 @@
-"""The tasks: what the trials of a sweep do. A task is a file in this folder and its name in `TASK_NAMES`.
+"""The tasks: kinds of trials. A task is a file in this folder and its name in `TASK_NAMES`.
 
 The file holds `TASK`, and with it all that planning, execution, tracking and analysis ask about a task. It must not
 import torch when it is imported: the command line and the analysis read the parameters of every task.
@@ -40,7 +40,7 @@ def _no_defaults(info: "DatasetInfo") -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[StageType]):
-    """What the trials of a sweep do.
+    """A kind of trial: its parameters, its stages, and how they are trained and timed.
 
     Attributes:
         name: the module's.

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cvit.fits import ExpressivityConfig, FitStage
 from cvit.geometry import num_relative_positions, relative_position, relative_position_index
 from cvit.randomness import generator
 from cvit.results import Point, Report, StageResult, load_result
 from cvit.storage import Storage
-from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 from cvit.theorem.kernel import error_bound, offsets, patch_maps
 from cvit.training import checkpoint as ckpt
 from cvit.training.schedule import learning_rate

@@ -20,8 +20,8 @@ from analysis.store.frames import Frames, rows_of
 from analysis.store.journal import load_journal
 from analysis.store.mlflow import load_mlflow
 from cvit import vocabulary as names
+from cvit.fits import ExpressivityConfig
 from cvit.storage import Storage
-from cvit.tasks.expressivity import ExpressivityConfig
 from tests.support.fake_studies import TIME_MS, FakeStudy, FakeTrial, trainings, write_journal, write_mlflow
 
 GOLDEN = Path(__file__).parent / "golden"

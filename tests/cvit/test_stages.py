@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from cvit.config import (
     PARAMETERS,
     InitSchemeName,
+    Parameter,
     TrialConfig,
     choices,
 )
-from cvit.stages import SCIENCE_VERSION, TrainingStage, short_hash, stages_of
-from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
-from cvit.tasks.expressivity import ExpressivityConfig, FitStage
+from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
+from cvit.fits import ExpressivityConfig, FitStage
+from cvit.stages import SCIENCE_VERSION, TrainingStage, short_hash, stage_key, stages_of
 
 # Every parameter by value, so that a changed default changes no key here.
 FLAT: dict[str, Any] = {
@@ -262,6 +263,29 @@ def test_a_full_convolution_phase_is_shared_by_all_heads_that_a_3x3_neighbourhoo
     assert keys(num_heads=4)[0] != keys()[0], "a factorized twin has as many offsets as heads"
     alone = {"init_scheme": "convolution", "convolution_form": "full"}
     assert keys(**alone, num_heads=4, head_dim=16) == keys(**alone) != keys(**alone, num_heads=12)
+
+
+def test_a_key_leaves_out_what_is_neutral_whatever_the_task() -> None:
+    plain = Parameter(name="width", type=int, default=3, part="toy", neutral=3)
+    changed = Parameter(name="depth", type=int, default=2, part="toy", neutral=1)  # its default was 1 once
+    parameters = {"width": plain, "depth": changed}
+    assert stage_key("toy", {}, parameters) == stage_key("toy", {"width": 3, "depth": 1}, parameters)
+    assert stage_key("toy", {"width": 4, "depth": 2}, parameters) == short_hash(
+        {"science_version": SCIENCE_VERSION, "task": "toy", "width": 4, "depth": 2}, 24
+    )
+    others = [stage_key(task, {"width": 4}, parameters, **more) for task in ("toy", "game") for more in ({}, {"n": 1})]
+    assert len({*others, stage_key("toy", {}, parameters)}) == 5
+
+
+def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
+    """The key of version d709f53, spelled out: every field, of what was neutral then nothing but `max_test_images`."""
+    stage = stages(init_scheme="random")[0]
+    ignored = {"attention_sharpness", "convolution_form", "max_test_images", "dataset", "inner_dim", "epochs"}
+    ignored |= {"min_steps", "evaluations", *(name for name in FLAT if name.startswith("convolution_"))}
+    decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}
+    place = {"phase": "attention", "steps": 100, "first_step": 0, "evaluation_interval": 10, "parent": None}
+    assert stage.key == short_hash({"science_version": 1} | decisive | place, 24)
+    assert stage.trial.training.weight_decay == PARAMETERS["weight_decay"].neutral
 
 
 def test_fits_have_keys_of_their_own() -> None:

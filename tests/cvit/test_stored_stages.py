@@ -1,6 +1,6 @@
 """Stages that version d709f53 stored are found, gone on from and built on by this one.
 
-`fixtures/storage` holds what that version left: the smoke preset of low_data at 1 % of digits, a fit of the smoke
+`stored_by_d709f53.zip` holds what that version left: the smoke preset of low_data at 1 % of digits, a fit of the smoke
 preset of expressivity, and, of a smaller low_data, a convolution phase with an attention phase stopped halfway.
 """
 
@@ -16,10 +16,10 @@ from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint
 from cvit.vocabulary import EXPRESSIVITY_ERROR, TEST_ACCURACY, TRAIN_LOSS
 from sweeps.head_count import EXPRESSIVITY
-from tests.support.plans import make_plan, train
+from tests.support.plans import make_progress, train
 from tests.support.tree import copy_of_tree, insert, value_of
 
-FIXTURES = Path(__file__).parent / "fixtures"
+STORED = Path(__file__).parent / "stored_by_d709f53.zip"
 LOW_DATA = ("--preset", "smoke", "--data-fraction", "0.01")
 FIT = ("--preset", "smoke", "--patch-size", "1", "--num-heads", "1", "--seeds", "1")
 HALFWAY = (
@@ -31,7 +31,7 @@ import json
 from cvit.data.datasets import describe
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint
-from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
 from sweeps.head_count import EXPRESSIVITY
 from sweeps.low_data import SWEEP
@@ -39,9 +39,10 @@ from sweeps.low_data import SWEEP
 storage, digits = Storage.open("storage"), describe("digits", "data", download=False)
 
 def found(sweep, options):
-    plan = Plan.make(sweep, parse(sweep, options), None if sweep is EXPRESSIVITY else digits, storage)
-    kept = [load_checkpoint(storage, key) for key in plan.stages]
-    return [list(plan.results), [saved[1].step for saved in kept if saved], list(plan.stages), plan.study.key]
+    progress = first_round(sweep, parse(sweep, options), None if sweep is EXPRESSIVITY else digits, storage)
+    stages = list(progress.plan.stages)
+    kept = [load_checkpoint(storage, key) for key in stages]
+    return [list(progress.results), [saved[1].step for saved in kept if saved], stages, progress.plan.study.key]
 
 def all_found(*more):
     low_data = [found(SWEEP, [*options, *more]) for options in ({LOW_DATA!r}, {HALFWAY!r})]
@@ -52,7 +53,7 @@ def all_found(*more):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a copy of what that version stored in `storage`."""
-    shutil.copytree(FIXTURES / "storage", tmp_path / "storage")
+    shutil.unpack_archive(STORED, tmp_path)
     return tmp_path
 
 
@@ -67,18 +68,17 @@ ALL_FOUND = [(4, [], 4), (1, [10], 2), (1, [], 1)]
 def test_a_plan_finds_every_stage(folder: Path) -> None:
     for sweep_options, metric in ((LOW_DATA, TEST_ACCURACY), (FIT, EXPRESSIVITY_ERROR)):
         sweeps = {"sweep": EXPRESSIVITY} if metric == EXPRESSIVITY_ERROR else {}
-        plan = make_plan(folder / "storage", *sweep_options, **sweeps)
-        assert plan.todo == [] and {plan.status(trial) for trial in plan.trials} == {"ok"}
-        for trial in plan.trials:
-            assert metric in {name for name, *_ in plan.results[trial.stages[-1].key].points}
-        for key in plan.stages:
+        progress = make_progress(folder / "storage", *sweep_options, **sweeps)
+        assert progress.todo == [] and {progress.status(trial) for trial in progress.plan.trials} == {"ok"}
+        for trial in progress.plan.trials:
+            assert metric in {name for name, *_ in progress.results[trial.stages[-1].key].points}
+        for key in progress.plan.stages:
             assert read_weights(Storage.open(str(folder / "storage")), key) is not None
 
 
 def test_a_stage_stopped_halfway_goes_on_from_its_checkpoint(folder: Path) -> None:
     storage = Storage.open(str(folder / "storage"))
-    plan = make_plan(folder / "storage", *HALFWAY)
-    (attention,) = plan.todo
+    (attention,) = make_progress(folder / "storage", *HALFWAY).todo
     saved = load_checkpoint(storage, attention.key)
     assert saved is not None and (saved[1].step, attention.steps) == (10, 20)
     train(attention, folder / "storage")
@@ -94,7 +94,7 @@ def test_a_new_parameter_orphans_nothing(folder: Path) -> None:
     before = value_of(tree, folder, CODE + "print(json.dumps(all_found()))")
     assert numbers(before) == ALL_FOUND
 
-    config, expressivity = tree / "cvit/config.py", tree / "cvit/tasks/expressivity.py"
+    config, expressivity = tree / "cvit/config.py", tree / "cvit/fits.py"
     insert(config, "evaluations: int", '    input_noise: float = option("Noise added to the images.", 0.0)\n')
     insert(expressivity, "fit_learning_rate: float", '    fit_noise: float = option("Noise of the kernel.", 0.0)\n')
     code = CODE + "print(json.dumps([all_found(), all_found('--input-noise', '0'), all_found('--input-noise', '0.1')]))"
@@ -109,9 +109,8 @@ def test_a_new_parameter_orphans_nothing(folder: Path) -> None:
     assert default == same == other and neutral == before
 
 
-def test_the_fixture_is_what_it_is_said_to_be() -> None:
-    files = sorted(path for path in FIXTURES.rglob("*") if path.is_file())
-    assert sum(path.name == "result.json" for path in files) == 6
-    assert sum(path.stat().st_size for path in files) < 1.5 * 2**20
-    results = [json.loads(path.read_text().split(maxsplit=1)[1]) for path in files if path.name == "result.json"]
+def test_the_fixture_is_what_it_is_said_to_be(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.name == "result.json"]
+    assert len(files) == 6 and STORED.stat().st_size < 1.5 * 2**20
+    results = [json.loads(path.read_text().split(maxsplit=1)[1]) for path in files]
     assert {(result["status"], result["device"]) for result in results} == {("ok", "cpu")}

@@ -10,7 +10,7 @@ import pytest
 
 from cvit import vocabulary as v
 from cvit.config import PARAMETERS
-from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
+from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from tests.support.scripts import ROOT, journal, mlflow_runs, sweep
 
 TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
