@@ -30,8 +30,7 @@ from analysis.store.load import load_journal, load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
@@ -115,7 +114,7 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
 
 
 def _uri(given: str | None) -> str:
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    return given or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI
 
 
 def main(arguments: list[str] | None = None) -> int:

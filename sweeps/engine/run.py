@@ -130,7 +130,8 @@ def _record_and_answer(
         return exit_code
     ended = sum(plan.status(trial) is not None and trial.key not in done_before for trial in plan.trials)
     time_line = timing.line(ended)
-    print_answer(console, plan, storage, request, time_line, error, tracker.page, exit_code == EXIT_INTERRUPTED)
+    is_interrupted = exit_code == EXIT_INTERRUPTED
+    print_answer(console, plan, storage, request, time_line, error, tracker.how_to_look(), is_interrupted)
     return exit_code
 
 

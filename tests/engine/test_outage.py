@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from cvit import vocabulary as v
+from cvit.records import StudyRecord, TrialRecord
 from cvit.storage import Storage
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.recording.journal import Journal
@@ -225,7 +226,7 @@ def test_what_another_machine_left_running_is_ended_where_its_journal_is_ours(
 def test_records_whose_trial_or_study_is_damaged_wait_for_it(tmp_path: Path, server: MlflowServer) -> None:
     plan = make_plan(tmp_path, *SMALL)
     journal = journal_of(tmp_path, plan, 6, ended=True)
-    damaged = [r for r in journal.records if r["type"] not in (v.RECORD_STUDY, v.RECORD_TRIAL)]
+    damaged = [r for r in journal.records if not isinstance(r, StudyRecord | TrialRecord)]
     tracker = Tracker(server.uri, "damaged", keys(plan), damaged)
     time.sleep(1)
     tracker.feed([r for r in journal.records if r not in damaged])
@@ -264,6 +265,7 @@ def test_a_journal_is_copied_by_hand(tmp_path: Path, server: MlflowServer) -> No
         (("--storage", "nowhere"), "has no journal"),
         (("--storage", "STORAGE", "--sweep", "head_count"), "'head_count' has no journal in storage"),
         (("--storage", "STORAGE", "--tracking-uri", "ftp://host"), "tracking URI 'ftp://host' is not valid"),
+        (("--storage", "STORAGE", "--tracking-uri", "none"), "tracking URI 'none': there is no store to copy to"),
         (("--storage", "STORAGE", "--tracking-uri", "http://127.0.0.1:9"), "127.0.0.1:9 cannot be reached"),
         (("--storage", "wrong://place"), "cannot be opened"),
         (("--colour", "red"), "--colour"),

@@ -17,7 +17,6 @@ from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.planning.grids import Cell, as_grids
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.request import Request
-from sweeps.engine.terminal.cli import DEFAULT_TRACKING_URI
 from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
@@ -122,14 +121,14 @@ def print_answer(
     request: Request,
     time_line: str,
     tracking_error: str | None,
-    page: str,
+    how_to_look: list[str],
     is_interrupted: bool,
 ) -> None:
     """The answer so far, and where to look or how to go on.
 
     Args:
         time_line: where the time went.
-        page: of MLflow's UI, below the address of its server.
+        how_to_look: lines about where the runs are to be seen.
     """
     frames = load_journal(storage, plan.study.sweep)
     console.print("\n" + answer_text(frames, plan.study.key), highlight=False, markup=False)
@@ -151,7 +150,7 @@ def print_answer(
             lines += _failures(plan)
         lines += [
             f"Tables and figures:  python analysis/make_tables.py {source}",
-            *_how_to_look(request.tracking_uri, page),
+            *how_to_look,
         ]
     console.print("\n" + "\n".join(lines), highlight=False, markup=False)
 
@@ -186,13 +185,3 @@ def print_lost_head(console: Console, plan: Plan, request: Request, address: str
         f"  {request.command}",
     ]
     console.print("\n" + "\n".join(lines), highlight=False, markup=False)
-
-
-def _how_to_look(tracking_uri: str, page: str) -> list[str]:
-    heading, address = "Runs in MLflow:      ", tracking_uri.rstrip("/")
-    commands = []
-    if not tracking_uri.startswith(("http://", "https://")):
-        store = "" if tracking_uri == DEFAULT_TRACKING_URI else f" --backend-store-uri {shlex.quote(tracking_uri)}"
-        commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
-        heading = f"{'... and then:':<{len(heading)}}"
-    return [*commands, f"{heading}{address}{page}"]
