@@ -81,3 +81,8 @@ RECORD_STUDY = "study"
 RECORD_TRIAL = "trial"
 RECORD_POINTS = "points"
 RECORD_END = "end"
+
+
+def is_accuracy(metric: str) -> bool:
+    """True for a metric that is a share of images, which is shown as a percentage."""
+    return metric.endswith("accuracy")

@@ -17,7 +17,6 @@ from cvit.records import EndRecord, Record, StudyRecord, TrialRecord
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from sweeps.engine import exit_codes
-from sweeps.engine.environment import prepare
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.recording.lease import lease
 from sweeps.engine.terminal.preflight import check_reachable, check_tracking_uri
@@ -92,7 +91,6 @@ def _sync_study(uri: str, sweep: str, keys: set[str], outcome: str, records: lis
 def main() -> None:
     """The command; bad input ends it with one line and exit code 2. Nothing printed shows the passwords of URLs."""
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
-    prepare()
     app = App(name="python -m sweeps.engine.sync", version_flags=[], result_action="return_value")
     app.default(sync)
     try:
