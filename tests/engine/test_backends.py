@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from cvit.config import ConfigError
 from cvit.results import Point
 from sweeps.engine.tracking.backend import backend_for
 from tests.support.backend_contract import BackendContract
+from tests.support.mlflow_stores import empty_store
 from tests.support.scripts import ROOT
 
 
@@ -20,9 +22,12 @@ class TestMlflow(BackendContract):
     def uri_in(cls, folder: Path) -> str:
         return f"sqlite:///{folder / 'mlflow.db'}"
 
-    def measurements(self, uri: str, sweep: str, key: str) -> list[Point]:
-        from mlflow import MlflowClient
+    @pytest.fixture(scope="class")
+    @classmethod
+    def uri(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
+        return empty_store(tmp_path_factory.mktemp("store"))
 
+    def measurements(self, uri: str, sweep: str, key: str) -> list[Point]:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(sweep)
         assert experiment is not None

@@ -18,6 +18,7 @@ from sweeps.engine.terminal.preflight import check_tracking_uri
 from sweeps.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
 from sweeps.engine.tracking.tracker import Tracker
 from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
+from tests.support.mlflow_stores import empty_store
 from tests.support.plans import SMALL, make_plan
 
 LONGEST_EXPERIMENT_TAG = 5000
@@ -26,8 +27,8 @@ LONGEST_EXPERIMENT_TAG = 5000
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store that the tests share, each with an experiment of its own: making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    """A store that the tests share, each with an experiment of its own."""
+    return empty_store(tmp_path_factory.mktemp("mlflow"))
 
 
 def test_every_measurement_arrives_once_however_often_it_is_copied(tmp_path: Path, uri: str) -> None:
