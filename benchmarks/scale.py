@@ -185,14 +185,14 @@ def scale(
                 execute(plan, None, storage.url, here, {}, journal, display, timing)
             cpu_s, busy_s = time.process_time() - cpu_before, time.monotonic() - last
             lap("all trials run")
-            how_to_look: list[str] = []
+            page = ""
             if tracker is not None:
                 behind = sum(run.changed for run in tracker._runs.values()) + tracker._inbox.qsize()
                 lines.append(f"  MLflow is behind by about {behind:,} runs")
                 assert tracker.close("FINISHED", TRACKING_TIMEOUT_S), tracker.error
-                how_to_look = tracker.how_to_look()
+                page = tracker.page
                 lap("MLflow has caught up")
-            print_answer(console, plan, storage, request, "", None, how_to_look, False)
+            print_answer(console, plan, storage, request, "", None, page, False)
             lap("answer")
             again = Plan.make(SWEEP, request, describe("digits", "data", download=False), storage)
             Journal(storage, plan.study.sweep)
