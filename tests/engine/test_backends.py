@@ -14,7 +14,7 @@ from cvit.results import Point
 from sweeps.engine.tracking.backend import backend_for
 from tests.support.backend_contract import BackendContract
 from tests.support.mlflow_stores import empty_store
-from tests.support.scripts import ROOT
+from tests.support.scripts import ROOT, TINY, journal, sweep
 
 
 class TestMlflow(BackendContract):
@@ -50,6 +50,15 @@ class TestNone(BackendContract):
 def test_a_uri_that_no_backend_takes_is_refused_with_what_would_be_taken() -> None:
     with pytest.raises(ConfigError, match=r"'ftp://host' is not valid: it must begin with one of sqlite, .*, none$"):
         backend_for("ftp://host")
+
+
+def test_a_sweep_without_tracking_leaves_its_storage_alone_and_says_so(tmp_path: Path) -> None:
+    options = ("--data-fraction", "0.1", "--seeds", "1", "--init-scheme", "random", "--address", "local")
+    output = sweep(tmp_path, *TINY, *options, "--tracking-uri", "none")
+    assert "1 of 1 trials done" in output
+    assert [line for line in output.splitlines() if line.startswith("No tracking:  ")] == output.splitlines()[-1:]
+    assert [path.name for path in tmp_path.iterdir()] == ["storage"]
+    assert {record["type"] for record in journal(tmp_path)} == {"study", "trial", "points", "end"}
 
 
 JSON_LINES = '''"""JSON lines: every change of a run is a line of a file."""

@@ -13,8 +13,8 @@ from cvit.storage import Storage
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, RUNNING, Backend, NewRun, Refused, backend_for
 from sweeps.engine.tracking.tracker import Tracker
-from tests.support.scripts import ROOT
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("mlflow", "ray", "torch", "pandas")
 POINTS: list[Point] = [(v.VAL_ACCURACY, 4, 0.25, 1000), (v.TRAIN_LOSS, 4, 2.0, 1000), (v.VAL_ACCURACY, 8, 0.5, 2000)]
 STUDY = StudyRecord(
