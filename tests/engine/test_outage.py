@@ -69,12 +69,12 @@ def tracked_journal(uri: str, experiment: str, folder: Path, plan: Plan) -> tupl
 
 def assert_complete(uri: str, experiment: str, last_step: int = 6) -> None:
     """Every trial has one run, ended, with every measurement once, below the one study."""
-    found = runs(uri, experiment)
+    all_runs = runs(uri, experiment)
     trials = trial_runs(uri, experiment)
-    (study,) = [run for run in found if run.data.tags[v.TAG_ROLE] == v.ROLE_STUDY]
+    (study,) = [run for run in all_runs if run.data.tags[v.TAG_ROLE] == v.ROLE_STUDY]
     assert len(trials) == 8
     assert len({run.data.tags[v.TAG_TRIAL_KEY] for run in trials}) == 8
-    assert {run.info.status for run in found} == {"FINISHED"}
+    assert {run.info.status for run in all_runs} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
     assert {run.data.tags[v.TAG_STATUS] for run in trials} == {v.STATUS_OK}
     assert all(history(uri, run) == expected(last_step) for run in trials)

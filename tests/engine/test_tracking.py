@@ -77,8 +77,8 @@ def test_a_living_drivers_runs_are_left_alone(tmp_path: Path, uri: str) -> None:
     copy(uri, "alive", plan, journal_of(tmp_path, plan, 3, ended=False), "RUNNING")  # this process lives
     other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
     copy(uri, "alive", other, journal_of(tmp_path, other, 3, ended=True))
-    left = {r.info.status for r in runs(uri, "alive") if r.data.tags[v.TAG_STUDY_KEY] == plan.study.key}
-    assert left == {"RUNNING"}
+    statuses = {r.info.status for r in runs(uri, "alive") if r.data.tags[v.TAG_STUDY_KEY] == plan.study.key}
+    assert statuses == {"RUNNING"}
 
 
 def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path, uri: str) -> None:
@@ -161,8 +161,8 @@ def test_an_experiment_has_its_views_and_the_page_opens_one(tmp_path: Path, uri:
     assert f"viewStateShareKey={CURVES}" in page and TAG_PREFIX + CURVES in experiment.tags
     # MLflow takes the filter, and it finds the trials.
     text = json.loads(expected[TAG_PREFIX + CURVES])["state"]
-    found = MlflowClient(uri).search_runs([experiment.experiment_id], json.loads(text)["searchFilter"])
-    assert {run.data.tags[v.TAG_TRIAL_KEY] for run in found} == {trial.key for trial in plan.trials}
+    trials = MlflowClient(uri).search_runs([experiment.experiment_id], json.loads(text)["searchFilter"])
+    assert {run.data.tags[v.TAG_TRIAL_KEY] for run in trials} == {trial.key for trial in plan.trials}
 
 
 def test_a_trial_that_failed_and_then_succeeds_ends_as_succeeded(tmp_path: Path, uri: str) -> None:

@@ -43,7 +43,7 @@ class FaultyS3(ThreadingHTTPServer):
         """A client that goes away is no error of a proxy's."""
 
     def url(self, path: str) -> str:
-        """Of a storage behind the proxy."""
+        """The URL of a storage behind the proxy."""
         return f"s3://{BUCKET}/{path}?endpoint_override=127.0.0.1:{self.server_address[1]}&scheme=http"
 
 

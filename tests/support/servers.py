@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tests.support.mlflow_stores import empty_store
 
 Fault = Literal["", "before", "after", "cut", "hang"]
-"""What happens to a request: nothing; a 500 before it reaches the server, or in place of its answer; a connection cut
+"""The fate of a request: nothing happens to it; a 500 before it reaches the server, or in place of its answer; a connection cut
 in place of the answer; no answer at all until the proxy is mended."""
 
 

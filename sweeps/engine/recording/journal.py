@@ -35,7 +35,7 @@ _SEGMENT_BYTES = 256 * 1024
 
 
 class _Contents:
-    """What the journal already contains, so that nothing is written twice."""
+    """The contents of the journal, remembered so that nothing is written twice."""
 
     def __init__(self) -> None:
         self.cells: dict[str, list[Grid]] = {}
@@ -150,7 +150,7 @@ class Journal:
         self._append([EndRecord(trial_key=trial.key, status=status, note=note, time_ms=_now_ms(), tags=tags)])
 
     def status(self, trial_key: str) -> str | None:
-        """How a trial ended, as last recorded."""
+        """The status of a trial that has ended, as last recorded."""
         end = self._contents.ends.get(trial_key)
         return end.status if end is not None else None
 

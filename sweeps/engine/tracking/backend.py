@@ -109,7 +109,7 @@ def backend_for(uri: str) -> Backend:
 
 @cache
 def _backends() -> Mapping[str, Callable[[str], Backend]]:
-    """What opens a URI, by scheme, of every backend in this folder."""
+    """The `open` of every backend in this folder, by scheme."""
     names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
     return {scheme: module.open for module in modules if hasattr(module, "SCHEMES") for scheme in module.SCHEMES}
