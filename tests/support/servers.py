@@ -15,8 +15,8 @@ from typing import Any, Literal
 from tests.support.mlflow_stores import empty_store
 
 Fault = Literal["", "before", "after", "cut", "hang"]
-"""The fate of a request: nothing happens to it; a 500 before it reaches the server, or in place of its answer; a connection cut
-in place of the answer; no answer at all until the proxy is mended."""
+"""The fate of a request: nothing happens to it; a 500 before it reaches the server, or in place of its answer; a
+connection cut in place of the answer; no answer at all until the proxy is mended."""
 
 
 def free_port() -> int:
