@@ -188,3 +188,15 @@ def test_light_modules_import_without_heavy_libraries(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_functions_of_the_engine_take_at_most_six_parameters() -> None:
+    """More are a sign that a type is missing, such as a session or a site."""
+    crowded = []
+    for path in sorted((ROOT / "sweeps/engine").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len([name for name in names if name not in ("self", "cls")]) > 6:
+                    crowded.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert crowded == []

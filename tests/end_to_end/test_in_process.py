@@ -4,14 +4,19 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cvit import vocabulary as v
+from cvit.results import Reports
+from cvit.stages import TrainingStage
 from cvit.storage import Storage, decode_records
-from tests.support.plans import make_progress
+from cvit.training import loop
+from sweeps.engine.planning.progress import Outcome
+from tests.support.plans import Order, make_progress, train_here
 from tests.support.scripts import start
 
 SMALL = (
@@ -97,20 +102,36 @@ def test_ctrl_c_stops_it_cleanly_and_the_same_command_goes_on(tmp_path: Path) ->
     assert stopped == measured(fresh)
 
 
-def test_an_error_costs_its_own_trial_alone(tmp_path: Path) -> None:
-    """A file lies where a stage's folder has to be: an error of the kind that is tried three times."""
-    progress = make_progress(tmp_path / "storage", *SMALL)
-    broken = next(stage for stage in progress.plan.stages.values() if stage.phase == "attention" and not stage.parent)
-    place = tmp_path / "storage" / "stages" / broken.key
-    place.parent.mkdir(parents=True)
-    place.touch()
-    output = run(tmp_path, *SMALL, *LOCAL, exit_code=1)
-    assert f"failed, try 3 of 3: stage {broken.key}" in output
-    assert "1 of 4 trials failed" in output
-    assert len(make_progress(tmp_path / "storage", *SMALL).todo) == 1
-    place.unlink()
-    run(tmp_path, *SMALL, *LOCAL)
-    assert make_progress(tmp_path / "storage", *SMALL).is_finished
+class Lines(Order):
+    """Keeps what is said about packs that failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def ended(self, name: str, lines: Iterable[str] = ()) -> None:
+        self.lines += lines
+
+
+def test_an_error_is_tried_three_times_and_costs_its_own_trial_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress, follower = make_progress(tmp_path, *SMALL), Lines()
+    broken = next(stage for stage in progress.plan.stages.values() if stage.phase == "convolution")
+    train_pack = loop.train_pack
+
+    def failing(stages: list[TrainingStage], *rest: Any) -> Iterator[Reports]:
+        if broken in stages:
+            raise ValueError("broken")
+        return train_pack(stages, *rest)
+
+    monkeypatch.setattr(loop, "train_pack", failing)
+    outcomes = train_here(progress, tmp_path, follower)
+    child = next(stage.key for stage in progress.plan.stages.values() if stage.parent == broken)
+    assert follower.lines == [f"failed, try {n} of 3: stage {broken.key}: ValueError: broken" for n in (1, 2, 3)]
+    assert outcomes.pop(broken.key) == Outcome("failed", "ValueError: broken")
+    assert outcomes.pop(child) == Outcome("left")
+    assert set(outcomes.values()) == {Outcome("done")} and len(outcomes) == 4
 
 
 def test_no_ray_is_imported(without_ray: Path) -> None:

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from cvit.config import ConfigError
 from cvit.results import Point
+from cvit.storage import Storage
 from sweeps.engine.tracking.backend import backend_for
 from tests.support.backend_contract import BackendContract
 from tests.support.mlflow_stores import empty_store
@@ -165,7 +166,8 @@ def test_a_backend_that_is_added_as_one_file_keeps_the_contract_and_gets_a_journ
     told = python("pytest", "-q", "-p", "no:cacheprovider", "tests/engine/test_json_lines.py")
     assert " passed in " in told and "skipped" not in told
     uri = f"jsonl://{tmp_path / 'runs.jsonl'}"
-    shutil.copytree(ROOT / "tests/engine/fixtures", tmp_path / "storage")
+    for file in (ROOT / "tests/engine/fixtures").glob("*.jsonl"):
+        Storage.open(str(tmp_path / "storage")).write(f"journal/{file.stem}/1.jsonl", file.read_bytes())
     told = python("sweeps.engine.sync", "--storage", str(tmp_path / "storage"), "--tracking-uri", uri)
     assert told.splitlines() == [
         f"expressivity: 12 trials, 12 of them ended, are in JSON lines at {uri}",

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from cvit import vocabulary as v
-from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
+from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, from_json
 from cvit.results import Point
-from cvit.storage import Storage
-from sweeps.engine.recording.journal import Journal
+from cvit.storage import decode_records
 from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, RUNNING, Backend, NewRun, Refused, backend_for
 from sweeps.engine.tracking.tracker import Tracker
 
@@ -31,7 +30,8 @@ STUDY = StudyRecord(
 
 def journal_of_low_data() -> list[Record]:
     """The records of a real sweep of 6 trials."""
-    return Journal(Storage.open(str(ROOT / "tests/engine/fixtures")), "low_data").records
+    values = decode_records((ROOT / "tests/engine/fixtures/low_data.jsonl").read_bytes())
+    return [record for record in map(from_json, values) if record is not None]
 
 
 def points_by_trial(records: list[Record]) -> dict[str, list[Point]]:

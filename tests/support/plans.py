@@ -14,13 +14,14 @@ from cvit.storage import Storage
 from cvit.tasks import task_named
 from cvit.training.loop import train_pack
 from sweeps.engine.declaration import Sweep
+from sweeps.engine.execution.follower import Follower
 from sweeps.engine.execution.in_process import train_stages
 from sweeps.engine.execution.queue import StagePack
 from sweeps.engine.execution.site import Site
 from sweeps.engine.execution.timing import Timing
 from sweeps.engine.execution.workers import this_process
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.progress import Progress
+from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.request import Request
 from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.recording.journal import Journal
@@ -96,7 +97,13 @@ class Order:
 
 def walk(progress: Progress, folder: Path) -> list[Stage]:
     """Trains what is to be trained in this process, one stage at a time, and returns the order."""
-    storage, order = Storage.open(str(folder)), Order()
-    site = Site(load(digits()), storage, this_process("cpu"), {}, Timing(time.monotonic()))
-    train_stages(progress, Journal(storage, progress.plan.study.sweep), order, site)
+    order = Order()
+    train_here(progress, folder, order)
     return [stage for pack in order.packs for stage in pack]
+
+
+def train_here(progress: Progress, folder: Path, follower: Follower) -> dict[str, Outcome]:
+    """Trains what is to be trained in this process, one stage at a time."""
+    storage = Storage.open(str(folder))
+    site = Site(load(digits()), storage, this_process("cpu"), {}, Timing(time.monotonic()))
+    return train_stages(progress, Journal(storage, progress.plan.study.sweep), follower, site)
