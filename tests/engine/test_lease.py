@@ -54,7 +54,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         return
     set_credentials(monkeypatch)
     with faulty_s3() as server:
-        yield server.url("storage")
+        yield server.direct_url("storage")
 
 
 def holder(url: str, *identity: str) -> subprocess.Popen[str]:
