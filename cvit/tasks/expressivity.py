@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cvit.config import LARGEST_LEARNING_RATE, Parameter, option, parameters_of, require, require_divisor, require_known
-from cvit.stages import SCIENCE_VERSION, short_hash
+from cvit.stages import stage_key
 from cvit.tasks import Task
 from cvit.vocabulary import EXPRESSIVITY, EXPRESSIVITY_ERROR, FIT
 
@@ -68,8 +68,8 @@ class FitStage:
 
     trial: ExpressivityConfig
     task: ClassVar[str] = EXPRESSIVITY
-    phase: ClassVar[str] = FIT
-    parent: ClassVar[None] = None
+    phase: str = FIT
+    parent: None = None
 
     @property
     def key(self) -> str:
@@ -78,7 +78,7 @@ class FitStage:
 
     @cached_property
     def _key(self) -> str:
-        return short_hash({"science_version": SCIENCE_VERSION, "task": EXPRESSIVITY, **self.trial.flat()}, digits=24)
+        return stage_key(EXPRESSIVITY, self.trial.flat(), PARAMETERS)
 
     @property
     def shape(self) -> Hashable:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from cvit import vocabulary as v
-from cvit.config import ConfigError
+from cvit.config import ConfigError, as_text
 from cvit.errors import one_line
 from cvit.records import StudyRecord
 from cvit.results import Point
@@ -121,7 +121,7 @@ class MlflowBackend:
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in points]
-        own_params = [Param(name, str(value)) for name, value in params.items()]
+        own_params = [Param(name, as_text(value)) for name, value in params.items()]
         own_tags = [RunTag(name, value) for name, value in _fitting(tags).items()]
         with self._refusals():
             while len(metrics) > _BATCH_METRICS - len(own_params) - len(own_tags):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvit import vocabulary as v
+from cvit.config import as_text
 from cvit.errors import one_line
 from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.results import Point
@@ -310,7 +311,7 @@ class Tracker:
         place = {axis: run.params[axis] for axis in self._runs[run.study_key].cells[0]}
         # The scheme first: a table's column of names is narrow.
         scheme = [str(place["init_scheme"])] if "init_scheme" in place else []
-        return " ".join(scheme + [f"{axis}={value}" for axis, value in place.items() if axis != "init_scheme"])
+        return " ".join(scheme + [f"{axis}={as_text(value)}" for axis, value in place.items() if axis != "init_scheme"])
 
     def _end_open_runs(self) -> None:
         assert self._final_status is not None
