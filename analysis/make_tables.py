@@ -32,7 +32,7 @@ from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import DEFAULT_TRACKING_URI
+from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
@@ -111,7 +111,7 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
 
 
 def _uri(given: str | None) -> str:
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    return given or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI
 
 
 def main(arguments: list[str] | None = None) -> int:

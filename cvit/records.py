@@ -92,6 +92,6 @@ def from_json(values: Mapping[str, Any]) -> Record | None:
     if record_class is None:
         return None
     known = {f.name: values[f.name] for f in dataclasses.fields(record_class) if f.name in values}
-    if record_class is PointsRecord:
+    if "points" in known:
         known["points"] = [as_point(point) for point in known["points"]]
     return record_class(**known)

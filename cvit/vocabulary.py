@@ -64,10 +64,11 @@ ATTENTION = "attention"
 REFERENCE = "reference"
 FIT = "fit"
 
+# Tracking URIs: the MLflow store that a plain `mlflow ui` opens in the working folder; the word for none; the variable
+# that names another; the schemes of MLflow stores, which a driver may follow, as in postgresql+psycopg2.
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
-"""The store that a plain `mlflow ui` opens in the working folder."""
-
-# Schemes of tracking URIs; a scheme may name a driver, as in postgresql+psycopg2.
+NO_TRACKING = "none"
+TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 # Folders below STORAGE.

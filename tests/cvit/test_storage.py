@@ -1,5 +1,6 @@
+"""Storages of every kind, and records, which are lines of their files."""
+
 import json
-import pickle
 import subprocess
 import sys
 import threading
@@ -7,15 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from cvit.storage import Storage, StorageError, decode_records, encode_record
-from cvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from tests.support.faulty_s3 import BUCKET, FaultyS3, faulty_s3, set_credentials
+from tests.support.storage_contract import StorageContract
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -23,7 +22,6 @@ JSON = st.recursive(
     max_leaves=5,
 )
 RECORDS = st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=1, max_size=5)
-BUCKET = "cvit"
 
 # Forks a writer that writes one file over and over, kills it, and looks at what is there; again and again, until both
 # contents were seen and a write was cut short, but 20 times at least.
@@ -60,89 +58,39 @@ print(json.dumps({"torn": torn, "seen": sorted(seen), "cut_short": cut_short, "n
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def server() -> Iterator[FaultyS3]:
     """An S3 server of its own, on this machine."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        set_credentials(patch)
-        made = pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-        made.create_dir(BUCKET)
-    yield f"http://{host}:{port}"
-    server.stop()
+    with faulty_s3() as server:
+        yield server
 
 
-def set_credentials(patch: pytest.MonkeyPatch) -> None:
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-def s3_url(endpoint: str, path: str) -> str:
-    return f"s3://{path}?endpoint_override={endpoint.removeprefix('http://')}&scheme=http"
-
-
-@pytest.fixture(params=["folder", "file-url", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """An empty storage of each kind."""
-    if request.param == "folder":
-        return Storage.open(str(tmp_path / "not yet there"))
-    if request.param == "file-url":
-        return Storage.open((tmp_path / "not yet there").as_uri())
+@pytest.fixture
+def s3(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> FaultyS3:
+    """The server, with credentials for it in the environment."""
     set_credentials(monkeypatch)
-    return Storage.open(s3_url(request.getfixturevalue("endpoint"), f"{BUCKET}/{tmp_path.name}"))
+    return server
 
 
-def test_files_are_written_read_listed_and_deleted(storage: Storage) -> None:
-    assert storage.names("") == storage.names("stages") == []
-    with pytest.raises(FileNotFoundError):
-        storage.read("stages/a/result.json")
-    storage.check_writable()
-    assert storage.names("") == []
-    content = bytes(range(256)) * 5000
-    storage.write("stages/a/weights", content)
-    storage.write("stages/a/empty", b"")
-    storage.write("stages/b/weights", b"b")
-    storage.write("top", b"t")
-    assert storage.read("stages/a/weights") == content
-    assert storage.read("stages/a/empty") == b""
-    assert storage.names("stages") == ["a", "b"]
-    assert storage.names("stages/a") == ["empty", "weights"]
-    assert storage.names("") == ["stages", "top"]
-    storage.write("stages/a/weights", b"shorter")
-    assert storage.read("stages/a/weights") == b"shorter"
-    storage.delete("stages/a/weights")
-    storage.delete("stages/a/weights")  # gone already: no error
-    storage.delete("nowhere/at all")
-    assert storage.names("stages/a") == ["empty"]
-    with pytest.raises(FileNotFoundError):
-        storage.read("stages/a/weights")
+class TestFolder(StorageContract):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return str(tmp_path / "not yet there")
 
 
-def test_a_storage_travels_between_processes(storage: Storage) -> None:
-    storage.write("a", b"1")
-    copy = pickle.loads(pickle.dumps(storage))
-    assert copy == storage
-    assert copy.read("a") == b"1"
+class TestFileUrl(StorageContract):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return (tmp_path / "not yet there").as_uri()
 
 
-def test_checkpoints_lie_in_any_storage(storage: Storage) -> None:
-    for step in (1, 2, 3):
-        save_checkpoint(storage, "key", {"w": torch.full((3,), step)}, Progress(step=step, points=[("m", 1, 0.5, 7)]))
-    newest = storage.names("stages/key")[-1]
-    assert newest == "step-00000003.safetensors"
-    storage.write(f"stages/key/{newest}", storage.read(f"stages/key/{newest}")[:-1])
-    loaded = load_checkpoint(storage, "key")
-    assert loaded is not None
-    assert loaded[0]["w"].tolist() == [2, 2, 2]
-    assert loaded[1] == Progress(step=2, points=[("m", 1, 0.5, 7)])
+class TestS3(StorageContract):
+    @pytest.fixture
+    def url(self, s3: FaultyS3, tmp_path: Path) -> str:
+        return s3.url(tmp_path.name)
 
 
-def test_two_storages_in_one_bucket_are_apart(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_credentials(monkeypatch)
-    one, other = (Storage.open(s3_url(endpoint, f"{BUCKET}/apart/{name}")) for name in ("one", "other"))
+def test_two_storages_in_one_bucket_are_apart(s3: FaultyS3) -> None:
+    one, other = (Storage.open(s3.url(f"apart/{name}")) for name in ("one", "other"))
     one.write("stages/a", b"1")
     assert other.names("stages") == []
     with pytest.raises(FileNotFoundError):
@@ -224,9 +172,8 @@ def test_a_folder_that_cannot_be_written_is_noticed(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"kept"
 
 
-def test_a_bucket_that_is_not_there_is_noticed(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_credentials(monkeypatch)
-    url = s3_url(endpoint, "no-such-bucket/prefix")
+def test_a_bucket_that_is_not_there_is_noticed(s3: FaultyS3) -> None:
+    url = s3.url("prefix").replace(BUCKET, "no-such-bucket", 1)
     with pytest.raises(StorageError) as caught:
         Storage.open(url).check_writable()
     assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvit import vocabulary as v
+from cvit.records import EndRecord, Record, StudyRecord
 from cvit.redaction import redacted
 from cvit.results import StageResult
 from cvit.storage import Storage, StorageError, checksum, encode_record
@@ -90,12 +91,14 @@ def test_the_journal_and_its_listeners_get_no_password(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, *SMALL)
     command = f"python sweeps/low_data.py --tracking-uri postgresql://me:{PASSWORD}@host/db"
     journal = Journal(Storage.open(str(tmp_path)), "low_data")
-    heard: list[dict[str, Any]] = []
+    heard: list[Record] = []
     journal.listen(heard.extend)
     journal.record_plan(dataclasses.replace(plan.study, command=command), plan.trials, {})
     journal.record_end(plan.trials[0], v.STATUS_FAILED, {}, f"no answer from http://a:{PASSWORD}@host: 500")
-    assert heard[0]["command"] == "python sweeps/low_data.py --tracking-uri postgresql://***@host/db"
-    assert heard[-1]["note"] == "no answer from http://***@host: 500"
+    study, end = heard[0], heard[-1]
+    assert isinstance(study, StudyRecord) and isinstance(end, EndRecord)
+    assert study.command == "python sweeps/low_data.py --tracking-uri postgresql://***@host/db"
+    assert end.note == "no answer from http://***@host: 500"
     segments = [path.read_text() for path in tmp_path.rglob("*.jsonl")]
     assert segments and not any(PASSWORD in text for text in segments)
 

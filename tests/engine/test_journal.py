@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from cvit import vocabulary as v
-from cvit.storage import Storage, StorageError
+from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, to_json
+from cvit.storage import Storage, StorageError, encode_record
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.recording.journal import Journal, Record
+from sweeps.engine.recording.journal import Journal
 from tests.support.plans import SMALL, make_plan
 
+FIXTURES = Path(__file__).parent / "fixtures"
 POINTS = [(v.VAL_ACCURACY, 4, 0.25, 1000), (v.TRAIN_LOSS, 4, 2.0, 1000), (v.VAL_ACCURACY, 8, 0.5, 2000)]
 
 
@@ -29,7 +31,7 @@ def fill(journal: Journal, plan: Plan) -> None:
 
 
 def types(journal: Journal) -> list[str]:
-    return sorted(record["type"] for record in journal.records)
+    return sorted(record.type for record in journal.records)
 
 
 def test_recording_twice_in_one_or_another_driver_adds_nothing(tmp_path: Path) -> None:
@@ -49,8 +51,8 @@ def test_only_new_measurements_are_recorded(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     journal.record_points(plan.trials[:1], POINTS[:2])
     journal.record_points(plan.trials[:1], [(v.VAL_ACCURACY, 4, 0.25, 9999), *POINTS])
-    recorded = [point for record in journal.records for point in record["points"]]
-    assert recorded == [list(point) for point in POINTS]
+    recorded = [point for record in journal.records if isinstance(record, PointsRecord) for point in record.points]
+    assert recorded == POINTS
 
 
 def test_a_torn_last_line_is_recorded_again_and_harms_no_other(tmp_path: Path) -> None:
@@ -70,10 +72,10 @@ def test_a_grown_grid_is_recorded_beside_the_first(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     fill(journal, make_plan(tmp_path, *SMALL))
     fill(journal, make_plan(tmp_path, "--data-fraction", "0.1", "--init-scheme", "random", "--seeds", "1", *SMALL[8:]))
-    studies = [record for record in journal.records if record["type"] == v.RECORD_STUDY]
-    assert len({record["study_key"] for record in studies}) == 1
-    assert [record["cells"][0]["data_fraction"] for record in studies] == [[0.02, 0.05], [0.1]]
-    assert len([record for record in journal.records if record["type"] == v.RECORD_TRIAL]) == 9
+    studies = [record for record in journal.records if isinstance(record, StudyRecord)]
+    assert len({record.study_key for record in studies}) == 1
+    assert [record.cells[0]["data_fraction"] for record in studies] == [[0.02, 0.05], [0.1]]
+    assert len([record for record in journal.records if isinstance(record, TrialRecord)]) == 9
 
 
 def test_listeners_get_what_is_new_once_it_is_on_the_disk(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_damaged_line_in_the_middle_is_recorded_again(tmp_path: Path) -> None:
     segment.write_bytes(b"".join(lines))
     after = open_journal(tmp_path)
     after.record_points(plan.trials[:1], POINTS)
-    recorded = [tuple(p) for r in open_journal(tmp_path).records if r["type"] == v.RECORD_POINTS for p in r["points"]]
+    recorded = [p for r in open_journal(tmp_path).records if isinstance(r, PointsRecord) for p in r.points]
     assert sorted(recorded) == sorted(POINTS)
 
 
@@ -193,3 +195,86 @@ def test_an_object_store_is_written_at_most_once_a_second_and_gets_everything(
     journal.flush()
     assert len(storage.names("journal/low_data")) == 2
     assert types(Journal(storage, "low_data")) == types(journal)
+
+
+def journal_of_the_version_before(folder: Path, sweep: str) -> bytes:
+    """Copies the journal that version d709f53 wrote (`--preset smoke`) into a storage, and returns its bytes."""
+    data = (FIXTURES / f"{sweep}.jsonl").read_bytes()
+    Storage.open(str(folder)).write(f"journal/{sweep}/01795788597775050122-2749.jsonl", data)
+    return data
+
+
+@pytest.mark.parametrize("sweep", ["low_data", "expressivity"])
+def test_the_records_of_the_version_before_encode_to_the_same_bytes(tmp_path: Path, sweep: str) -> None:
+    data = journal_of_the_version_before(tmp_path, sweep)
+    records = Journal(Storage.open(str(tmp_path)), sweep).records
+    assert len(records) == len(data.splitlines())
+    assert b"".join(encode_record(to_json(record)) for record in records) == data
+
+
+def test_the_records_of_the_version_before_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    journal_of_the_version_before(tmp_path, "expressivity")
+    records = Journal(Storage.open(str(tmp_path)), "expressivity").records
+    params = {"fit_channels": 8, "fit_image_size": 8, "fit_learning_rate": 0.2, "fit_steps": 400}
+    tags = {v.TAG_CODE_VERSION: "0.1.0+d709f53", v.TAG_TASK: v.EXPRESSIVITY}
+    assert [record.type for record in records] == ["study"] + ["trial"] * 12 + ["points", "end"] * 12
+    assert records[0] == StudyRecord(
+        study_key="c4edec16eb174b1d",
+        sweep="expressivity",
+        question="How close does attention with so many heads come to a convolution, "
+        "and how close can it come at best?",
+        command="python ../before/sweeps/head_count.py --preset smoke",
+        start_time_ms=1795788636777,
+        params=params,
+        cells=[{"kernel_size": [3], "num_heads": [1, 8, 9], "patch_size": [1, 2], "seed": [0, 1]}],
+        tags=tags,
+    )
+    assert records[1] == TrialRecord(
+        trial_key="d003a3e60cbadc0e",
+        study_key="c4edec16eb174b1d",
+        params=params | {"kernel_size": 3, "num_heads": 1, "patch_size": 1, "seed": 0},
+        tags=tags,
+    )
+    points = records[13]
+    assert isinstance(points, PointsRecord)
+    assert (points.trial_key, len(points.points)) == ("d003a3e60cbadc0e", 12)
+    assert points.points[0] == (v.EXPRESSIVITY_ERROR, 0, 0.9978665189451138, 1795788640730)
+    assert points.points[-1] == (v.EXPRESSIVITY_BOUND, 400, 0.9086008901399861, 1795788641043)
+    assert records[14] == EndRecord(
+        trial_key="d003a3e60cbadc0e",
+        status=v.STATUS_OK,
+        note="fit 80c2dcad0d812a530f9ebf82 (400 steps); 1.4 s",
+        time_ms=1795788641049,
+        tags={v.TAG_DEVICE: "cpu"},
+    )
+
+
+def test_a_plan_recorded_on_top_of_the_version_before_adds_only_what_is_new(tmp_path: Path) -> None:
+    data = journal_of_the_version_before(tmp_path, "low_data")
+    journal = open_journal(tmp_path)
+    before = journal.records
+    plan = make_plan(tmp_path, "--preset", "smoke")
+    journal.record_plan(plan.study, plan.trials, {"tag": "of today"})
+    for record in before:
+        (trial, *_) = [trial for trial in plan.trials if getattr(record, "trial_key", trial.key) == trial.key]
+        if isinstance(record, PointsRecord):
+            journal.record_points([trial], record.points)
+        elif isinstance(record, EndRecord):
+            assert journal.status(trial.key) == record.status
+            journal.record_end(trial, record.status, {}, "another note")
+    assert journal.records == before
+    (segment,) = (tmp_path / "journal/low_data").iterdir()
+    assert segment.read_bytes() == data
+    grown = make_plan(tmp_path, "--preset", "smoke", "--seeds", "2")
+    assert grown.study.key == plan.study.key
+    journal.record_plan(grown.study, grown.trials, {})
+    assert [record.type for record in journal.records[len(before) :]] == ["study"] + ["trial"] * 6
+
+
+def test_a_record_of_a_type_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    fill(open_journal(tmp_path), plan)
+    records = open_journal(tmp_path).records
+    later = encode_record({"type": "of a later version", "trial_key": plan.trials[0].key})
+    Storage.open(str(tmp_path)).append_local("journal/low_data/1.jsonl", later)
+    assert open_journal(tmp_path).records == records

@@ -10,17 +10,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cvit.storage import Storage, encode_record
 from sweeps.engine.recording import lease as module
 from sweeps.engine.recording.lease import SweepInUse, lease
 from sweeps.engine.recording.process_identity import is_dead, this_process
+from tests.support.faulty_s3 import faulty_s3, set_credentials
 
 BEAT_S, EXPIRY_S = 0.2, 3.0
-BUCKET = "leases"
 
 # Holds the lease and says so, until its input is closed; a second argument is the identity that it claims.
 HOLDER = f"""
@@ -54,17 +52,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param == "folder":
         yield str(tmp_path / "storage")
         return
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    made = pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-    made.create_dir(BUCKET)
-    yield f"s3://{BUCKET}/storage?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    set_credentials(monkeypatch)
+    with faulty_s3() as server:
+        yield server.direct_url("storage")
 
 
 def holder(url: str, *identity: str) -> subprocess.Popen[str]:

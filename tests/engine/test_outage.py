@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from cvit import vocabulary as v
+from cvit.records import StudyRecord, TrialRecord
 from cvit.storage import Storage
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.recording.journal import Journal
@@ -68,12 +69,12 @@ def tracked_journal(uri: str, experiment: str, folder: Path, plan: Plan) -> tupl
 
 def assert_complete(uri: str, experiment: str, last_step: int = 6) -> None:
     """Every trial has one run, ended, with every measurement once, below the one study."""
-    found = runs(uri, experiment)
+    all_runs = runs(uri, experiment)
     trials = trial_runs(uri, experiment)
-    (study,) = [run for run in found if run.data.tags[v.TAG_ROLE] == v.ROLE_STUDY]
+    (study,) = [run for run in all_runs if run.data.tags[v.TAG_ROLE] == v.ROLE_STUDY]
     assert len(trials) == 8
     assert len({run.data.tags[v.TAG_TRIAL_KEY] for run in trials}) == 8
-    assert {run.info.status for run in found} == {"FINISHED"}
+    assert {run.info.status for run in all_runs} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {study.info.run_id}
     assert {run.data.tags[v.TAG_STATUS] for run in trials} == {v.STATUS_OK}
     assert all(history(uri, run) == expected(last_step) for run in trials)
@@ -225,7 +226,7 @@ def test_what_another_machine_left_running_is_ended_where_its_journal_is_ours(
 def test_records_whose_trial_or_study_is_damaged_wait_for_it(tmp_path: Path, server: MlflowServer) -> None:
     plan = make_plan(tmp_path, *SMALL)
     journal = journal_of(tmp_path, plan, 6, ended=True)
-    damaged = [r for r in journal.records if r["type"] not in (v.RECORD_STUDY, v.RECORD_TRIAL)]
+    damaged = [r for r in journal.records if not isinstance(r, StudyRecord | TrialRecord)]
     tracker = Tracker(server.uri, "damaged", keys(plan), damaged)
     time.sleep(1)
     tracker.feed([r for r in journal.records if r not in damaged])
@@ -264,6 +265,7 @@ def test_a_journal_is_copied_by_hand(tmp_path: Path, server: MlflowServer) -> No
         (("--storage", "nowhere"), "has no journal"),
         (("--storage", "STORAGE", "--sweep", "head_count"), "'head_count' has no journal in storage"),
         (("--storage", "STORAGE", "--tracking-uri", "ftp://host"), "tracking URI 'ftp://host' is not valid"),
+        (("--storage", "STORAGE", "--tracking-uri", "none"), "tracking URI 'none': there is no store to copy to"),
         (("--storage", "STORAGE", "--tracking-uri", "http://127.0.0.1:9"), "127.0.0.1:9 cannot be reached"),
         (("--storage", "wrong://place"), "cannot be opened"),
         (("--colour", "red"), "--colour"),

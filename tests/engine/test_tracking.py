@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from mlflow import MlflowClient
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
+from cvit.records import StudyRecord
 from sweeps.engine.terminal.preflight import check_tracking_uri
 from sweeps.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
 from sweeps.engine.tracking.tracker import Tracker
 from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
+from tests.support.mlflow_stores import empty_store
 from tests.support.plans import SMALL, make_plan
 
 LONGEST_EXPERIMENT_TAG = 5000
@@ -24,8 +27,8 @@ LONGEST_EXPERIMENT_TAG = 5000
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store that the tests share, each with an experiment of its own: making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    """A store that the tests share, each with an experiment of its own."""
+    return empty_store(tmp_path_factory.mktemp("mlflow"))
 
 
 def test_every_measurement_arrives_once_however_often_it_is_copied(tmp_path: Path, uri: str) -> None:
@@ -74,8 +77,8 @@ def test_a_living_drivers_runs_are_left_alone(tmp_path: Path, uri: str) -> None:
     copy(uri, "alive", plan, journal_of(tmp_path, plan, 3, ended=False), "RUNNING")  # this process lives
     other = make_plan(tmp_path, *SMALL, "--learning-rate", "0.5")
     copy(uri, "alive", other, journal_of(tmp_path, other, 3, ended=True))
-    left = {r.info.status for r in runs(uri, "alive") if r.data.tags[v.TAG_STUDY_KEY] == plan.study.key}
-    assert left == {"RUNNING"}
+    statuses = {r.info.status for r in runs(uri, "alive") if r.data.tags[v.TAG_STUDY_KEY] == plan.study.key}
+    assert statuses == {"RUNNING"}
 
 
 def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path, uri: str) -> None:
@@ -96,20 +99,19 @@ def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("axes", "group", "answer"),
+    ("task", "axes", "group", "answer"),
     [
-        (["data_fraction", "init_scheme", "num_heads", "patch_size"], "init_scheme", v.TEST_ACCURACY),
-        (["kernel_size", "num_heads", "patch_size"], "num_heads", v.EXPRESSIVITY_ERROR),
+        (v.TRAINING, ["data_fraction", "init_scheme", "num_heads", "patch_size"], "init_scheme", v.TEST_ACCURACY),
+        (v.EXPRESSIVITY, ["kernel_size", "num_heads", "patch_size"], "num_heads", v.EXPRESSIVITY_ERROR),
     ],
 )
-def test_views_group_trials_and_span_all_axes(axes: list[str], group: str, answer: str) -> None:
-    """What MLflow's UI reads from them, as it was seen to do (docs/MLFLOW.md)."""
-    found = {
-        tag.removeprefix("mlflow.sharedViewState."): json.loads(text) for tag, text in views("a1b2", axes, 1).items()
-    }
-    assert set(found) == {CURVES, AXES}
-    assert all(len(text) < LONGEST_EXPERIMENT_TAG for text in views("a1b2", axes, 1).values())
-    states = {key: json.loads(view["state"]) for key, view in found.items()}
+def test_views_group_trials_and_span_all_axes(task: str, axes: list[str], group: str, answer: str) -> None:
+    """MLflow's UI was seen to read these fields (docs/MLFLOW.md)."""
+    texts = views(study("a1b2", axes, {v.TAG_TASK: task}))
+    by_view = {tag.removeprefix("mlflow.sharedViewState."): json.loads(text) for tag, text in texts.items()}
+    assert set(by_view) == {CURVES, AXES}
+    assert all(len(text) < LONGEST_EXPERIMENT_TAG for text in texts.values())
+    states = {key: json.loads(view["state"]) for key, view in by_view.items()}
     for key, state in states.items():
         assert state["searchFilter"] == "tags.`cvit.role` = 'trial' AND tags.`cvit.study_key` = 'a1b2'"
         assert state["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": group}]
@@ -126,20 +128,41 @@ def test_views_group_trials_and_span_all_axes(axes: list[str], group: str, answe
     assert curves and {chart["xAxisKey"] for chart in curves} == {"step"}
 
 
+def test_the_study_of_a_task_that_is_not_known_here_has_no_views() -> None:
+    assert views(study("a1b2", ["num_heads"], {v.TAG_TASK: "of a later version"})) == {}
+
+
+def study(key: str, axes: Iterable[str], tags: dict[str, str]) -> StudyRecord:
+    grid = {axis: [1] for axis in (*axes, "seed")}
+    return StudyRecord(
+        study_key=key,
+        sweep="s",
+        question="q",
+        command="c",
+        start_time_ms=START_MS,
+        params={},
+        cells=[grid],
+        tags=tags,
+    )
+
+
 def test_an_experiment_has_its_views_and_the_page_opens_one(tmp_path: Path, uri: str) -> None:
     plan = make_plan(tmp_path, *SMALL)
     tracker = copy(uri, "viewed", plan, journal_of(tmp_path, plan, last_step=2, ended=True))
     experiment = MlflowClient(uri).get_experiment_by_name("viewed")
     assert experiment is not None
-    expected = views(plan.study.key, [axis for axis in plan.study.cells if axis != "seed"], START_MS)
+    expected = views(study(plan.study.key, [axis for axis in plan.study.cells if axis != "seed"], {}))
     stored = {tag: json.loads(text)["state"] for tag, text in experiment.tags.items() if tag in expected}
     assert stored == {tag: json.loads(text)["state"] for tag, text in expected.items()}
-    assert tracker.page.startswith(f"/#/experiments/{experiment.experiment_id}/runs?")
-    assert f"viewStateShareKey={CURVES}" in tracker.page and TAG_PREFIX + CURVES in experiment.tags
+    command, page = tracker.how_to_look()
+    assert command == f"Runs in MLflow:      mlflow ui --backend-store-uri {uri}"
+    beginning = "... and then:        http://127.0.0.1:5000/#/experiments/"
+    assert page.startswith(f"{beginning}{experiment.experiment_id}/runs?")
+    assert f"viewStateShareKey={CURVES}" in page and TAG_PREFIX + CURVES in experiment.tags
     # MLflow takes the filter, and it finds the trials.
     text = json.loads(expected[TAG_PREFIX + CURVES])["state"]
-    found = MlflowClient(uri).search_runs([experiment.experiment_id], json.loads(text)["searchFilter"])
-    assert {run.data.tags[v.TAG_TRIAL_KEY] for run in found} == {trial.key for trial in plan.trials}
+    trials = MlflowClient(uri).search_runs([experiment.experiment_id], json.loads(text)["searchFilter"])
+    assert {run.data.tags[v.TAG_TRIAL_KEY] for run in trials} == {trial.key for trial in plan.trials}
 
 
 def test_a_trial_that_failed_and_then_succeeds_ends_as_succeeded(tmp_path: Path, uri: str) -> None:
@@ -157,13 +180,17 @@ def test_a_trial_that_failed_and_then_succeeds_ends_as_succeeded(tmp_path: Path,
     assert {run.data.tags[v.TAG_STATUS] for run in trial_runs(uri, "retried")} == {v.STATUS_OK}
 
 
-@pytest.mark.parametrize("wrong", ["mlruns", "file:///tmp/x", "ftp://host", "", "sqlite:////no/such/folder/x.db"])
+@pytest.mark.parametrize(
+    "wrong", ["mlruns", "file:///tmp/x", "ftp://host", "", "sqlite", "sqlite:x.db", "sqlite:////no/such/folder/x.db"]
+)
 def test_wrong_tracking_uris_are_refused_without_opening_them(wrong: str) -> None:
     with pytest.raises(ConfigError, match="tracking URI"):
         check_tracking_uri(wrong)
 
 
-@pytest.mark.parametrize("right", ["sqlite:///mlflow.db", "http://127.0.0.1:5000", "postgresql+psycopg2://u@h/db"])
+@pytest.mark.parametrize(
+    "right", ["sqlite:///mlflow.db", "http://127.0.0.1:5000", "postgresql+psycopg2://u@h/db", "none"]
+)
 def test_usable_tracking_uris_are_taken(right: str) -> None:
     check_tracking_uri(right)
 

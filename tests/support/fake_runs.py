@@ -40,9 +40,9 @@ def copy(uri: str, experiment: str, plan: Plan, journal: Journal, outcome: str =
 
 def runs(uri: str, experiment: str) -> list[Any]:
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    return list(client.search_runs([found.experiment_id], max_results=1000))
+    known = client.get_experiment_by_name(experiment)
+    assert known is not None
+    return list(client.search_runs([known.experiment_id], max_results=1000))
 
 
 def trial_runs(uri: str, experiment: str) -> list[Any]:
@@ -50,8 +50,8 @@ def trial_runs(uri: str, experiment: str) -> list[Any]:
 
 
 def history(uri: str, run: Any) -> list[tuple[int, float, int]]:
-    found = MlflowClient(uri).get_metric_history(run.info.run_id, v.VAL_ACCURACY)
-    return sorted((m.step, m.value, m.timestamp) for m in found)
+    metrics = MlflowClient(uri).get_metric_history(run.info.run_id, v.VAL_ACCURACY)
+    return sorted((m.step, m.value, m.timestamp) for m in metrics)
 
 
 def expected(last_step: int) -> list[tuple[int, float, int]]:

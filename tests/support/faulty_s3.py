@@ -43,8 +43,12 @@ class FaultyS3(ThreadingHTTPServer):
         """A client that goes away is no error of a proxy's."""
 
     def url(self, path: str) -> str:
-        """Of a storage behind the proxy."""
+        """The URL of a storage behind the proxy."""
         return f"s3://{BUCKET}/{path}?endpoint_override=127.0.0.1:{self.server_address[1]}&scheme=http"
+
+    def direct_url(self, path: str) -> str:
+        """The URL of the same storage past the proxy, which costs time."""
+        return f"s3://{BUCKET}/{path}?endpoint_override={self.server[0]}:{self.server[1]}&scheme=http"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.support.mlflow_stores import empty_store
+
 Fault = Literal["", "before", "after", "cut", "hang"]
-"""What happens to a request: nothing; a 500 before it reaches the server, or in place of its answer; a connection cut
-in place of the answer; no answer at all until the proxy is mended."""
+"""The fate of a request: nothing happens to it; a 500 before it reaches the server, or in place of its answer; a
+connection cut in place of the answer; no answer at all until the proxy is mended."""
 
 
 def free_port() -> int:
@@ -27,7 +29,7 @@ class MlflowServer:
     """Started on demand, always on the same port and store."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = f"sqlite:///{folder / 'server.db'}"
+        self.store = empty_store(folder)
         self._folder, self._port = folder, free_port()
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -1,4 +1,4 @@
-"""When to try again, and when not to."""
+"""Backing off: whether to try again, and after how long."""
 
 import errno
 
@@ -9,10 +9,10 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 
 def is_refused(error: OSError) -> bool:
-    """Whether the system says that it will not write, as opposed to that it could not reach something."""
+    """True if retrying cannot help (disk full, read-only, permission denied); False for a broken connection."""
     return error.errno in _REFUSED
 
 
 def pause_s(faults_in_a_row: int) -> float:
-    """Time to wait after so many faults without success in between: 1, 2, 4, … 60 s."""
+    """The time to wait after so many faults without success in between: 1, 2, 4, … 60 s."""
     return min(FIRST_PAUSE_S * 2.0 ** min(faults_in_a_row - 1, 30), LONGEST_PAUSE_S)

@@ -1,15 +1,11 @@
-"""The journal: every result of a sweep, appended to files in the storage before it goes anywhere else.
+"""The journal keeps every result of a sweep in files of the storage, before it goes anywhere else.
 
     STORAGE/journal/<sweep>/<segment>.jsonl    one segment per driver and, on object stores, per 256 KiB
 
-A record is one line (see cvit.storage). Four types, each a flat JSON object:
-
-    study   study_key, sweep, question, command, start_time_ms, params, cells (a list of grids), tags
-    trial   trial_key, study_key, params, tags
-    points  trial_key, points: [metric, optimiser step, value, time in ms] each
-    end     trial_key, status, tags, note, time_ms
+A line is a record of `cvit/records.py`, encoded by `cvit/storage.py`.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -17,175 +13,161 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from cvit.errors import one_line
+from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord, from_json, to_json
 from cvit.redaction import redacted
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, decode_records, encode_record
-from cvit.vocabulary import JOURNAL_FOLDER, RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL, STATUS_FAILED
+from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED
 from sweeps.engine.planning.grids import as_grids
 from sweeps.engine.planning.trials import Study, Trial
 from sweeps.engine.recording.backoff import is_refused, pause_s
 
-Record = dict[str, Any]
-
 _log = logging.getLogger(__name__)
 
 _OBJECT_INTERVAL_S = 1.0
-"""Least time between two writes to an object store, where each takes a tenth of a second. What a killed driver has not
-written by then is recorded again from the stages' results."""
+"""Least time between two writes to an object store, where each takes a tenth of a second. The results that a killed
+driver has not written by then are recorded again from the stages' own files."""
 _SEGMENT_BYTES = 256 * 1024
 """Object stores cannot append: the open segment is written anew each time, so it is kept small."""
 
 
-class _Known:
-    """What a journal says, as far as it must be known to leave out what it says already."""
+class _Contents:
+    """The contents of the journal, remembered so that nothing is written twice."""
 
     def __init__(self) -> None:
-        self.cells: dict[str, list[dict[str, list[Any]]]] = {}
+        self.cells: dict[str, list[Grid]] = {}
         self.trials: set[str] = set()
-        self.steps: dict[str, dict[str, set[int]]] = {}
-        self.ends: dict[str, tuple[str, str]] = {}
+        self.ends: dict[str, EndRecord] = {}
+        self._steps: dict[str, dict[str, set[int]]] = {}
 
-    def take(self, record: Record) -> bool:
-        """Takes up a record, less the points that are known; False where all of it is. An append that failed halfway
-        and was tried again may stand there twice."""
-        kind = record["type"]
-        if kind == RECORD_STUDY:
-            self.cells.setdefault(record["study_key"], []).extend(record["cells"])
-        elif kind == RECORD_TRIAL:
-            if record["trial_key"] in self.trials:
-                return False
-            self.trials.add(record["trial_key"])
-        elif kind == RECORD_POINTS:
-            known = self.steps.setdefault(record["trial_key"], {})
-            record["points"] = [point for point in record["points"] if point[1] not in known.get(point[0], ())]
-            for metric, step, _, _ in record["points"]:
-                known.setdefault(metric, set()).add(step)
-            return bool(record["points"])
-        elif kind == RECORD_END:
-            end = record["status"], record["note"]
-            if self.ends.get(record["trial_key"]) == end:
-                return False
-            self.ends[record["trial_key"]] = end
-        return True
+    def add(self, record: Record) -> Record | None:
+        """Adds a record and returns what of it is new, if anything: an append that failed halfway and was tried again
+        may stand in the journal twice."""
+        match record:
+            case StudyRecord():
+                self.cells.setdefault(record.study_key, []).extend(record.cells)
+            case TrialRecord():
+                if record.trial_key in self.trials:
+                    return None
+                self.trials.add(record.trial_key)
+            case PointsRecord():
+                points = self.new_points(record.trial_key, record.points)
+                if not points:
+                    return None
+                steps = self._steps.setdefault(record.trial_key, {})
+                for metric, step, _, _ in points:
+                    steps.setdefault(metric, set()).add(step)
+                return record if len(points) == len(record.points) else dataclasses.replace(record, points=points)
+            case EndRecord():
+                last = self.ends.get(record.trial_key)
+                if last is not None and (last.status, last.note) == (record.status, record.note):
+                    return None
+                self.ends[record.trial_key] = record
+        return record
+
+    def new_points(self, trial_key: str, points: Iterable[Point]) -> list[Point]:
+        """The measurements of a trial whose metric and step the journal does not contain."""
+        steps = self._steps.get(trial_key, {})
+        return [point for point in points if point[1] not in steps.get(point[0], ())]
 
 
 class Journal:
-    """Appends what is new and leaves out what is known, so that recording a result twice changes nothing."""
+    """Appends what is new and leaves out what it contains, so that recording a result twice changes nothing."""
 
     def __init__(self, storage: Storage, sweep: str) -> None:
-        """Reads the sweep's journal; torn and altered lines are left out, and what they held is recorded again."""
+        """Reads the sweep's journal. Torn and altered lines are left out; their results are recorded again."""
         self._storage, self._folder = storage, f"{JOURNAL_FOLDER}/{sweep}"
         self._listeners: list[Callable[[list[Record]], None]] = []
-        self._known = _Known()
+        self._contents = _Contents()
         self._number, self._is_behind, self._written_at = 0, False, -math.inf
         for record in self._read():
-            self._known.take(record)
+            self._contents.add(record)
         self._start_segment()
 
     @property
     def records(self) -> list[Record]:
-        """All of it, read anew: of a large sweep too much to be kept."""
+        """All records, read anew: those of a large sweep are too many to be kept."""
         self.flush()
-        known = _Known()
-        return [record for record in self._read() if known.take(record)]
+        contents = _Contents()
+        return [new for record in self._read() if (new := contents.add(record)) is not None]
 
     def _read(self) -> Iterator[Record]:
         for name in self._storage.names(self._folder):
             self._number = max(self._number, _number_of(name))
-            yield from decode_records(self._storage.read(f"{self._folder}/{name}"))
+            for values in decode_records(self._storage.read(f"{self._folder}/{name}")):
+                record = from_json(values)
+                if record is not None:
+                    yield record
 
     def listen(self, listener: Callable[[list[Record]], None]) -> None:
         """Calls the listener with every batch of new records once it is written."""
         self._listeners.append(listener)
 
-    def record_plan(self, study: Study, trials: Iterable[Trial], tags: dict[str, str]) -> None:
+    def record_plan(self, study: Study, trials: Iterable[Trial], tags: Mapping[str, str]) -> None:
         """Records a study, or that it has grown, and its trials."""
         trials = list(trials)
-        known = self._known.cells.get(study.key, [])
+        known = self._contents.cells.get(study.key, [])
         grids = [{a: list(values) for a, values in grid.items()} for grid in as_grids(trial.cell for trial in trials)]
         cells = [grid for grid in grids if grid not in known]
         new: list[Record] = []
         if cells:
             new.append(
-                {
-                    "type": RECORD_STUDY,
-                    "study_key": study.key,
-                    "sweep": study.sweep,
-                    "question": study.question,
-                    "command": study.command,
-                    "start_time_ms": _now_ms(),
-                    "params": dict(study.params),
-                    "cells": cells,
-                    "tags": tags,
-                }
+                StudyRecord(
+                    study_key=study.key,
+                    sweep=study.sweep,
+                    question=study.question,
+                    command=study.command,
+                    start_time_ms=_now_ms(),
+                    params=dict(study.params),
+                    cells=cells,
+                    tags=tags,
+                )
             )
         new += [
-            {
-                "type": RECORD_TRIAL,
-                "trial_key": trial.key,
-                "study_key": study.key,
-                "params": dict(trial.params),
-                "tags": tags,
-            }
+            TrialRecord(trial_key=trial.key, study_key=study.key, params=dict(trial.params), tags=tags)
             for trial in trials
-            if trial.key not in self._known.trials
+            if trial.key not in self._contents.trials
         ]
         self._append(new)
 
-    def record_points(self, trials: Iterable[Trial], points: list[Point]) -> None:
+    def record_points(self, trials: Iterable[Trial], points: Sequence[Point]) -> None:
         """Records the measurements of a stage for every trial that it belongs to.
 
         Raises:
             StorageError: the storage cannot be written; so do the other methods that record.
         """
-        new = []
-        for trial in trials:
-            known = self._known.steps.get(trial.key, {})
-            fresh = [point for point in points if point[1] not in known.get(point[0], ())]
-            if fresh:
-                new.append({"type": RECORD_POINTS, "trial_key": trial.key, "points": [list(p) for p in fresh]})
-        self._append(new)
+        new_points = {trial.key: self._contents.new_points(trial.key, points) for trial in trials}
+        self._append([PointsRecord(trial_key=key, points=new) for key, new in new_points.items() if new])
 
-    def record_end(self, trial: Trial, status: str, tags: dict[str, str], note: str) -> None:
+    def record_end(self, trial: Trial, status: str, tags: Mapping[str, str], note: str) -> None:
         """Records a trial's outcome; one that failed may fail otherwise the next time."""
-        if self.status(trial.key) == status and (status != STATUS_FAILED or self._known.ends[trial.key][1] == note):
+        last = self._contents.ends.get(trial.key)
+        if last is not None and last.status == status and (status != STATUS_FAILED or last.note == note):
             return
-        self._append(
-            [
-                {
-                    "type": RECORD_END,
-                    "trial_key": trial.key,
-                    "status": status,
-                    "tags": tags,
-                    "note": note,
-                    "time_ms": _now_ms(),
-                }
-            ]
-        )
+        self._append([EndRecord(trial_key=trial.key, status=status, note=note, time_ms=_now_ms(), tags=tags)])
 
     def status(self, trial_key: str) -> str | None:
-        """How a trial ended, as last recorded."""
-        return self._known.ends.get(trial_key, (None, ""))[0]
+        """The status of a trial that has ended, as last recorded."""
+        end = self._contents.ends.get(trial_key)
+        return end.status if end is not None else None
 
     def last_values(self, metric: str) -> dict[str, float]:
         """The last measurement of a metric, by trial key."""
         last: dict[str, tuple[int, float]] = {}
         for record in self.records:
-            if record["type"] == RECORD_POINTS:
-                own = [(step, value) for name, step, value, _ in record["points"] if name == metric]
-                key = record["trial_key"]
-                last[key] = max([*own, last.get(key, (-1, 0.0))])
+            if isinstance(record, PointsRecord):
+                measured = [(step, value) for name, step, value, _ in record.points if name == metric]
+                last[record.trial_key] = max([*measured, last.get(record.trial_key, (-1, 0.0))])
         return {key: value for key, (_, value) in last.items()}
 
     def _append(self, records: list[Record]) -> None:
         if not records:
             return
-        records = [record if record["type"] == RECORD_POINTS else _without_secrets(record) for record in records]
-        data = b"".join(map(encode_record, records))
+        records = [record if isinstance(record, PointsRecord) else _without_secrets(record) for record in records]
+        data = b"".join(encode_record(to_json(record)) for record in records)
         if self._storage.is_local:
             self._until_done(functools.partial(self._append_locally, data))
         else:
@@ -194,12 +176,12 @@ class Journal:
             if time.monotonic() >= self._written_at + _OBJECT_INTERVAL_S:
                 self.flush()
         for record in records:
-            self._known.take(record)
+            self._contents.add(record)
         for listener in self._listeners:
             listener(records)
 
     def flush(self) -> None:
-        """Writes what an object store has not got yet.
+        """Writes the records that an object store does not have yet.
 
         Raises:
             StorageError: it refuses to be written.
@@ -208,7 +190,7 @@ class Journal:
             self._until_done(self._put)
 
     def _until_done(self, write: Callable[[], None]) -> None:
-        """Waits for a storage that cannot be reached; one that refuses to be written ends the sweep."""
+        """Repeats a write while the storage cannot be reached; a storage that refuses to be written ends the sweep."""
         for failures in itertools.count(1):
             try:
                 return write()
@@ -227,7 +209,7 @@ class Journal:
             raise
 
     def _put(self) -> None:
-        """The open segment as a whole."""
+        """Writes the open segment as a whole."""
         self._storage.write(f"{self._folder}/{self._segment_name}", self._segment)
         self._is_behind, self._written_at = False, time.monotonic()
         if len(self._segment) > _SEGMENT_BYTES:
@@ -245,8 +227,10 @@ def _number_of(segment: str) -> int:
 
 
 def _without_secrets(record: Record) -> Record:
-    """A copy without the passwords and keys of URLs. What goes to storage and MLflow comes through here."""
-    return json.loads(redacted(json.dumps(record)))
+    """The record without the passwords and keys of URLs: all that reaches the storage and the tracker passes here."""
+    copy = from_json(json.loads(redacted(json.dumps(to_json(record)))))
+    assert copy is not None
+    return copy
 
 
 def _now_ms() -> int:

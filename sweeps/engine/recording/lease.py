@@ -1,11 +1,11 @@
-"""One driver per sweep and storage: whoever runs a sweep holds its lease, and renews it while it lives.
+"""A lease keeps a sweep in a storage to one driver: whoever runs the sweep holds it, and renews it while it lives.
 
     STORAGE/leases/<sweep>/<token>.json    one per driver that holds the lease or asks for it
 
-Works on folders and on object stores, which have no locks: each driver writes a file of its own, then looks at the
-others'. Of two that ask at once, at least one sees the other; the smaller token goes first, and the larger one waits
-until it knows whether the smaller one got it. No clock is compared with another: a driver on another machine lives as
-long as its file keeps changing, by the watcher's own monotonic clock.
+It works on folders and on object stores, which have no locks: each driver writes a file of its own, then reads those of
+the others. Of two drivers that ask at once, at least one sees the other; the smaller token goes first, and the larger
+one waits until it knows whether the smaller one got the lease. No clock is compared with another: a driver on another
+machine lives as long as its file keeps changing, by the watcher's own monotonic clock.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from sweeps.engine.recording.process_identity import host_and_pid, is_dead, is_h
 BEAT_S = 5.0
 """Time between two renewals."""
 EXPIRY_S = 60.0
-"""A driver whose lease has not changed for so long is dead, or cut off and as good as dead."""
+"""A driver whose lease has not changed for this long is dead, or cut off and as good as dead."""
 POLL_S = 0.5
-"""Time between two looks at the others, while asking."""
+"""Time between two looks at the other drivers' files, while asking."""
 LOOKS_BEFORE_A_WORD = 4
-"""A driver that is just ending is waited for silently."""
+"""Looks before a person is told that there is something to wait for: a driver that is just ending needs no word."""
 
 
 class SweepInUse(StorageError):
@@ -48,18 +48,20 @@ def lease(storage: Storage, sweep: str, say: Callable[[str], None]) -> Iterator[
         SweepInUse: another driver holds it, and lives.
         StorageError: the storage cannot be read or written.
     """
-    held = _Lease(storage, sweep, say)
+    own_lease = _Lease(storage, sweep, say)
     try:
-        held.ask()
+        own_lease.ask()
     except OSError as error:
         raise StorageError(f"storage {storage.url!r} cannot be used: {one_line(error)}") from error
     try:
         yield
     finally:
-        held.give_back()
+        own_lease.give_back()
 
 
 class _Lease:
+    """This driver's lease file, and a thread that renews it."""
+
     def __init__(self, storage: Storage, sweep: str, say: Callable[[str], None]) -> None:
         self._storage, self._sweep, self._say = storage, sweep, say
         self._folder, self._token = f"{LEASES_FOLDER}/{sweep}", uuid.uuid4().hex
@@ -105,12 +107,13 @@ class _Lease:
             self._storage.write(self._path(self._token), encode_record(record))
 
     def _others(self) -> dict[str, bytes]:
+        """The lease files of other drivers, by token."""
         tokens = [name.removesuffix(".json") for name in self._storage.names(self._folder)]
-        found = {token: self._read(token) for token in tokens if token != self._token}
-        return {token: data for token, data in found.items() if data is not None}
+        contents = {token: self._read(token) for token in tokens if token != self._token}
+        return {token: data for token, data in contents.items() if data is not None}
 
     def _read(self, token: str) -> bytes | None:
-        """A lease file's content; None where it was deleted in between, for which object stores have several errors."""
+        """The content of a lease file; None if it is deleted meanwhile, for which object stores have several errors."""
         try:
             return self._storage.read(self._path(token))
         except OSError:
@@ -119,6 +122,7 @@ class _Lease:
             return None
 
     def _wait_for_turn(self) -> None:
+        """Returns when no other driver holds the lease or comes before this one; raises SweepInUse if one does."""
         seen: dict[str, tuple[bytes, float]] = {}  # contents, and since when they have stood there unchanged
         beating: set[str] = set()
         for look in itertools.count():
@@ -153,6 +157,7 @@ class _Lease:
         )
 
     def _beat(self) -> None:
+        """Renews the lease until it is given back or lost."""
         while not self._ended.wait(BEAT_S):
             # A storage that fails for a while is no reason to stop: the training would notice first.
             with contextlib.suppress(OSError):
@@ -163,11 +168,12 @@ class _Lease:
                 self._write()
 
     def _is_lost(self) -> bool:
+        """True if another driver has taken the lease over."""
         is_removed = f"{self._token}.json" not in self._storage.names(self._folder)
         return is_removed or any(self._token in _decoded(data)["removed"] for data in self._others().values())
 
 
 def _decoded(data: bytes) -> dict[str, Any]:
-    """A lease file; of a damaged one only its changes tell something."""
+    """The record in a lease file. A damaged file says nothing, but its changes still show that its owner lives."""
     records = decode_records(data)
     return records[0] if records else {"process": "", "holds": True, "seconds": 0.0, "removed": []}

@@ -1,4 +1,4 @@
-"""Who a process is, so that another one can tell later whether it is still there."""
+"""A process's identity, from which another process can tell later whether it is still alive."""
 
 import os
 import socket
@@ -9,34 +9,38 @@ from cvit.stages import short_hash
 
 
 def this_process() -> str:
-    """host:pid:place:start, where `place` tells apart what shares a host name (boots, containers) and `start`, in clock
-    ticks since the boot, what has had the same pid; neither moves with the clock. Both are empty outside Linux."""
+    """The identity of this process, `host:pid:place:start`.
+
+    `place` tells apart boots and containers that share a host name; `start`, in clock ticks since the boot, tells apart
+    processes that have had the same pid. Neither moves with the clock. Both are empty outside Linux.
+    """
     return f"{socket.gethostname()}:{os.getpid()}:{_place()}:{_start_of(os.getpid())}"
 
 
 def host_and_pid(process: str) -> tuple[str, str]:
-    """The parts of an identity that a person knows a process by."""
+    """Host and pid: the parts of an identity that a person knows a process by."""
     host, pid, *_ = [*process.split(":"), ""]
     return host, pid
 
 
 def is_here(process: str) -> bool:
-    """Whether this process would see that one, if it were alive."""
+    """True if this process would see that one, were it alive."""
     host, pid, place, *_ = [*process.split(":"), "", ""]
     return host == socket.gethostname() and pid.isdigit() and place in ("", _place())
 
 
 def is_dead(process: str) -> bool:
-    """Whether a process is known to have ended; of one on another machine nothing is known."""
+    """True if a process is known to have ended; nothing is known of a process on another machine."""
     if not is_here(process):
         return False
     _, pid, _, start, *_ = [*process.split(":"), "", ""]
-    found = _start_of(int(pid))
-    return found is None or (start != "" and start != found)
+    start_now = _start_of(int(pid))
+    return start_now is None or (start != "" and start != start_now)
 
 
 @cache
 def _place() -> str:
+    """A hash of the boot and the container; empty where the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return short_hash([boot, os.readlink("/proc/self/ns/pid")], digits=8)
@@ -45,7 +49,8 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, empty where the system does not tell; None where there is none, or only its remains."""
+    """The start of a process, empty where the system does not tell; None where there is no such process, or only its
+    remains."""
     if not Path("/proc/self/stat").exists():
         try:
             os.kill(pid, 0)

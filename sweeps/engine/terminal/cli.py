@@ -13,12 +13,11 @@ from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.errors import one_line
 from cvit.tasks import task_named
-from cvit.vocabulary import DEFAULT_TRACKING_URI
+from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 from sweeps.engine.declaration import Preset, Search, Sweep
 from sweeps.engine.planning.request import IN_PROCESS, Request
 
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
-TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
 ALL_PARTS = "all"
 
@@ -184,7 +183,7 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
             ),
             "storage": _option(str, "Folder or URL (s3://, gs://) that holds the sweep's state.", "storage", run),
             "tracking_uri": _option(
-                str, f"MLflow store or server (or set {TRACKING_URI_VARIABLE}).", DEFAULT_TRACKING_URI, run
+                str, f"MLflow store or server, or none (or set {TRACKING_URI_VARIABLE}).", DEFAULT_TRACKING_URI, run
             ),
             "address": _option(
                 str,

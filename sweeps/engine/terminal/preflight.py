@@ -1,12 +1,11 @@
 """Looks at what a user named before anything is opened, imported or started."""
 
 import socket
-from pathlib import Path
 from urllib.parse import urlparse
 
 from cvit.config import ConfigError
-from cvit.vocabulary import TRACKING_SCHEMES
 from sweeps.engine.planning.request import IN_PROCESS, Request
+from sweeps.engine.tracking.backend import backend_for
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -15,15 +14,9 @@ def check_tracking_uri(uri: str) -> None:
     """Looks at a tracking URI without opening it.
 
     Raises:
-        ConfigError: MLflow could not use it.
+        ConfigError: no tracking backend could use it.
     """
-    scheme = urlparse(uri).scheme.partition("+")[0]
-    if scheme not in TRACKING_SCHEMES:
-        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(TRACKING_SCHEMES)}")
-    if scheme == "sqlite" and not Path(uri.partition(":///")[2]).absolute().parent.is_dir():
-        raise ConfigError(
-            f"tracking URI {uri!r}: there is no folder {Path(uri.partition(':///')[2]).absolute().parent}"
-        )
+    backend_for(uri)
 
 
 def check_reachable(uri: str) -> None:

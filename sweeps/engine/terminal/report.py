@@ -20,6 +20,7 @@ from sweeps.engine.planning.grids import Cell, as_grids
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import Request
+from sweeps.engine.tracking.backend import backend_for
 from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
@@ -118,9 +119,10 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
     lines = ["", answer_text(load_journal(storage, study.sweep), study.key), ""]
     lines += [f"Time:                {closing.time_line}"]
     if closing.tracking_error is not None:
+        place = f"{backend_for(request.tracking_uri).title} at {request.tracking_uri}"
         lines += [
-            f"MLflow at {request.tracking_uri} is incomplete ({closing.tracking_error}); nothing is lost: the results "
-            f"are in the journal, and running the command again copies them, or:",
+            f"{place} is incomplete ({closing.tracking_error}); "
+            f"nothing is lost: the results are in the journal, and running the command again copies them, or:",
             f"  python -m sweeps.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
         ]
     if closing.is_interrupted:

@@ -5,14 +5,13 @@ there: a tag of the experiment with the state of the page as JSON.
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from cvit import vocabulary as v
+from cvit.records import StudyRecord
+from cvit.tasks import TASK_NAMES, task_named
 
-SCHEME, NUM_HEADS = "init_scheme", "num_heads"
-"""What trials are grouped by: those of a training, and fits."""
 CURVES, AXES = "cvit-curves", "cvit-axes"
 """Keys of the views: curves by group on one step axis, parallel coordinates over the sweep's axes."""
 TAG_PREFIX = "mlflow.sharedViewState."
@@ -21,18 +20,22 @@ _SECTION = "answers"
 _COLUMNS = {CURVES: 2, AXES: 1}
 
 
-def views(study_key: str, axes: Sequence[str], time_ms: int) -> dict[str, str]:
-    """The views of a study's trials as tags of its experiment: of the study that ran last, since trials on several data
-    sets, say, are not to be averaged.
+def views(study: StudyRecord) -> dict[str, str]:
+    """The views of a study's trials as tags of its experiment, grouped by the parameter that its task compares; none
+    for a task that this version does not know.
 
-    Args:
-        axes: those of the sweep, the seed not among them.
+    An experiment has the views of the study that ran last, since trials on several data sets, say, are not to be
+    averaged.
     """
-    group, answer = (SCHEME, v.TEST_ACCURACY) if SCHEME in axes else (NUM_HEADS, v.EXPRESSIVITY_ERROR)
-    curves = [v.VAL_ACCURACY, v.TRAIN_LOSS] if SCHEME in axes else [v.EXPRESSIVITY_ERROR]
+    name = study.tags.get(v.TAG_TASK, v.TRAINING)
+    if name not in TASK_NAMES:
+        return {}
+    task = task_named(name)
+    axes = [axis for axis in study.cells[0] if axis != "seed"]
+    group, answer = task.compared_by, task.metric
     coordinates = sorted(axes, key=lambda axis: axis == group)  # beside the answer what it is grouped by
     charts = {
-        CURVES: [*(_line(metric) for metric in curves), _chart("BAR", answer, metricKey=answer)],
+        CURVES: [*(_line(metric) for metric in task.curves), _chart("BAR", answer, metricKey=answer)],
         AXES: [_chart("PARALLEL", "axes", selectedParams=coordinates, selectedMetrics=[answer], showAllRuns=True)],
     }
     names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes"}
@@ -40,9 +43,9 @@ def views(study_key: str, axes: Sequence[str], time_ms: int) -> dict[str, str]:
         f"{TAG_PREFIX}{view}": json.dumps(
             {
                 "name": names[view],
-                "createdAt": time_ms,
-                "updatedAt": time_ms,
-                "state": json.dumps(_state(study_key, group, charts[view], view)),
+                "createdAt": study.start_time_ms,
+                "updatedAt": study.start_time_ms,
+                "state": json.dumps(_state(study.study_key, group, charts[view], view)),
             }
         )
         for view in (CURVES, AXES)
@@ -50,7 +53,7 @@ def views(study_key: str, axes: Sequence[str], time_ms: int) -> dict[str, str]:
 
 
 def page(experiment_id: str, view: str = CURVES) -> str:
-    """Where the UI shows a view, below its server's address."""
+    """The page of a view in the UI, below its server's address."""
     query = {"workflowType": "machine_learning", "compareRunsMode": "CHART", "viewStateShareKey": view}
     return f"/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 

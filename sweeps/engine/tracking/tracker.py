@@ -1,52 +1,92 @@
-"""Copies the journal to MLflow: one experiment per sweep, a parent run per study, a nested run per trial.
+"""The tracker copies the journal to a tracking backend: a run per study, and one below it per trial.
 
-One thread of the driver does all the writing, off the training path. A server that cannot be reached delays the copy,
+One thread of the driver does all the writing, off the training path. A store that cannot be reached delays the copy,
 never the training; sending a record again adds nothing, so after any interruption the copy simply goes on.
 """
 
-import contextlib
 import json
-import logging
 import queue
-import shlex
 import threading
 import time
-from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cvit import vocabulary as v
 from cvit.config import as_text
 from cvit.errors import one_line
-from sweeps.engine.recording.journal import Record
+from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord
+from cvit.results import Point
 from sweeps.engine.recording.process_identity import is_dead, is_here, this_process
-from sweeps.engine.tracking.mlflow_runs import MAX_TAG_LENGTH, TrackedRun, all_runs, in_parts, key_of, run_name
-from sweeps.engine.tracking.mlflow_views import page, views
+from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, RUNNING, ExistingRun, NewRun, Refused, backend_for
 
-_BATCH_METRICS = 1000
 _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
+_LONGEST_PAUSE_AT_THE_END_S = 2.0
+_LONGEST_ERROR = 200
+
+
+@dataclass
+class TrackedRun:
+    """The part of one run that the journal has and the store does not have yet.
+
+    Attributes:
+        study_key: empty as long as the journal's record of the trial or study itself is missing.
+        tags: to be written; forgotten once the store has them.
+        status: the trial's, once it has ended.
+        cells: the study's grids.
+        is_open: the store has the run as RUNNING.
+        was_copied_before: an earlier session has copied a part of it.
+        steps_copied_before: the steps of that part by metric, once they are asked for.
+    """
+
+    key: str
+    study_key: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    start_time_ms: int | None = None
+    points: list[Point] = field(default_factory=list)
+    status: str | None = None
+    end_time_ms: int | None = None
+    cells: list[Grid] = field(default_factory=list)
+    run_id: str | None = None
+    is_open: bool = False
+    changed: bool = False
+    was_copied_before: bool = False
+    steps_copied_before: dict[str, set[int]] = field(default_factory=dict)
+
+    @property
+    def is_study(self) -> bool:
+        return self.key == self.study_key
+
+    def settle(self) -> None:
+        """Forgets what the store has now."""
+        self.points, self.params, self.tags, self.changed = [], {}, {}, False
 
 
 class Tracker:
-    """The copier. `feed` takes journal records and returns at once; `close` waits until MLflow has them all."""
+    """The copier. `feed` takes journal records and returns at once; `close` waits until the store has them all."""
 
-    def __init__(self, uri: str, sweep: str, planned: set[str], records: list[Record]) -> None:
+    def __init__(self, uri: str, sweep: str, planned: set[str], records: Iterable[Record]) -> None:
         """
         Args:
             uri: tracking URI.
-            sweep: name of the sweep and of the MLflow experiment.
+            sweep: name of the sweep.
             planned: keys of this driver's study and trials.
             records: the journal so far.
+
+        Raises:
+            ConfigError: the URI is not valid.
         """
-        self._uri, self._sweep, self._planned = uri, sweep, planned
+        self._backend, self._sweep, self._planned = backend_for(uri), sweep, planned
         self._inbox: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
         self._runs: dict[str, TrackedRun] = {}
-        self._client: Any = None
-        self._experiment_id = ""
+        self._studies: dict[str, StudyRecord] = {}
+        """The first record of each study."""
+        self._is_connected = False
         self._final_status: str | None = None
         self._deadline = float("inf")
-        self._may_have_doubles = False
+        self._may_have_duplicates = False
         self._refusal: str | None = None
         self.error: str | None = None
         for record in records:
@@ -59,25 +99,19 @@ class Tracker:
         self._inbox.put(records)
 
     def expect(self, planned: set[str]) -> None:
-        """More keys of this driver's, before records of them are fed."""
+        """Takes more keys of this driver's, before records of them are fed."""
         self._planned = self._planned | planned
 
     def how_to_look(self) -> list[str]:
-        """Where this sweep's trials can be compared in MLflow's UI, in lines for a person."""
-        heading, address = "Runs in MLflow:      ", self._uri.rstrip("/")
-        commands = []
-        if not self._uri.startswith(("http://", "https://")):
-            store = "" if self._uri == v.DEFAULT_TRACKING_URI else f" --backend-store-uri {shlex.quote(self._uri)}"
-            commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
-            heading = f"{'... and then:':<{len(heading)}}"
-        return [*commands, f"{heading}{address}{page(self._experiment_id)}"]
+        """Lines that tell a person where the sweep's runs are to be seen."""
+        return self._backend.how_to_look()
 
     def close(self, status: str, timeout_s: float) -> bool:
-        """Ends the runs that are still open with a status of MLflow's (FINISHED, FAILED, KILLED).
+        """Ends the runs that are still open with a status (FINISHED, FAILED, KILLED).
 
         Returns:
-            Whether everything was copied within the time; `error` says why not. What is missing is in the journal and
-            is copied by the next run of the sweep.
+            Whether everything was copied within the time; `error` says why not. The rest is in the journal and is
+            copied by the next run of the sweep.
         """
         self._final_status, self._deadline = status, time.monotonic() + timeout_s
         self._inbox.put(None)
@@ -85,244 +119,205 @@ class Tracker:
         return not self._thread.is_alive() and self.error is None
 
     def _copy(self) -> None:
-        pause, closing = _FLUSH_INTERVAL_S, False
+        pause, is_closing = _FLUSH_INTERVAL_S, False
         while True:
-            closing |= self._take(0 if closing else pause)
+            is_closing |= self._take(0 if is_closing else pause)
             try:
-                if self._client is None:
+                if not self._is_connected:
                     self._connect()
                 for run in list(self._runs.values()):
                     if run.changed and run.study_key in self._runs:
                         self._write_unless_refused(run)
-                if closing:
+                if is_closing:
                     self._end_open_runs()
                 self.error, pause = self._refusal, _FLUSH_INTERVAL_S
-                if closing:
+                if is_closing:
                     return
-            # Whatever the store raises (network, SQL, MLflow's own), training goes on and the copy is tried again.
+            # Whatever the store raises (network, SQL, its own errors), training goes on and the copy is tried again.
             except Exception as error:  # noqa: BLE001
-                self.error = one_line(error)[:200]
-                self._may_have_doubles |= any(run.may_exist for run in self._runs.values())
+                self.error = one_line(error)[:_LONGEST_ERROR]
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-                if closing:
+                if is_closing:
                     if time.monotonic() > self._deadline:
                         return
-                    time.sleep(min(pause, 2.0))
+                    time.sleep(min(pause, _LONGEST_PAUSE_AT_THE_END_S))
 
     def _write_unless_refused(self, run: TrackedRun) -> None:
-        """Brings a run up to date; one that MLflow refuses, as when somebody has deleted it, holds up no other."""
-        from mlflow.exceptions import MlflowException, RestException
-
+        """Brings a run up to date; a run that the store refuses, as when somebody has deleted it, holds up no other."""
         try:
             self._write(run)
-        except MlflowException as error:
-            is_from_mlflow = isinstance(error, RestException) or not self._uri.startswith(
-                "http"
-            )  # and not from a proxy
-            if error.error_code not in _REFUSALS or not is_from_mlflow:
-                raise
+        except Refused as error:
             run.settle()
-            run.opened = False
-            self._refusal = f"run of {run.key}: {one_line(error)[:200]}"
+            run.is_open = False
+            self._refusal = f"run of {run.key}: {one_line(error)[:_LONGEST_ERROR]}"
 
     def _take(self, timeout_s: float) -> bool:
         """Takes all records that have come in, waiting a while for the first; True once `close` was called."""
         deadline = time.monotonic() + timeout_s
-        closing = False
+        is_closing = False
         while True:
             try:
                 records = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                return closing
+                return is_closing
             if records is None:
-                closing, deadline = True, 0.0
+                is_closing, deadline = True, 0.0
                 continue
             for record in records:
                 self._remember(record)
 
     def _remember(self, record: Record) -> None:
-        kind = record["type"]
-        key = record["study_key"] if kind == v.RECORD_STUDY else record["trial_key"]
+        """Adds a record to what is to be written of its run."""
+        key = record.study_key if isinstance(record, StudyRecord) else record.trial_key
         run = self._runs.setdefault(key, TrackedRun(key))
-        if kind == v.RECORD_STUDY:
-            self._remember_study(run, record)
-        elif kind == v.RECORD_TRIAL:
-            if not run.study_key:
-                run.study_key, run.params = record["study_key"], record["params"]
-                run.tags |= record["tags"] | {
-                    v.TAG_ROLE: v.ROLE_TRIAL,
-                    v.TAG_TRIAL_KEY: key,
-                    v.TAG_STUDY_KEY: run.study_key,
-                    v.TAG_SWEEP: self._sweep,
-                }
-            return  # nothing to copy until something is measured
-        elif kind == v.RECORD_POINTS:
-            run.points += record["points"]
-            run.start_time_ms = run.start_time_ms or record["points"][0][3]
-        elif kind == v.RECORD_END:
-            run.status, run.end_time_ms = record["status"], record["time_ms"]
-            run.tags |= record["tags"] | {v.TAG_STATUS: record["status"], v.TAG_NOTE: record["note"]}
+        match record:
+            case StudyRecord():
+                self._remember_study(run, record)
+            case TrialRecord():
+                self._remember_trial(run, record)
+                return  # nothing to copy until something is measured
+            case PointsRecord():
+                run.points += record.points
+                run.start_time_ms = run.start_time_ms or record.points[0][3]
+            case EndRecord():
+                run.status, run.end_time_ms = record.status, record.time_ms
+                run.tags |= {**record.tags, v.TAG_STATUS: record.status, v.TAG_NOTE: record.note}
         run.changed = True
 
-    def _remember_study(self, run: TrackedRun, record: Record) -> None:
+    def _remember_trial(self, run: TrackedRun, record: TrialRecord) -> None:
         if not run.study_key:
-            run.study_key, run.params, run.start_time_ms = run.key, record["params"], record["start_time_ms"]
-            run.tags |= record["tags"] | {
+            run.study_key, run.params = record.study_key, record.params
+            run.tags |= {
+                **record.tags,
+                v.TAG_ROLE: v.ROLE_TRIAL,
+                v.TAG_TRIAL_KEY: run.key,
+                v.TAG_STUDY_KEY: run.study_key,
+                v.TAG_SWEEP: self._sweep,
+            }
+
+    def _remember_study(self, run: TrackedRun, record: StudyRecord) -> None:
+        self._studies.setdefault(run.key, record)
+        if not run.study_key:
+            run.study_key, run.params, run.start_time_ms = run.key, record.params, record.start_time_ms
+            run.tags |= {
+                **record.tags,
                 v.TAG_ROLE: v.ROLE_STUDY,
                 v.TAG_STUDY_KEY: run.key,
-                v.TAG_SWEEP: record["sweep"],
-                v.TAG_QUESTION: record["question"],
+                v.TAG_SWEEP: record.sweep,
+                v.TAG_QUESTION: record.question,
             }
             if run.key in self._planned:
                 run.tags[v.TAG_DRIVER] = this_process()
-        run.cells += [cells for cells in record["cells"] if cells not in run.cells]
+        run.cells += [grid for grid in record.cells if grid not in run.cells]
         run.tags |= {
-            v.TAG_COMMAND: record["command"],
-            **in_parts(v.TAG_GRID, json.dumps(run.cells)),
-            v.TAG_NOTE: f"{record['question']}\n\n`{record['command']}`",
+            v.TAG_COMMAND: record.command,
+            v.TAG_GRID: json.dumps(run.cells),
+            v.TAG_NOTE: f"{record.question}\n\n`{record.command}`",
         }
 
     def _connect(self) -> None:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        study = next((study for key, study in self._studies.items() if key in self._planned), None)
+        if study is None:
+            raise LookupError("the journal's record of the study is damaged")
+        self._backend.connect(self._sweep, study)
+        self._adopt()
+        self._is_connected = True
 
-        for name in ("mlflow", "alembic"):  # they report every table that they create
-            logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
-        client = MlflowClient(tracking_uri=self._uri)
-        experiment = client.get_experiment_by_name(self._sweep)
-        if experiment is None:
-            with contextlib.suppress(MlflowException):  # another driver was faster
-                client.create_experiment(self._sweep)
-            experiment = client.get_experiment_by_name(self._sweep)
-            assert experiment is not None
-        elif experiment.lifecycle_stage != "active":
-            client.restore_experiment(experiment.experiment_id)
-        # Otherwise MLflow's UI takes the experiment for one of generative AI.
-        client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
-        study = next(run for run in self._runs.values() if run.is_study and run.key in self._planned)
-        axes = [axis for axis in study.cells[0] if axis != "seed"]
-        for tag, view in views(study.key, axes, study.start_time_ms or 0).items():
-            client.set_experiment_tag(experiment.experiment_id, tag, view)
-        self._experiment_id = experiment.experiment_id
-        self._adopt(client)
-        self._client = client
-
-    def _adopt(self, client: Any) -> None:
+    def _adopt(self) -> None:
         """Finds the runs of earlier drivers by their keys and decides what becomes of them.
 
-        A run that has ended as the journal says is left alone. One that a dead driver left RUNNING is taken up again
+        A run that has ended as the journal says is left alone. A run that a dead driver left RUNNING is continued
         where this driver's plan has it, else ended as KILLED; a living driver's runs are its own business.
         """
-        found = self._without_doubles(client)
-        drivers = {
-            r.data.tags[v.TAG_STUDY_KEY]: r.data.tags[v.TAG_DRIVER] for r in found if v.TAG_DRIVER in r.data.tags
-        }
-        for existing in found:
-            tags, status = existing.data.tags, existing.info.status
-            key, study_key = key_of(existing), tags.get(v.TAG_STUDY_KEY, "")
-            run = self._runs.get(key)
-            is_unfinished = run is None or run.status is None
+        runs = self._backend.existing(self._planned)
+        drivers = {r.tags[v.TAG_STUDY_KEY]: r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
+        for existing in runs:
+            run = self._runs.get(existing.key)
             if run is not None:
-                run.run_id, run.opened, run.taken_up = existing.info.run_id, status == "RUNNING", True
-                is_copied = not is_unfinished and tags.get(v.TAG_STATUS) == run.status
-                if (is_copied and status in ("FINISHED", "FAILED")) or (is_unfinished and key not in self._planned):
-                    run.settle()
+                self._adopt_run(run, existing)
+            study_key = existing.tags.get(v.TAG_STUDY_KEY, "")
             is_orphan = study_key in self._planned or self._is_gone(drivers.get(study_key, ""), study_key)
-            if status == "RUNNING" and is_unfinished and key not in self._planned and is_orphan:
-                client.set_terminated(existing.info.run_id, "KILLED")
+            is_unfinished = run is None or run.status is None
+            if existing.status == RUNNING and is_unfinished and existing.key not in self._planned and is_orphan:
+                self._backend.set_status(existing.id, KILLED)
+
+    def _adopt_run(self, run: TrackedRun, existing: ExistingRun) -> None:
+        run.run_id, run.is_open, run.was_copied_before = existing.id, existing.status == RUNNING, True
+        if run.status is None:
+            is_settled = run.key not in self._planned
+        else:
+            is_settled = existing.tags.get(v.TAG_STATUS) == run.status and existing.status in (FINISHED, FAILED)
+        if is_settled:
+            run.settle()
 
     def _is_gone(self, driver: str, study_key: str) -> bool:
-        """Whether a study's driver is dead. Who runs a study of this journal holds its lease, and that is this driver:
+        """True if a study's driver is dead. Who runs a study of this journal holds its lease, and that is this driver:
         unless the same study is run from another storage too, on this machine, an earlier driver is dead."""
         return not driver or is_dead(driver) or (study_key in self._runs and not is_here(driver))
 
-    def _without_doubles(self, client: Any) -> list[Any]:
-        """The experiment's runs, one for each key. Where a server created a run but its answer was lost, there may be
-        two; the one that is in use stays."""
-        runs = list(all_runs(client, self._experiment_id))
-        num_children = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
-
-        def use(run: Any) -> tuple[bool, bool, int, int]:
-            known = self._runs.get(key_of(run))
-            is_known = known is not None and known.run_id == run.info.run_id
-            return is_known, run.info.status == "FINISHED", len(run.data.metrics), num_children[run.info.run_id]
-
-        found: dict[str, Any] = {}
-        for run in sorted(runs, key=use, reverse=True):
-            if found.setdefault(key_of(run), run) is not run and key_of(run) in self._planned:
-                client.delete_run(run.info.run_id)
-        return list(found.values())
-
     def _write(self, run: TrackedRun) -> None:
         """Brings one run up to date. Each part may be repeated without harm."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        if run.run_id is None:
-            self._create(run)
-        elif not run.opened and self._status(run) == "RUNNING":
-            self._client.update_run(run.run_id, status="RUNNING")
-        run.opened = True
-        if run.taken_up and run.points:
-            self._leave_out_copied(run)
-        metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in run.points]
-        params = [Param(name, as_text(value)) for name, value in run.params.items()]
-        tags = [RunTag(name, value[:MAX_TAG_LENGTH]) for name, value in run.tags.items()]
-        while len(metrics) > _BATCH_METRICS - len(params) - len(tags):
-            self._client.log_batch(run.run_id, metrics=metrics[:_BATCH_METRICS])
-            metrics = metrics[_BATCH_METRICS:]
-        if metrics or params or tags:
-            self._client.log_batch(run.run_id, metrics=metrics, params=params, tags=tags)
-        if self._status(run) != "RUNNING":
-            self._client.set_terminated(run.run_id, self._status(run), run.end_time_ms)
-            run.opened = False
+        status = self._status(run)
+        run_id = run.run_id
+        if run_id is None:
+            run_id = self._create(run)
+        elif not run.is_open and status == RUNNING:
+            self._backend.set_status(run_id, RUNNING)
+        run.is_open = True
+        if run.was_copied_before and run.points:
+            self._leave_out_copied(run, run_id)
+        self._backend.write(run_id, run.params, run.tags, run.points)
+        if status != RUNNING:
+            self._backend.set_status(run_id, status, run.end_time_ms)
+            run.is_open = False
         run.settle()
 
-    def _leave_out_copied(self, run: TrackedRun) -> None:
-        """A step measured twice, because a checkpoint and the journal were damaged, must not be there twice: to
-        MLflow, one time stamp more is one measurement more."""
-        for metric in {name for name, *_ in run.points} - run.copied.keys():
-            history = self._client.get_metric_history(run.run_id, metric)
-            run.copied[metric] = {point.step for point in history}
-        run.points = [point for point in run.points if point[1] not in run.copied[point[0]]]
+    def _leave_out_copied(self, run: TrackedRun, run_id: str) -> None:
+        """A step measured twice, because a checkpoint and the journal were damaged, must not be there twice."""
+        copied = run.steps_copied_before
+        for metric in {name for name, *_ in run.points} - copied.keys():
+            copied[metric] = set(self._backend.written_steps(run_id, metric))
+        run.points = [point for point in run.points if point[1] not in copied[point[0]]]
 
     def _status(self, run: TrackedRun) -> str:
-        """MLflow's status for a run while this driver works."""
+        """The status of a run in the store while this driver works."""
         if run.status is not None:
-            return "FAILED" if run.status == v.STATUS_FAILED else "FINISHED"
+            return FAILED if run.status == v.STATUS_FAILED else FINISHED
         if run.key in self._planned:
-            return "RUNNING"
-        return "FINISHED" if run.is_study else "KILLED"
+            return RUNNING
+        return FINISHED if run.is_study else KILLED
 
-    def _create(self, run: TrackedRun) -> None:
-        """Gives a run its id in MLflow, once; a server that was slow to answer may have done so before."""
-        if run.may_exist and (run_id := self._find(run)) is not None:
-            run.run_id, run.may_exist = run_id, False
-            return
-        tags = {name: value[:MAX_TAG_LENGTH] for name, value in run.tags.items()}
-        if run.is_study:
-            name = " ".join([self._sweep, *([run.params["dataset"]] if "dataset" in run.params else []), run.key[:8]])
-        else:
+    def _create(self, run: TrackedRun) -> str:
+        """Gives a run, and before it its study's, an id in the store."""
+        parent_id = None
+        if not run.is_study:
             parent = self._runs[run.study_key]
-            if parent.run_id is None:
-                self._create(parent)
-            tags = tags | {"mlflow.parentRunId": parent.run_id}
-            name = run_name({axis: run.params[axis] for axis in parent.cells[0]})
-        run.may_exist = True
-        run.run_id = self._client.create_run(self._experiment_id, run.start_time_ms, tags, name).info.run_id
-        run.may_exist = False
+            parent_id = parent.run_id or self._create(parent)
+        new = NewRun(
+            key=run.key, name=self._name(run), parent_id=parent_id, start_time_ms=run.start_time_ms, tags=dict(run.tags)
+        )
+        try:
+            run.run_id = self._backend.create(new)
+        except Refused:
+            raise
+        except Exception:
+            self._may_have_duplicates = True  # it may have been created, and found too late
+            raise
+        return run.run_id
 
-    def _find(self, run: TrackedRun) -> str | None:
-        tag, role = (v.TAG_STUDY_KEY, v.ROLE_STUDY) if run.is_study else (v.TAG_TRIAL_KEY, v.ROLE_TRIAL)
-        filter_text = f"tags.`{tag}` = '{run.key}' and tags.`{v.TAG_ROLE}` = '{role}'"
-        found = self._client.search_runs([self._experiment_id], filter_text, max_results=1)
-        return found[0].info.run_id if found else None
+    def _name(self, run: TrackedRun) -> str:
+        if run.is_study:
+            return " ".join([self._sweep, *([run.params["dataset"]] if "dataset" in run.params else []), run.key[:8]])
+        place = {axis: run.params[axis] for axis in self._runs[run.study_key].cells[0]}
+        # The scheme first: a table's column of names is narrow.
+        scheme = [str(place["init_scheme"])] if "init_scheme" in place else []
+        return " ".join(scheme + [f"{axis}={as_text(value)}" for axis, value in place.items() if axis != "init_scheme"])
 
     def _end_open_runs(self) -> None:
         assert self._final_status is not None
         for run in self._runs.values():
-            if run.opened and run.run_id is not None and run.key in self._planned:
-                self._client.set_terminated(run.run_id, self._final_status)
-                run.opened = False
-        if self._may_have_doubles:
-            self._without_doubles(self._client)
+            if run.is_open and run.run_id is not None and run.key in self._planned:
+                self._backend.set_status(run.run_id, self._final_status)
+                run.is_open = False
+        if self._may_have_duplicates:
+            self._backend.existing(self._planned)  # which leaves one for each key

@@ -1,0 +1,115 @@
+"""A tracking backend is where the tracker copies the journal to: a file in this folder that holds `SCHEMES` and `open`.
+
+`SCHEMES` are the schemes of the URIs that it takes (`sqlite` of `sqlite:///mlflow.db`), or a word that stands for a
+whole URI (`none`). `open(uri)` gives the backend. The file must not import its library when it is imported itself: bad
+input is answered before anything that takes seconds.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlparse
+
+from cvit.config import ConfigError
+from cvit.records import StudyRecord
+from cvit.results import Point
+
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+"""The statuses of a run."""
+
+
+class Refused(Exception):
+    """The store answered that it does not take this for this run, as when somebody has deleted the run: trying again
+    cannot help. Any other error is taken for an outage that passes, and the same call is made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """A run to be created: of a trial, or of a study, which is the parent of its trials.
+
+    Attributes:
+        key: the study's or trial's, unique within the sweep; `tags` hold it too (see cvit/vocabulary.py).
+        name: for people.
+        parent_id: the id of the study's run; None for the study itself.
+    """
+
+    key: str
+    name: str
+    parent_id: str | None
+    start_time_ms: int | None
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ExistingRun:
+    """A run that the store has. The key of a run that the tracker did not make is its id."""
+
+    id: str
+    key: str
+    status: str
+    tags: Mapping[str, str]
+
+
+class Backend(Protocol):
+    """A store of runs. All methods but `how_to_look` are called by the tracker's thread alone, and each may be called
+    again after an error: what it did before must not be there twice."""
+
+    title: str
+    """The store's kind, as a person calls it."""
+
+    def connect(self, sweep: str, study: StudyRecord) -> None:
+        """Opens the store, and makes a place for the sweep in it."""
+        ...
+
+    def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
+        """The sweep's runs in the store, one for each key. Where a key has several, because a run was created whose
+        answer was lost, all but the one in use are removed, if the key is in `own`: others belong to other drivers."""
+        ...
+
+    def create(self, run: NewRun) -> str:
+        """Creates a RUNNING run and returns its id; the run of the same key where an earlier call, whose answer was
+        lost, has created it."""
+        ...
+
+    def written_steps(self, run_id: str, metric: str) -> Set[int]:
+        """The steps at which the store has a measurement of a run's metric."""
+        ...
+
+    def write(
+        self, run_id: str, params: Mapping[str, object], tags: Mapping[str, str], points: Sequence[Point]
+    ) -> None:
+        """Adds to a run, whatever its status. Tags replace those of the same name."""
+        ...
+
+    def set_status(self, run_id: str, status: str, end_time_ms: int | None = None) -> None:
+        """Ends a run, or opens it again (RUNNING)."""
+        ...
+
+    def how_to_look(self) -> list[str]:
+        """Lines, with headings of 21 characters, that tell a person where the runs are to be seen."""
+        ...
+
+
+def backend_for(uri: str) -> Backend:
+    """The backend for a tracking URI, which is looked at and not opened.
+
+    Raises:
+        ConfigError: there is none for it, or the backend could not use it.
+    """
+    backends = _backends()
+    scheme = urlparse(uri).scheme.partition("+")[0] or uri
+    if scheme not in backends:
+        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(backends)}")
+    return backends[scheme](uri)
+
+
+@cache
+def _backends() -> Mapping[str, Callable[[str], Backend]]:
+    """The `open` of every backend in this folder, by scheme."""
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
+    return {scheme: module.open for module in modules if hasattr(module, "SCHEMES") for scheme in module.SCHEMES}

@@ -1,0 +1,191 @@
+"""MLflow: one experiment per sweep, a parent run per study, a nested run per trial."""
+
+import contextlib
+import logging
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from cvit import vocabulary as v
+from cvit.config import ConfigError, as_text
+from cvit.errors import one_line
+from cvit.records import StudyRecord
+from cvit.results import Point
+from sweeps.engine.environment import prepare
+from sweeps.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
+from sweeps.engine.tracking.mlflow_views import page, views
+
+SCHEMES = v.TRACKING_SCHEMES
+
+MAX_TAG_LENGTH = 5000
+_BATCH_METRICS = 1000
+"""The most that MLflow takes at once, parameters and tags included."""
+_RUNS_PER_PAGE = 1000
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
+
+
+def open(uri: str) -> Backend:
+    """The backend for an MLflow store.
+
+    Raises:
+        ConfigError: MLflow could not use it.
+    """
+    if "://" not in uri:
+        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with {uri.partition(':')[0]}://")
+    if urlparse(uri).scheme.partition("+")[0] == "sqlite":
+        folder = Path(uri.partition(":///")[2]).absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"tracking URI {uri!r}: there is no folder {folder}")
+    return MlflowBackend(uri)
+
+
+class MlflowBackend:
+    """The runs of one sweep in an MLflow store.
+
+    A server may carry out a create whose answer is lost, so there may be two runs of one key for a while.
+    """
+
+    title = "MLflow"
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._client: Any = None
+        self._experiment_id = ""
+        self._used_ids: set[str] = set()
+        self._unanswered: set[str] = set()
+        """Keys whose create was sent and not answered."""
+
+    def connect(self, sweep: str, study: StudyRecord) -> None:
+        prepare()
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        for name in ("mlflow", "alembic"):  # they report every table that they create
+            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
+        client = MlflowClient(tracking_uri=self._uri)
+        experiment = client.get_experiment_by_name(sweep)
+        if experiment is None:
+            with contextlib.suppress(MlflowException):  # another driver was faster
+                client.create_experiment(sweep)
+            experiment = client.get_experiment_by_name(sweep)
+            assert experiment is not None
+        elif experiment.lifecycle_stage != "active":
+            client.restore_experiment(experiment.experiment_id)
+        # Otherwise MLflow's UI takes the experiment for one of generative AI.
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
+        for tag, view in views(study).items():
+            client.set_experiment_tag(experiment.experiment_id, tag, view)
+        self._client, self._experiment_id = client, experiment.experiment_id
+
+    def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
+        runs = list(self._all_runs())
+        num_children = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
+
+        def use(run: Any) -> tuple[bool, bool, int, int]:
+            is_used = run.info.run_id in self._used_ids
+            return is_used, run.info.status == FINISHED, len(run.data.metrics), num_children[run.info.run_id]
+
+        by_key: dict[str, Any] = {}
+        for run in sorted(runs, key=use, reverse=True):
+            key = _key_of(run)
+            if by_key.setdefault(key, run) is not run and key in own:
+                self._client.delete_run(run.info.run_id)
+        self._used_ids |= {run.info.run_id for run in by_key.values()}
+        return [ExistingRun(run.info.run_id, key, run.info.status, run.data.tags) for key, run in by_key.items()]
+
+    def create(self, run: NewRun) -> str:
+        with self._refusals():
+            run_id = self._find(run) if run.key in self._unanswered else None
+            if run_id is None:
+                tags = _fitting(run.tags)
+                if run.parent_id is not None:
+                    tags["mlflow.parentRunId"] = run.parent_id
+                self._unanswered.add(run.key)
+                created = self._client.create_run(self._experiment_id, run.start_time_ms, tags, run.name)
+                run_id = str(created.info.run_id)
+        self._unanswered.discard(run.key)
+        self._used_ids.add(run_id)
+        return run_id
+
+    def written_steps(self, run_id: str, metric: str) -> Set[int]:
+        with self._refusals():
+            return {point.step for point in self._client.get_metric_history(run_id, metric)}
+
+    def write(
+        self, run_id: str, params: Mapping[str, object], tags: Mapping[str, str], points: Sequence[Point]
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in points]
+        own_params = [Param(name, as_text(value)) for name, value in params.items()]
+        own_tags = [RunTag(name, value) for name, value in _fitting(tags).items()]
+        with self._refusals():
+            while len(metrics) > _BATCH_METRICS - len(own_params) - len(own_tags):
+                self._client.log_batch(run_id, metrics=metrics[:_BATCH_METRICS])
+                metrics = metrics[_BATCH_METRICS:]
+            if metrics or own_params or own_tags:
+                self._client.log_batch(run_id, metrics=metrics, params=own_params, tags=own_tags)
+
+    def set_status(self, run_id: str, status: str, end_time_ms: int | None = None) -> None:
+        with self._refusals():
+            if status == RUNNING:
+                self._client.update_run(run_id, status=status)
+            else:
+                self._client.set_terminated(run_id, status, end_time_ms)
+
+    def how_to_look(self) -> list[str]:
+        heading, address = "Runs in MLflow:      ", self._uri.rstrip("/")
+        commands = []
+        if not self._uri.startswith(("http://", "https://")):
+            is_default = self._uri == v.DEFAULT_TRACKING_URI
+            store = "" if is_default else f" --backend-store-uri {shlex.quote(self._uri)}"
+            commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
+            heading = f"{'... and then:':<{len(heading)}}"
+        return [*commands, f"{heading}{address}{page(self._experiment_id)}"]
+
+    def _all_runs(self) -> Iterator[Any]:
+        token = None
+        while True:
+            runs = self._client.search_runs([self._experiment_id], max_results=_RUNS_PER_PAGE, page_token=token)
+            yield from runs
+            token = runs.token
+            if not token:
+                return
+
+    def _find(self, run: NewRun) -> str | None:
+        """The id of a run that a create without an answer has made."""
+        tag = v.TAG_STUDY_KEY if run.parent_id is None else v.TAG_TRIAL_KEY
+        filter_text = f"tags.`{tag}` = '{run.key}' and tags.`{v.TAG_ROLE}` = '{run.tags[v.TAG_ROLE]}'"
+        runs = self._client.search_runs([self._experiment_id], filter_text, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Tells MLflow's own refusals from its outages, and from the answers of a proxy before it."""
+        from mlflow.exceptions import MlflowException, RestException
+
+        try:
+            yield
+        except MlflowException as error:
+            is_from_mlflow = isinstance(error, RestException) or not self._uri.startswith("http")
+            if is_from_mlflow and error.error_code in _REFUSALS:
+                raise Refused(one_line(error)) from error
+            raise
+
+
+def _key_of(run: Any) -> str:
+    tags = run.data.tags
+    return tags.get(v.TAG_TRIAL_KEY) or tags.get(v.TAG_STUDY_KEY) or run.info.run_id
+
+
+def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags as MLflow takes them: a long grid in several, `tag`, `tag.1`, `tag.2`, …; any other text is cut."""
+    fitting = {name: text[:MAX_TAG_LENGTH] for name, text in tags.items()}
+    grid = tags.get(v.TAG_GRID, "")
+    for number, start in enumerate(range(MAX_TAG_LENGTH, len(grid), MAX_TAG_LENGTH), start=1):
+        fitting[f"{v.TAG_GRID}.{number}"] = grid[start : start + MAX_TAG_LENGTH]
+    return fitting
