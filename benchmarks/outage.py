@@ -29,7 +29,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import common
-from benchmarks.grid import SCRIPT, planned
+from benchmarks.arms.grid import SCRIPT, planned
 from benchmarks.processes import QUIET, observe
 
 GRID = ("--preset", "laptop", "--data-fraction", "0.05", "--seeds", "4")

@@ -88,7 +88,7 @@ def _engine(count: int) -> float:
 
 def _tune(count: int, *options: str) -> float:
     with tempfile.TemporaryDirectory(prefix="cvit-bench-", ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, str(ROOT / "benchmarks/noop.py"), str(count), *options]
+        command = [sys.executable, str(ROOT / "benchmarks/arms/noop.py"), str(count), *options]
         return observe(command, Path(folder), QUIET).seconds
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)  # workers import scale_worker
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # workers import benchmarks.arms.scale_worker
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sweeps.engine.execution.cluster  # noqa: F401, I001 - sets Ray's environment before it is imported
@@ -26,7 +26,7 @@ import ray
 from cyclopts import Parameter
 from ray import tune
 from rich.console import Console
-from scale_worker import DONE_KEYS, STAGE_SECONDS, NoOpTrainer
+from benchmarks.arms.scale_worker import DONE_KEYS, STAGE_SECONDS, NoOpTrainer
 
 from benchmarks import common
 from cvit.data.datasets import describe

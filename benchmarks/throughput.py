@@ -8,9 +8,9 @@ Arms, each a process from start to exit with a storage and an MLflow store of it
 
 engine      python sweeps/low_data.py
 plain       one Tune function trial per configuration, a DataLoader with torchvision's transforms, float32, Ray's own
-            MLflow callback; a core each, or a GPU each (benchmarks/plain.py)
+            MLflow callback; a core each, or a GPU each (benchmarks/arms/plain.py)
 fractional  the same with a quarter of a GPU each; none without a GPU
-loop        our training of single stages in a bare loop, one process per core (benchmarks/loop.py)
+loop        our training of single stages in a bare loop, one process per core (benchmarks/arms/loop.py)
 
 Options that are not listed below are those of sweeps/low_data.py and describe the grid.
 """
@@ -31,8 +31,8 @@ if __name__ == "__main__":
 from cyclopts import Parameter
 
 from benchmarks import common
+from benchmarks.arms.grid import SCRIPT, planned
 from benchmarks.common import ROOT
-from benchmarks.grid import SCRIPT, planned
 from benchmarks.processes import OUTPUT_FILE, QUIET, Observed, observe
 from cvit.config import ConfigError
 from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
@@ -82,11 +82,11 @@ def throughput(
     python = sys.executable
     commands = {
         OURS: [python, str(ROOT / SCRIPT)],
-        PLAIN: [python, str(ROOT / "benchmarks/plain.py"), "1" if device.type == "cuda" else "0"],
-        LOOP: [python, str(ROOT / "benchmarks/loop.py")],
+        PLAIN: [python, str(ROOT / "benchmarks/arms/plain.py"), "1" if device.type == "cuda" else "0"],
+        LOOP: [python, str(ROOT / "benchmarks/arms/loop.py")],
     }
     if device.type == "cuda":
-        commands[FRACTIONAL] = [python, str(ROOT / "benchmarks/plain.py"), str(GPU_SHARE)]
+        commands[FRACTIONAL] = [python, str(ROOT / "benchmarks/arms/plain.py"), str(GPU_SHARE)]
     turns = common.interleaved(
         {arm: partial(_run, arm, command, options) for arm, command in commands.items()}, repeats
     )

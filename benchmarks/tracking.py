@@ -32,7 +32,7 @@ if __name__ == "__main__":
 from cyclopts import Parameter
 
 from benchmarks import common
-from benchmarks.grid import planned
+from benchmarks.arms.grid import planned
 from cvit import vocabulary as v
 from cvit.results import Point
 from cvit.storage import Storage

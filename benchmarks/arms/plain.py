@@ -4,7 +4,7 @@ One Ray Tune function trial per configuration; a DataLoader with torchvision's t
 own MLflow callback; everything else as Tune has it. It trains the same networks on the same images for the same steps,
 evaluated as often.
 
-python benchmarks/plain.py GPU_SHARE [options of sweeps/low_data.py]
+python benchmarks/arms/plain.py GPU_SHARE [options of sweeps/low_data.py]
 """
 
 import math
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 from ray import tune
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.utils import data
 from torchvision.transforms import v2
 
+from benchmarks.arms.grid import planned
 from benchmarks.common import available_cores
-from benchmarks.grid import planned
 from cvit.config import TrialConfig
 from cvit.data.datasets import Dataset, load
 from cvit.data.subsets import subset_size

@@ -1,6 +1,6 @@
 """An arm of overhead.py, not meant to be run by hand: trials that do nothing, by Ray Tune with reused actors.
 
-python benchmarks/noop.py NUM_TRIALS [TRACKING_URI]        # with a URI: Ray's own MLflow callback writes there
+python benchmarks/arms/noop.py NUM_TRIALS [TRACKING_URI]        # with a URI: Ray's own MLflow callback writes there
 """
 
 import sys

@@ -3,7 +3,7 @@
 Without Ray and without MLflow: one process per core, each with one thread (on a GPU, GPU_PROCESSES of them), and in
 each a loop over trials. It is the best that one could do by hand with training of one stage at a time.
 
-python benchmarks/loop.py [options of sweeps/low_data.py]
+python benchmarks/arms/loop.py [options of sweeps/low_data.py]
 """
 
 import multiprocessing
@@ -12,12 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
+from benchmarks.arms.grid import planned
 from benchmarks.common import available_cores, chosen_device
-from benchmarks.grid import planned
 from cvit.data.datasets import Dataset, load
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
