@@ -13,6 +13,8 @@ import torch
 
 from tests.support.scripts import ROOT
 
+pytestmark = pytest.mark.benchmark
+
 SCRIPTS = ("throughput", "packing", "step", "overhead", "tracking", "outage", "scale")
 TINY_GRID = (
     *("--data-fraction", "0.02", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),

@@ -16,7 +16,9 @@ import torch
 from cvit import vocabulary as v
 from cvit.results import load_result
 from cvit.storage import Storage
-from tests.support.scripts import mlflow_runs, start, sweep
+from tests.support.scripts import mlflow_runs, start, sweep, sweep_with_ray
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
@@ -57,6 +59,7 @@ def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep to which nothing happened; it ran without Ray, which changes no result."""
     folder = tmp_path_factory.mktemp("undisturbed")
     sweep(folder, *OPTIONS)
     return folder
@@ -86,7 +89,7 @@ def test_after_sigkill_the_same_command_ends_as_if_undisturbed(tmp_path: Path, u
     time.sleep(2)  # Ray's own processes notice that their driver is gone
     half_done = {path.parent.name for path in tmp_path.glob("storage/stages/*/step-*.json")}
     assert half_done
-    sweep(tmp_path, *OPTIONS)
+    sweep_with_ray(tmp_path, *OPTIONS)
     assert_equals(tmp_path, undisturbed)
     assert_one_finished_run_per_trial(tmp_path)
     storage = Storage.open(str(tmp_path / "storage"))

@@ -11,7 +11,9 @@ import pytest
 from cvit import vocabulary as v
 from cvit.config import PARAMETERS
 from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
-from tests.support.scripts import ROOT, journal, mlflow_runs, sweep
+from tests.support.scripts import ROOT, journal, mlflow_runs, sweep, sweep_with_ray
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
 HEAD_COUNT = (
@@ -37,10 +39,14 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which the sweeps have ended and their tables are made."""
+def folder(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
+    """A working folder in which the sweeps have ended and their tables are made.
+
+    The script with two parts, of two tasks, runs with Ray: both parts share the workers.
+    """
     folder = tmp_path_factory.mktemp("questions")
-    (folder / "head_count.txt").write_text(sweep(folder, *HEAD_COUNT, script="sweeps/head_count.py"))
+    head_count = sweep_with_ray(folder, *HEAD_COUNT, "--address", ray_address, script="sweeps/head_count.py")
+    (folder / "head_count.txt").write_text(head_count)
     for name, options in OTHERS.items():
         output = sweep(folder, *TINY, *options, "--seeds", "1", script=f"sweeps/{name}.py")
         (folder / f"{name}.txt").write_text(output)

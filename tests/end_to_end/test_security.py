@@ -23,7 +23,7 @@ from cvit.training.checkpoint import Progress, load_checkpoint, load_weights, sa
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.tracking.mlflow_views import page
 from tests.support.plans import SMALL, make_plan
-from tests.support.scripts import ROOT, TINY, start
+from tests.support.scripts import ROOT, TINY, call
 
 PASSWORD = "s3cr3t"
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="-._~%+"), min_size=1)
@@ -78,9 +78,9 @@ def test_text_without_a_secret_is_left_as_it_is(text: str) -> None:
     ],
 )
 def test_a_sweep_prints_no_password(tmp_path: Path, options: tuple[str, ...], exit_code: int, shown: str) -> None:
-    process = start(tmp_path, *TINY, *options)
-    printed = "".join(process.communicate(timeout=120))
-    assert process.returncode == exit_code, printed
+    ended = call(tmp_path, *TINY, *options)
+    printed = ended.output + ended.errors
+    assert ended.exit_code == exit_code, printed
     assert PASSWORD not in printed
     assert shown in printed
 
@@ -200,6 +200,7 @@ def test_every_server_that_is_recommended_listens_on_loopback() -> None:
         assert not re.search(r"0\.0\.0\.0|--dashboard-host[ =](?!127\.0\.0\.1)", text.read_text()), text.name
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_local_ray_wants_its_token(tmp_path: Path) -> None:
     """Ray's own ports listen on every interface, so who reaches them must know the token."""
     code = """

@@ -1,4 +1,7 @@
-"""Whole sweeps: what a user sees, what is left behind, and what a second run makes of it."""
+"""Whole sweeps: what a user sees, what is left behind, and what a second run makes of it.
+
+The first one runs as a user's does, in a process of its own and with a Ray of its own; the others run in this process.
+"""
 
 import itertools
 import subprocess
@@ -10,7 +13,9 @@ import pytest
 
 from cvit import vocabulary as v
 from cvit.config import PARAMETERS
-from tests.support.scripts import ROOT, TINY, journal, mlflow_runs, sweep
+from tests.support.scripts import ROOT, TINY, journal, mlflow_runs, sweep, sweep_with_ray
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 FRACTIONS, SCHEMES, STEPS = ("0.02", "0.1"), ("random", "conv_structured", "two_phase"), 16
 GRID = ("--min-steps", str(STEPS), "--data-fraction", *FRACTIONS, "--init-scheme", *SCHEMES)
@@ -20,7 +25,7 @@ GRID = ("--min-steps", str(STEPS), "--data-fraction", *FRACTIONS, "--init-scheme
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of a sweep of 2 fractions x 3 schemes x 1 seed."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, sweep(folder, *TINY, *GRID, "--seeds", "1")
+    return folder, sweep_with_ray(folder, *TINY, *GRID, "--seeds", "1")
 
 
 def snapshot(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # A process of its own: Ray's handlers and environment variables outlive its shutdown.
 ATTACH = """
 import sys
@@ -22,6 +24,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.xdist_group("ray")
 def test_auto_is_no_device_of_an_empty_cluster(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ATTACH], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-2:] == [

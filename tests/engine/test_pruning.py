@@ -16,7 +16,7 @@ from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.search import next_plan, validation_accuracy
 from sweeps.tuned import SWEEP
 from tests.support.plans import make_plan
-from tests.support.scripts import journal, mlflow_runs, sweep
+from tests.support.scripts import journal, mlflow_runs, sweep, sweep_with_ray
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
@@ -85,10 +85,11 @@ def test_a_pruned_trial_is_over_and_so_are_its_later_phases(plan: Plan) -> None:
     assert searcher.failed == {}
 
 
-def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("ray")
+def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path, ray_address: str) -> None:
     tiny = ("--embed-dim", "16", "--head-dim", "4", "--batch-size", "16", "--min-steps", "64", "--evaluations", "8")
     options = ("--preset", "smoke", "--asha", "--search-trials", "4", "--init-scheme", "random", "two_phase", *tiny)
-    sweep(tmp_path, *options, script="sweeps/tuned.py")
+    sweep_with_ray(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     ends = {r["trial_key"]: r["status"] for r in journal(tmp_path, "tuned") if r["type"] == v.RECORD_END}
     assert len(ends) == 2 * 4 + 2
     assert set(ends.values()) <= {v.STATUS_OK, v.STATUS_PRUNED, v.STATUS_DIVERGED}

@@ -206,6 +206,7 @@ def outcome(error: BaseException | None, at_start: bool = False) -> Fault:
     raise AssertionError("nothing was raised")
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("real_ray")
 @pytest.mark.parametrize(
     ("error", "kind", "line"),
@@ -230,6 +231,7 @@ def test_faults_of_real_actors_are_told_apart(error: BaseException | None, kind:
     assert found.line.startswith(line)
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("real_ray")
 def test_an_error_in_the_start_of_a_worker_is_the_code_s() -> None:
     assert outcome(ValueError("no such model"), at_start=True) == Fault("code", "ValueError: no such model")

@@ -1,6 +1,5 @@
 """Plans made in the test process, from the same request as a user's."""
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.request import Request
 from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.low_data import SWEEP
-from tests.support.scripts import ROOT
+from tests.support.scripts import ROOT, sweeps_of
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -37,12 +36,6 @@ def make_plan(folder: Path, *options: str, sweep: Sweep = SWEEP) -> Plan:
     request = parse(sweep, options)
     assert request is not None
     return Plan.make(sweep, request, digits() if sweep.task == TRAINING else None, Storage.open(str(folder)))
-
-
-def sweeps_of(script: str) -> list[Sweep]:
-    """The sweeps that a script such as `sweeps/low_data.py` declares, in the order of its lines."""
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    return [value for value in vars(module).values() if isinstance(value, Sweep)]
 
 
 def all_sweeps() -> Iterator[tuple[str, Sweep]]:
