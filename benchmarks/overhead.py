@@ -1,4 +1,4 @@
-"""What a trial costs beside its training: seconds per trial of trials that do next to nothing.
+"""Measures what a trial costs beside its training: seconds per trial of trials that do next to nothing.
 
 python benchmarks/overhead.py
 python benchmarks/overhead.py --trials 10 100 --repeats 3 --json overhead.json
@@ -109,7 +109,7 @@ def _work(count: int) -> float:
 
 
 def _figures(seconds: dict[int, list[float]]) -> dict[str, Any]:
-    """The seconds of every number of trials, and the marginal seconds per trial over all and between neighbours."""
+    """Returns the seconds of every number of trials, and the marginal seconds per trial, over all and in between."""
     by_count = {count: common.figure(values) for count, values in seconds.items()}
 
     def marginal(few: int, many: int) -> float:

@@ -1,4 +1,4 @@
-"""What packing gains: images per second of one worker against the number of stages that it trains together.
+"""Measures what packing gains: images per second of one worker against the number of stages it trains together.
 
 python benchmarks/packing.py                                              # CPU: one thread, the smaller models
 python benchmarks/packing.py --device cuda --json packing.json           # all models, packs of 1 to 64
@@ -88,7 +88,7 @@ def _images_per_second(model: str, pack_size: int, steps: int, device: torch.dev
 
 
 def _seconds(model: str, pack_size: int, steps: int, device: torch.device) -> float:
-    """Seconds of a whole training, start, evaluation and saving included."""
+    """Returns the seconds of a whole training, start, evaluation and saving included."""
     precision = "bfloat16" if device.type == "cuda" else "float32"
     flat = {"min_steps": steps, "epochs": 0, "evaluations": 1, "max_validation_images": 64, "max_test_images": 64}
     trials = [

@@ -1,5 +1,5 @@
-"""What a driver has to bear: thousands of trials on many simulated workers, through the real plan, searcher, journal,
-tracker and display. The workers only wait, so what they do not wait for their stages they wait for the driver.
+"""Measures what a driver can bear: thousands of trials on many simulated workers, through the real plan, searcher,
+journal, tracker and display. The workers only wait, so what they do not wait for their stages they wait for the driver.
 
 python benchmarks/scale.py --trials 10000 --workers 64
 python benchmarks/scale.py --trials 10000 --workers 64 --stage-seconds 20
@@ -57,7 +57,7 @@ PER_EVALUATION = (
     *(v.LEARNING_RATE, v.GRAD_NORM, v.IMAGES_PER_SECOND),
 )
 PART = 1000
-"""Stages over which a rate is told."""
+"""The number of stages over which a rate is told."""
 TRACKING_TIMEOUT_S = 3 * 3600.0
 
 
@@ -65,7 +65,7 @@ app = common.new_app()
 
 
 class Clock:
-    """Time that was spent in named parts of the driver's main thread, and how often."""
+    """Counts the time spent in named parts of the driver's main thread, and how often."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -88,7 +88,7 @@ class Clock:
 
 
 def points_of(stage: TrainingStage) -> list[Point]:
-    """As many measurements as a stage has."""
+    """Makes up as many measurements as a real stage has."""
     now = time.time_ns() // 1_000_000
     last = stage.last_step
     early = [(v.EARLY_GRAD_NORM, stage.first_step + n, 1.0, now) for n in range(min(EARLY_STEPS, stage.steps))]

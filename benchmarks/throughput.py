@@ -1,4 +1,4 @@
-"""How many trials an hour: a low-data grid by the engine, against the usual ways to run it.
+"""Measures trials per hour: a low-data grid by the engine, against the usual ways to run it.
 
 python benchmarks/throughput.py                                                   # digits, CPU
 python benchmarks/throughput.py --dataset cifar10 --data-dir ../shared/data --device cuda --seeds 5
@@ -38,7 +38,7 @@ from cvit.config import ConfigError
 from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
 
 DEFAULTS = {"--preset": ["laptop"]}
-"""The grid where nothing else is asked for: what `python sweeps/low_data.py` trains."""
+"""The default grid: what `python sweeps/low_data.py` trains."""
 OURS, PLAIN, FRACTIONAL, LOOP = "engine", "plain", "fractional", "loop"
 GPU_SHARE = 0.25
 # The engine gives its workers these; whoever writes a loop by hand may do so too.
@@ -49,7 +49,7 @@ app = common.new_app()
 
 @dataclass(frozen=True)
 class Turn:
-    """One run of one arm.
+    """The outcome of one run of one arm.
 
     Attributes:
         test_accuracy: mean over the trials; it must agree between the arms.
@@ -107,7 +107,7 @@ def _with_defaults(given: Sequence[str]) -> list[str]:
 
 
 def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
-    """One turn of an arm, in a folder of its own.
+    """Takes one turn of an arm, in a folder of its own.
 
     Raises:
         RuntimeError: it failed, or left trials out.
@@ -134,7 +134,7 @@ def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
 
 
 def _own_account(output: str) -> dict[str, float]:
-    """From the closing lines of a sweep (sweeps/engine/execution/timing.py)."""
+    """Reads the closing lines of a sweep (sweeps/engine/execution/timing.py)."""
     parts = {
         "start_up_seconds": (r"start-up ([\d.]+) s", 1.0),
         "share_of_workers_time_in_training": (r"workers trained ([\d.]+) %", 0.01),
@@ -154,7 +154,7 @@ def _accuracies_in_mlflow(uri: str, experiment: str) -> list[float]:
 
 
 def _figures(turns: Sequence[Turn], num_trials: int) -> dict[str, Any]:
-    """The figures of an arm; null for what could not be observed."""
+    """Returns the figures of an arm; null for what could not be observed."""
     observed = [asdict(turn.observed) for turn in turns]
     figures: dict[str, Any] = {
         name: common.figure([one[name] for one in observed]) if observed[0][name] is not None else None
@@ -167,7 +167,7 @@ def _figures(turns: Sequence[Turn], num_trials: int) -> dict[str, Any]:
 
 
 def _ratio(arms: dict[str, Any], other: str) -> float | None:
-    """Trials per hour, the engine's median over the other arm's; None for an arm that needs a missing GPU."""
+    """Returns the engine's median of trials per hour over the other arm's; None for an arm that lacks its GPU."""
     if other not in arms:
         return None
     return arms[OURS]["trials_per_hour"]["median"] / arms[other]["trials_per_hour"]["median"]

@@ -51,10 +51,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if gpu_items and not _has_gpu():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") != pytest.mark.xdist_group("ray").mark)
+    first = [item for item in items if item.get_closest_marker("xdist_group")]
+    others = [item for item in items if not item.get_closest_marker("xdist_group")]
+    for item in others:
+        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items[:] = [*first, *others]
 
 
 def _has_gpu() -> bool:

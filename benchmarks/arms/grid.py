@@ -1,4 +1,4 @@
-"""The grid of trials that all arms of throughput.py run: that of sweeps/low_data.py with the same options."""
+"""All arms of throughput.py run this grid of trials: the one of sweeps/low_data.py with the same options."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ SCRIPT = "sweeps/low_data.py"
 
 
 def planned(options: Sequence[str]) -> tuple[Plan, DatasetInfo, Request]:
-    """The plan of the sweep with these options, with the results that its storage has.
+    """Plans the sweep with these options, with the results that its storage has.
 
     Raises:
         ConfigError, DataError: the sweep would refuse the options.

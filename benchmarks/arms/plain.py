@@ -1,4 +1,4 @@
-"""An arm of throughput.py, not meant to be run by hand: the grid the way it is usually done.
+"""This arm of throughput.py, not meant to be run by hand, runs the grid the way it is usually done.
 
 One Ray Tune function trial per configuration; a DataLoader with torchvision's transforms; float32; torch's AdamW; Ray's
 own MLflow callback; everything else as Tune has it. It trains the same networks on the same images for the same steps,
@@ -42,7 +42,7 @@ EVALUATION_BATCH_SIZE = 500
 
 
 class TransformedImages(data.Dataset[tuple[Tensor, int]], Sized):
-    """Images kept decoded, as uint8 tensors, each transformed when it is asked for."""
+    """The images are kept decoded, as uint8 tensors, each transformed when it is asked for."""
 
     def __init__(self, part: LabelledImages, transform: v2.Transform) -> None:
         self._images, self._labels, self._transform = part.images, part.labels.tolist(), transform
@@ -137,7 +137,7 @@ def _train_stage(
 
 @torch.inference_mode()
 def _evaluate(model: nn.Module, images: TransformedImages, device: str) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy."""
+    """Returns mean cross-entropy and accuracy."""
     model.eval()
     loss, correct = 0.0, 0.0
     for batch, labels in data.DataLoader(images, EVALUATION_BATCH_SIZE):

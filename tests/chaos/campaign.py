@@ -28,7 +28,7 @@ from tests.support.scripts import ROOT, start
 HERE = Path(__file__).parent
 SESSION_TIMEOUT_S = 400.0
 IS_ROOT = os.geteuid() == 0
-"""Then the storage is a small disk of its own, which can be filled or made read-only."""
+"""If true, the storage is a small disk of its own, which can be filled or made read-only."""
 DISK = "48m"
 EXIT_IN_USE = 2
 EXIT_FAILED = 1
@@ -36,7 +36,7 @@ EXIT_INTERRUPTED = 130
 
 
 class Campaign:
-    """One sweep in a folder of its own, from its first session to its end."""
+    """A campaign is one sweep in a folder of its own, from its first session to its end."""
 
     def __init__(self, folder: Path, options: tuple[str, ...], plan: Plan, undisturbed: Path, seed: int) -> None:
         """
@@ -103,7 +103,7 @@ class Campaign:
         self.check_saved()
 
     def check_saved(self) -> None:
-        """Nothing that was saved when this was last called has been trained again since."""
+        """Asserts that nothing that was saved at the last call has been trained again since."""
         wait_for_none(self.inject) if self.draw.random() < 0.5 else None
         if processes_of(self.inject):
             self._saved = {}  # a killed driver's workers go on for a moment, beside those of the next one
@@ -153,7 +153,7 @@ class Campaign:
         return True
 
     def note_time_lost(self) -> None:
-        """How old the checkpoints of what is being trained are, now that a process is killed."""
+        """Notes how old the checkpoints of unfinished stages are, now that a process is killed."""
         if self._clock_is_right:
             now, points = time.time(), saved_points(self.folder)
             LEDGER.time_lost_s += [now - points[key][-1][3] / 1000 for key in unfinished(self.folder)]
@@ -198,14 +198,14 @@ def terminate_worker(campaign: Campaign, process: subprocess.Popen[str]) -> None
 
 
 def raise_in_training(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Fewer times than a stage is tried, so the sweep ends well."""
+    """Has the training raise fewer times than a stage is tried, so the sweep ends well."""
     if process.poll() is None:
         LEDGER.faults["error raised by the training"] += 1
         (campaign.inject / f"code-{campaign.draw.choice(['random', 'two_phase'])}").write_text("x\n")
 
 
 def second_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Refused, whether the first is just starting or in the middle of training."""
+    """Starts a second driver, which is refused whether the first is just starting or in the middle of training."""
     if campaign.draw.random() < 0.5 and not campaign.wait_for_training(process):
         return
     LEDGER.faults["second driver"] += 1
@@ -221,7 +221,7 @@ def second_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
 
 
 def jump_clock(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """By hours, forth or back, for good."""
+    """Moves the wall clock by up to a day, forth or back, for good."""
     if campaign.wait_a_moment(process):
         LEDGER.faults["clock jump"] += 1
         campaign._clock_is_right = False
@@ -229,7 +229,7 @@ def jump_clock(campaign: Campaign, process: subprocess.Popen[str]) -> None:
 
 
 def lock_tracker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Somebody else holds MLflow's database for longer than a writer waits for it."""
+    """Holds MLflow's database for longer than a writer waits for it."""
     if campaign.wait_for_training(process) and (campaign.folder / "mlflow.db").exists():
         with contextlib.closing(sqlite3.connect(campaign.folder / "mlflow.db", isolation_level=None)) as connection:
             try:
@@ -242,7 +242,7 @@ def lock_tracker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
 
 
 def fill_disk(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """The sweep ends in one line, unless it was about to end anyway."""
+    """Fills the disk: the sweep ends in one line, unless it was about to end anyway."""
     if IS_ROOT and campaign.wait_for_training(process):
         LEDGER.faults["storage full"] += 1
         ballast = campaign.storage / "ballast"

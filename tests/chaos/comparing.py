@@ -1,4 +1,4 @@
-"""What must be true of a sweep in the end, whatever happened to it: as if nothing had."""
+"""Compares a sweep to which things happened with one to which nothing happened: they must be equal in the end."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ def train_undisturbed(plan: Plan, folder: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, Measured]:
-    """Every measurement of every finished stage that does not depend on the clock."""
+    """Reads every measurement of every finished stage that does not depend on the clock."""
     storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
@@ -41,7 +41,7 @@ def results(folder: Path) -> dict[str, Measured]:
 
 
 def saved_points(folder: Path) -> dict[str, list[Point]]:
-    """The measurements in every stage's result or newest whole checkpoint."""
+    """Reads the measurements in every stage's result or newest whole checkpoint."""
     storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
@@ -55,13 +55,13 @@ def saved_points(folder: Path) -> dict[str, list[Point]]:
 
 
 def unfinished(folder: Path) -> set[str]:
-    """Stages that have a checkpoint and no result."""
+    """Returns the keys of stages that have a checkpoint and no result."""
     storage = Storage.open(str(folder / "storage"))
     return {key for key in saved_points(folder) if load_result(storage, key) is None}
 
 
 def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
-    """The same stages, the same measurements, the same weights, bit by bit, and nothing left over."""
+    """Asserts the same stages, the same measurements, the same weights, bit by bit, and nothing left over."""
     ours, theirs = results(folder), results(undisturbed)
     assert ours.keys() == theirs.keys()
     for key, measured in ours.items():
@@ -79,8 +79,8 @@ def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
 
 
 def count_trials(folder: Path, plan: Plan) -> tuple[int, int]:
-    """(lost, doubled): trials without, and with more than, one result, one end in the journal or one finished run in
-    MLflow with each measurement once."""
+    """Counts (lost, doubled): trials without, and with more than, one result, one end in the journal or one finished
+    run in MLflow with each measurement once."""
     storage = Storage.open(str(folder / "storage"))
     below = f"{v.JOURNAL_FOLDER}/{plan.study.sweep}"
     records = [r for name in storage.names(below) for r in decode_records(storage.read(f"{below}/{name}"))]
@@ -116,7 +116,7 @@ def count_trials(folder: Path, plan: Plan) -> tuple[int, int]:
 
 
 def _mlflow(folder: Path, sweep: str) -> tuple[dict[str, list[Any]], dict[str, Counter[tuple[str, int]]]]:
-    """The trials' runs by trial key, and how often each has each measurement, straight from the store."""
+    """Reads the trials' runs by trial key, and how often each has each measurement, straight from the store."""
     import sqlite3
 
     from mlflow import MlflowClient
@@ -141,7 +141,7 @@ def _timeless(points: list[Point]) -> Measured:
 
 
 def assert_nothing_saved_was_trained_again(folder: Path, before: dict[str, list[Point]]) -> None:
-    """What was in checkpoints and results before is there still, time stamps included."""
+    """Asserts that the measurements that checkpoints and results held are there still, time stamps included."""
     now = saved_points(folder)
     for key, points in before.items():
         assert key in now, f"{key} has lost its checkpoint"

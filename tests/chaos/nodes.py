@@ -33,20 +33,20 @@ class Nodes:
         return str(self._cluster.address)
 
     def add(self) -> None:
-        """One more node."""
+        """Adds one more node."""
         os.environ.update(self._environment)
         self._nodes.append(self._cluster.add_node(num_cpus=1))
 
     def lose(self) -> None:
-        """The oldest node is gone from one moment to the next."""
+        """Kills the oldest node from one moment to the next."""
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
 
     def drain(self) -> None:
-        """The oldest node is told to end, as where a spot instance is taken back with notice."""
+        """Tells the oldest node to end, as where a spot instance is taken back with notice."""
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=True)
 
     def lose_head(self) -> None:
-        """The control store and the head's raylet are gone from one moment to the next."""
+        """Kills the control store and the head's raylet from one moment to the next."""
         assert self._cluster.head_node is not None
         self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
 

@@ -10,7 +10,7 @@ MARK = "CVIT_INJECT"
 
 
 def processes_of(folder: Path) -> dict[int, str]:
-    """Process id and title of everything that lives and was started with this folder as its mark."""
+    """Returns process id and title of everything that lives and was started with this folder as its mark."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -26,7 +26,7 @@ def processes_of(folder: Path) -> dict[int, str]:
 
 
 def workers_of(folder: Path) -> list[int]:
-    """Processes that train."""
+    """Returns the ids of the processes that train."""
     return sorted(pid for pid, title in processes_of(folder).items() if "PackTrainer" in title)
 
 

@@ -42,7 +42,7 @@ SHORT = (*PAIRS, "--min-steps", "500")
 LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--seeds", "3", "--min-steps", "800")
 """Stages of several seconds each."""
 LARGEST_PACKS = (1, 2, 4)
-"""Of one sweep after another. On a CPU the members of a pack end bit for bit as each alone."""
+"""One sweep after another takes the next of these. On a CPU a pack's members end bit for bit as each alone."""
 
 DURING: tuple[Fault, ...] = (kill_worker, terminate_worker, raise_in_training, second_driver, jump_clock, lock_tracker)
 LAST: tuple[Fault, ...] = (kill_driver, kill_driver, terminate_driver, fill_disk, make_read_only)

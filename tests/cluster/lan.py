@@ -29,7 +29,7 @@ PROGRAMS |= {"rsync": "rsync", "curl": "curl"}
 
 
 def missing() -> str | None:
-    """What hosts cannot be had without on this machine; None where they can."""
+    """Names what this machine lacks for hosts of their own; None where nothing is missing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for program, package in PROGRAMS.items():
@@ -53,7 +53,7 @@ class Lan:
     pid: int
 
     def on_laptop(self, *command: str) -> list[str]:
-        """The command line that runs a command in the checkout, as if typed on the laptop."""
+        """Returns the command line that runs a command in the checkout, as if typed on the laptop."""
         path = f"{ROOT}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = (
             "HOME=/mnt/home",
@@ -85,14 +85,14 @@ class Lan:
         return self.run("ssh", *options, f"root@{HOSTS[host]}", shell, timeout_s=timeout_s)
 
     def pull_cable(self, host: str) -> None:
-        """From now on the host is silent: no packet reaches it or leaves it, and no connection is closed."""
+        """Makes the host silent from now on: no packet reaches it or leaves it, and no connection is closed."""
         self.run("ip", "link", "set", f"lan-{HOSTS[host].rpartition('.')[2]}", "down")
 
 
 @contextlib.contextmanager
 def lan(folder: Path) -> Iterator[Lan]:
-    """The laptop and its hosts, with an authentication token and ~/cluster.yaml on the laptop, for the time of the
-    block. They end with this process, however it ends.
+    """Brings up the laptop and its hosts, with an authentication token and ~/cluster.yaml on the laptop, for the time
+    of the block. They end with this process, however it ends.
     """
     (folder / "laptop/home").mkdir(parents=True)
     (folder / "laptop/home/cluster.yaml").write_text(yaml.safe_dump(cluster_config(), sort_keys=False))

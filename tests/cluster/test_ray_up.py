@@ -32,7 +32,7 @@ STAGES = 6  # two seeds of random, and of two_phase in two phases
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
-    """Seconds until the condition held."""
+    """Waits, and returns the seconds until the condition held."""
     start = time.monotonic()
     while not condition():
         assert time.monotonic() < start + timeout_s, "timed out"
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
-    """The hosts with Ray up on all of them."""
+    """Brings Ray up on all hosts."""
     if reason := missing():
         pytest.skip(reason)
     with lan(tmp_path_factory.mktemp("lan")) as hosts:
@@ -52,7 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
 
 
 def results(hosts: Lan, storage: str) -> dict[str, dict[tuple[str, int], float]]:
-    """Every measurement of every finished stage that does not depend on the clock."""
+    """Reads every measurement of every finished stage that does not depend on the clock."""
     opened = Storage.open(str(hosts.folder / "shared" / storage))
     found = {}
     for key in opened.names(v.STAGES_FOLDER):
@@ -63,7 +63,7 @@ def results(hosts: Lan, storage: str) -> dict[str, dict[tuple[str, int], float]]
 
 
 def actors(hosts: Lan, host: str) -> int:
-    """How many processes of the trainable Ray has started on a host so far."""
+    """Counts the processes of the trainable that Ray has started on a host so far."""
     logs = (hosts.folder / host / "tmp/ray").glob("session_2*/logs/worker-*.out")
     return sum(":actor_name:PackTrainer" in path.read_text() for path in logs)
 

@@ -40,7 +40,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, dict[tuple[str, int], float]]:
-    """Every measurement of every finished stage that does not depend on the clock."""
+    """Reads every measurement of every finished stage that does not depend on the clock."""
     storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):

@@ -1,4 +1,4 @@
-"""The sweeps beside low_data as a user runs them: small grids, from the command line to the tables."""
+"""The sweeps beside low_data run as a user runs them: small grids, from the command line to the tables."""
 
 import csv
 import io

@@ -86,7 +86,7 @@ def test_a_sweep_prints_no_password(tmp_path: Path, options: tuple[str, ...], ex
 
 
 def test_the_journal_and_its_listeners_get_no_password(tmp_path: Path) -> None:
-    """What listens to the journal is the copier to MLflow: tags and notes come from there."""
+    """The tracker listens to the journal and copies tags and notes to MLflow."""
     plan = make_plan(tmp_path, *SMALL)
     command = f"python sweeps/low_data.py --tracking-uri postgresql://me:{PASSWORD}@host/db"
     journal = Journal(Storage.open(str(tmp_path)), "low_data")
@@ -108,7 +108,7 @@ CALLS = {"torch.load", "np.load", "numpy.load", "eval", "exec", "yaml.load", "os
 
 
 def dangerous(source: str) -> list[str]:
-    """Imports of what unpickles, and calls that do or that run text as code."""
+    """Finds imports of modules that unpickle, and calls that unpickle or that run text as code."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -144,7 +144,7 @@ class Trap:
 
 
 def test_a_pickle_in_the_storage_is_not_opened(tmp_path: Path) -> None:
-    """Not even where who put it there wrote the checksums that belong to it."""
+    """The pickle stays closed even if its author wrote the checksums that belong to it."""
     storage, sprung = Storage.open(str(tmp_path / "storage")), tmp_path / "sprung"
     trap = pickle.dumps(Trap(sprung))
     pickle.loads(trap)

@@ -1,4 +1,4 @@
-"""Whole sweeps: what a user sees, what is left behind, and what a second run makes of it.
+"""Whole sweeps show the right things, leave the right things behind, and are extended by a second run.
 
 The first one runs as a user's does, in a process of its own and with a Ray of its own; the others run in this process.
 """
@@ -23,13 +23,13 @@ GRID = ("--min-steps", str(STEPS), "--data-fraction", *FRACTIONS, "--init-scheme
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the output of a sweep of 2 fractions x 3 schemes x 1 seed."""
+    """Returns the folder and the output of a sweep of 2 fractions x 3 schemes x 1 seed."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, sweep_with_ray(folder, *TINY, *GRID, "--seeds", "1")
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """Everything that a second run must not change."""
+    """Takes down everything that a second run must not change."""
     runs = {run.data.tags[v.TAG_TRIAL_KEY]: run for run in mlflow_runs(folder, v.ROLE_TRIAL)}
     return {
         "runs": {key: (r.info.run_id, r.info.status, r.info.end_time, r.data.metrics) for key, r in runs.items()},

@@ -1,4 +1,4 @@
-"""The command line: what is refused, and how; what the help says; that documented commands are valid."""
+"""The command line refuses bad input in one line, its help is complete, and documented commands are valid."""
 
 import dataclasses
 import math
@@ -80,7 +80,7 @@ def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_dry_run_says_what_sharing_saves(tmp_path: Path, script: str, shared: str, saves_time: bool) -> None:
-    """Stages, steps, their share and seconds, none of them left out where nothing is shared."""
+    """The plan shows stages, steps, their share and seconds, none of them left out where nothing is shared."""
     options = ("--preset", "smoke", "--dry-run", "--min-steps", "4000")
     output = sweep(tmp_path, *options, script=f"sweeps/{script}.py")
     assert f"stages    {shared}, saved by sharing)" in output

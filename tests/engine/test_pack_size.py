@@ -1,4 +1,4 @@
-"""How many stages are trained together."""
+"""The size of a pack is measured, and a pack changes no result."""
 
 import dataclasses
 import time
@@ -24,7 +24,7 @@ SMALL_WITH_20_SEEDS = tuple("20" if before == "--seeds" else option for before, 
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[list[int]]:
-    """A CPU on which a step of a pack takes so long; returns the sizes that were tried, each time."""
+    """Pretends a CPU on which a step of a pack takes so long; returns the sizes that were tried, each time."""
     tried: list[list[int]] = []
 
     def step_seconds(stage: TrainingStage, sizes: list[int], device: torch.device) -> list[float]:

@@ -1,4 +1,4 @@
-"""What is tried again after a fault, when, with whom, and how often; and how faults are told apart."""
+"""After a fault the right stages are tried again, at the right time and as often as is right; faults are told apart."""
 
 import errno
 import logging
@@ -42,7 +42,7 @@ def suggested(searcher: PlanSearcher, trial_id: str) -> Pack:
 
 
 def fail(searcher: PlanSearcher, trial_id: str, fault: Fault) -> list[str]:
-    """As Tune does: first to the searcher, then to the callbacks."""
+    """Reports a failed pack as Tune does: first to the searcher, then to the callbacks."""
     searcher.on_trial_complete(trial_id, error=True)
     return searcher.trial_failed(trial_id, fault)
 
@@ -176,7 +176,7 @@ def test_a_storage_that_refuses_ends_the_search(tmp_path: Path) -> None:
 
 @ray.remote(num_cpus=0)
 class Actor:
-    """Fails as told."""
+    """This actor fails as told."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         if error is not None:
@@ -197,7 +197,7 @@ def real_ray() -> Iterator[None]:
 
 
 def outcome(error: BaseException | None, at_start: bool = False) -> Fault:
-    """The fault that a real actor ends with."""
+    """Returns the fault that a real actor ends with."""
     actor: Any = Actor.remote(error if at_start else None)  # type: ignore[attr-defined]
     try:
         ray.get(actor.fail.remote(error))

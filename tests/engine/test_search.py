@@ -21,7 +21,7 @@ ROUNDS = [2, 4, 5]
 
 
 def search(folder: Path, stop_after: int | None = None) -> list[Plan]:
-    """The plans of a search from its start, each run to its end; the last one with fewer stages if it is stopped."""
+    """Runs a search from its start and returns its plans; the last one is not trained if the search is stopped."""
     storage = Storage.open(str(folder))
     plan, plans = next_plan(make_plan(folder, *TINY, sweep=SWEEP), storage), []
     while plan is not None:

@@ -1,4 +1,4 @@
-"""Plans made in the test process, from the same request as a user's."""
+"""Makes plans in the test process, from the same request as a user's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,21 +32,21 @@ def digits() -> DatasetInfo:
 
 
 def make_plan(folder: Path, *options: str, sweep: Sweep = SWEEP) -> Plan:
-    """The plan of a sweep on digits with these options for a storage in `folder`."""
+    """Makes the plan of a sweep on digits with these options for a storage in `folder`."""
     request = parse(sweep, options)
     assert request is not None
     return Plan.make(sweep, request, digits() if sweep.task == TRAINING else None, Storage.open(str(folder)))
 
 
 def all_sweeps() -> Iterator[tuple[str, Sweep]]:
-    """(script, sweep) of everything in sweeps/."""
+    """Yields (script, sweep) of everything in sweeps/."""
     for path in sorted((ROOT / "sweeps").glob("*.py")):
         script = str(path.relative_to(ROOT))
         yield from ((script, sweep) for sweep in sweeps_of(script))
 
 
 def requests_of(script: str, options: list[str]) -> dict[str, Request | None]:
-    """What a script makes of a command line, a request for each of its parts that is asked for, by sweep."""
+    """Parses a script's command line into a request for each of its parts that is asked for, by sweep."""
     sweeps = sweeps_of(script)
     return {s.name: parse(s, options, sweeps if len(sweeps) > 1 else ()) for s in parts_asked_for(sweeps, options)}
 

@@ -39,7 +39,7 @@ class Ended:
 
 
 def sweeps_of(script: str) -> list[Sweep]:
-    """The sweeps that a script such as `sweeps/low_data.py` declares, in the order of its lines."""
+    """Returns the sweeps that a script such as `sweeps/low_data.py` declares, in the order of its lines."""
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     return [value for value in vars(module).values() if isinstance(value, Sweep)]
 
@@ -115,14 +115,14 @@ def sweep_with_ray(folder: Path, *options: str, script: str = "sweeps/low_data.p
 
 
 def journal(folder: Path, name: str = "low_data") -> list[dict[str, Any]]:
-    """All records of the journal in `folder`/storage."""
+    """Reads all records of the journal in `folder`/storage."""
     storage = Storage.open(str(folder / "storage"))
     below = f"{v.JOURNAL_FOLDER}/{name}"
     return [r for segment in storage.names(below) for r in decode_records(storage.read(f"{below}/{segment}"))]
 
 
 def mlflow_runs(folder: Path, role: str, name: str = "low_data") -> list[Any]:
-    """The study or trial runs of an experiment in `folder`/mlflow.db, by MLflow's own client."""
+    """Reads the study or trial runs of an experiment in `folder`/mlflow.db, by MLflow's own client."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -133,7 +133,7 @@ def mlflow_runs(folder: Path, role: str, name: str = "low_data") -> list[Any]:
 
 
 def readme_commands() -> Iterator[list[str]]:
-    """The arguments of every command line in README, docs and sweep scripts that runs a sweep script."""
+    """Yields the arguments of every command line in README, docs and sweep scripts that runs a sweep script."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "sweeps").glob("*.py"))):
         for line in page.read_text().splitlines():
             found = re.match(r"\s*(?:\.venv/bin/)?python (sweeps/\w+\.py.*?)(?:\s+#.*)?$", line)
