@@ -64,6 +64,9 @@ ATTENTION = "attention"
 REFERENCE = "reference"
 FIT = "fit"
 
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+"""The store that a plain `mlflow ui` opens in the working folder."""
+
 # Schemes of tracking URIs; a driver may follow one, as in postgresql+psycopg2.
 TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
@@ -77,3 +80,8 @@ RECORD_STUDY = "study"
 RECORD_TRIAL = "trial"
 RECORD_POINTS = "points"
 RECORD_END = "end"
+
+
+def is_accuracy(metric: str) -> bool:
+    """True for a metric that is a share of images, which is shown as a percentage."""
+    return metric.endswith("accuracy")
