@@ -10,7 +10,7 @@ engine      python sweeps/low_data.py
 plain       one Tune function trial per configuration, a DataLoader with torchvision's transforms, float32, Ray's own
             MLflow callback; a core each, or a GPU each (benchmarks/arms/plain.py)
 fractional  the same with a quarter of a GPU each; none without a GPU
-loop        our training of single stages in a bare loop, one process per core (benchmarks/arms/loop.py)
+loop        our training of single stages without Ray and MLflow, one process per core (benchmarks/arms/loop.py)
 
 Options that are not listed below are those of sweeps/low_data.py and describe the grid.
 """
@@ -67,14 +67,15 @@ def throughput(
     repeats: common.Repeats = 1,
     json: common.Json = None,
 ) -> None:
-    """Trials per hour of a low-data grid: the engine against plain Ray Tune, Tune with fractional GPUs and a bare loop.
+    """Trials per hour of a low-data grid: the engine against Ray Tune, Tune with fractional GPUs and a plain loop.
 
     Options that are not listed here are those of sweeps/low_data.py and describe the grid: --dataset, --data-dir,
     --data-fraction, --init-scheme, --seeds, --preset, --device and so on.
     """
     common.check(json, repeats=repeats)
     options = _with_defaults(grid)
-    plan, _, request = planned(options)
+    progress, _, request = planned(options)
+    plan = progress.plan
     if "--storage" in options or "--tracking-uri" in options:
         raise ConfigError("storage and tracking-uri are no options here: every turn has new ones, thrown away after it")
     device = common.chosen_device(request.device)
@@ -116,15 +117,16 @@ def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
         folder = Path(name)
         places = ["--storage", str(folder / "storage"), "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
         observed = observe([*command, *options, *places], folder, QUIET | (ALLOCATOR if arm == LOOP else {}))
-        plan, _, request = planned([*options, *places])
+        progress, _, request = planned([*options, *places])
+        plan = progress.plan
         found = (
             _accuracies_in_mlflow(request.tracking_uri, plan.study.sweep)
             if arm in (PLAIN, FRACTIONAL)
             else [
                 value
                 for trial in plan.trials
-                if plan.status(trial) == STATUS_OK
-                for metric, _, value, _ in plan.results[trial.stages[-1].key].points
+                if progress.status(trial) == STATUS_OK
+                for metric, _, value, _ in progress.results[trial.stages[-1].key].points
                 if metric == TEST_ACCURACY
             ]
         )

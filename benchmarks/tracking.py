@@ -108,7 +108,8 @@ def _measured(step: Callable[[list[str]], None], arguments: list[str]) -> tuple[
 def _write_journal(options: list[str]) -> None:
     from sweeps.engine.recording.journal import Journal
 
-    plan, info, request = planned(options)
+    progress, info, request = planned(options)
+    plan = progress.plan
     journal = Journal(Storage.open(request.storage), plan.study.sweep)
     tags = {v.TAG_CODE_VERSION: "benchmark", v.TAG_TASK: plan.study.task, v.TAG_DATA_FINGERPRINT: info.fingerprint}
     journal.record_plan(plan.study, plan.trials, tags)
@@ -137,7 +138,8 @@ def _copy(options: list[str]) -> None:
     from sweeps.engine.recording.journal import Journal
     from sweeps.engine.tracking.tracker import Tracker
 
-    plan, _, request = planned(options)
+    progress, _, request = planned(options)
+    plan = progress.plan
     journal = Journal(Storage.open(request.storage), plan.study.sweep)
     tracker = Tracker(
         request.tracking_uri, plan.study.sweep, {plan.study.key, *(t.key for t in plan.trials)}, list(journal.records)

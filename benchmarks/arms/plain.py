@@ -149,7 +149,8 @@ def _evaluate(model: nn.Module, images: TransformedImages, device: str) -> tuple
 
 def main(gpu_share: float, options: list[str]) -> None:
     """Runs the grid that the sweep's options describe."""
-    plan, info, request = planned(options)
+    progress, info, request = planned(options)
+    plan = progress.plan
     at_once = int(1 / gpu_share) if gpu_share else available_cores()
     loader_processes = min(MOST_LOADER_PROCESSES, available_cores() // at_once) if gpu_share else 0
     trainable = tune.with_parameters(

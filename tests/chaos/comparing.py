@@ -8,25 +8,12 @@ from typing import Any
 from safetensors.torch import load_file
 
 from cvit import vocabulary as v
-from cvit.data.datasets import load
 from cvit.results import Point, load_result
-from cvit.stages import TrainingStage
 from cvit.storage import Storage, decode_records
 from cvit.training.checkpoint import load_checkpoint
-from cvit.training.loop import train_pack
 from sweeps.engine.planning.plan import Plan
-from tests.support.plans import CPU, digits
 
 Measured = dict[tuple[str, int], float]
-
-
-def train_undisturbed(plan: Plan, folder: Path) -> None:
-    """Trains a plan's stages here, one after the other, without Ray."""
-    storage, dataset = Storage.open(str(folder / "storage")), load(digits())
-    for stage in plan.todo:
-        assert isinstance(stage, TrainingStage)
-        for _ in train_pack([stage], dataset, storage, CPU):
-            pass
 
 
 def results(folder: Path) -> dict[str, Measured]:

@@ -65,8 +65,8 @@ def test_one_script_runs_both_parts_and_answers_each(folder: Path) -> None:
     output = (folder / "head_count.txt").read_text()
     first, second = output.index("expressivity: "), output.index("head_count: ")
     assert first < second
-    assert "trials    4, of which done 0" in output[first:second]
-    assert "trials    16, of which done 0" in output[second:]
+    assert "trials    4, 0 of them done" in output[first:second]
+    assert "trials    16, 0 of them done" in output[second:]
 
 
 def test_the_expressivity_table_meets_its_bound(folder: Path) -> None:
@@ -141,7 +141,7 @@ def test_running_a_script_again_trains_nothing(folder: Path) -> None:
 
 def test_stability_is_measured_and_the_convolution_phase_shared(folder: Path) -> None:
     """A learning rate of 1000 diverges or not; it is a result either way, and has the same first phase."""
-    assert "stages    9 (3 with 180 steps, 19 % of all, saved by sharing)" in (folder / "no_warmup.txt").read_text()
+    assert "stages    9, 9 to train (sharing saves 3, 180 steps, 19 % of all)" in (folder / "no_warmup.txt").read_text()
     runs = mlflow_runs(folder, v.ROLE_TRIAL, "no_warmup")
     assert len(runs) == 8
     for run in runs:

@@ -39,8 +39,8 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 def test_the_answer_table_and_where_to_look_next_are_printed(finished: tuple[Path, str]) -> None:
     _, output = finished
-    assert "trials    6, of which done 0" in output
-    assert "stages    8 (0 with 0 steps, 0 % of all, saved by sharing), of which to train 8" in output
+    assert "trials    6, 0 of them done" in output
+    assert "stages    8, 8 to train (sharing saves none)" in output
     assert "| training data | random" in output
     assert "two_phase - random" in output
     assert "python analysis/make_tables.py" in output
@@ -110,8 +110,8 @@ def test_adding_seeds_and_fractions_trains_only_the_new_cells(finished: tuple[Pa
     before = snapshot(folder)
     grid = ("--data-fraction", "0.02", "0.3", "--init-scheme", "random", "two_phase", "--seeds", "2")
     output = sweep(folder, *TINY, "--min-steps", str(STEPS), *grid)
-    assert "trials    8, of which done 2" in output
-    assert "to train 9" in output  # 3 new cells of random, and of two_phase with two stages each
+    assert "trials    8, 2 of them done" in output
+    assert ", 9 to train (" in output  # 3 new cells of random, and of two_phase with two stages each
     after = snapshot(folder)
     assert after["runs"].items() >= before["runs"].items()
     assert after["stages"].items() >= before["stages"].items()

@@ -13,8 +13,7 @@ from cvit.config import PARAMETERS, ConfigError
 from cvit.storage import Storage
 from cvit.vocabulary import TRAINING
 from sweeps.engine.declaration import Sweep
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.search import next_plan
+from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
 from sweeps.low_data import SWEEP
 from tests.support.plans import all_sweeps, digits, requests_of
@@ -75,15 +74,15 @@ def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "shared", "saves_time"),
     [
-        ("no_warmup", "9 (3 with 6,000 steps, 19 % of all", True),
-        ("init_schemes", "9 (0 with 0 steps, 0 % of all", False),
+        ("no_warmup", "9, 9 to train (sharing saves 3, 6,000 steps, 19 % of all)", True),
+        ("init_schemes", "9, 9 to train (sharing saves none)", False),
     ],
 )
 def test_a_dry_run_says_what_sharing_saves(tmp_path: Path, script: str, shared: str, saves_time: bool) -> None:
-    """The plan shows stages, steps, their share and seconds, none of them left out where nothing is shared."""
+    """The plan shows stages, steps, their share and seconds, or that sharing saves none."""
     options = ("--preset", "smoke", "--dry-run", "--min-steps", "4000")
     output = sweep(tmp_path, *options, script=f"sweeps/{script}.py")
-    assert f"stages    {shared}, saved by sharing)" in output
+    assert f"stages    {shared}\n" in output
     saved = re.search(r"saved     about ([\d.]+) (?:s|min) of one worker, by sharing stages", output)
     assert saved is not None and (float(saved[1]) > 0) == saves_time
 
@@ -141,10 +140,8 @@ def test_every_preset_of_every_sweep_can_be_planned(script: str, declared: Sweep
         info = None if declared.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
         request = requests_of(script, ["--preset", name])[declared.name]
         assert request is not None
-        plan = Plan.make(declared, request, info, Storage.open(str(tmp_path)))
+        plan = first_round(declared, request, info, Storage.open(str(tmp_path))).plan
         if plan.search is not None:
-            plan = next_plan(plan, Storage.open(str(tmp_path)))
-            assert plan is not None and plan.search is not None
             assert len(plan.trials) == len(plan.study.cells["init_scheme"]) * plan.search.round_size
             continue
         assert len(plan.trials) + len(plan.dropped) == math.prod(map(len, plan.study.cells.values()))

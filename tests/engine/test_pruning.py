@@ -8,25 +8,27 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from cvit import vocabulary as v
-from cvit.storage import Storage
 from sweeps.engine.execution.pruning import AshaPerScheme
-from sweeps.engine.execution.searcher import PlanSearcher
+from sweeps.engine.execution.queue import StageQueue
 from sweeps.engine.execution.worker import STEP
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.search import next_plan, validation_accuracy
+from sweeps.engine.planning.progress import Outcome, Progress
+from sweeps.engine.planning.search import validation_accuracy
 from sweeps.tuned import SWEEP
-from tests.support.plans import make_plan
+from tests.support.plans import make_progress
 from tests.support.scripts import journal, mlflow_runs, sweep, sweep_with_ray
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    first = make_plan(tmp_path, "--preset", "smoke", "--asha", "--init-scheme", "random", "two_phase", sweep=SWEEP)
-    plan = next_plan(first, Storage.open(str(tmp_path)))
-    assert plan is not None
-    return plan
+def progress(tmp_path: Path) -> Progress:
+    return make_progress(tmp_path, "--preset", "smoke", "--asha", "--init-scheme", "random", "two_phase", sweep=SWEEP)
+
+
+@pytest.fixture
+def plan(progress: Progress) -> Plan:
+    return progress.plan
 
 
 class Driven:
@@ -70,19 +72,21 @@ def test_the_best_is_never_stopped_not_even_at_its_end(plan: Plan) -> None:
         assert driven.result("random", 0, step, 0.5) == CONTINUE
 
 
-def test_a_pruned_trial_is_over_and_so_are_its_later_phases(plan: Plan) -> None:
-    trial = next(trial for trial in plan.trials if trial.cell["init_scheme"] == "two_phase")
-    searcher = PlanSearcher(plan, {}, {})
+def test_a_pruned_trial_is_over_and_so_are_its_later_phases(progress: Progress) -> None:
+    trial = next(trial for trial in progress.plan.trials if trial.cell["init_scheme"] == "two_phase")
+    queue = StageQueue(progress, {})
     suggested: list[str] = []
-    while isinstance(pack := searcher.suggest(str(len(suggested))), dict):
-        suggested += [stage.key for stage in pack["pack"]]
-    plan.pruned[trial.key] = 0.25
+    while (pack := queue.next_pack(str(len(suggested)))) is not None:
+        suggested += [stage.key for stage in pack]
+    progress.pruned[trial.key] = 0.25
     for number in range(len(suggested)):
-        searcher.on_trial_complete(str(number))
+        queue.pack_ended(str(number))
     assert trial.stages[0].key in suggested and trial.stages[1].key not in suggested
-    assert plan.status(trial) == v.STATUS_PRUNED
-    assert validation_accuracy(plan, trial) == 0.25
-    assert searcher.failed == {}
+    assert progress.status(trial) == v.STATUS_PRUNED
+    assert validation_accuracy(progress, trial) == 0.25
+    outcomes = queue.outcomes()
+    assert outcomes[trial.stages[0].key] == Outcome("pruned")
+    assert "failed" not in {outcome.kind for outcome in outcomes.values()}
 
 
 @pytest.mark.xdist_group("ray")

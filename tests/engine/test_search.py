@@ -8,9 +8,11 @@ from cvit.stages import depends_on
 from cvit.storage import Storage
 from cvit.vocabulary import VAL_ACCURACY
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.search import SEARCH_SEED, next_plan, validation_accuracy
+from sweeps.engine.planning.progress import Progress
+from sweeps.engine.planning.rounds import rounds
+from sweeps.engine.planning.search import SEARCH_SEED, validation_accuracy
 from sweeps.tuned import SPACE, SWEEP
-from tests.support.plans import make_plan, walk
+from tests.support.plans import make_progress, walk
 
 TINY = (
     *("--preset", "smoke", "--search-trials", "5", "--seeds", "2", "--embed-dim", "16", "--depth", "1"),
@@ -20,17 +22,16 @@ ROUNDS = [2, 4, 5]
 """Trials per scheme after each round of two."""
 
 
-def search(folder: Path, stop_after: int | None = None) -> list[Plan]:
-    """Runs a search from its start and returns its plans; the last one is not trained if the search is stopped."""
+def search(folder: Path, stop_after: int | None = None) -> tuple[list[Plan], Progress]:
+    """Runs a search from its start; returns its plans, the last one untrained if it is stopped, and its progress."""
     storage = Storage.open(str(folder))
-    plan, plans = next_plan(make_plan(folder, *TINY, sweep=SWEEP), storage), []
-    while plan is not None:
-        plans.append(plan)
+    progress, plans = make_progress(folder, *TINY, sweep=SWEEP), list[Plan]()
+    for _ in rounds(progress, storage):
+        plans.append(progress.plan)
         if len(plans) == stop_after:
-            return plans
-        walk(plan, folder)
-        plan = next_plan(plan, storage)
-    return plans
+            break
+        walk(progress, folder)
+    return plans, progress
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plans(folder: Path) -> list[Plan]:
+def searched(folder: Path) -> tuple[list[Plan], Progress]:
     return search(folder)
+
+
+@pytest.fixture
+def plans(searched: tuple[list[Plan], Progress]) -> list[Plan]:
+    return searched[0]
 
 
 def test_every_scheme_gets_the_same_number_of_trials_in_rounds(plans: list[Plan]) -> None:
@@ -63,17 +69,17 @@ def test_what_is_tried_lies_in_the_space_and_differs(plans: list[Plan]) -> None:
     assert len({tuple(trial.cell.values()) for trial in tried}) == len(tried) == 10
 
 
-def test_the_best_on_validation_images_are_trained_on_fresh_seeds(plans: list[Plan]) -> None:
-    plan = plans[-1]
+def test_the_best_on_validation_images_are_trained_on_fresh_seeds(searched: tuple[list[Plan], Progress]) -> None:
+    plan, progress = searched[0][-1], searched[1]
     for scheme in ("random", "two_phase"):
         own = [t for t in plan.trials if t.cell["init_scheme"] == scheme]
-        searched = [t for t in own if t.cell["seed"] == SEARCH_SEED]
+        tried = [t for t in own if t.cell["seed"] == SEARCH_SEED]
         accuracies = []
-        for trial in searched:
-            points = plan.results[trial.stages[-1].key].points
+        for trial in tried:
+            points = progress.results[trial.stages[-1].key].points
             accuracies.append([value for metric, _, value, _ in points if metric == VAL_ACCURACY][-1])
-        assert accuracies == [validation_accuracy(plan, trial) for trial in searched]
-        winner = searched[accuracies.index(max(accuracies))]
+        assert accuracies == [validation_accuracy(progress, trial) for trial in tried]
+        winner = tried[accuracies.index(max(accuracies))]
         fresh = [t for t in own if t.cell["seed"] != SEARCH_SEED]
         assert [t.cell["seed"] for t in fresh] == [1, 2]
         assert all({**t.cell, "seed": 0} == winner.cell for t in fresh)
@@ -82,21 +88,24 @@ def test_the_best_on_validation_images_are_trained_on_fresh_seeds(plans: list[Pl
 def test_an_interrupted_search_tries_the_same_as_one_that_was_not(
     plans: list[Plan], folder: Path, tmp_path: Path
 ) -> None:
-    assert len(search(tmp_path, stop_after=3)) == 3
-    resumed = search(tmp_path)
+    assert len(search(tmp_path, stop_after=3)[0]) == 3
+    resumed, _ = search(tmp_path)
     assert [trial.key for trial in resumed[-1].trials] == [trial.key for trial in plans[-1].trials]
-    again = search(folder)
+    stages = {path: path.stat().st_mtime_ns for path in (folder / "stages").rglob("*.*")}
+    again, _ = search(folder)
     assert [trial.key for trial in again[-1].trials] == [trial.key for trial in plans[-1].trials]
-    assert all(plan.todo == [] for plan in again), "nothing is trained twice"
+    assert {path: path.stat().st_mtime_ns for path in (folder / "stages").rglob("*.*")} == stages, "trained twice"
 
 
 def test_more_trials_go_on_from_those_that_there_are(plans: list[Plan], folder: Path) -> None:
     storage = Storage.open(str(folder))
     six = [{"5": "6"}.get(option, option) for option in TINY]
-    plan = next_plan(make_plan(folder, *six, sweep=SWEEP), storage)
-    while plan is not None and not plan.todo:
-        plan = next_plan(plan, storage)
-    assert plan is not None
+    progress = make_progress(folder, *six, sweep=SWEEP)
+    for _ in rounds(progress, storage):
+        if progress.todo:
+            break
+    plan = progress.plan
+    assert progress.todo
     old = [trial.key for trial in plans[-2].trials]
     assert {trial.key for trial in plan.trials} >= set(old[: 2 * 4]), "whole rounds are the same"
     assert plan.study.key == plans[-1].study.key
