@@ -1,4 +1,4 @@
-"""Compares a sweep to which things happened with one to which nothing happened: they must be equal in the end."""
+"""Compares a sweep under faults with an undisturbed one: at its end, both must be equal."""
 
 import json
 from collections import Counter
@@ -48,7 +48,7 @@ def unfinished(folder: Path) -> set[str]:
 
 
 def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
-    """Asserts the same stages, the same measurements, the same weights, bit by bit, and nothing left over."""
+    """Checks for the same stages, measurements and weights, bit by bit, and for no leftovers."""
     ours, theirs = results(folder), results(undisturbed)
     assert ours.keys() == theirs.keys()
     for key, measured in ours.items():
@@ -128,7 +128,7 @@ def _timeless(points: list[Point]) -> Measured:
 
 
 def assert_nothing_saved_was_trained_again(folder: Path, before: dict[str, list[Point]]) -> None:
-    """Asserts that the measurements that checkpoints and results held are there still, time stamps included."""
+    """Checks that everything in checkpoints and results before is still there, time stamps included."""
     now = saved_points(folder)
     for key, points in before.items():
         assert key in now, f"{key} has lost its checkpoint"

@@ -1,4 +1,4 @@
-"""A sweep to which everything happens at random ends as one to which nothing happened.
+"""A sweep under random faults ends like an undisturbed one.
 
 The short form runs with all other tests; `make chaos` injects CVIT_CHAOS_FAULTS faults, drawn by CVIT_CHAOS_SEED.
 """
@@ -38,16 +38,15 @@ OPTIONS = (
 PAIRS = (*OPTIONS, "--init-scheme", "random", "two_phase", "--seeds", "2", "--max-pack", "2")
 SHORT = (*PAIRS, "--min-steps", "500")
 LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--seeds", "3", "--min-steps", "800")
-"""Stages of several seconds each."""
+"""A sweep with stages of several seconds each."""
 LARGEST_PACKS = (1, 2, 4)
-"""One sweep after another takes the next of these. On a CPU a pack's members end bit for bit as each alone."""
+"""The largest pack of one sweep after another. On a CPU the members of a pack end bit for bit as each alone."""
 
 DURING: tuple[Fault, ...] = (kill_worker, terminate_worker, raise_in_training, second_driver, jump_clock, lock_tracker)
 LAST: tuple[Fault, ...] = (kill_driver, kill_driver, terminate_driver, fill_disk, make_read_only)
 
 
 def undisturbed(folder: Path, options: tuple[str, ...]) -> Path:
-    """Trains the same sweep without Ray, so that nothing can happen to it."""
     walk(make_progress(folder / "storage", *options), folder / "storage")
     return folder
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from cvit import vocabulary as v
@@ -131,9 +132,19 @@ def test_divergence_is_a_result(tmp_path: Path) -> None:
     assert len([r for r in journal(tmp_path) if r["type"] == v.RECORD_END]) == 2
 
 
-def test_real_photographs(tmp_path: Path, cifar10_dir: Path) -> None:
+@pytest.fixture
+def photographs(tmp_path: Path, cifar10_dir: Path) -> Path:
+    """The first images of CIFAR-10; to decode all of them takes half a minute."""
+    (tmp_path / "data" / "cifar10").mkdir(parents=True)
+    for part, count in (("train", 5000), ("test", 2000)):
+        name = f"cifar10/{part}.parquet"
+        pq.write_table(pq.read_table(cifar10_dir / name).slice(0, count), tmp_path / "data" / name)
+    return tmp_path / "data"
+
+
+def test_real_photographs(tmp_path: Path, photographs: Path) -> None:
     """One integration run on real CIFAR-10: it learns something from 450 images in 60 steps."""
-    options = ("--dataset", "cifar10", "--data-dir", str(cifar10_dir), "--data-fraction", "0.01", "--seeds", "1")
+    options = ("--dataset", "cifar10", "--data-dir", str(photographs), "--data-fraction", "0.1", "--seeds", "1")
     small = ("--embed-dim", "32", "--depth", "2", "--head-dim", "8", "--mlp-ratio", "2", "--batch-size", "32")
     training = ("--epochs", "0", "--min-steps", "60", "--evaluations", "2", "--max-validation-images", "500")
     sweep(tmp_path, *options, *small, *training, "--init-scheme", "random", "two_phase")
@@ -141,4 +152,4 @@ def test_real_photographs(tmp_path: Path, cifar10_dir: Path) -> None:
     assert {run.data.params["image_size"] for run in runs} == {"32"}
     assert len(runs) == 2
     for run in runs:
-        assert run.data.metrics[v.TEST_ACCURACY] > 0.14  # chance is 0.10, with a standard error of 0.003
+        assert run.data.metrics[v.TEST_ACCURACY] > 0.14  # chance is 0.10, with a standard error of 0.007

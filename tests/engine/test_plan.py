@@ -31,6 +31,7 @@ def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
 def test_parents_are_trained_before_children_and_everything_once(tmp_path: Path) -> None:
     progress = make_progress(tmp_path, *SMALL)
     order = walk(progress, tmp_path)
+    assert progress.is_finished
     assert sorted(s.key for s in order) == sorted(progress.plan.stages)
     places = {stage.key: place for place, stage in enumerate(order)}
     assert all(s.parent is None or places[s.parent.key] < places[s.key] for s in order)

@@ -49,9 +49,9 @@ class Driven:
         return self._scheduler.on_trial_result(None, self._trials[stage.key], measured)
 
 
-def test_a_trial_behind_others_of_its_scheme_is_stopped_from_the_first_rung_on(plan: Plan) -> None:
+def test_a_trial_behind_others_of_its_scheme_is_stopped_from_the_first_rung_on(progress: Progress) -> None:
     """Trials have 40 steps, so the first rung is at 10."""
-    driven = Driven(plan)
+    driven = Driven(progress.plan)
     assert driven.result("random", 0, 5, 0.9) == CONTINUE
     assert driven.result("random", 1, 5, 0.1) == CONTINUE
     assert driven.result("random", 0, 10, 0.9) == CONTINUE
@@ -60,13 +60,15 @@ def test_a_trial_behind_others_of_its_scheme_is_stopped_from_the_first_rung_on(p
     assert driven.pruned == {}
     assert driven.result("random", 1, 10, 0.1) == STOP
     (behind,) = (
-        t.stages[0].key for t in plan.trials if t.cell["init_scheme"] == "random" and t.stages[0].key in driven.pruned
+        t.stages[0].key
+        for t in progress.plan.trials
+        if t.cell["init_scheme"] == "random" and t.stages[0].key in driven.pruned
     )
     assert driven.pruned == {behind: 0.1}
 
 
-def test_the_best_is_never_stopped_not_even_at_its_end(plan: Plan) -> None:
-    driven = Driven(plan)
+def test_the_best_is_never_stopped_not_even_at_its_end(progress: Progress) -> None:
+    driven = Driven(progress.plan)
     for step in (10, 20, 40):
         driven.result("random", 1, step, 0.3)
         assert driven.result("random", 0, step, 0.5) == CONTINUE

@@ -16,7 +16,7 @@ from cvit.results import StageResult
 from cvit.stages import Stage
 from cvit.vocabulary import STATUS_OK
 from sweeps.engine.execution import queue as module
-from sweeps.engine.execution.faults import CODE_RETRIES, Fault, fault_of_trial
+from sweeps.engine.execution.faults import CODE_RETRIES, Fault, fault_of_exception, fault_of_trial
 from sweeps.engine.execution.queue import StagePack, StageQueue
 from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.recording.backoff import LONGEST_PAUSE_S, pause_s
@@ -225,6 +225,8 @@ def test_faults_of_real_actors_are_told_apart(error: BaseException | None, kind:
     found = outcome(error)
     assert found.kind == kind
     assert found.line.startswith(line)
+    if error is not None:
+        assert fault_of_exception(error).kind == kind, "the same without Ray"
 
 
 @pytest.mark.xdist_group("ray")

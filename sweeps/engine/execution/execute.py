@@ -95,10 +95,6 @@ class _TuneCallback(tune.Callback):
     def __init__(self, recorder: Recorder, timing: Timing) -> None:
         self._recorder, self._timing = recorder, timing
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks into snapshots that this project never reads.
-        return {}
-
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._recorder.started(trial.trial_id)
 

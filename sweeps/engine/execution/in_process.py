@@ -6,15 +6,17 @@ way in which a stopped sweep goes on. It serves debugging with pdb, tests, and b
 
 import itertools
 import time
+from collections.abc import Iterator
 
 import torch
 
+from cvit.results import Reports
 from cvit.storage import StorageError
 from cvit.tasks import task_named
 from cvit.training.probe import one_thread
 from sweeps.engine.execution.faults import fault_of_exception
 from sweeps.engine.execution.follower import Follower
-from sweeps.engine.execution.queue import StageQueue
+from sweeps.engine.execution.queue import StagePack, StageQueue
 from sweeps.engine.execution.recorder import Recorder
 from sweeps.engine.execution.site import Site
 from sweeps.engine.planning.progress import Outcome, Progress
@@ -51,9 +53,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
 
 
 def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site) -> None:
-    pack, device = queue.pack_named(name), torch.device(site.workers.device)
-    training = iter(task_named(pack[0].task).train(pack, site.dataset, site.storage, device, False))
-    ended_at = None
+    training, ended_at = _training(queue.pack_named(name), site), None
     while True:
         started_at = time.monotonic()
         try:
@@ -71,3 +71,9 @@ def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site) ->
             recorder.ended(name)
             return
         recorder.reported(name, reports)
+
+
+def _training(pack: StagePack, site: Site) -> Iterator[Reports]:
+    """The training of a pack; whatever its task raises, it raises when a report is asked for."""
+    device = torch.device(site.workers.device)
+    yield from task_named(pack[0].task).train(pack, site.dataset, site.storage, device, False)

@@ -1,5 +1,7 @@
 """The recorder: takes what workers report to the progress, the journal, the queue and the follower, in this order."""
 
+from typing import Any
+
 from cvit.results import Reports
 from sweeps.engine.execution.faults import Fault
 from sweeps.engine.execution.follower import Follower
@@ -14,6 +16,10 @@ class Recorder:
 
     def __init__(self, progress: Progress, journal: Journal, queue: StageQueue, follower: Follower) -> None:
         self._progress, self._journal, self._queue, self._follower = progress, journal, queue, follower
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks and schedulers, and so this, into snapshots that this project never reads.
+        return {}
 
     def started(self, name: str) -> None:
         """A worker has begun the pack."""
