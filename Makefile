@@ -20,9 +20,9 @@ demo: .venv/.installed  ## a small sweep on embedded data, its table and its fig
 	@echo "stages and journal   $(CURDIR)/storage/"
 	@echo "MLflow store         $(CURDIR)/mlflow.db   (to look at it: $(BIN)/mlflow ui)"
 
-# A file's tests stay in one process; those of the group `ray` (tests/conftest.py) come first.
+# A file's tests stay in one process, since they share fixtures.
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder -m 'not ($(LONG))'
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not ($(LONG))'
 
 test-all: test  ## then those too: benchmarks' own tests, sweeps under faults, a cluster over SSH
 	$(BIN)/python -m pytest -m '$(LONG)'

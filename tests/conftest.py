@@ -39,23 +39,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked gpu where there is none, and says which tests belong into one process.
-
-    With several processes (`pytest -n 2 --dist loadgroup`) a file's tests stay together, since they share fixtures.
-    Files of the group `ray` follow one another, since each of their sweeps uses two cores; they come first, since
-    they take longest.
-    """
+    """Skips the tests marked gpu where there is none, and puts the files that take longest first, so that of several
+    test processes (`make test`) none works alone at the end."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items and not _has_gpu():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    first = [item for item in items if item.get_closest_marker("xdist_group")]
-    others = [item for item in items if not item.get_closest_marker("xdist_group")]
-    for item in others:
-        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items[:] = [*first, *others]
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
 
 
 def _has_gpu() -> bool:

@@ -19,8 +19,6 @@ from sweeps.engine.planning.progress import Outcome
 from tests.support.plans import Order, make_progress, train_here
 from tests.support.scripts import start, sweep, sweep_with_ray
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 SMALL = (
     *("--embed-dim", "16", "--depth", "1", "--num-heads", "9", "--head-dim", "4", "--mlp-ratio", "2"),
     *("--batch-size", "16", "--epochs", "0", "--min-steps", "24", "--evaluations", "4"),
@@ -79,7 +77,7 @@ def test_a_finished_sweep_has_nothing_to_train_with_or_without_ray(without_ray: 
 
 
 def test_ctrl_c_stops_it_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    long = [{"24": "1500", "4": "100"}.get(option, option) for option in SMALL[:-2]]
+    long = [{"24": "600", "4": "40"}.get(option, option) for option in SMALL[:-2]]
     process = start(tmp_path, *long, "--seeds", "1", *LOCAL)
     while not list(tmp_path.glob("storage/stages/*/step-*.json")):
         assert process.poll() is None, "the sweep ended before it could be interrupted"
@@ -136,7 +134,7 @@ def test_no_ray_is_imported(without_ray: Path) -> None:
         "from sweeps.low_data import SWEEP; from sweeps.engine.main import main\n"
         "try: main(SWEEP)\nexcept SystemExit as error: print(error.code, 'ray' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, *SMALL, "--seeds", "3", *LOCAL]
+    command = [sys.executable, "-c", code, *SMALL[:-2], "--seeds", "3", *LOCAL]
     done = subprocess.run(command, cwd=without_ray, capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.splitlines()[-1] == "0 False", done.stdout
 

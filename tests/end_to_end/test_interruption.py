@@ -18,8 +18,6 @@ from cvit.results import load_result
 from cvit.storage import Storage
 from tests.support.scripts import mlflow_runs, start, sweep, sweep_with_ray
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
     *("--epochs", "0", "--min-steps", "2000", "--evaluations", "100"),

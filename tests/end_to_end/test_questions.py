@@ -13,8 +13,6 @@ from cvit.config import PARAMETERS
 from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from tests.support.scripts import ROOT, journal, mlflow_runs, sweep, sweep_with_ray
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
 HEAD_COUNT = (
     *(*TINY, "--min-steps", "8", "--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72"),

@@ -200,14 +200,14 @@ def test_every_server_that_is_recommended_listens_on_loopback() -> None:
         assert not re.search(r"0\.0\.0\.0|--dashboard-host[ =](?!127\.0\.0\.1)", text.read_text()), text.name
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_local_ray_wants_its_token(tmp_path: Path) -> None:
     """Ray's own ports listen on every interface, so who reaches them must know the token."""
     code = """
 import os, subprocess, sys
-from sweeps.engine.execution.cluster import ray_session
+from sweeps.engine.execution.cluster import Cluster
 import ray
-with ray_session(None, "cpu"):
+with Cluster(None, "cpu") as cluster:
+    assert cluster.workers.is_here
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", ray.get_runtime_context().gcs_address]
     for mode in ("token", "disabled"):
         done = subprocess.run(status, env=os.environ | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True)

@@ -19,8 +19,6 @@ from cvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint,
 from tests.support.faulty_s3 import CUT, SECRET, SLOW_DOWN, STALE, FaultyS3, faulty_s3, set_credentials
 from tests.support.scripts import TINY, call, sweep, sweep_with_ray
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 WRITES = 15
 # Writes one file over and over, each time with other content of another length, all of it the same byte.
 WRITER = f"""

@@ -16,8 +16,6 @@ from cvit import vocabulary as v
 from cvit.config import PARAMETERS
 from tests.support.scripts import ROOT, TINY, journal, mlflow_runs, sweep, sweep_with_ray
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 FRACTIONS, SCHEMES, STEPS = ("0.02", "0.1"), ("random", "conv_structured", "two_phase"), 16
 GRID = ("--min-steps", str(STEPS), "--data-fraction", *FRACTIONS, "--init-scheme", *SCHEMES)
 

@@ -93,7 +93,6 @@ def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
     assert size == 16, "16 tiny models fit any GPU"
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_sweep_in_packs_by_ray_ends_as_one_without_either(tmp_path: Path, ray_address: str) -> None:
     """From the command line: the same measurements for every stage, each trial one finished run."""
     found = []

@@ -16,7 +16,7 @@ from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.search import validation_accuracy
 from sweeps.tuned import SWEEP
 from tests.support.plans import make_progress
-from tests.support.scripts import journal, mlflow_runs, sweep, sweep_with_ray
+from tests.support.scripts import journal, mlflow_runs, sweep_with_ray
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
@@ -91,7 +91,6 @@ def test_a_pruned_trial_is_over_and_so_are_its_later_phases(progress: Progress) 
     assert "failed" not in {outcome.kind for outcome in outcomes.values()}
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path, ray_address: str) -> None:
     tiny = ("--embed-dim", "16", "--head-dim", "4", "--batch-size", "16", "--min-steps", "64", "--evaluations", "8")
     options = ("--preset", "smoke", "--asha", "--search-trials", "4", "--init-scheme", "random", "two_phase", *tiny)
@@ -104,5 +103,5 @@ def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path, 
     fresh = [run for run in runs if run.data.params["seed"] != "0"]
     assert len(fresh) == 2 and {run.data.tags[v.TAG_STATUS] for run in fresh} <= {v.STATUS_OK, v.STATUS_DIVERGED}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")}
-    sweep(tmp_path, *options, script="sweeps/tuned.py")
+    sweep_with_ray(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")} == before

@@ -202,7 +202,6 @@ def outcome(error: BaseException | None, at_start: bool = False) -> Fault:
     raise AssertionError("nothing was raised")
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("real_ray")
 @pytest.mark.parametrize(
     ("error", "kind", "line"),
@@ -229,7 +228,6 @@ def test_faults_of_real_actors_are_told_apart(error: BaseException | None, kind:
         assert fault_of_exception(error).kind == kind, "the same without Ray"
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("real_ray")
 def test_an_error_in_the_start_of_a_worker_is_the_code_s() -> None:
     assert outcome(ValueError("no such model"), at_start=True) == Fault("code", "ValueError: no such model")
