@@ -1,12 +1,15 @@
 # Needs python3 (3.11 or newer, with venv) and make; everything else goes into .venv.
 PYTHON ?= python3
+# Test processes; each takes a core.
+PROCESSES ?= 2
+LONG := benchmark or chaos or cluster
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint clean
+.PHONY: help demo test test-all chaos lint clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.installed  ## a small sweep on embedded data, its table and its figure
 	$(BIN)/python sweeps/low_data.py --preset smoke
@@ -17,8 +20,12 @@ demo: .venv/.installed  ## a small sweep on embedded data, its table and its fig
 	@echo "stages and journal   $(CURDIR)/storage/"
 	@echo "MLflow store         $(CURDIR)/mlflow.db   (to look at it: $(BIN)/mlflow ui)"
 
-test: .venv/.installed  ## run the tests
-	$(BIN)/python -m pytest
+# A file's tests stay in one process, since they share fixtures.
+test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not ($(LONG))'
+
+test-all: test  ## then those too: benchmarks' own tests, sweeps under faults, a cluster over SSH
+	$(BIN)/python -m pytest -m '$(LONG)'
 
 chaos: .venv/.installed  ## disturb sweeps: 110 faults, about an hour on 2 cores; all of them as root
 	CVIT_CHAOS_FAULTS=110 $(BIN)/python -m pytest tests/chaos --timeout 14400

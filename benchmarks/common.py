@@ -44,7 +44,7 @@ def interleaved(arms: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, 
 
 
 def figure(values: Sequence[float]) -> dict[str, Any]:
-    """The median of repeated measurements, their spread (largest less smallest), their number and themselves."""
+    """Returns the median of repeated measurements, their spread (largest less smallest), number and values."""
     spread = max(values) - min(values)
     return {"median": statistics.median(values), "spread": spread, "n": len(values), "values": list(values)}
 
@@ -66,12 +66,12 @@ def machine() -> dict[str, Any]:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
+    """Returns the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def chosen_device(name: str) -> "torch.device":
-    """The device that `--device` names.
+    """Returns the device that `--device` names.
 
     Raises:
         ConfigError: a GPU is asked for and there is none.
@@ -110,7 +110,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note
 
 
 def with_spread(measured: Mapping[str, Any], scale: float = 1.0, digits: int = 1) -> str:
-    """A figure as text: median, and half the spread where it was measured more than once."""
+    """Returns a figure as text: median, and half the spread where it was measured more than once."""
     text = f"{measured['median'] * scale:,.{digits}f}"
     return text if measured["n"] == 1 else f"{text} ± {measured['spread'] * scale / 2:,.{digits}f}"
 
@@ -133,7 +133,7 @@ def run_app(app: App) -> None:
 
 
 def new_app() -> App:
-    """The command line of a benchmark; its function is registered by `@app.default`, and its docstring is the help."""
+    """Returns the command line of a benchmark; `@app.default` registers its function, whose docstring is the help."""
     return App(name=Path(sys.argv[0]).name, version_flags=[], result_action="return_value")
 
 

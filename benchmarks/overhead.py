@@ -88,7 +88,7 @@ def _engine(count: int) -> float:
 
 def _tune(count: int, *options: str) -> float:
     with tempfile.TemporaryDirectory(prefix="cvit-bench-", ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, str(ROOT / "benchmarks/noop.py"), str(count), *options]
+        command = [sys.executable, str(ROOT / "benchmarks/arms/noop.py"), str(count), *options]
         return observe(command, Path(folder), QUIET).seconds
 
 
@@ -109,7 +109,7 @@ def _work(count: int) -> float:
 
 
 def _figures(seconds: dict[int, list[float]]) -> dict[str, Any]:
-    """The seconds of every number of trials, and the marginal seconds per trial over all and between neighbours."""
+    """Returns the seconds of every number of trials, and the marginal seconds per trial, over all and in between."""
     by_count = {count: common.figure(values) for count, values in seconds.items()}
 
     def marginal(few: int, many: int) -> float:

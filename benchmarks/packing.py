@@ -89,7 +89,7 @@ def _images_per_second(model: str, pack_size: int, steps: int, device: torch.dev
 
 
 def _seconds(model: str, pack_size: int, steps: int, device: torch.device) -> float:
-    """Seconds of a whole training, start, evaluation and saving included."""
+    """Returns the seconds of a whole training, start, evaluation and saving included."""
     precision = "bfloat16" if device.type == "cuda" else "float32"
     flat = {"min_steps": steps, "epochs": 0, "evaluations": 1, "max_validation_images": 64, "max_test_images": 64}
     trials = [

@@ -22,7 +22,7 @@ INTERVAL_S = 0.5
 
 @dataclass(frozen=True)
 class Observed:
-    """One run of a command.
+    """The observations of one run of a command.
 
     Attributes:
         seconds: from its start to its exit.
@@ -61,7 +61,7 @@ def observe(command: Sequence[str], folder: Path, environment: Mapping[str, str]
             env={**os.environ, **environment},
         )
         while process.returncode is None:
-            peak = max(peak, _look(process.pid, cpu_seconds))
+            peak = max(peak, _sample(process.pid, cpu_seconds))
             with suppress(subprocess.TimeoutExpired):
                 process.wait(INTERVAL_S)
         seconds = time.monotonic() - started
@@ -79,7 +79,7 @@ def observe(command: Sequence[str], folder: Path, environment: Mapping[str, str]
     )
 
 
-def _look(pid: int, cpu_seconds: dict[int, float]) -> int:
+def _sample(pid: int, cpu_seconds: dict[int, float]) -> int:
     """Notes the processor time of every process of a tree and returns the memory of all, bytes.
 
     A process's last stretch, between the last look and its end, is lost.
@@ -105,8 +105,8 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def _gpu_samples(file: Path) -> Iterator[list[tuple[float, float]]]:
-    """A list that is filled at the end: utilisation in per cent and memory used in MiB, of the first GPU; empty without
-    nvidia-smi."""
+    """Yields a list that is filled at the end: utilisation in per cent and memory used in MiB, of the first GPU; it
+    stays empty without nvidia-smi."""
     samples: list[tuple[float, float]] = []
     if shutil.which("nvidia-smi") is None:
         yield samples

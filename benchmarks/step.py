@@ -106,7 +106,7 @@ def step(
 
 @dataclass(frozen=True)
 class _Arm:
-    """A way to take training steps: `seconds` takes so many and says how long one took."""
+    """An arm is a way to take training steps: `seconds` takes so many and says how long one took."""
 
     seconds: Callable[[int], float]
     flops: float
@@ -114,7 +114,7 @@ class _Arm:
 
 
 def _arm(model: nn.Module, batch_size: int, dtype: torch.dtype, device: torch.device) -> _Arm:
-    """The usual loop around a model."""
+    """Puts the usual training loop around a model."""
     model.to(device).train()
     images = torch.randn(batch_size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, device=device)
     labels = torch.arange(batch_size, device=device) % CLASSES
@@ -160,7 +160,7 @@ def _trainer(
 
 
 def _timed(take: Callable[[int], None], device: torch.device) -> Callable[[int], float]:
-    """Seconds of one step, the mean of those taken; some have been taken before."""
+    """Returns the seconds of one step, the mean of those taken; some have been taken before."""
 
     def seconds(steps: int) -> float:
         _wait_for(device)
@@ -207,7 +207,7 @@ def _timm(depth: int, width: int, head_dim: int, heads: int) -> nn.Module:
 
 
 def _matrix_rate(dtype: torch.dtype, device: torch.device, products: int = 10) -> float:
-    """FLOP/s of one large matrix product, the best of several."""
+    """Measures FLOP/s of one large matrix product, the best of several."""
     side = MATRIX_SIDE[device.type]
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     times = []

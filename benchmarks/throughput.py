@@ -8,9 +8,9 @@ Arms, each a process from start to exit with a storage and an MLflow store of it
 
 engine      python sweeps/low_data.py
 plain       one Tune function trial per configuration, a DataLoader with torchvision's transforms, float32, Ray's own
-            MLflow callback; a core each, or a GPU each (benchmarks/plain.py)
+            MLflow callback; a core each, or a GPU each (benchmarks/arms/plain.py)
 fractional  the same with a quarter of a GPU each; none without a GPU
-loop        our training of single stages in a bare loop, one process per core (benchmarks/loop.py)
+loop        our training of single stages without Ray and MLflow, one process per core (benchmarks/arms/loop.py)
 
 Options that are not listed below are those of sweeps/low_data.py and describe the grid.
 """
@@ -31,8 +31,8 @@ if __name__ == "__main__":
 from cyclopts import Parameter
 
 from benchmarks import common
+from benchmarks.arms.grid import SCRIPT, planned
 from benchmarks.common import ROOT
-from benchmarks.grid import SCRIPT, planned
 from benchmarks.processes import OUTPUT_FILE, QUIET, Observed, observe
 from cvit.config import ConfigError
 from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
@@ -49,7 +49,7 @@ app = common.new_app()
 
 @dataclass(frozen=True)
 class Turn:
-    """One run of one arm.
+    """The outcome of one run of one arm.
 
     Attributes:
         test_accuracy: mean over the trials; it must agree between the arms.
@@ -67,14 +67,15 @@ def throughput(
     repeats: common.Repeats = 1,
     json: common.Json = None,
 ) -> None:
-    """Trials per hour of a low-data grid: the engine against plain Ray Tune, Tune with fractional GPUs and a bare loop.
+    """Trials per hour of a low-data grid: the engine against Ray Tune, Tune with fractional GPUs and a plain loop.
 
     Options that are not listed here are those of sweeps/low_data.py and describe the grid: --dataset, --data-dir,
     --data-fraction, --init-scheme, --seeds, --preset, --device and so on.
     """
     common.check(json, repeats=repeats)
     options = _with_defaults(grid)
-    plan, _, request = planned(options)
+    progress, _, request = planned(options)
+    plan = progress.plan
     if "--storage" in options or "--tracking-uri" in options:
         raise ConfigError("storage and tracking-uri are no options here: every turn has new ones, thrown away after it")
     device = common.chosen_device(request.device)
@@ -82,11 +83,11 @@ def throughput(
     python = sys.executable
     commands = {
         OURS: [python, str(ROOT / SCRIPT)],
-        PLAIN: [python, str(ROOT / "benchmarks/plain.py"), "1" if device.type == "cuda" else "0"],
-        LOOP: [python, str(ROOT / "benchmarks/loop.py")],
+        PLAIN: [python, str(ROOT / "benchmarks/arms/plain.py"), "1" if device.type == "cuda" else "0"],
+        LOOP: [python, str(ROOT / "benchmarks/arms/loop.py")],
     }
     if device.type == "cuda":
-        commands[FRACTIONAL] = [python, str(ROOT / "benchmarks/plain.py"), str(GPU_SHARE)]
+        commands[FRACTIONAL] = [python, str(ROOT / "benchmarks/arms/plain.py"), str(GPU_SHARE)]
     turns = common.interleaved(
         {arm: partial(_run, arm, command, options) for arm, command in commands.items()}, repeats
     )
@@ -107,7 +108,7 @@ def _with_defaults(given: Sequence[str]) -> list[str]:
 
 
 def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
-    """One turn of an arm, in a folder of its own.
+    """Takes one turn of an arm, in a folder of its own.
 
     Raises:
         RuntimeError: it failed, or left trials out.
@@ -116,15 +117,16 @@ def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
         folder = Path(name)
         places = ["--storage", str(folder / "storage"), "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
         observed = observe([*command, *options, *places], folder, QUIET | (ALLOCATOR if arm == LOOP else {}))
-        plan, _, request = planned([*options, *places])
+        progress, _, request = planned([*options, *places])
+        plan = progress.plan
         found = (
             _accuracies_in_mlflow(request.tracking_uri, plan.study.sweep)
             if arm in (PLAIN, FRACTIONAL)
             else [
                 value
                 for trial in plan.trials
-                if plan.status(trial) == STATUS_OK
-                for metric, _, value, _ in plan.results[trial.stages[-1].key].points
+                if progress.status(trial) == STATUS_OK
+                for metric, _, value, _ in progress.results[trial.stages[-1].key].points
                 if metric == TEST_ACCURACY
             ]
         )
@@ -134,7 +136,7 @@ def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
 
 
 def _own_account(output: str) -> dict[str, float]:
-    """From the closing lines of a sweep (sweeps/engine/execution/timing.py)."""
+    """Reads the closing lines of a sweep (sweeps/engine/execution/timing.py)."""
     parts = {
         "start_up_seconds": (r"start-up ([\d.]+) s", 1.0),
         "share_of_workers_time_in_training": (r"workers trained ([\d.]+) %", 0.01),
@@ -154,7 +156,7 @@ def _accuracies_in_mlflow(uri: str, experiment: str) -> list[float]:
 
 
 def _figures(turns: Sequence[Turn], num_trials: int) -> dict[str, Any]:
-    """The figures of an arm; null for what could not be observed."""
+    """Returns the figures of an arm; null for what could not be observed."""
     observed = [asdict(turn.observed) for turn in turns]
     figures: dict[str, Any] = {
         name: common.figure([one[name] for one in observed]) if observed[0][name] is not None else None
@@ -167,7 +169,7 @@ def _figures(turns: Sequence[Turn], num_trials: int) -> dict[str, Any]:
 
 
 def _ratio(arms: dict[str, Any], other: str) -> float | None:
-    """Trials per hour, the engine's median over the other arm's; None for an arm that needs a missing GPU."""
+    """Returns the engine's median of trials per hour over the other arm's; None for an arm that lacks its GPU."""
     if other not in arms:
         return None
     return arms[OURS]["trials_per_hour"]["median"] / arms[other]["trials_per_hour"]["median"]

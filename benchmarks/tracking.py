@@ -31,7 +31,7 @@ if __name__ == "__main__":
 from cyclopts import Parameter
 
 from benchmarks import common
-from benchmarks.grid import planned
+from benchmarks.arms.grid import planned
 from cvit import vocabulary as v
 from cvit.results import Point
 from cvit.storage import Storage
@@ -107,7 +107,8 @@ def _measured(step: Callable[[list[str]], None], arguments: list[str]) -> tuple[
 def _write_journal(options: list[str]) -> None:
     from sweeps.engine.recording.journal import Journal
 
-    plan, info, request = planned(options)
+    progress, info, request = planned(options)
+    plan = progress.plan
     journal = Journal(Storage.open(request.storage), plan.study.sweep)
     tags = {v.TAG_CODE_VERSION: "benchmark", v.TAG_TASK: plan.study.task, v.TAG_DATA_FINGERPRINT: info.fingerprint}
     journal.record_plan(plan.study, plan.trials, tags)
@@ -136,7 +137,8 @@ def _copy(options: list[str]) -> None:
     from sweeps.engine.recording.journal import Journal
     from sweeps.engine.tracking.tracker import Tracker
 
-    plan, _, request = planned(options)
+    progress, _, request = planned(options)
+    plan = progress.plan
     journal = Journal(Storage.open(request.storage), plan.study.sweep)
     tracker = Tracker(
         request.tracking_uri, plan.study.sweep, {plan.study.key, *(t.key for t in plan.trials)}, list(journal.records)

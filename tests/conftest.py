@@ -1,9 +1,12 @@
-"""What every test shares: an environment of its own, the data beside the checkout, and the gpu marker."""
+"""All tests share an environment of their own, the data beside the checkout, one running Ray, and the gpu marker."""
 
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,15 +40,46 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked gpu where there is none."""
+    """Skips the tests marked gpu where there is none, and puts the files that take longest first, so that of several
+    test processes (`make test`) none works alone at the end."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
-    if not gpu_items:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
+    if gpu_items and not _has_gpu():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+RAY = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The address of one running Ray with two CPUs, for the tests that need one and do not ask how it starts.
+
+    It lives in a process of its own, because Ray's signal handlers and environment variables outlive its shutdown.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield address
+        process.communicate(timeout=60)  # the end of its input ends it
 
 
 @pytest.fixture(scope="session")

@@ -120,9 +120,8 @@ def train_pack(
             if len(together) == 1:
                 raise
             size = (len(together) + 1) // 2
-        # An exception holds on to what was on the device until here.
-        gc.collect()
         if device.type == "cuda":
+            gc.collect()  # an exception holds on to what was on the device until here
             torch.cuda.empty_cache()
 
 

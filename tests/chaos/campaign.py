@@ -13,6 +13,7 @@ from typing import Self
 
 from cvit import vocabulary as v
 from cvit.results import Point
+from sweeps.engine import exit_codes
 from sweeps.engine.planning.plan import Plan
 from tests.chaos.comparing import (
     assert_equal_to_undisturbed,
@@ -30,13 +31,10 @@ SESSION_TIMEOUT_S = 400.0
 IS_ROOT = os.geteuid() == 0
 """As root, the storage is a small disk of its own, which can be filled or made read-only."""
 DISK = "48m"
-EXIT_IN_USE = 2
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 
 class Campaign:
-    """One sweep in a folder of its own, from its first session to its end."""
+    """A campaign is one sweep in a folder of its own, from its first session to its end."""
 
     def __init__(self, folder: Path, options: tuple[str, ...], plan: Plan, undisturbed: Path, seed: int) -> None:
         """
@@ -91,9 +89,9 @@ class Campaign:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
     def _after(self, process: subprocess.Popen[str], said: str) -> None:
-        if process.returncode in (0, EXIT_FAILED, EXIT_INTERRUPTED):
+        if process.returncode in (exit_codes.FINISHED, exit_codes.FAILED_TRIALS, exit_codes.INTERRUPTED):
             assert "Traceback" not in said, said
-        elif process.returncode == EXIT_IN_USE:  # a second driver was faster
+        elif process.returncode == exit_codes.BAD_INPUT:  # a second driver was faster
             assert "is being run by process" in said, said
         else:
             # While Ray's core connects, for a third of a second, SIGTERM aborts.
@@ -211,7 +209,7 @@ def second_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
     LEDGER.faults["second driver"] += 1
     second = campaign.start()
     output, errors = second.communicate(timeout=SESSION_TIMEOUT_S)
-    if second.returncode == EXIT_IN_USE:
+    if second.returncode == exit_codes.BAD_INPUT:
         assert "is being run by process" in errors, errors
         assert len(errors.strip().splitlines()) == 1, errors
         return
@@ -267,7 +265,7 @@ def _expect_refusal(process: subprocess.Popen[str], reason: str) -> None:
     assert process.stdout is not None and process.stderr is not None
     said = process.stdout.read() + process.stderr.read()
     assert "Traceback" not in said, said
-    assert process.returncode == 0 or (process.returncode == EXIT_FAILED and reason in said), said
+    assert process.returncode == 0 or (process.returncode == exit_codes.FAILED_TRIALS and reason in said), said
 
 
 # --- faults between sessions ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ Measured = dict[tuple[str, int], float]
 
 
 def results(folder: Path) -> dict[str, Measured]:
-    """Every measurement of every finished stage that does not depend on the clock."""
+    """Reads every measurement of every finished stage that does not depend on the clock."""
     storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
@@ -28,7 +28,7 @@ def results(folder: Path) -> dict[str, Measured]:
 
 
 def saved_points(folder: Path) -> dict[str, list[Point]]:
-    """The measurements in every stage's result or newest whole checkpoint."""
+    """Reads the measurements in every stage's result or newest whole checkpoint."""
     storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
@@ -42,7 +42,7 @@ def saved_points(folder: Path) -> dict[str, list[Point]]:
 
 
 def unfinished(folder: Path) -> set[str]:
-    """Stages that have a checkpoint and no result."""
+    """Returns the keys of stages that have a checkpoint and no result."""
     storage = Storage.open(str(folder / "storage"))
     return {key for key in saved_points(folder) if load_result(storage, key) is None}
 
@@ -66,8 +66,8 @@ def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
 
 
 def count_trials(folder: Path, plan: Plan) -> tuple[int, int]:
-    """(lost, doubled): trials without, and with more than, one result, one end in the journal or one finished run in
-    MLflow with each measurement once."""
+    """Counts (lost, doubled): trials without, and with more than, one result, one end in the journal or one finished
+    run in MLflow with each measurement once."""
     storage = Storage.open(str(folder / "storage"))
     below = f"{v.JOURNAL_FOLDER}/{plan.study.sweep}"
     records = [r for name in storage.names(below) for r in decode_records(storage.read(f"{below}/{name}"))]
@@ -103,7 +103,7 @@ def count_trials(folder: Path, plan: Plan) -> tuple[int, int]:
 
 
 def _mlflow(folder: Path, sweep: str) -> tuple[dict[str, list[Any]], dict[str, Counter[tuple[str, int]]]]:
-    """The trials' runs by trial key, and how often each has each measurement, straight from the store."""
+    """Reads the trials' runs by trial key, and how often each has each measurement, straight from the store."""
     import sqlite3
 
     from mlflow import MlflowClient

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Ledger:
-    """Counts over all tests of a session."""
+    """The ledger counts over all tests of a session."""
 
     faults: Counter[str] = field(default_factory=Counter)
     sweeps: int = 0
@@ -17,7 +17,7 @@ class Ledger:
     time_lost_s: list[float] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The outcome, for a person."""
+        """Describes the outcome, for a person."""
         kinds = [f"  {count:4d}  {kind}" for kind, count in sorted(self.faults.items())]
         lines = [
             f"faults injected: {self.faults.total()}, in {self.sessions} sessions of {self.sweeps} sweeps",

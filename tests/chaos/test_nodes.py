@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_chaos import FAULTS, PAIRS, undisturbed
 
 from tests.chaos.campaign import Campaign
 from tests.chaos.ledger import LEDGER
 from tests.chaos.nodes import Nodes
 from tests.chaos.processes import wait_for_none
+from tests.chaos.test_chaos import FAULTS, PAIRS, undisturbed
 from tests.support.plans import make_plan
 
 NODE_FAULTS = 6

@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
-    """The hosts with Ray up on all of them."""
+    """Brings Ray up on all hosts."""
     if reason := missing():
         pytest.skip(reason)
     with lan(tmp_path_factory.mktemp("lan")) as hosts:
@@ -52,7 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
 
 
 def results(hosts: Lan, storage: str) -> dict[str, dict[tuple[str, int], float]]:
-    """Every measurement of every finished stage that does not depend on the clock."""
+    """Reads every measurement of every finished stage that does not depend on the clock."""
     opened = Storage.open(str(hosts.folder / "shared" / storage))
     found = {}
     for key in opened.names(v.STAGES_FOLDER):

@@ -16,7 +16,7 @@ from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint
 from cvit.vocabulary import EXPRESSIVITY_ERROR, TEST_ACCURACY, TRAIN_LOSS
 from sweeps.head_count import EXPRESSIVITY
-from tests.support.plans import make_progress, train
+from tests.support.plans import make_progress, walk
 from tests.support.tree import copy_of_tree, insert, value_of
 
 STORED = Path(__file__).parent / "stored_by_d709f53.zip"
@@ -78,10 +78,11 @@ def test_a_plan_finds_every_stage(folder: Path) -> None:
 
 def test_a_stage_stopped_halfway_goes_on_from_its_checkpoint(folder: Path) -> None:
     storage = Storage.open(str(folder / "storage"))
-    (attention,) = make_progress(folder / "storage", *HALFWAY).todo
+    progress = make_progress(folder / "storage", *HALFWAY)
+    (attention,) = progress.todo
     saved = load_checkpoint(storage, attention.key)
     assert saved is not None and (saved[1].step, attention.steps) == (10, 20)
-    train(attention, folder / "storage")
+    walk(progress, folder / "storage")
     result = load_result(storage, attention.key)
     assert result is not None and result.status == "ok"
     assert result.points[: len(saved[1].points)] == saved[1].points, "measured by that version, and not again"

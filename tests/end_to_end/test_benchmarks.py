@@ -13,6 +13,8 @@ import torch
 
 from tests.support.scripts import ROOT
 
+pytestmark = pytest.mark.benchmark
+
 SCRIPTS = ("throughput", "packing", "step", "overhead", "tracking", "outage", "scale")
 TINY_GRID = (
     *("--data-fraction", "0.02", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
@@ -42,14 +44,14 @@ def figures_of(name: str, folder: Path, *options: str) -> dict[str, Any]:
 
 
 def all_figures(content: Any) -> list[dict[str, Any]]:
-    """Every median with its spread, however deep it lies."""
+    """Finds every median with its spread, however deep it lies."""
     if isinstance(content, dict):
         return [content] if "spread" in content else [f for value in content.values() for f in all_figures(value)]
     return []
 
 
 def assert_described(content: dict[str, Any], repeats: int) -> None:
-    """The figures say how often they were measured, on what and with which versions."""
+    """Asserts that the figures say how often they were measured, on what and with which versions."""
     found = all_figures(content)
     assert found
     for figure in found:

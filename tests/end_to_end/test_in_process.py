@@ -17,7 +17,7 @@ from cvit.storage import Storage, decode_records
 from cvit.training import loop
 from sweeps.engine.planning.progress import Outcome
 from tests.support.plans import Order, make_progress, train_here
-from tests.support.scripts import start
+from tests.support.scripts import start, sweep, sweep_with_ray
 
 SMALL = (
     *("--embed-dim", "16", "--depth", "1", "--num-heads", "9", "--head-dim", "4", "--mlp-ratio", "2"),
@@ -25,13 +25,6 @@ SMALL = (
     *("--data-fraction", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
 )
 LOCAL = ("--address", "local")
-
-
-def run(folder: Path, *options: str, exit_code: int = 0) -> str:
-    process = start(folder, *options)
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == exit_code, output + errors
-    return output
 
 
 def measured(folder: Path) -> dict[str, tuple[str, list[Any], str]]:
@@ -68,23 +61,23 @@ def journal(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def without_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("without_ray")
-    run(folder, *SMALL, *LOCAL)
+    sweep(folder, *SMALL)
     return folder
 
 
-def test_results_and_journal_are_those_of_a_sweep_with_ray(without_ray: Path, tmp_path: Path) -> None:
-    run(tmp_path, *SMALL)
+def test_results_and_journal_are_those_of_a_sweep_with_ray(without_ray: Path, tmp_path: Path, ray_address: str) -> None:
+    sweep_with_ray(tmp_path, *SMALL, "--address", ray_address)
     assert len(measured(tmp_path)) == 2 * (1 + 2)
     assert measured(without_ray) == measured(tmp_path)
     assert journal(without_ray) == journal(tmp_path)
 
 
 def test_a_finished_sweep_has_nothing_to_train_with_or_without_ray(without_ray: Path) -> None:
-    assert "Nothing to train: every trial is done." in run(without_ray, *SMALL)
+    assert "Nothing to train: every trial is done." in sweep_with_ray(without_ray, *SMALL)
 
 
 def test_ctrl_c_stops_it_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    long = [{"24": "1500", "4": "100"}.get(option, option) for option in SMALL[:-2]]
+    long = [{"24": "600", "4": "40"}.get(option, option) for option in SMALL[:-2]]
     process = start(tmp_path, *long, "--seeds", "1", *LOCAL)
     while not list(tmp_path.glob("storage/stages/*/step-*.json")):
         assert process.poll() is None, "the sweep ended before it could be interrupted"
@@ -94,11 +87,11 @@ def test_ctrl_c_stops_it_cleanly_and_the_same_command_goes_on(tmp_path: Path) ->
     assert "Stopped with" in output and "--address local" in output
     checkpoints = [path.stem for path in tmp_path.glob("storage/stages/*/step-*.json")]
     assert checkpoints and all(int(name.removeprefix("step-")) > 0 for name in checkpoints)
-    run(tmp_path, *long, "--seeds", "1", *LOCAL)
+    sweep(tmp_path, *long, "--seeds", "1")
     stopped = measured(tmp_path)
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    run(fresh, *long, "--seeds", "1", *LOCAL)
+    sweep(fresh, *long, "--seeds", "1")
     assert stopped == measured(fresh)
 
 
@@ -141,7 +134,7 @@ def test_no_ray_is_imported(without_ray: Path) -> None:
         "from sweeps.low_data import SWEEP; from sweeps.engine.main import main\n"
         "try: main(SWEEP)\nexcept SystemExit as error: print(error.code, 'ray' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, *SMALL, "--seeds", "3", *LOCAL]
+    command = [sys.executable, "-c", code, *SMALL[:-2], "--seeds", "3", *LOCAL]
     done = subprocess.run(command, cwd=without_ray, capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.splitlines()[-1] == "0 False", done.stdout
 

@@ -16,7 +16,7 @@ import torch
 from cvit import vocabulary as v
 from cvit.results import load_result
 from cvit.storage import Storage
-from tests.support.scripts import mlflow_runs, start, sweep
+from tests.support.scripts import mlflow_runs, start, sweep, sweep_with_ray
 
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
@@ -38,7 +38,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, dict[tuple[str, int], float]]:
-    """Every measurement of every finished stage that does not depend on the clock."""
+    """Reads every measurement of every finished stage that does not depend on the clock."""
     storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
@@ -57,6 +57,7 @@ def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep to which nothing happened; it ran without Ray, which changes no result."""
     folder = tmp_path_factory.mktemp("undisturbed")
     sweep(folder, *OPTIONS)
     return folder
@@ -86,7 +87,7 @@ def test_after_sigkill_the_same_command_ends_as_if_undisturbed(tmp_path: Path, u
     time.sleep(2)  # Ray's own processes notice that their driver is gone
     half_done = {path.parent.name for path in tmp_path.glob("storage/stages/*/step-*.json")}
     assert half_done
-    sweep(tmp_path, *OPTIONS)
+    sweep_with_ray(tmp_path, *OPTIONS)
     assert_equals(tmp_path, undisturbed)
     assert_one_finished_run_per_trial(tmp_path)
     storage = Storage.open(str(tmp_path / "storage"))

@@ -1,4 +1,4 @@
-"""The sweeps beside low_data as a user runs them: small grids, from the command line to the tables."""
+"""The sweeps beside low_data run as a user runs them: small grids, from the command line to the tables."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import pytest
 from cvit import vocabulary as v
 from cvit.config import PARAMETERS
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
-from tests.support.scripts import ROOT, journal, mlflow_runs, sweep
+from tests.support.scripts import ROOT, journal, mlflow_runs, sweep, sweep_with_ray
 
 TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
 HEAD_COUNT = (
@@ -37,10 +37,14 @@ OTHERS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which the sweeps have ended and their tables are made."""
+def folder(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
+    """A working folder in which the sweeps have ended and their tables are made.
+
+    The script with two parts, of two tasks, runs with Ray: both parts share the workers.
+    """
     folder = tmp_path_factory.mktemp("questions")
-    (folder / "head_count.txt").write_text(sweep(folder, *HEAD_COUNT, script="sweeps/head_count.py"))
+    head_count = sweep_with_ray(folder, *HEAD_COUNT, "--address", ray_address, script="sweeps/head_count.py")
+    (folder / "head_count.txt").write_text(head_count)
     for name, options in OTHERS.items():
         output = sweep(folder, *TINY, *options, "--seeds", "1", script=f"sweeps/{name}.py")
         (folder / f"{name}.txt").write_text(output)
@@ -59,8 +63,8 @@ def test_one_script_runs_both_parts_and_answers_each(folder: Path) -> None:
     output = (folder / "head_count.txt").read_text()
     first, second = output.index("expressivity: "), output.index("head_count: ")
     assert first < second
-    assert "trials    4, of which done 0" in output[first:second]
-    assert "trials    16, of which done 0" in output[second:]
+    assert "trials    4, 0 of them done" in output[first:second]
+    assert "trials    16, 0 of them done" in output[second:]
 
 
 def test_the_expressivity_table_meets_its_bound(folder: Path) -> None:
@@ -135,7 +139,7 @@ def test_running_a_script_again_trains_nothing(folder: Path) -> None:
 
 def test_stability_is_measured_and_the_convolution_phase_shared(folder: Path) -> None:
     """A learning rate of 1000 diverges or not; it is a result either way, and has the same first phase."""
-    assert "stages    9 (3 with 180 steps, 19 % of all, saved by sharing)" in (folder / "no_warmup.txt").read_text()
+    assert "stages    9, 9 to train (sharing saves 3, 180 steps, 19 % of all)" in (folder / "no_warmup.txt").read_text()
     runs = mlflow_runs(folder, v.ROLE_TRIAL, "no_warmup")
     assert len(runs) == 8
     for run in runs:

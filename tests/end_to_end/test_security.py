@@ -24,7 +24,7 @@ from cvit.training.checkpoint import Progress, load_checkpoint, load_weights, sa
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.tracking.mlflow_views import page
 from tests.support.plans import SMALL, make_plan
-from tests.support.scripts import ROOT, TINY, start
+from tests.support.scripts import ROOT, TINY, call
 
 PASSWORD = "s3cr3t"
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="-._~%+"), min_size=1)
@@ -79,15 +79,15 @@ def test_text_without_a_secret_is_left_as_it_is(text: str) -> None:
     ],
 )
 def test_a_sweep_prints_no_password(tmp_path: Path, options: tuple[str, ...], exit_code: int, shown: str) -> None:
-    process = start(tmp_path, *TINY, *options)
-    printed = "".join(process.communicate(timeout=120))
-    assert process.returncode == exit_code, printed
+    ended = call(tmp_path, *TINY, *options)
+    printed = ended.output + ended.errors
+    assert ended.exit_code == exit_code, printed
     assert PASSWORD not in printed
     assert shown in printed
 
 
 def test_the_journal_and_its_listeners_get_no_password(tmp_path: Path) -> None:
-    """What listens to the journal is the copier to MLflow: tags and notes come from there."""
+    """The tracker listens to the journal and copies tags and notes to MLflow."""
     plan = make_plan(tmp_path, *SMALL)
     command = f"python sweeps/low_data.py --tracking-uri postgresql://me:{PASSWORD}@host/db"
     journal = Journal(Storage.open(str(tmp_path)), "low_data")
@@ -111,7 +111,7 @@ CALLS = {"torch.load", "np.load", "numpy.load", "eval", "exec", "yaml.load", "os
 
 
 def dangerous(source: str) -> list[str]:
-    """Imports of what unpickles, and calls that do or that run text as code."""
+    """Finds imports of modules that unpickle, and calls that unpickle or that run text as code."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -147,7 +147,7 @@ class Trap:
 
 
 def test_a_pickle_in_the_storage_is_not_opened(tmp_path: Path) -> None:
-    """Not even where who put it there wrote the checksums that belong to it."""
+    """The pickle stays closed even if its author wrote the checksums that belong to it."""
     storage, sprung = Storage.open(str(tmp_path / "storage")), tmp_path / "sprung"
     trap = pickle.dumps(Trap(sprung))
     pickle.loads(trap)
@@ -207,9 +207,10 @@ def test_a_local_ray_wants_its_token(tmp_path: Path) -> None:
     """Ray's own ports listen on every interface, so who reaches them must know the token."""
     code = """
 import os, subprocess, sys
-from sweeps.engine.execution.cluster import ray_session
+from sweeps.engine.execution.cluster import Cluster
 import ray
-with ray_session(None, "cpu"):
+with Cluster(None, "cpu") as cluster:
+    assert cluster.workers.is_here
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", ray.get_runtime_context().gcs_address]
     for mode in ("token", "disabled"):
         done = subprocess.run(status, env=os.environ | {"RAY_AUTH_MODE": mode}, capture_output=True, text=True)

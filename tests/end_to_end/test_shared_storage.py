@@ -15,7 +15,7 @@ from cvit.results import StageResult, load_result
 from cvit.storage import Storage, StorageError, decode_records
 from cvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_result
 from tests.support.faulty_s3 import CUT, SECRET, SLOW_DOWN, STALE, FaultyS3, faulty_s3, set_credentials
-from tests.support.scripts import TINY, start, sweep
+from tests.support.scripts import TINY, call, sweep, sweep_with_ray
 
 
 @pytest.fixture
@@ -98,12 +98,12 @@ def test_wrong_credentials_end_a_sweep_before_anything_starts(
 ) -> None:
     authenticate(s3, after="0")
     try:
-        process = start(tmp_path, *TINY, "--storage", s3.url("x"), *options)
-        output, errors = process.communicate(timeout=120)
+        ended = call(tmp_path, *TINY, "--storage", s3.url("x"), *options)
     finally:
         authenticate(s3, after="inf")
-    assert process.returncode == 2, errors
-    assert output == "" and errors.count("\n") == 1
+    errors = ended.errors
+    assert ended.exit_code == 2, errors
+    assert ended.output == "" and errors.count("\n") == 1
     assert errors.startswith("low_data.py: error: storage 's3://cvit/x?")
     assert "ACCESS_DENIED" in errors or "The AWS Access Key Id you provided does not exist" in errors
     assert list(tmp_path.iterdir()) == []
@@ -115,7 +115,7 @@ def test_a_sweep_on_an_unsteady_s3_ends_with_every_trial_and_tells_no_key(s3: Fa
     s3.fault = lambda method, path: chance.choice((CUT, SLOW_DOWN)) if chance.random() < 0.1 else None
     options = (*TINY, "--data-fraction", "0.1", "--seeds", "2", "--init-scheme", "random", "two_phase")
     options += ("--storage", s3.url("sweep"))
-    output = sweep(tmp_path, *options)
+    output = sweep_with_ray(tmp_path, *options)
     assert "4 of 4 trials done" in output
     assert s3.faults[CUT] > 2 and s3.faults[SLOW_DOWN] > 2
     s3.fault = lambda method, path: None

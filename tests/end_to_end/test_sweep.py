@@ -1,4 +1,7 @@
-"""Whole sweeps: what a user sees, what is left behind, and what a second run makes of it."""
+"""Whole sweeps show the right things, leave the right things behind, and are extended by a second run.
+
+The first one runs as a user's does, in a process of its own and with a Ray of its own; the others run in this process.
+"""
 
 import itertools
 import subprocess
@@ -6,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from cvit import vocabulary as v
 from cvit.config import PARAMETERS
-from tests.support.scripts import ROOT, TINY, journal, mlflow_runs, sweep
+from tests.support.scripts import ROOT, TINY, journal, mlflow_runs, sweep, sweep_with_ray
 
 FRACTIONS, SCHEMES, STEPS = ("0.02", "0.1"), ("random", "conv_structured", "two_phase"), 16
 GRID = ("--min-steps", str(STEPS), "--data-fraction", *FRACTIONS, "--init-scheme", *SCHEMES)
@@ -18,13 +22,13 @@ GRID = ("--min-steps", str(STEPS), "--data-fraction", *FRACTIONS, "--init-scheme
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the output of a sweep of 2 fractions x 3 schemes x 1 seed."""
+    """Returns the folder and the output of a sweep of 2 fractions x 3 schemes x 1 seed."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, sweep(folder, *TINY, *GRID, "--seeds", "1")
+    return folder, sweep_with_ray(folder, *TINY, *GRID, "--seeds", "1")
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """Everything that a second run must not change."""
+    """Takes down everything that a second run must not change."""
     runs = {run.data.tags[v.TAG_TRIAL_KEY]: run for run in mlflow_runs(folder, v.ROLE_TRIAL)}
     return {
         "runs": {key: (r.info.run_id, r.info.status, r.info.end_time, r.data.metrics) for key, r in runs.items()},
@@ -34,8 +38,8 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 def test_the_answer_table_and_where_to_look_next_are_printed(finished: tuple[Path, str]) -> None:
     _, output = finished
-    assert "trials    6, of which done 0" in output
-    assert "stages    8 (0 with 0 steps, 0 % of all, saved by sharing), of which to train 8" in output
+    assert "trials    6, 0 of them done" in output
+    assert "stages    8, 8 to train (sharing saves none)" in output
     assert "| training data | random" in output
     assert "two_phase - random" in output
     assert "python analysis/make_tables.py" in output
@@ -105,8 +109,8 @@ def test_adding_seeds_and_fractions_trains_only_the_new_cells(finished: tuple[Pa
     before = snapshot(folder)
     grid = ("--data-fraction", "0.02", "0.3", "--init-scheme", "random", "two_phase", "--seeds", "2")
     output = sweep(folder, *TINY, "--min-steps", str(STEPS), *grid)
-    assert "trials    8, of which done 2" in output
-    assert "to train 9" in output  # 3 new cells of random, and of two_phase with two stages each
+    assert "trials    8, 2 of them done" in output
+    assert ", 9 to train (" in output  # 3 new cells of random, and of two_phase with two stages each
     after = snapshot(folder)
     assert after["runs"].items() >= before["runs"].items()
     assert after["stages"].items() >= before["stages"].items()
@@ -126,9 +130,19 @@ def test_divergence_is_a_result(tmp_path: Path) -> None:
     assert len([r for r in journal(tmp_path) if r["type"] == v.RECORD_END]) == 2
 
 
-def test_real_photographs(tmp_path: Path, cifar10_dir: Path) -> None:
+@pytest.fixture
+def photographs(tmp_path: Path, cifar10_dir: Path) -> Path:
+    """The first images of CIFAR-10; to decode all of them takes half a minute."""
+    (tmp_path / "data" / "cifar10").mkdir(parents=True)
+    for part, count in (("train", 5000), ("test", 2000)):
+        name = f"cifar10/{part}.parquet"
+        pq.write_table(pq.read_table(cifar10_dir / name).slice(0, count), tmp_path / "data" / name)
+    return tmp_path / "data"
+
+
+def test_real_photographs(tmp_path: Path, photographs: Path) -> None:
     """One integration run on real CIFAR-10: it learns something from 450 images in 60 steps."""
-    options = ("--dataset", "cifar10", "--data-dir", str(cifar10_dir), "--data-fraction", "0.01", "--seeds", "1")
+    options = ("--dataset", "cifar10", "--data-dir", str(photographs), "--data-fraction", "0.1", "--seeds", "1")
     small = ("--embed-dim", "32", "--depth", "2", "--head-dim", "8", "--mlp-ratio", "2", "--batch-size", "32")
     training = ("--epochs", "0", "--min-steps", "60", "--evaluations", "2", "--max-validation-images", "500")
     sweep(tmp_path, *options, *small, *training, "--init-scheme", "random", "two_phase")
@@ -136,4 +150,4 @@ def test_real_photographs(tmp_path: Path, cifar10_dir: Path) -> None:
     assert {run.data.params["image_size"] for run in runs} == {"32"}
     assert len(runs) == 2
     for run in runs:
-        assert run.data.metrics[v.TEST_ACCURACY] > 0.14  # chance is 0.10, with a standard error of 0.003
+        assert run.data.metrics[v.TEST_ACCURACY] > 0.14  # chance is 0.10, with a standard error of 0.007

@@ -1,4 +1,4 @@
-"""The command line: what is refused, and how; what the help says; that documented commands are valid."""
+"""The command line refuses bad input in one line, its help is complete, and documented commands are valid."""
 
 import dataclasses
 import math
@@ -13,13 +13,12 @@ from cvit.config import PARAMETERS, ConfigError
 from cvit.storage import Storage
 from cvit.vocabulary import TRAINING
 from sweeps.engine.declaration import Sweep
-from sweeps.engine.main import main
 from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
 from sweeps.head_count import HEAD_COUNT as HEAD_COUNT_SWEEP
 from sweeps.low_data import SWEEP
 from tests.support.plans import all_sweeps, digits, make_plan, requests_of
-from tests.support.scripts import ROOT, readme_commands
+from tests.support.scripts import ROOT, call, readme_commands, sweep
 
 WRONG = [
     (["--foo", "1"], "--foo"),
@@ -52,21 +51,13 @@ GOLDEN_TRIALS = ["bbb06c83eced588e", "09c6a99ead628bf8"]
 
 @pytest.mark.parametrize(("options", "names"), WRONG, ids=[" ".join(options) for options, _ in WRONG])
 def test_bad_input_ends_with_one_line_and_code_2_and_creates_nothing(
-    options: list[str],
-    names: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    options: list[str], names: str, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sweeps/low_data.py", *options])
-    with pytest.raises(SystemExit) as ended:
-        main(SWEEP)
-    output, error = capsys.readouterr()
-    assert (ended.value.code, output) == (2, "")
-    assert error.startswith("low_data.py: error: ")
-    assert error.count("\n") == 1
-    assert names in error
+    ended = call(tmp_path, *options)
+    assert (ended.exit_code, ended.output) == (2, "")
+    assert ended.errors.startswith("low_data.py: error: ")
+    assert ended.errors.count("\n") == 1
+    assert names in ended.errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,9 +70,7 @@ def test_so_it_does_as_a_process(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "sweeps/low_data.py"), "--preset", "smoke", "--dry-run"]
-    command += ["--max-pack", "1"]
-    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
+    output = sweep(tmp_path, "--preset", "smoke", "--dry-run", "--max-pack", "1")
     for words in ("trials    6", "stages    8", "packs     8 or a few more, of at most 1", "FLOPs", "of one worker"):
         assert words in output
     assert list(tmp_path.iterdir()) == []
@@ -90,16 +79,16 @@ def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "shared", "saves_time"),
     [
-        ("no_warmup", "9 (3 with 6,000 steps, 19 % of all", True),
-        ("init_schemes", "9 (0 with 0 steps, 0 % of all", False),
+        ("no_warmup", "9, 9 to train (sharing saves 3, 6,000 steps, 19 % of all)", True),
+        ("init_schemes", "9, 9 to train (sharing saves none)", False),
     ],
 )
 def test_a_dry_run_says_what_sharing_saves(tmp_path: Path, script: str, shared: str, saves_time: bool) -> None:
-    """Stages, steps, their share and seconds, none of them left out where nothing is shared."""
-    command = [sys.executable, str(ROOT / f"sweeps/{script}.py"), "--preset", "smoke", "--dry-run", "--min-steps"]
-    output = subprocess.run([*command, "4000"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
-    assert f"stages    {shared}, saved by sharing)" in output.stdout
-    saved = re.search(r"saved     about ([\d.]+) (?:s|min) of one worker, by sharing stages", output.stdout)
+    """The plan shows stages, steps, their share and seconds, or that sharing saves none."""
+    options = ("--preset", "smoke", "--dry-run", "--min-steps", "4000")
+    output = sweep(tmp_path, *options, script=f"sweeps/{script}.py")
+    assert f"stages    {shared}\n" in output
+    saved = re.search(r"saved     about ([\d.]+) (?:s|min) of one worker, by sharing stages", output)
     assert saved is not None and (float(saved[1]) > 0) == saves_time
 
 
@@ -179,16 +168,16 @@ def test_every_documented_command_is_valid() -> None:
     assert {script for script, *_ in commands} == {script for script, _ in all_sweeps()}
 
 
-@pytest.mark.parametrize(("script", "sweep"), [pytest.param(*found, id=found[1].name) for found in all_sweeps()])
-def test_every_preset_of_every_sweep_can_be_planned(script: str, sweep: Sweep, tmp_path: Path) -> None:
-    assert {"laptop", "smoke", "reference"} <= set(sweep.presets)
-    assert sweep.default_preset == "laptop"
+@pytest.mark.parametrize(("script", "declared"), [pytest.param(*found, id=found[1].name) for found in all_sweeps()])
+def test_every_preset_of_every_sweep_can_be_planned(script: str, declared: Sweep, tmp_path: Path) -> None:
+    assert {"laptop", "smoke", "reference"} <= set(declared.presets)
+    assert declared.default_preset == "laptop"
     photographs = dataclasses.replace(digits(), image_size=32, in_channels=3, augmentation="crop_flip")
-    for name in sweep.presets:
-        info = None if sweep.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
-        request = requests_of(script, ["--preset", name])[sweep.name]
+    for name in declared.presets:
+        info = None if declared.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
+        request = requests_of(script, ["--preset", name])[declared.name]
         assert request is not None
-        plan = first_round(sweep, request, info, Storage.open(str(tmp_path))).plan
+        plan = first_round(declared, request, info, Storage.open(str(tmp_path))).plan
         if plan.search is not None:
             assert len(plan.trials) == len(plan.study.cells["init_scheme"]) * plan.search.round_size
             continue
@@ -198,8 +187,8 @@ def test_every_preset_of_every_sweep_can_be_planned(script: str, sweep: Sweep, t
 
 def test_the_sweeps_of_a_script_have_the_same_presets() -> None:
     presets: dict[str, set[tuple[str, ...]]] = {}
-    for script, sweep in all_sweeps():
-        presets.setdefault(script, set()).add(tuple(sweep.presets))
+    for script, declared in all_sweeps():
+        presets.setdefault(script, set()).add(tuple(declared.presets))
     assert [script for script, found in presets.items() if len(found) > 1] == []
 
 

@@ -34,7 +34,7 @@ def load(name: str) -> dict[str, Any]:
 
 @pytest.fixture(params=FILES)
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Either file."""
+    """Returns either file."""
     return load(request.param)
 
 
@@ -49,7 +49,7 @@ def onprem() -> dict[str, Any]:
 
 
 def commands(config: dict[str, Any], *kinds: str) -> list[str]:
-    """The shell commands of the file whose key contains one of the words; all where none is given."""
+    """Returns the shell commands of the file whose key contains one of the words; all where none is given."""
     keys = [key for key in config if key.endswith("commands") and (not kinds or any(kind in key for kind in kinds))]
     return [command for key in keys for command in config[key]]
 

@@ -6,19 +6,20 @@ from pathlib import Path
 
 # A process of its own: Ray's handlers and environment variables outlive its shutdown.
 ATTACH = """
-import sys
-from ray.cluster_utils import Cluster
+from ray import cluster_utils
 from cvit.config import ConfigError
-from sweeps.engine.execution.cluster import ray_session
+from sweeps.engine.execution.cluster import Cluster
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "object_store_memory": 10**8})
+nodes = cluster_utils.Cluster(
+    initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+)
 for device in ("auto", "cuda"):
     try:
-        with ray_session(cluster.address, device) as workers:
-            print(device, workers.device, workers.count)
+        with Cluster(nodes.address, device) as cluster:
+            print(device, cluster.workers.device, cluster.workers.count)
     except ConfigError as error:
         print(device, error)
-cluster.shutdown()
+nodes.shutdown()
 """
 
 

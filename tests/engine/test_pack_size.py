@@ -1,4 +1,4 @@
-"""How many stages are trained together."""
+"""The size of a pack is measured, and a pack changes no result."""
 
 import dataclasses
 import time
@@ -12,25 +12,26 @@ from cvit import vocabulary as v
 from cvit.results import load_result
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
-from sweeps.engine.execution.cluster import Workers
+from cvit.training import probe
 from sweeps.engine.execution.pack_size import fitting_packs, pack_limits
 from sweeps.engine.execution.timing import Timing
-from tests.support.plans import SMALL, make_progress, sweeps_of
-from tests.support.scripts import TINY, mlflow_runs, sweep
+from sweeps.engine.execution.workers import Workers
+from tests.support.plans import SMALL, make_progress
+from tests.support.scripts import TINY, mlflow_runs, sweep, sweep_with_ray, sweeps_of
 
 HERE = Workers("cpu", 2, is_here=True)
 SMALL_WITH_20_SEEDS = tuple("20" if before == "--seeds" else option for before, option in pairwise(("", *SMALL)))
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[list[int]]:
-    """A CPU on which a step of a pack takes so long; returns the sizes that were tried, each time."""
+    """Pretends a CPU on which a step of a pack takes so long; returns the sizes that were tried, each time."""
     tried: list[list[int]] = []
 
     def step_seconds(stage: TrainingStage, sizes: list[int], device: torch.device) -> list[float]:
         tried.append(sizes)
         return [seconds[size] for size in sizes]
 
-    monkeypatch.setattr("cvit.training.probe.step_seconds", step_seconds)
+    monkeypatch.setattr(probe, "step_seconds", step_seconds)
     return tried
 
 
@@ -92,14 +93,15 @@ def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
     assert size == 16, "16 tiny models fit any GPU"
 
 
-def test_a_sweep_in_packs_ends_as_one_without(tmp_path: Path) -> None:
+def test_a_sweep_in_packs_by_ray_ends_as_one_without_either(tmp_path: Path, ray_address: str) -> None:
     """From the command line: the same measurements for every stage, each trial one finished run."""
     found = []
     grid = ("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "3", *TINY)
-    for size in ("1", "4"):
+    ways = {"1": (sweep, ()), "4": (sweep_with_ray, ("--address", ray_address))}
+    for size, (run, address) in ways.items():
         folder = tmp_path / size
         folder.mkdir()
-        output = sweep(folder, *grid, "--min-steps", "24", "--max-pack", size)
+        output = run(folder, *grid, "--min-steps", "24", "--max-pack", size, *address)
         assert "Time: " in output and "s a trial" in output
         storage = Storage.open(str(folder / "storage"))
         results = {key: load_result(storage, key) for key in storage.names(v.STAGES_FOLDER)}

@@ -1,5 +1,7 @@
 """Grid → trials → stages → what is left to do."""
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,11 @@ from cvit.results import load_result
 from cvit.storage import Storage
 from cvit.vocabulary import IMAGES_PER_SECOND
 from sweeps.engine.execution.queue import StageQueue
+from sweeps.engine.planning.progress import Progress
 from sweeps.full_grid import SWEEP as FULL_GRID
 from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
 from sweeps.no_warmup import SWEEP as NO_WARMUP
-from tests.support.plans import SMALL, make_plan, make_progress, train, walk
+from tests.support.plans import SMALL, make_plan, make_progress, walk
 
 
 def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
@@ -25,7 +28,7 @@ def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_searcher_trains_parents_before_children_and_everything_once(tmp_path: Path) -> None:
+def test_parents_are_trained_before_children_and_everything_once(tmp_path: Path) -> None:
     progress = make_progress(tmp_path, *SMALL)
     order = walk(progress, tmp_path)
     assert progress.is_finished
@@ -35,7 +38,7 @@ def test_the_searcher_trains_parents_before_children_and_everything_once(tmp_pat
     assert make_progress(tmp_path, *SMALL).todo == []
 
 
-def test_the_searcher_waits_while_every_stage_left_needs_another(tmp_path: Path) -> None:
+def test_the_queue_waits_while_every_stage_left_needs_another(tmp_path: Path) -> None:
     grid = ("--data-fraction", "0.05", "--init-scheme", "two_phase", "--seeds", "1")
     queue = StageQueue(make_progress(tmp_path, *grid, *SMALL[8:]), {})
     assert queue.next_pack("a") is not None
@@ -72,11 +75,12 @@ def test_a_given_value_holds_for_every_scheme(tmp_path: Path) -> None:
 
 
 def test_altered_weights_are_trained_again_only_where_something_starts_from_them(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, *SMALL)
-    for stage in plan.stages.values():
-        if stage.phase == "convolution":
-            train(stage, tmp_path)
-    damaged = next(stage for stage in plan.stages.values() if stage.phase == "convolution")
+    for stage in walk(make_progress(tmp_path, *SMALL), tmp_path):
+        if stage.phase != "convolution":
+            shutil.rmtree(tmp_path / "stages" / stage.key)
+    progress = make_progress(tmp_path, *SMALL)
+    assert not any(stage.phase == "convolution" for stage in progress.todo)
+    damaged = next(stage for stage in progress.plan.stages.values() if stage.phase == "convolution")
     path = tmp_path / "stages" / damaged.key / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert damaged.key in {stage.key for stage in make_progress(tmp_path, *SMALL).todo}
@@ -112,8 +116,8 @@ def test_packs_hold_stages_of_one_shape_and_leave_every_worker_its_share(
     limit: int, num_workers: int, sizes: list[int], tmp_path: Path
 ) -> None:
     progress = make_progress(tmp_path, *SMALL)
-    limits = {stage.shape: limit for stage in progress.plan.stages.values()}
-    queue, packs = StageQueue(progress, limits, num_workers), []
+    queue = StageQueue(progress, {stage.shape: limit for stage in progress.todo}, num_workers)
+    packs = []
     while (pack := queue.next_pack(str(len(packs)))) is not None:
         packs.append(pack)
     assert [len(pack) for pack in packs] == sizes
@@ -144,7 +148,7 @@ def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:
     assert plan.study.task == "expressivity" and "dataset" not in plan.study.params
     queue = StageQueue(progress, {})
     packs = [queue.next_pack(str(number)) for number in range(8)]
-    assert queue.next_pack("8") is None and not queue.is_finished  # what runs may have to be trained again
+    assert queue.next_pack("8") is None and not queue.is_finished  # packs that run may come back
     for number in range(8):
         queue.pack_ended(str(number))
     assert queue.is_finished
@@ -170,25 +174,29 @@ def test_combinations_that_cannot_be_are_dropped_by_rule_and_listed(tmp_path: Pa
 
 def test_trials_end_the_same_with_and_without_sharing_stages(tmp_path: Path) -> None:
     """Bit for bit, on one machine: four trials that share a convolution phase, against each trained alone."""
-    options = ("--warmup-fraction", "0", "0.1", "--learning-rate", "0.001", "0.016", "--seeds", "1")
     small = ("--init-scheme", "two_phase", "--embed-dim", "16", "--depth", "1", "--min-steps", "24", "--epochs", "0")
-    progress = make_progress(tmp_path, *options, *small, sweep=NO_WARMUP)
+
+    def progress_of(folder: Path, warmups: Iterable[object], rates: Iterable[object]) -> Progress:
+        grid = ("--warmup-fraction", *map(str, warmups), "--learning-rate", *map(str, rates), "--seeds", "1")
+        return make_progress(folder, *grid, *small, sweep=NO_WARMUP)
+
+    together = tmp_path / "together"
+    progress = progress_of(together, (0, 0.1), (0.001, 0.016))
     plan = progress.plan
     assert (len(plan.trials), len(plan.stages), len(plan.shared)) == (4, 1 + 4, 3)
-    walk(progress, tmp_path / "together")
+    walk(progress, together)
     for number, trial in enumerate(plan.trials):
         alone = tmp_path / f"alone{number}"
-        for stage in trial.stages:
-            train(stage, alone)
-            shared, own = (
-                load_result(Storage.open(str(folder)), stage.key) for folder in (tmp_path / "together", alone)
-            )
+        cell = trial.cell
+        stages = walk(progress_of(alone, [cell["warmup_fraction"]], [cell["learning_rate"]]), alone)
+        assert [stage.key for stage in stages] == [stage.key for stage in trial.stages]
+        for stage in stages:
+            shared, own = (load_result(Storage.open(str(folder)), stage.key) for folder in (together, alone))
             assert shared is not None and own is not None
             # images_per_second and the times are measurements of the machine
             points = [[p[:3] for p in r.points if p[0] != IMAGES_PER_SECOND] for r in (shared, own)]
             assert points[0] == points[1]
             weights = [
-                (folder / "stages" / stage.key / "weights.safetensors").read_bytes()
-                for folder in (tmp_path / "together", alone)
+                (folder / "stages" / stage.key / "weights.safetensors").read_bytes() for folder in (together, alone)
             ]
             assert weights[0] == weights[1]

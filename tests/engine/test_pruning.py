@@ -12,11 +12,11 @@ from sweeps.engine.execution.pruning import AshaPerScheme
 from sweeps.engine.execution.queue import StageQueue
 from sweeps.engine.execution.worker import STEP
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.progress import Progress
+from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.search import validation_accuracy
 from sweeps.tuned import SWEEP
 from tests.support.plans import make_progress
-from tests.support.scripts import journal, mlflow_runs, sweep
+from tests.support.scripts import journal, mlflow_runs, sweep_with_ray
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
@@ -24,6 +24,11 @@ CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 @pytest.fixture
 def progress(tmp_path: Path) -> Progress:
     return make_progress(tmp_path, "--preset", "smoke", "--asha", "--init-scheme", "random", "two_phase", sweep=SWEEP)
+
+
+@pytest.fixture
+def plan(progress: Progress) -> Plan:
+    return progress.plan
 
 
 class Driven:
@@ -72,22 +77,24 @@ def test_the_best_is_never_stopped_not_even_at_its_end(progress: Progress) -> No
 def test_a_pruned_trial_is_over_and_so_are_its_later_phases(progress: Progress) -> None:
     trial = next(trial for trial in progress.plan.trials if trial.cell["init_scheme"] == "two_phase")
     queue = StageQueue(progress, {})
-    taken: list[str] = []
-    while (pack := queue.next_pack(str(len(taken)))) is not None:
-        taken += [stage.key for stage in pack]
+    suggested: list[str] = []
+    while (pack := queue.next_pack(str(len(suggested)))) is not None:
+        suggested += [stage.key for stage in pack]
     progress.pruned[trial.key] = 0.25
-    for number in range(len(taken)):
+    for number in range(len(suggested)):
         queue.pack_ended(str(number))
-    assert trial.stages[0].key in taken and trial.stages[1].key not in taken
+    assert trial.stages[0].key in suggested and trial.stages[1].key not in suggested
     assert progress.status(trial) == v.STATUS_PRUNED
     assert validation_accuracy(progress, trial) == 0.25
-    assert {outcome.kind for outcome in queue.outcomes().values()} == {"left", "pruned"}
+    outcomes = queue.outcomes()
+    assert outcomes[trial.stages[0].key] == Outcome("pruned")
+    assert "failed" not in {outcome.kind for outcome in outcomes.values()}
 
 
-def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path) -> None:
+def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path, ray_address: str) -> None:
     tiny = ("--embed-dim", "16", "--head-dim", "4", "--batch-size", "16", "--min-steps", "64", "--evaluations", "8")
     options = ("--preset", "smoke", "--asha", "--search-trials", "4", "--init-scheme", "random", "two_phase", *tiny)
-    sweep(tmp_path, *options, script="sweeps/tuned.py")
+    sweep_with_ray(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     ends = {r["trial_key"]: r["status"] for r in journal(tmp_path, "tuned") if r["type"] == v.RECORD_END}
     assert len(ends) == 2 * 4 + 2
     assert set(ends.values()) <= {v.STATUS_OK, v.STATUS_PRUNED, v.STATUS_DIVERGED}
@@ -96,5 +103,5 @@ def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path) 
     fresh = [run for run in runs if run.data.params["seed"] != "0"]
     assert len(fresh) == 2 and {run.data.tags[v.TAG_STATUS] for run in fresh} <= {v.STATUS_OK, v.STATUS_DIVERGED}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")}
-    sweep(tmp_path, *options, script="sweeps/tuned.py")
+    sweep_with_ray(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")} == before

@@ -1,18 +1,14 @@
-"""Plans made in the test process, from the same request as a user's."""
+"""Makes plans in the test process, from the same request as a user's, and trains them without Ray."""
 
-import importlib
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-
 from cvit.data.datasets import DatasetInfo, describe, load
 from cvit.results import Report
-from cvit.stages import Stage, TrainingStage
+from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.tasks import task_named
-from cvit.training.loop import train_pack
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.execution.follower import Follower
 from sweeps.engine.execution.in_process import train_stages
@@ -27,9 +23,8 @@ from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.low_data import SWEEP
-from tests.support.scripts import ROOT
+from tests.support.scripts import ROOT, sweeps_of
 
-CPU = torch.device("cpu")
 SMALL = (
     *("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--epochs", "0"),
@@ -54,12 +49,6 @@ def make_progress(folder: Path, *options: str, sweep: Sweep = SWEEP) -> Progress
     return first_round(sweep, request, info, Storage.open(str(folder)))
 
 
-def sweeps_of(script: str) -> list[Sweep]:
-    """The sweeps that a script such as `sweeps/low_data.py` declares, in the order of its lines."""
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    return [value for value in vars(module).values() if isinstance(value, Sweep)]
-
-
 def all_sweeps() -> Iterator[tuple[str, Sweep]]:
     """(script, sweep) of everything in sweeps/."""
     for path in sorted((ROOT / "sweeps").glob("*.py")):
@@ -71,12 +60,6 @@ def requests_of(script: str, options: list[str]) -> dict[str, Request | None]:
     """What a script makes of a command line, a request for each of its parts that is asked for, by sweep."""
     sweeps = sweeps_of(script)
     return {s.name: parse(s, options, sweeps if len(sweeps) > 1 else ()) for s in parts_asked_for(sweeps, options)}
-
-
-def train(stage: Stage, folder: Path) -> None:
-    assert isinstance(stage, TrainingStage)
-    for _ in train_pack([stage], load(digits()), Storage.open(str(folder)), CPU):
-        pass
 
 
 class Order:
@@ -105,5 +88,6 @@ def walk(progress: Progress, folder: Path) -> list[Stage]:
 def train_here(progress: Progress, folder: Path, follower: Follower) -> dict[str, Outcome]:
     """Trains what is to be trained in this process, one stage at a time."""
     storage = Storage.open(str(folder))
-    site = Site(load(digits()), storage, this_process("cpu"), {}, Timing(time.monotonic()))
+    dataset = load(digits()) if task_named(progress.plan.study.task).needs_data else None
+    site = Site(dataset, storage, this_process("cpu"), {}, Timing(time.monotonic()))
     return train_stages(progress, Journal(storage, progress.plan.study.sweep), follower, site)

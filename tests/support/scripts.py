@@ -1,23 +1,95 @@
-"""Runs sweep scripts as a user does, in a process and a working folder of their own, and reads what they leave."""
+"""Runs sweep scripts as a user does, in a working folder of their own, and reads what they leave."""
 
+import contextlib
+import importlib
+import io
+import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cvit import vocabulary as v
 from cvit.storage import Storage, decode_records
+from sweeps.engine.declaration import Sweep
+from sweeps.engine.main import main
 
 ROOT = Path(__file__).parents[2]
+WIDTH = {"COLUMNS": "200"}
 
 TINY = (
     *("--embed-dim", "16", "--depth", "1", "--num-heads", "9", "--head-dim", "4", "--mlp-ratio", "2"),
     *("--batch-size", "16", "--epochs", "0", "--evaluations", "4"),
 )
 """A model and a training so small that only the orchestration takes time."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A script that has ended, and what it printed."""
+
+    exit_code: int
+    output: str
+    errors: str
+
+
+def sweeps_of(script: str) -> list[Sweep]:
+    """Returns the sweeps that a script such as `sweeps/low_data.py` declares, in the order of its lines."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    return [value for value in vars(module).values() if isinstance(value, Sweep)]
+
+
+def sweep(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_code: int = 0) -> str:
+    """Runs a sweep to its end in this process, without Ray, and returns what it printed."""
+    ended = call(folder, *options, script=script)
+    assert ended.exit_code == exit_code, ended.output + ended.errors
+    return ended.output
+
+
+def call(folder: Path, *options: str, script: str = "sweeps/low_data.py") -> Ended:
+    """Runs a script's command line in `folder` but in this process, which has imported torch and MLflow already.
+
+    Without Ray, unless the options have an address. Whatever the script changes about the process is put back.
+    """
+    places = {"--address": "local", "--tracking-uri": f"sqlite:///{folder / 'mlflow.db'}"}
+    # MLflow keeps a store that it has opened, by its address; a relative one would stay in the first test's folder.
+    added = [part for option, value in places.items() if option not in options for part in (option, value)]
+    output, errors, exit_code = io.StringIO(), io.StringIO(), 0
+    with _as_if_new(), contextlib.chdir(folder):
+        sys.argv = [str(ROOT / script), *options, *added]
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            try:
+                main(*sweeps_of(script))
+            except SystemExit as end:
+                exit_code = end.code
+    assert isinstance(exit_code, int)
+    return Ended(exit_code, output.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def _as_if_new() -> Iterator[None]:
+    """Puts arguments, environment, signal handlers, levels of logging and torch's threads back as they were."""
+    import torch
+
+    environment, arguments, threads = dict(os.environ), sys.argv, torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    level = logging.root.level
+    os.environ.update(WIDTH)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = arguments
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        logging.root.setLevel(level)
+        torch.set_num_threads(threads)
 
 
 def start(folder: Path, *options: str, script: str = "sweeps/low_data.py") -> subprocess.Popen[str]:
@@ -30,12 +102,12 @@ def start(folder: Path, *options: str, script: str = "sweeps/low_data.py") -> su
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=dict(os.environ, COLUMNS="200"),
+        env=os.environ | WIDTH,
     )
 
 
-def sweep(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_code: int = 0) -> str:
-    """Runs a sweep to its end and returns what it printed."""
+def sweep_with_ray(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_code: int = 0) -> str:
+    """Runs a sweep to its end in a process of its own, exactly as a user does, and returns what it printed."""
     process = start(folder, *options, script=script)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == exit_code, output + errors
@@ -43,14 +115,14 @@ def sweep(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_
 
 
 def journal(folder: Path, name: str = "low_data") -> list[dict[str, Any]]:
-    """All records of the journal in `folder`/storage."""
+    """Reads all records of the journal in `folder`/storage."""
     storage = Storage.open(str(folder / "storage"))
     below = f"{v.JOURNAL_FOLDER}/{name}"
     return [r for segment in storage.names(below) for r in decode_records(storage.read(f"{below}/{segment}"))]
 
 
 def mlflow_runs(folder: Path, role: str, name: str = "low_data") -> list[Any]:
-    """The study or trial runs of an experiment in `folder`/mlflow.db, by MLflow's own client."""
+    """Reads the study or trial runs of an experiment in `folder`/mlflow.db, by MLflow's own client."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -61,7 +133,7 @@ def mlflow_runs(folder: Path, role: str, name: str = "low_data") -> list[Any]:
 
 
 def readme_commands() -> Iterator[list[str]]:
-    """The arguments of every command line in README, docs and sweep scripts that runs a sweep script."""
+    """Yields the arguments of every command line in README, docs and sweep scripts that runs a sweep script."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "sweeps").glob("*.py"))):
         for line in page.read_text().splitlines():
             found = re.match(r"\s*(?:\.venv/bin/)?python (sweeps/\w+\.py.*?)(?:\s+#.*)?$", line)

@@ -1,6 +1,6 @@
-"""An arm of overhead.py, not meant to be run by hand: trials that do nothing, by Ray Tune with reused actors.
+"""This arm of overhead.py, not meant to be run by hand, has Ray Tune run trials that do nothing, with reused actors.
 
-python benchmarks/noop.py NUM_TRIALS [TRACKING_URI]        # with a URI: Ray's own MLflow callback writes there
+python benchmarks/arms/noop.py NUM_TRIALS [TRACKING_URI]        # with a URI: Ray's own MLflow callback writes there
 """
 
 import sys
@@ -21,7 +21,7 @@ class Nothing(tune.Trainable):
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing to save."""
+        """Saves nothing: there is no state."""
 
 
 def main(num_trials: int, tracking_uri: str | None) -> None:

@@ -1,5 +1,5 @@
-"""A worker of the scale simulation: it is handed packs, waits as long as their training would take and says that they
-are done. Light, so that many fit one machine: it knows nothing of torch."""
+"""A worker of the scale simulation is handed packs, waits as long as their training would take and says that they are
+done. It is light, so that many fit one machine: it knows nothing of torch."""
 
 import os
 import time
@@ -13,8 +13,8 @@ STAGE_SECONDS = "CVIT_SCALE_STAGE_SECONDS"
 
 
 class NoOpTrainer(tune.Trainable):
-    """One step a stage, and one that says that there are none left, as
-    `sweeps.engine.execution.worker.PackTrainer` has it; the times have the names that they have there."""
+    """The trainable takes one step a stage and one more to say that none are left, as
+    `sweeps.engine.execution.worker.PackTrainer` does; the times have the same names as there."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._idle_since: float | None = None
@@ -35,7 +35,7 @@ class NoOpTrainer(tune.Trainable):
         return {DONE_KEYS: done_keys, "done": is_done, "busy_s": self._idle_since - started, "waited_s": waited_s}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing to save."""
+        """Saves nothing: there is no state."""
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Nothing to load."""
+        """Loads nothing: there is no state."""

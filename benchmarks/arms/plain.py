@@ -1,10 +1,10 @@
-"""An arm of throughput.py, not meant to be run by hand: the grid the way it is usually done.
+"""This arm of throughput.py, not meant to be run by hand, runs the grid the way it is usually done.
 
 One Ray Tune function trial per configuration; a DataLoader with torchvision's transforms; float32; torch's AdamW; Ray's
 own MLflow callback; everything else as Tune has it. It trains the same networks on the same images for the same steps,
 evaluated as often.
 
-python benchmarks/plain.py GPU_SHARE [options of sweeps/low_data.py]
+python benchmarks/arms/plain.py GPU_SHARE [options of sweeps/low_data.py]
 """
 
 import math
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 from ray import tune
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.utils import data
 from torchvision.transforms import v2
 
+from benchmarks.arms.grid import planned
 from benchmarks.common import available_cores
-from benchmarks.grid import planned
 from cvit.config import TrialConfig
 from cvit.data.datasets import Dataset, load
 from cvit.data.subsets import subset_size
@@ -42,7 +42,7 @@ EVALUATION_BATCH_SIZE = 500
 
 
 class TransformedImages(data.Dataset[tuple[Tensor, int]], Sized):
-    """Images kept decoded, as uint8 tensors, each transformed when it is asked for."""
+    """The images are kept decoded, as uint8 tensors, each transformed when it is asked for."""
 
     def __init__(self, part: LabelledImages, transform: v2.Transform) -> None:
         self._images, self._labels, self._transform = part.images, part.labels.tolist(), transform
@@ -137,7 +137,7 @@ def _train_stage(
 
 @torch.inference_mode()
 def _evaluate(model: nn.Module, images: TransformedImages, device: str) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy."""
+    """Returns mean cross-entropy and accuracy."""
     model.eval()
     loss, correct = 0.0, 0.0
     for batch, labels in data.DataLoader(images, EVALUATION_BATCH_SIZE):
@@ -149,7 +149,8 @@ def _evaluate(model: nn.Module, images: TransformedImages, device: str) -> tuple
 
 def main(gpu_share: float, options: list[str]) -> None:
     """Runs the grid that the sweep's options describe."""
-    plan, info, request = planned(options)
+    progress, info, request = planned(options)
+    plan = progress.plan
     at_once = int(1 / gpu_share) if gpu_share else available_cores()
     loader_processes = min(MOST_LOADER_PROCESSES, available_cores() // at_once) if gpu_share else 0
     trainable = tune.with_parameters(

@@ -1,19 +1,20 @@
-"""The grid of trials that all arms of throughput.py run: that of sweeps/low_data.py with the same options."""
+"""All arms of throughput.py run this grid of trials: the one of sweeps/low_data.py with the same options."""
 
 from collections.abc import Sequence
 
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.storage import Storage
-from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import Request
+from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
 from sweeps.low_data import SWEEP
 
 SCRIPT = "sweeps/low_data.py"
 
 
-def planned(options: Sequence[str]) -> tuple[Plan, DatasetInfo, Request]:
-    """The plan of the sweep with these options, with the results that its storage has.
+def planned(options: Sequence[str]) -> tuple[Progress, DatasetInfo, Request]:
+    """Plans the sweep with these options, and reads the results that its storage has.
 
     Raises:
         ConfigError, DataError: the sweep would refuse the options.
@@ -23,4 +24,4 @@ def planned(options: Sequence[str]) -> tuple[Plan, DatasetInfo, Request]:
     if request is None:
         raise SystemExit(0)
     info = describe(request.dataset, request.data_dir, download=False, image_size=request.image_size)
-    return Plan.make(SWEEP, request, info, Storage.open(request.storage)), info, request
+    return first_round(SWEEP, request, info, Storage.open(request.storage)), info, request
