@@ -143,6 +143,21 @@ class ModelConfig:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis of the image."""
+        return (self.image_size, self.image_size)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Pixels along each axis of a patch."""
+        return (self.patch_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis of the image."""
+        return tuple(pixels // side for pixels, side in zip(self.shape, self.patch, strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from cvit.theorem.convert import Conversion, convert
+from cvit.theorem.conversion import Conversion, convert
 from cvit.theorem.counts import heads_needed
 from cvit.theorem.layer import PatchAttention
 from tests.support.convolutions import randn

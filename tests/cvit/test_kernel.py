@@ -60,7 +60,7 @@ def test_the_norms_count_the_pairs_of_patches() -> None:
     expected = [pairs.count(offset) for offset in offsets(7, 1)]
     assert sum(expected) == (rows * columns) ** 2 and 0 in expected
     torch.testing.assert_close(
-        shift_norms(offsets(7, 1), rows, columns).square(), torch.tensor(expected, dtype=torch.float64)
+        shift_norms(offsets(7, 1), (rows, columns)).square(), torch.tensor(expected, dtype=torch.float64)
     )
 
 
@@ -194,7 +194,7 @@ def test_no_random_layer_comes_closer_than_the_bound() -> None:
     conv = random_conv(2, 3, 3, bias=False)
     matrix = operator(conv, 2, 6, 6)
     for seed, heads in enumerate((1, 4, 6, 9)):
-        layer = PatchAttention(2, 3, 2, heads, head_dim=8, half_width=1, bias=False).double()
+        layer = PatchAttention(2, 3, (2, 2), heads, head_dim=8, half_widths=(1, 1), bias=False).double()
         with torch.no_grad():
             for i, parameter in enumerate(layer.parameters()):
                 parameter.copy_(0.2 * randn(*parameter.shape, seed=10 * seed + i))
@@ -361,7 +361,7 @@ def test_a_softmax_needs_a_second_head_for_an_edge_filter() -> None:
 
 def one_channel(taps: Sequence[Sequence[Sequence[float]]], signs: Sequence[float], depth: float) -> PatchAttention:
     """One head for each table of weights ≥ 0 on the 3×3 neighbourhood, e^-depth times as large beside the zero slot."""
-    layer = PatchAttention(1, 1, 1, len(taps), head_dim=1, half_width=1, bias=False).double()
+    layer = PatchAttention(1, 1, (1, 1), len(taps), head_dim=1, half_widths=(1, 1), bias=False).double()
     with torch.no_grad():
         layer.relative_bias[:, :9] = torch.tensor(taps, dtype=torch.float64).flatten(1).log() - depth
         layer.relative_bias[:, 9] = -torch.inf
