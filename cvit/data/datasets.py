@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvit.config import Augmentation
 from cvit.data.formats import Place, all_formats
-from cvit.data.images import DataError, Pixels, Target
+from cvit.data.images import DataError, Target
 from cvit.data.stored import Labels, Part, Stored
 from cvit.data.subsets import holdout
 
@@ -35,7 +36,7 @@ TEST_FRACTION = 0.2
 class Images:
     """Decoded images (N, C, *shape) of uint8 or float32 and their class indices (N,) int64."""
 
-    images: Pixels
+    images: NDArray[np.uint8] | NDArray[np.float32]
     labels: Labels
 
 

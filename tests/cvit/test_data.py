@@ -219,6 +219,35 @@ def test_local_files_come_before_torchvision(tmp_path: Path) -> None:
     assert "cifar10/train.parquet" in error_of("cifar10", tmp_path)
 
 
+def test_an_image_folder_comes_before_a_parquet_file_of_its_name(tmp_path: Path) -> None:
+    """And a folder that holds neither images nor Parquet files is passed over."""
+    (tmp_path / "pets").mkdir()
+    write_parquet(tmp_path / "pets.parquet", pictures(10), alternating(10))
+    assert info_of("pets", tmp_path).class_names == ("0", "1")
+    write_folder(tmp_path / "pets", {"cat": 6, "dog": 6})
+    assert info_of("pets", tmp_path).class_names == ("cat", "dog")
+    write_parquet(tmp_path / "pets/a.parquet", pictures(20), alternating(20))
+    assert len(info_of("pets", tmp_path).train_labels) == 16
+
+
+def test_the_digits_are_those_of_scikit_learn_whatever_lies_in_the_data_folder(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "other.parquet", pictures(10), alternating(10))
+    (tmp_path / "digits").symlink_to(tmp_path / "other.parquet")
+    assert info_of("digits", tmp_path).name == "digits"
+    assert info_of("digits", tmp_path).fingerprint == info_of("digits").fingerprint
+
+
+def test_a_path_without_a_data_set_says_what_it_may_hold(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert error_of(tmp_path / "empty") == (
+        f"dataset '{tmp_path}/empty' holds neither Parquet files nor class folders with images"
+    )
+    assert error_of("empty", tmp_path) == (
+        f"dataset 'empty' is neither a path nor a name in {tmp_path}: give digits, cifar10, cifar100, fashion_mnist, "
+        "svhn, or a path to a Parquet file, a folder of Parquet files or an image folder"
+    )
+
+
 def test_describing_imports_no_torch() -> None:
     code = """
 import sys
