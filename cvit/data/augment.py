@@ -54,14 +54,13 @@ def apply_augmentation(images: Tensor, draws: Tensor) -> Tensor:
     margins = [_margin(length) for length in shape]
     padded = F.pad(images, [margin for margin in reversed(margins) for _ in range(2)])
     *moves, flip = draws.to(images.device).unsqueeze(-1).unbind(1)
-    sources = flip.new_zeros(1, dtype=torch.int64)
-    for axis, (length, margin, move) in enumerate(zip(shape, margins, moves, strict=True)):
-        pixel = torch.arange(length, device=images.device)
-        if axis == len(shape) - 1:
-            pixel = torch.where(flip == 1, length - 1 - pixel, pixel)
-        along = (pixel - move + margin).view(len(draws), *(1,) * axis, length)
-        sources = sources.unsqueeze(-1) * padded.shape[2 + axis] + along
-    sources = sources.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+    pixels = [torch.arange(length, device=images.device) for length in shape]
+    pixels[-1] = torch.where(flip == 1, shape[-1] - 1 - pixels[-1], pixels[-1])
+    first, *others = (pixel - move + margin for pixel, move, margin in zip(pixels, moves, margins, strict=True))
+    sources = first  # (B, pixels): where in a padded image, flattened, each pixel comes from
+    for along_axis, length in zip(others, padded.shape[3:], strict=True):
+        sources = (sources.unsqueeze(2) * length + along_axis.unsqueeze(1)).flatten(1)
+    sources = sources.unsqueeze(1).expand(-1, images.shape[1], -1)
     return padded.flatten(2).gather(2, sources).view_as(images)
 
 
