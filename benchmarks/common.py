@@ -1,4 +1,4 @@
-"""What benchmarks share: interleaved repeats, medians with their spread, the machine's description, tables, JSON."""
+"""Helpers that all benchmarks share: interleaved repeats, medians with their spread, the machine, tables, JSON."""
 
 import json
 import os
@@ -35,7 +35,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], Parameter(help="Device to run
 
 def interleaved(arms: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
     """Runs every arm `repeats` times in turn, every other round backwards, so that a drift of the machine (its clock,
-    its neighbours) meets all arms alike."""
+    its neighbours) affects all arms alike."""
     results: dict[str, list[T]] = {name: [] for name in arms}
     for number in range(repeats):
         for name in list(arms)[:: 1 if number % 2 == 0 else -1]:
@@ -50,7 +50,7 @@ def figure(values: Sequence[float]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """`hardware` and `versions` of a measurement. A load average near 0 says that the machine was idle before it."""
+    """The `hardware` and `versions` of a measurement. A load average near 0 means that the machine was idle before."""
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -84,7 +84,11 @@ def chosen_device(name: str) -> "torch.device":
 
 
 def check(json_path: Path | None, **counts: int) -> None:
-    """Raises ConfigError for a file that cannot be written, or a count below 1, before anything is measured."""
+    """Checks the options before anything is measured.
+
+    Raises:
+        ConfigError: the file cannot be written, or a count is below 1.
+    """
     for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"{name} {value} must be at least 1")

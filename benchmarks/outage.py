@@ -1,18 +1,18 @@
-"""Does training slow down while the tracker is out of order?
+"""Does training slow down while the tracker does not work?
 
 python benchmarks/outage.py
 python benchmarks/outage.py --repeats 3 --json outage.json
 
-Arms, each `python sweeps/low_data.py` on the same grid with a storage of its own; what differs is the tracker, from the
-first to the last moment of the sweep:
+Each arm is `python sweeps/low_data.py` on the same grid with a storage of its own. The arms differ in the tracker, from
+the first to the last moment of the sweep:
 
 healthy   an MLflow store that works (SQLite)
 refused   a server's address where nothing listens
 errors    a server that answers 500 to everything
 hanging   a server that takes requests and never answers
 
-Measured is the time between the first and the last measurement of the training, by their time stamps: start-up and the
-wait for the tracker at the end (`CLOSE_TIMEOUT_S` in sweeps/engine/run.py) are left out.
+The result is the time between the first and the last measurement of the training, by their time stamps. It leaves out
+start-up and the wait for the tracker at the end (`CLOSE_TIMEOUT_S` in sweeps/engine/run.py).
 """
 
 import contextlib

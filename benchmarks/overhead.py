@@ -1,18 +1,18 @@
-"""What a trial costs beside its training: seconds per trial of trials that do next to nothing.
+"""Measures the cost of a trial beside its training: seconds per trial of trials that do next to nothing.
 
 python benchmarks/overhead.py
 python benchmarks/overhead.py --trials 10 100 --repeats 3 --json overhead.json
 
 Arms, each a process from start to exit with a storage and an MLflow store of its own:
 
-engine       python sweeps/head_count.py --part expressivity, with the smallest fit that there is: a layer of one head
-             and one channel on four pixels, one step. Everything around it is as in any sweep: searcher, workers, a
-             stage's weights and result written and flushed, journal, SQLite store of MLflow, closing table
+engine       python sweeps/head_count.py --part expressivity, with the smallest possible fit: a layer of one head and
+             one channel on four pixels, one step. Everything around it is as in any sweep: searcher, workers, a stage's
+             weights and result written and flushed, journal, SQLite store of MLflow, closing table
 tune         Ray Tune with reused actors and nothing else, a class trainable that ends at its first step
 tune_mlflow  the same with Ray's own MLflow callback and a SQLite store
 
-`work` is the same fits, saved as the engine saves them, one after another in a bare loop. What counts is the marginal
-cost, between the smallest and the largest number of trials: starting Ray and closing MLflow is paid once.
+`work` runs the same fits, saved as the engine saves them, one after another in a bare loop. Starting Ray and closing
+MLflow is paid once, so the marginal cost counts, between the smallest and the largest number of trials.
 """
 
 import sys

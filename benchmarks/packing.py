@@ -1,12 +1,12 @@
-"""What packing gains: images per second of one worker against the number of stages that it trains together.
+"""Measures the gain of packs: images per second of one worker against the number of stages that it trains together.
 
 python benchmarks/packing.py                                              # CPU: one thread, the smaller models
 python benchmarks/packing.py --device cuda --json packing.json           # all models, packs of 1 to 64
 python benchmarks/packing.py --model-size digits --pack-size 1 16 --steps 50
 
-Stages of one shape and of different seeds on made-up images, by the trainer that the engine's workers use. A rate comes
-from the difference between a training of a few steps and one of `--steps` more, so that starting, evaluating and saving
-do not count. Pack sizes are the arms and take turns.
+The stages have one shape and different seeds, and the trainer of the engine's workers trains them on made-up images. A
+rate comes from the difference between a training of a few steps and one of `--steps` more, so starting, evaluating and
+saving do not count. The pack sizes are the arms and take turns.
 """
 
 import sys
@@ -38,7 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "medium": CIFAR | {"embed_dim": 192, "depth": 9, "head_dim": 24, "mlp_ratio": 4.0, "batch_size": 128},
     "vit_s": CIFAR | {"embed_dim": 384, "depth": 12, "head_dim": 32, "mlp_ratio": 4.0, "batch_size": 128},
 }
-"""All with 9 heads: the presets `laptop`, `photographs` and `reference` of sweeps/low_data.py, and one in between."""
+"""Models with 9 heads: `digits` and `small` are those of the presets `laptop` and `photographs` of sweeps/low_data.py,
+`vit_s` has the depth and width of ViT-S, and `medium` lies between."""
 DEFAULTS = {"cpu": (("digits", "small"), (1, 2, 4, 8, 16)), "cuda": (tuple(MODELS), (1, 2, 4, 8, 16, 32, 64))}
 FEW_STEPS = 3
 NUM_IMAGES = 640

@@ -15,9 +15,9 @@ from benchmarks.common import available_cores
 
 OUTPUT_FILE = "output.txt"
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-"""Nothing that a benchmark runs reports to its makers."""
+"""Environment that keeps the programs of a benchmark from reporting to their makers."""
 INTERVAL_S = 0.5
-"""Between two looks at the tree; one takes a few milliseconds."""
+"""Time between two looks at the tree; a look takes a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Observed:
 
     Attributes:
         seconds: from its start to its exit.
-        cpu_seconds: processor time of the tree; less than all else it depends on how busy the machine is.
-        cpu_utilisation: that over seconds × cores, in 0..1.
-        peak_memory_bytes: of the tree, memory that processes share counted once.
+        cpu_seconds: processor time of the tree; of all figures, it depends least on how busy the machine is.
+        cpu_utilisation: cpu_seconds over seconds × cores, in 0..1.
+        peak_memory_bytes: peak memory of the tree; memory that processes share counts once.
         gpu_utilisation: mean share of the time in which a kernel ran, in 0..1; None without a GPU.
-        gpu_peak_memory_bytes: of the whole device; None without a GPU.
+        gpu_peak_memory_bytes: peak memory of the whole device; None without a GPU.
     """
 
     seconds: float

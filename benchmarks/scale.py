@@ -1,5 +1,5 @@
-"""What a driver has to bear: thousands of trials on many simulated workers, through the real plan, searcher, journal,
-tracker and display. The workers only wait, so what they do not wait for their stages they wait for the driver.
+"""Measures the driver alone: thousands of trials on many simulated workers, through the real plan, searcher, journal,
+tracker and display. The workers only wait as long as a stage would take; the rest of the time they wait for the driver.
 
 python benchmarks/scale.py --trials 10000 --workers 64
 python benchmarks/scale.py --trials 10000 --workers 64 --stage-seconds 20
@@ -88,7 +88,7 @@ class Clock:
 
 
 def points_of(stage: TrainingStage) -> list[Point]:
-    """As many measurements as a stage has."""
+    """Made-up measurements, as many as a stage has."""
     now = time.time_ns() // 1_000_000
     last = stage.last_step
     early = [(v.EARLY_GRAD_NORM, stage.first_step + n, 1.0, now) for n in range(min(EARLY_STEPS, stage.steps))]

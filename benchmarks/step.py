@@ -1,4 +1,4 @@
-"""What one training step costs: our ViT against torchvision's and timm's of the same shape.
+"""Measures one training step: our ViT against torchvision's and timm's of the same shape.
 
 python benchmarks/step.py
 python benchmarks/step.py --device cuda --precision bfloat16 --json step.json
@@ -13,9 +13,9 @@ timm         the same heads; absolute position embedding; mean pooling, no class
 trainer      our model in the engine's own trainer, as a pack of one: its step also draws, augments and normalises the
              batch, clips the gradient and measures; on a GPU it is a CUDA graph
 
-MFU, the fraction of the device's measured matrix rate, is the operations of each model's own matrix products, forward
-and backward, over the time of its step and over that rate: the one of a large product in the same precision, the best
-of several. On a CPU all is done by one thread, as in the engine's workers.
+MFU is the fraction of the device's measured matrix rate: the operations of a model's own matrix products, forward and
+backward, over the time of its step and over that rate. The rate is that of a large product in the same precision, the
+best of several. On a CPU one thread does everything, as in the engine's workers.
 """
 
 import sys
@@ -56,7 +56,7 @@ SHAPES = {
     "medium": (9, 144, 16, 9),
     "vit_s": (12, 384, 32, 6),
 }
-"""`medium` has the very same heads in all three models."""
+"""Depth, width and heads by name; `medium` has the same heads in all three models."""
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 WARM_UP_STEPS = 3
 MANY_STEPS = 100_000

@@ -1,4 +1,4 @@
-"""How many trials an hour: a low-data grid by the engine, against the usual ways to run it.
+"""Measures trials per hour: a low-data grid by the engine, against the usual ways to run it.
 
 python benchmarks/throughput.py                                                   # digits, CPU
 python benchmarks/throughput.py --dataset cifar10 --data-dir ../shared/data --device cuda --seeds 5
@@ -38,7 +38,7 @@ from cvit.config import ConfigError
 from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
 
 DEFAULTS = {"--preset": ["laptop"]}
-"""The grid where nothing else is asked for: what `python sweeps/low_data.py` trains."""
+"""The grid without other options: that of `python sweeps/low_data.py`."""
 OURS, PLAIN, FRACTIONAL, LOOP = "engine", "plain", "fractional", "loop"
 GPU_SHARE = 0.25
 # The engine gives its workers these; whoever writes a loop by hand may do so too.
@@ -53,7 +53,7 @@ class Turn:
 
     Attributes:
         test_accuracy: mean over the trials; it must agree between the arms.
-        own_account: what the engine says itself about where its time went; empty for other arms.
+        own_account: the engine's closing lines about its time, as numbers; empty for other arms.
     """
 
     observed: Observed

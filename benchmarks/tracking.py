@@ -1,11 +1,10 @@
-"""What many runs cost: from the journal to MLflow, and from either to tables.
+"""Measures the cost of many runs: from the journal to MLflow, and from either to tables.
 
 python benchmarks/tracking.py
 python benchmarks/tracking.py --runs 100 1000 10000 --json tracking.json
 
-The runs are those of sweeps/low_data.py with as many seeds as it takes, their measurements made up: as many points as a
-trial of the preset `laptop` leaves. Each step runs in a fresh process, imports included, and says how much memory that
-process took at most.
+The runs are those of sweeps/low_data.py with as many seeds as needed. Their measurements are made up, as many points as
+a trial of the preset `laptop` has. Each step runs in a fresh process, imports included, and reports its peak memory.
 
 journal          the records written through the engine's journal
 journal_mlflow   the journal copied to a new SQLite store by the engine's tracker, as the start of a sweep would
@@ -40,7 +39,7 @@ from sweeps.engine.planning.trials import Trial
 
 GRID = ("--data-fraction", "0.02", "0.05", "0.2", "0.5", "1", "--init-scheme", "random", "two_phase")
 CELLS = 10
-"""Of the grid; each has so many runs as there are seeds."""
+"""Places of the grid; each has one run per seed."""
 EARLY_STEPS = 100
 COPY_TIMEOUT_S = 3600.0
 
@@ -118,7 +117,7 @@ def _write_journal(options: list[str]) -> None:
 
 
 def _points(trial: Trial) -> Iterator[Point]:
-    """What a trial of the preset `laptop` measures, with values out of a hat."""
+    """The measurements of a trial of the preset `laptop`, with random values."""
     draw = random.Random(trial.key)
     now = time.time_ns() // 1_000_000
     steps, interval = trial.steps, trial.steps // 10

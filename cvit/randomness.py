@@ -1,6 +1,6 @@
-"""Addressed randomness: every draw comes from a generator seeded by (seed, purpose, index); nothing is carried.
+"""Randomness by address: every draw comes from a generator seeded by (seed, purpose, index), and no state is carried.
 
-So a resumed run equals an uninterrupted one, and no draw depends on which worker or machine makes it. Importing this
+So a resumed run equals an uninterrupted one, and no draw depends on the worker or machine that makes it. Importing this
 module does not import torch.
 """
 
@@ -18,9 +18,9 @@ def derived_seed(seed: int, purpose: str, index: int = 0) -> int:
 
 
 def generator(seed: int, purpose: str, index: int = 0) -> "torch.Generator":
-    """A fresh CPU generator for one purpose ("init", "batch order", ...) and step or epoch of a seed.
+    """A fresh CPU generator for one purpose ("init", "batch order", ...) and one step or epoch of a seed.
 
-    torch's CPU generator tells apart only the low 32 bits of its seed: two addresses share a stream by a chance of
+    torch's CPU generator uses only the low 32 bits of its seed, so two addresses share a stream with a probability of
     one in four billion.
     """
     import torch

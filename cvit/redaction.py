@@ -1,24 +1,24 @@
-"""Leaves passwords and keys out of text that others may read."""
+"""Removes passwords and keys from text that others may read."""
 
 import re
 from typing import Any, TextIO
 
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/@\"':]+:(?!\d+/)[^\s@\"']*|[^\s/@\"']+)@")
-"""`user:password@` or `token@` after a scheme; a password may hold slashes, but a port and a path are no password."""
+"""`user:password@` or `token@` after a scheme. A password may contain slashes; a port and a path are not a password."""
 
 _PARAMETER = re.compile(
     r"(?i)([?&](?!viewStateShareKey=)(?:[\w-]*(?:key|password|secret|token|signature)[\w-]*)=)[^\s&\"']+"
 )
-"""A parameter with a secret; the key of a view in MLflow's UI is none, and the view's address is useless without it."""
+"""A parameter with a secret. The key of a view in MLflow's UI is none, and the view's address is useless without it."""
 
 
 def redacted(text: str) -> str:
-    """The text without what lets others in: `scheme://user:password@host?secret_key=…` → `scheme://***@host?secret_key=***`."""
+    """The text without its secrets: `scheme://user:password@host?secret_key=…` → `scheme://***@host?secret_key=***`."""
     return _PARAMETER.sub(r"\1***", _USER_INFO.sub("***@", text))
 
 
 class Redacting:
-    """A text stream that writes to another, redacted."""
+    """A text stream that writes redacted text to another stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

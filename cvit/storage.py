@@ -1,9 +1,9 @@
-"""Files under one root that is a local folder or any filesystem URL that pyarrow opens (s3://, gs://, file://).
+"""A storage holds files under one root: a local folder, or a URL that pyarrow opens (s3://, gs://, file://).
 
-Writes are atomic: a reader sees the old content or the new, never a torn one. Local files are written beside their
-place, flushed to the disk and renamed; object stores publish an object only when its upload is complete.
+Writes are atomic: a reader sees the old content or the new, never a torn one. A local file is written beside its place,
+flushed to the disk and renamed. An object store publishes an object only when its upload is complete.
 
-A *record* is a JSON object on one line, preceded by a checksum, so that a torn or altered line is noticed.
+A *record* is a JSON object on one line after a checksum, so that torn and altered lines are noticed.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from cvit.errors import one_line
 from cvit.redaction import redacted
 
 _ATTEMPTS = 8
-"""Requests to S3 that fail for a reason that may pass are repeated, with growing pauses, about 40 s in all."""
+"""Tries of a request to S3 that fails for a passing reason; with the growing pauses between them about 40 s in all."""
 
 
 class StorageError(Exception):
-    """The storage cannot be opened, read or written; the message is one line that names it."""
+    """The storage cannot be opened, read or written; the message is one line that names the storage."""
 
 
 def checksum(data: bytes) -> str:
@@ -34,13 +34,13 @@ def checksum(data: bytes) -> str:
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
-    """One line: 16 hexadecimal digits of the JSON text's SHA-256, a space, the JSON text, a newline."""
+    """The record as one line: 16 hexadecimal digits of the JSON text's SHA-256, a space, the JSON text, a newline."""
     text = json.dumps(record, separators=(",", ":"), sort_keys=True).encode()
     return checksum(text)[:16].encode() + b" " + text + b"\n"
 
 
 def decode_records(data: bytes) -> list[dict[str, Any]]:
-    """The records whose line is whole; torn and altered lines are left out."""
+    """The records of all whole lines; torn and altered lines are left out."""
     records = []
     for line in data.splitlines():
         digest, _, text = line.partition(b" ")
@@ -59,11 +59,11 @@ class Storage:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Opens a folder or a filesystem URL without creating or reading anything there.
+        """Opens a folder or a filesystem URL, and creates and reads nothing there.
 
         Raises:
-            StorageError: the URL's scheme is unknown, its options are wrong, or it holds a key, which would travel to
-                logs and process lists.
+            StorageError: the URL's scheme is unknown, its options are wrong, or it contains a key, which would end up
+                in logs and process lists.
         """
         if re.match(r"\w+://[^/@]*:[^@]*@", url):
             raise StorageError(redacted(f"storage {url!r} holds a key: give it to AWS_ACCESS_KEY_ID and so on instead"))
@@ -92,10 +92,10 @@ class Storage:
         return f"{self._root}/{path}" if path else self._root
 
     def check_writable(self) -> None:
-        """Finds out whether files could be written, leaving nothing behind.
+        """Checks that files can be written, and leaves nothing behind.
 
         Raises:
-            StorageError: they could not.
+            StorageError: they cannot.
         """
         try:
             if self.is_local and not os.path.exists(self._root):
@@ -105,7 +105,7 @@ class Storage:
                 if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
                     raise PermissionError(f"{folder} is not a folder that can be written")
                 return
-            # Arrow's own file system, which is not patient: who mistypes an endpoint should not wait for a minute.
+            # Arrow's own file system gives up at once: a mistyped endpoint should not cost a minute.
             at_once = self if self.is_local else Storage(self.url, pafs.FileSystem.from_uri(self.url)[0], self._root)
             probe = f".probe-{uuid.uuid4().hex}"
             at_once.write(probe, b"cvit")
@@ -114,17 +114,21 @@ class Storage:
             raise StorageError(_message(self.url, "written", error)) from error
 
     def read(self, path: str) -> bytes:
-        """The file's content. Raises FileNotFoundError where there is none."""
+        """The file's content.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         place = self._path(path)
         while True:
             with self._filesystem.open_input_file(place) as file:  # asks for the size, then for all of it at once
                 data = file.read()
-            # An object that another writer replaced by a longer one between the two requests came cut off.
+            # Read again if another writer replaced the object between the two requests: a longer one comes cut off.
             if self.is_local or self._filesystem.get_file_info(place).size == len(data):
                 return data
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes the whole file at once, atomically; folders are made as needed."""
+        """Writes the whole file at once, atomically, and creates folders as needed."""
         target = self._path(path)
         if not self.is_local:
             with self._filesystem.open_output_stream(target) as stream:
@@ -143,7 +147,7 @@ class Storage:
                 os.unlink(beside)
 
     def append_local(self, path: str, data: bytes) -> None:
-        """Appends to a local file and flushes it to the disk (object stores cannot append)."""
+        """Appends to a local file and flushes it to the disk; object stores cannot append."""
         target = self._path(path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(target, "ab") as file:
@@ -152,33 +156,32 @@ class Storage:
             os.fsync(file.fileno())
 
     def delete(self, path: str) -> None:
-        """Removes a file; one that is not there is no error."""
+        """Removes a file; a missing file is no error."""
         try:
             self._filesystem.delete_file(self._path(path))
         except FileNotFoundError:
             return
 
     def delete_others(self, folder: str, kept: set[str]) -> None:
-        """Removes all files directly in a folder but those named, what killed writers left there included."""
+        """Removes all files directly in a folder except the named ones, also partial files that killed writers left."""
         for info in self._filesystem.get_file_info(pafs.FileSelector(self._path(folder), allow_not_found=True)):
             if info.is_file and info.base_name not in kept:
                 self.delete(f"{folder}/{info.base_name}")
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names of the files and folders directly in a folder; empty where there is none."""
+        """Sorted names of the files and folders directly in a folder; empty if there is no such folder."""
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
         names = (info.base_name for info in self._filesystem.get_file_info(selector))
         return sorted(name for name in names if name and not name.endswith(".partial"))
 
 
 def _patient(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
-    """The same file system with AWS's own strategy for requests that fail. Arrow's default gives up after 6 s of broken
-    connections, and after 1.4 s of "slow down"; it cannot be set in a URL.
-    """
+    """The same file system with AWS's own strategy for failed requests. Arrow's default, which a URL cannot change,
+    gives up after 6 s of broken connections and after 1.4 s of "slow down"."""
     _, (options,) = filesystem.__reduce__()
     return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
 
 
 def _message(url: str, done: str, error: BaseException) -> str:
-    """One line, without the keys that a URL may hold."""
+    """The error as one line, without the keys that a URL may contain."""
     return redacted(f"storage {url!r} cannot be {done}: {one_line(error)}")

@@ -1,10 +1,10 @@
-"""Names shared by training, tracking and analysis: metrics, tags, parameters, statuses, journal records.
+"""Names that training, tracking and analysis share: metrics, tags, parameters, statuses, journal records.
 
-They are part of the product's contract: dashboards and papers refer to them, so a published name never changes.
-No heavy imports here: the analysis reads this module without torch, Ray or MLflow.
+Dashboards and papers refer to these names, so a published name never changes. This module has no heavy imports: the
+analysis reads it without torch, Ray or MLflow.
 """
 
-# Metrics, all stepped by optimiser step. A two-phase trial's curves run through both phases on one step axis.
+# Metrics over optimiser steps. The curves of a two-phase trial run through both phases on one step axis.
 TRAIN_LOSS = "train/loss"
 TRAIN_ACCURACY = "train/accuracy"
 VAL_LOSS = "val/loss"
@@ -13,7 +13,7 @@ TEST_ACCURACY = "test/accuracy"
 LEARNING_RATE = "lr"
 GRAD_NORM = "grad_norm"
 IMAGES_PER_SECOND = "images_per_second"
-# Of stability; see cvit/training/stability.py. The norms of a stage's first steps are recorded one by one.
+# Metrics of stability; see cvit/training/stability.py. The norms of a stage's first steps are recorded one by one.
 EARLY_GRAD_NORM = "early/grad_norm"
 EARLY_LOSS = "stability/early_loss"
 GRAD_NORM_MAX = "stability/grad_norm_max"
@@ -23,7 +23,7 @@ TRANSFER_WEIGHT_ERROR = "transfer/weight_error"
 TRANSFER_LOGIT_ERROR = "transfer/logit_error"
 TRANSFER_VAL_ACCURACY = "transfer/val_accuracy"
 CONVOLUTION_TEST_ACCURACY = "convolution/test_accuracy"
-# Of a fit of an attention layer to a convolution: distances of the two operators, relative to the convolution's norm.
+# Metrics of fitting attention to a convolution: distances of the two operators, relative to the convolution's norm.
 EXPRESSIVITY_ERROR = "expressivity/error"
 EXPRESSIVITY_BOUND = "expressivity/bound"
 
@@ -34,7 +34,7 @@ TAG_STUDY_KEY = "cvit.study_key"
 TAG_STATUS = "cvit.status"
 TAG_SWEEP = "cvit.sweep"
 TAG_TASK = "cvit.task"
-TAG_GRID = "cvit.grid"  # a long one goes on in cvit.grid.1, cvit.grid.2, …
+TAG_GRID = "cvit.grid"  # a long value continues in cvit.grid.1, cvit.grid.2, …
 TAG_CODE_VERSION = "cvit.code_version"
 TAG_DEVICE = "cvit.device"
 TAG_DATA_FINGERPRINT = "cvit.data_fingerprint"
@@ -47,14 +47,14 @@ TAG_NOTE = "mlflow.note.content"
 ROLE_STUDY = "study"
 ROLE_TRIAL = "trial"
 
-# Statuses of a trial. A diverged trial is a result; a failed one is a fault of the code or of the machine; a pruned one
-# fell behind others in a search and was stopped.
+# Statuses of a trial. A diverged trial is a result. A failed trial had a fault of the code or of the machine. A pruned
+# trial fell behind others in a search and was stopped.
 STATUS_OK = "ok"
 STATUS_DIVERGED = "diverged"
 STATUS_FAILED = "failed"
 STATUS_PRUNED = "pruned"
 
-# Tasks: what a trial does.
+# Tasks of a trial.
 TRAINING = "training"
 EXPRESSIVITY = "expressivity"
 
@@ -64,7 +64,10 @@ ATTENTION = "attention"
 REFERENCE = "reference"
 FIT = "fit"
 
-# Schemes of tracking URIs; a driver may follow one, as in postgresql+psycopg2.
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+"""The store that a plain `mlflow ui` opens in the working folder."""
+
+# Schemes of tracking URIs; a scheme may name a driver, as in postgresql+psycopg2.
 TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 # Folders below STORAGE.
@@ -72,8 +75,13 @@ STAGES_FOLDER = "stages"
 JOURNAL_FOLDER = "journal"
 LEASES_FOLDER = "leases"
 
-# Types of journal record (the field "type"); the other fields are those of cvit/records.py.
+# Types of journal records (the field "type"); cvit/records.py has the other fields.
 RECORD_STUDY = "study"
 RECORD_TRIAL = "trial"
 RECORD_POINTS = "points"
 RECORD_END = "end"
+
+
+def is_accuracy(metric: str) -> bool:
+    """True for a metric that is a share of images, which is shown as a percentage."""
+    return metric.endswith("accuracy")

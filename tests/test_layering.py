@@ -1,4 +1,4 @@
-"""Imports point one way: sweeps → cvit, analysis → a few light modules of cvit; Ray and MLflow stay in the engine."""
+"""Imports point one way: sweeps → cvit, analysis → a few light modules of cvit, and from room to room of the engine."""
 
 import ast
 import subprocess
@@ -20,8 +20,24 @@ LIGHT_MODULES = (
     "cvit.theorem.counts",
 )
 ORCHESTRATION = ("ray", "mlflow")
-SCRIPT_LINES = 90
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]
+
+# The rooms of the engine, and the rooms and files of the engine that each of them may import. Nothing else is allowed.
+BASE = {"declaration", "environment", "exit_codes", "wording"}
+ENGINE = {
+    "declaration": set(),
+    "environment": set(),
+    "exit_codes": set(),
+    "wording": set(),
+    "planning": BASE,
+    "recording": BASE | {"planning"},
+    "execution": BASE | {"planning", "recording"},
+    "tracking": BASE | {"planning", "recording"},
+    "terminal": BASE | {"planning", "recording", "execution", "tracking"},
+    "run": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
+    "sync": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
+    "main": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run"},
+}
 
 
 def imported_modules(path: Path, root: Path = ROOT) -> set[str]:
@@ -51,6 +67,45 @@ def imports_of(*packages: str) -> Iterator[tuple[str, str]]:
                 yield str(path.relative_to(ROOT)), name
 
 
+def is_room(path: Path) -> bool:
+    """Whether a file or folder of the engine holds code."""
+    if path.is_dir():
+        return any(path.glob("*.py"))
+    return path.suffix == ".py" and path.stem != "__init__"
+
+
+def room_of(name: str) -> str:
+    """The room that a name below `sweeps.engine` lies in."""
+    return name.split(".")[2] if name.count(".") >= 2 else name
+
+
+def module_name(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def circle_in(arrows: dict[str, set[str]]) -> list[str]:
+    """A circle of arrows, if there is one."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(arrows[name]):
+            if found := walk(target, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(arrows) if (found := walk(name, []))), [])
+
+
+def test_circles_are_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
     (tmp_path / "pack" / "inner").mkdir(parents=True)
     source = tmp_path / "pack" / "inner" / "module.py"
@@ -65,9 +120,40 @@ def test_cvit_knows_neither_orchestration_nor_analysis() -> None:
     assert [found for found in imports_of("cvit") if within(found[1], *forbidden)] == []
 
 
-def test_only_the_engine_knows_ray_and_mlflow() -> None:
-    users = {file for file, name in imports_of("cvit", "sweeps", "analysis") if within(name, *ORCHESTRATION)}
-    assert {file for file in users if not file.startswith("sweeps/engine/")} <= {"analysis/store/load.py"}
+def test_only_execution_imports_ray() -> None:
+    users = {file for file, name in imports_of("cvit", "sweeps", "analysis") if within(name, "ray")}
+    assert {file for file in users if not file.startswith("sweeps/engine/execution/")} == set()
+
+
+def test_only_tracking_and_the_store_of_the_analysis_import_mlflow() -> None:
+    users = {file for file, name in imports_of("cvit", "sweeps", "analysis") if within(name, "mlflow")}
+    others = {file for file in users if not file.startswith("sweeps/engine/tracking/")}
+    assert others == {"analysis/store/mlflow.py"}
+
+
+@pytest.mark.parametrize("room", sorted(path.stem for path in (ROOT / "sweeps/engine").iterdir() if is_room(path)))
+def test_rooms_of_the_engine_import_downwards(room: str) -> None:
+    """In words: planning knows no room above it, recording knows planning only, execution and tracking do not know each
+    other, and so on."""
+    place = ROOT / "sweeps/engine" / room
+    files = [place.with_suffix(".py")] if not place.is_dir() else sorted(place.rglob("*.py"))
+    upwards = {
+        (file.name, name)
+        for file in files
+        for name in imported_modules(file)
+        if within(name, "sweeps.engine") and room_of(name) not in ENGINE[room] | {room}
+    }
+    assert upwards == set()
+
+
+@pytest.mark.parametrize("package", ["cvit", "sweeps", "analysis"])
+def test_no_file_imports_itself_by_a_detour(package: str) -> None:
+    """Imports inside functions count: a circle is a circle whenever it closes."""
+    arrows = {module_name(file): set[str]() for file, _ in imports_of(package)}
+    for file, name in imports_of(package):
+        targets = {target for target in (name, name.rpartition(".")[0]) if target in arrows}
+        arrows[module_name(file)] |= targets - {module_name(file)}
+    assert circle_in(arrows) == []
 
 
 def test_analysis_is_light() -> None:
@@ -80,18 +166,16 @@ def test_analysis_is_light() -> None:
     assert wrong == []
 
 
-def test_only_the_closing_report_of_a_sweep_uses_the_analysis() -> None:
+def test_only_the_terminal_uses_the_analysis() -> None:
     """It prints the answer table; nothing that plans or trains depends on the analysis."""
-    assert {file for file, name in imports_of("sweeps") if within(name, "analysis")} == {
-        "sweeps/engine/terminal/report.py"
-    }
+    users = {file for file, name in imports_of("sweeps") if within(name, "analysis")}
+    assert {file for file in users if not file.startswith("sweeps/engine/terminal/")} == set()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_sweep_script_only_declares(script: Path) -> None:
     allowed = ("sweeps.engine", "cvit", *sys.stdlib_module_names)
     assert [name for name in sorted(imported_modules(script)) if not within(name, *allowed)] == []
-    assert len(script.read_text().splitlines()) < SCRIPT_LINES
 
 
 def test_the_package_is_empty_at_its_top() -> None:
@@ -104,3 +188,15 @@ def test_light_modules_import_without_heavy_libraries(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_functions_of_the_engine_take_at_most_six_parameters() -> None:
+    """More are a sign that a type is missing, such as a session or a site."""
+    crowded = []
+    for path in sorted((ROOT / "sweeps/engine").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len([name for name in names if name not in ("self", "cls")]) > 6:
+                    crowded.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert crowded == []

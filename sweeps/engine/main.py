@@ -1,10 +1,11 @@
-"""The entry point of every sweep script: requests → plans → runs."""
+"""The entry point of every sweep script: from the command line to requests, plans and runs."""
 
 import contextlib
-import functools
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,94 +15,102 @@ from cvit.data.images import DataError
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from cvit.tasks import task_named
+from sweeps.engine import environment, exit_codes
 from sweeps.engine.declaration import Sweep
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.request import Request
+from sweeps.engine.planning.progress import Progress
+from sweeps.engine.planning.request import IN_PROCESS, Request
+from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.recording.lease import lease
 from sweeps.engine.terminal.cli import parse, parts_asked_for
-from sweeps.engine.terminal.preflight import check_address, check_device, check_tracking_uri
+from sweeps.engine.terminal.preflight import check_request
 
 if TYPE_CHECKING:
-    from sweeps.engine.execution.cluster import Workers
+    from sweeps.engine.execution.cluster import Cluster
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+
+@dataclass(frozen=True)
+class Planned:
+    """A sweep that is ready to be run."""
+
+    progress: Progress
+    info: DatasetInfo | None
+    request: Request
 
 
 def main(*sweeps: Sweep) -> None:
     """Runs a sweep script, its sweeps one after another. Bad input ends it with one line and exit code 2 before
     anything is created or started. Nothing printed shows the passwords and keys of URLs."""
+    environment.prepare()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     # A polite kill (a batch system's, say) stops a sweep as cleanly as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        requests: list[tuple[Sweep, Request]] = []
-        for sweep in parts_asked_for(sweeps, sys.argv[1:]):
-            request = parse(sweep, sys.argv[1:], sweeps if len(sweeps) > 1 else ())
-            if request is None:
-                sys.exit(0)
-            requests.append((sweep, request))
-        sys.exit(_plan_and_run(requests))
+        sys.exit(_run_script(sweeps, sys.argv[1:]))
     except (ConfigError, DataError, StorageError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(exit_codes.BAD_INPUT)
     except KeyboardInterrupt:  # before anything was started
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
-def _plan_and_run(requests: list[tuple[Sweep, Request]]) -> int:
-    """The worst exit code of the sweeps; all of them are planned before the first one starts."""
-    request = requests[0][1]  # where and how to run is the same for all
-    check_tracking_uri(request.tracking_uri)
-    check_address(request.address)
-    check_device(request.device, request.address)
-    storage = Storage.open(request.storage)
-    if not request.dry_run:
-        storage.check_writable()
-    may_download = request.download and not request.dry_run
-    prepared: list[tuple[Plan, DatasetInfo | None, Request]] = []
-    for sweep, request in requests:
-        info = None
-        if task_named(sweep.task).needs_data:
-            info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
-        plan = Plan.make(sweep, request, info, storage)
-        if plan.search is not None:
-            from sweeps.engine.planning.search import next_plan
-
-            plan = next_plan(plan, storage) or plan
-        prepared.append((plan, info, request))
-    with contextlib.ExitStack() as leases:
-        for plan, _, request in prepared:
-            if not request.dry_run:
-                leases.enter_context(lease(storage, plan.study.sweep, _say))
-        return _run_all(prepared, storage)
-
-
-def _run_all(prepared: list[tuple[Plan, DatasetInfo | None, Request]], storage: Storage) -> int:
+def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
+    """The worst exit code of the sweeps. All of them are planned before the first one starts."""
     started_at = time.monotonic()
-    request = prepared[0][2]
-    with contextlib.ExitStack() as session:
+    requests: list[tuple[Sweep, Request]] = []
+    for sweep in parts_asked_for(sweeps, argv):
+        request = parse(sweep, argv, sweeps if len(sweeps) > 1 else ())
+        if request is None:
+            return exit_codes.FINISHED  # the help is printed
+        requests.append((sweep, request))
+    common = requests[0][1]  # where and how to run is the same for all
+    check_request(common)
+    storage = Storage.open(common.storage)
+    if not common.dry_run:
+        storage.check_writable()
+    planned = [_plan(sweep, request, storage) for sweep, request in requests]
+    with contextlib.ExitStack() as stack:
+        if not common.dry_run:
+            for each in planned:
+                stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say))
+        cluster = None
+        if not common.dry_run and common.address != IN_PROCESS:
+            cluster = stack.enter_context(_cluster(common, starts_now=any(each.progress.todo for each in planned)))
+        return _run_all(planned, storage, cluster, started_at)
 
-        @functools.cache
-        def workers() -> "Workers":
-            """Those of Ray, which is started or attached to when they are first asked for, once for all sweeps."""
-            from sweeps.engine.execution.cluster import ray_session
 
-            return session.enter_context(ray_session(request.address, request.device))
+def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
+    info = None
+    if task_named(sweep.task).needs_data:
+        may_download = request.download and not request.dry_run
+        info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
+    return Planned(first_round(sweep, request, info, storage), info, request)
 
-        # Help and bad input are answered before anything that takes seconds. Then Ray starts processes for its workers,
-        # while this one imports torch and pandas.
-        if not request.dry_run and any(plan.todo for plan, _, _ in prepared):
-            workers()
-        from sweeps.engine.run import run
 
-        exit_code = 0
-        for plan, info, request in prepared:
-            exit_code = max(exit_code, run(plan, info, request, storage, workers, started_at))
-            if exit_code == EXIT_INTERRUPTED:
-                break
-            started_at = time.monotonic()
-        return exit_code
+def _cluster(request: Request, starts_now: bool) -> "Cluster":
+    """Ray. Help and bad input are answered before anything that takes seconds; then Ray starts the processes of its
+    workers, while this process imports torch and pandas."""
+    from sweeps.engine.execution.cluster import Cluster
+
+    cluster = Cluster(request.address, request.device)
+    if starts_now:
+        _ = cluster.workers
+    return cluster
+
+
+def _run_all(planned: Sequence[Planned], storage: Storage, cluster: "Cluster | None", started_at: float) -> int:
+    from rich.console import Console
+
+    from sweeps.engine.execution.timing import Timing
+    from sweeps.engine.run import Session, run_sweep
+
+    exit_code = exit_codes.FINISHED
+    for each in planned:
+        session = Session(each.request, each.info, storage, Console(soft_wrap=True), cluster, Timing(started_at))
+        exit_code = max(exit_code, run_sweep(each.progress, session))
+        if exit_code == exit_codes.INTERRUPTED:
+            break
+        started_at = time.monotonic()
+    return exit_code
 
 
 def _say(line: str) -> None:

@@ -1,53 +1,89 @@
-"""The main flow of a sweep: plan → stages → journal → answer."""
+"""The main flow of a sweep, from top to bottom: plan → rounds of training → journal and tracking → answer."""
 
 import contextlib
 import functools
 import os
 import subprocess
-from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
 
-import ray
 from rich.console import Console
 
 from cvit.data.datasets import Dataset, DatasetInfo, load
-from cvit.results import Report
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import STATUS_PRUNED, TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK, VAL_ACCURACY
-from sweeps.engine.execution.cluster import Workers
-from sweeps.engine.execution.execute import execute
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
+from sweeps.engine import exit_codes
+from sweeps.engine.execution import in_process
 from sweeps.engine.execution.head_watch import watching
 from sweeps.engine.execution.pack_size import pack_limits
+from sweeps.engine.execution.site import Site
 from sweeps.engine.execution.timing import Timing
-from sweeps.engine.main import EXIT_INTERRUPTED
-from sweeps.engine.planning.plan import Plan
+from sweeps.engine.execution.workers import Workers, this_process, workers_here
+from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.request import Request
+from sweeps.engine.planning.rounds import rounds
 from sweeps.engine.recording.journal import Journal
-from sweeps.engine.recording.record import record
+from sweeps.engine.recording.record import record_failures, record_known_results, take_up_pruned
 from sweeps.engine.terminal.display import Display
-from sweeps.engine.terminal.report import print_answer, print_growth, print_lost_head, print_plan, print_storage_error
+from sweeps.engine.terminal.report import (
+    Closing,
+    print_closing,
+    print_cost,
+    print_growth,
+    print_lost_head,
+    print_plan,
+)
 from sweeps.engine.tracking.tracker import Tracker
 
-EXIT_FAILED_TRIALS = 1
+if TYPE_CHECKING:
+    from sweeps.engine.execution.cluster import Cluster
 
 CLOSE_TIMEOUT_S = 60.0
-"""How long the end of a sweep waits for MLflow; what is missing then is copied by the next run."""
+"""How long the end of a sweep waits for the tracking store; the next run copies what is missing then."""
 
 
-def run(
-    plan: Plan,
-    info: DatasetInfo | None,
-    request: Request,
-    storage: Storage,
-    workers: Callable[[], Workers],
-    started_at: float,
-) -> int:
-    """Trains what is missing, records and answers.
+@dataclass(frozen=True)
+class Session:
+    """Everything about one run of a sweep that does not change while it runs.
 
-    Args:
-        workers: starts Ray, once, and only if there is anything to train.
-        started_at: when this sweep began, by the monotonic clock.
+    Attributes:
+        info: the description of the data set; None for a task that needs none.
+        cluster: Ray, which is started when workers are first asked for; None: train in this process.
+        timing: counts where the time goes.
+    """
+
+    request: Request
+    info: DatasetInfo | None
+    storage: Storage
+    console: Console
+    cluster: "Cluster | None"
+    timing: Timing
+
+    @functools.cached_property
+    def dataset(self) -> Dataset | None:
+        """The data set, decoded when it is first asked for. Raises DataError where an image cannot be decoded."""
+        return load(self.info) if self.info is not None else None
+
+    @property
+    def workers(self) -> Workers:
+        """The workers of the cluster, or this process. Raises ConfigError where there is no such cluster."""
+        return this_process(self.request.device) if self.cluster is None else self.cluster.workers
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a session ended: its status in the tracking store, its exit code, and the storage's refusal to be written."""
+
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    exit_code: int
+    storage_error: str | None = None
+
+
+def run_sweep(progress: Progress, session: Session) -> int:
+    """Trains what is missing, records, and answers.
 
     Returns:
         The exit code: 0, 1 where trials failed, 130 after Ctrl-C.
@@ -56,122 +92,121 @@ def run(
         ConfigError: there is no such cluster.
         DataError: an image cannot be decoded.
     """
-    console = Console(soft_wrap=True)
-    journal = Journal(storage, plan.study.sweep)
-    _take_up_pruned(plan, journal)
-    print_plan(console, plan, request)
+    console, request = session.console, session.request
+    journal = Journal(session.storage, progress.plan.study.sweep)
+    take_up_pruned(progress, journal)
+    print_plan(console, progress, request)
     if request.dry_run:
-        return 0
-    timing = Timing(started_at)
-
-    @functools.cache
-    def dataset() -> Dataset | None:
-        return load(info) if info is not None else None
-
-    def train(plan: Plan) -> None:
-        limits = pack_limits(plan.todo, workers(), request.max_pack)
-        with Display(plan, console) as display, _watched_head(console, plan, request):
-            execute(plan, dataset(), storage.url, workers(), limits, journal, display, timing)
-
+        print_cost(console, progress, workers_here(request.device), request.max_pack)
+        return exit_codes.FINISHED
     try:
-        if plan.todo:
-            dataset()  # bad images end it before anything is recorded
-            workers()
-        return _record_and_answer(plan, info, request, storage, journal, console, timing, train)
+        if progress.todo:
+            _ = session.dataset, session.workers  # bad images and a missing cluster end it before anything is recorded
+        with Book(progress, journal, session) as book:
+            book.ending = _train_rounds(progress, journal, book, session)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
+    closing = Closing(
+        is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
+        time_line=session.timing.line(progress.num_ended_here),
+        how_to_look=book.tracker.how_to_look(),
+        tracking_error=book.tracking_error,
+        storage_error=book.ending.storage_error or book.storage_error,
+    )
+    print_closing(console, progress, request, session.storage, closing)
+    return book.ending.exit_code
 
 
-def _record_and_answer(
-    plan: Plan,
-    info: DatasetInfo | None,
-    request: Request,
-    storage: Storage,
-    journal: Journal,
-    console: Console,
-    timing: Timing,
-    train: Callable[[Plan], None],
-) -> int:
-    """Opens the tracker, trains, and answers from what was recorded, however the training ends."""
-    tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: plan.study.task}
-    if info is not None:
-        tags[TAG_DATA_FINGERPRINT] = info.fingerprint
-    _record_plan(plan, journal, tags)
-    done_before = {trial.key for trial in plan.trials if plan.status(trial) is not None}
-    tracker = Tracker(request.tracking_uri, plan.study.sweep, _keys(plan), journal.records)
-    journal.listen(tracker.feed)
-    outcome, exit_code, storage_error = "FAILED", EXIT_FAILED_TRIALS, None
+def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: Session) -> Ending:
+    """Trains round after round; a grid has one, a search several."""
     try:
-        if plan.todo:
-            train(plan)
-        while (grown := _next_plan(plan, storage)) is not None:
-            plan = grown
-            _take_up_pruned(plan, journal)
-            tracker.expect(_keys(plan))
-            _record_plan(plan, journal, tags)
-            print_growth(console, plan)
-            if plan.todo:
-                train(plan)
-        if all(plan.status(trial) is not None for trial in plan.trials):
-            outcome, exit_code = "FINISHED", 0
+        for number in rounds(progress, session.storage):
+            if number > 0:
+                take_up_pruned(progress, journal)
+                book.record_plan()
+                print_growth(session.console, progress)
+            if progress.todo:
+                record_failures(progress, journal, _train(progress, journal, session))
     except KeyboardInterrupt:
-        outcome, exit_code = "KILLED", EXIT_INTERRUPTED
+        return Ending("KILLED", exit_codes.INTERRUPTED)
     except StorageError as error:
-        storage_error = str(error)
-    finally:
-        copied = tracker.close(outcome, CLOSE_TIMEOUT_S)
-    try:
-        journal.flush()
-    except StorageError as error:
-        storage_error = storage_error or str(error)
-    error = None if copied else tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
-    if storage_error is not None:
-        print_storage_error(console, plan, request, storage_error)
-        return exit_code
-    ended = sum(plan.status(trial) is not None and trial.key not in done_before for trial in plan.trials)
-    time_line = timing.line(ended)
-    print_answer(console, plan, storage, request, time_line, error, tracker.page, exit_code == EXIT_INTERRUPTED)
-    return exit_code
+        return Ending("FAILED", exit_codes.FAILED_TRIALS, str(error))
+    if progress.is_finished:
+        return Ending("FINISHED", exit_codes.FINISHED)
+    return Ending("FAILED", exit_codes.FAILED_TRIALS)
 
 
-def _next_plan(plan: Plan, storage: Storage) -> Plan | None:
-    if plan.search is None:
-        return None
-    from sweeps.engine.planning.search import next_plan  # Optuna is not needed otherwise
+def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
+    """Trains the stages of one round, and shows how it goes; returns the outcome of every stage, by key."""
+    limits = pack_limits(progress.todo, session.workers, session.request.max_pack)
+    site = Site(session.dataset, session.storage, session.workers, limits, session.timing)
+    with Display(progress, session.console) as display:
+        if session.cluster is None:
+            return in_process.train_stages(progress, journal, display, site)
+        from sweeps.engine.execution import execute  # imports Ray
 
-    return next_plan(plan, storage)
-
-
-def _keys(plan: Plan) -> set[str]:
-    return {plan.study.key, *(trial.key for trial in plan.trials)}
-
-
-def _record_plan(plan: Plan, journal: Journal, tags: dict[str, str]) -> None:
-    journal.record_plan(plan.study, plan.trials, tags)
-    _record_known_results(plan, journal)
+        with _watched_head(progress, session.cluster.head_address, session):
+            return execute.train_stages(progress, journal, display, site)
 
 
-def _take_up_pruned(plan: Plan, journal: Journal) -> None:
-    """What an earlier session stopped early stays stopped, as long as trials are to be stopped at all."""
-    if plan.search is not None and plan.search.asha:
-        stopped = {trial.key for trial in plan.trials if journal.status(trial.key) == STATUS_PRUNED}
-        values = journal.last_values(VAL_ACCURACY) if stopped else {}
-        plan.pruned.update({key: values.get(key, 0.0) for key in stopped})
+class Book:
+    """The journal and its copy in the tracking store: opened together, and closed with the session's one ending.
+
+    Attributes:
+        ending: FAILED, unless the session says otherwise before the book is closed.
+        tracking_error: why the tracking store is incomplete, once the book is closed.
+        storage_error: why the journal is, then.
+    """
+
+    def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
+        self._progress, self._journal = progress, journal
+        self._tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: progress.plan.study.task}
+        if session.info is not None:
+            self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
+        self.ending = Ending("FAILED", exit_codes.FAILED_TRIALS)
+        self.tracking_error: str | None = None
+        self.storage_error: str | None = None
+        self._write_plan()
+        sweep = progress.plan.study.sweep
+        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records)
+        journal.listen(self.tracker.feed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def record_plan(self) -> None:
+        """Records the plan, or that it has grown, and the results that the storage has already.
+
+        Raises:
+            StorageError: the storage cannot be written.
+        """
+        self.tracker.expect(self._keys())
+        self._write_plan()
+
+    def _write_plan(self) -> None:
+        self._journal.record_plan(self._progress.plan.study, self._progress.plan.trials, self._tags)
+        record_known_results(self._progress, self._journal)
+
+    def _keys(self) -> set[str]:
+        plan = self._progress.plan
+        return {plan.study.key, *(trial.key for trial in plan.trials)}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
+            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
+        try:
+            self._journal.flush()
+        except StorageError as error:
+            self.storage_error = str(error)
 
 
-def _record_known_results(plan: Plan, journal: Journal) -> None:
-    """Completes the journal with results that the storage has: of stages shared with earlier sweeps, or finished just
-    before a driver was killed."""
-    for key, result in plan.results.items():
-        record(plan, journal, key, Report(result.points, plan.stages[key].steps, result))
-
-
-def _watched_head(console: Console, plan: Plan, request: Request) -> contextlib.AbstractContextManager[None]:
+def _watched_head(progress: Progress, address: str | None, session: Session) -> contextlib.AbstractContextManager[None]:
     """Says how to go on should the head of a cluster be lost; Ray ends this process then."""
-    if request.address is None or request.address.startswith("ray://"):  # a client knows its proxy only
+    if address is None:
         return contextlib.nullcontext()
-    address = ray.get_runtime_context().gcs_address
-    return watching(address, lambda: print_lost_head(console, plan, request, address))
+    return watching(address, functools.partial(print_lost_head, session.console, progress, session.request, address))
 
 
 def _code_version() -> str:

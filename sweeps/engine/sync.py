@@ -14,9 +14,10 @@ from cvit.config import ConfigError
 from cvit.errors import one_line
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
+from cvit.vocabulary import DEFAULT_TRACKING_URI
 from sweeps.engine.recording.journal import Journal, Record
 from sweeps.engine.recording.lease import lease
-from sweeps.engine.terminal.cli import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
+from sweeps.engine.terminal.cli import TRACKING_URI_VARIABLE
 from sweeps.engine.terminal.preflight import check_reachable, check_tracking_uri
 from sweeps.engine.tracking.tracker import Tracker
 

@@ -1,4 +1,4 @@
-"""Runs one sweep while things happen to it, and checks after each session that nothing that was saved is lost."""
+"""Runs one sweep while faults happen to it, and checks after each session that no saved work is lost."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ from tests.support.scripts import ROOT, start
 HERE = Path(__file__).parent
 SESSION_TIMEOUT_S = 400.0
 IS_ROOT = os.geteuid() == 0
-"""Then the storage is a small disk of its own, which can be filled or made read-only."""
+"""As root, the storage is a small disk of its own, which can be filled or made read-only."""
 DISK = "48m"
 EXIT_IN_USE = 2
 EXIT_FAILED = 1
@@ -41,10 +41,10 @@ class Campaign:
     def __init__(self, folder: Path, options: tuple[str, ...], plan: Plan, undisturbed: Path, seed: int) -> None:
         """
         Args:
-            options: of `sweeps/low_data.py`.
-            plan: what they ask for.
-            undisturbed: the folder of the same sweep when nothing happened to it.
-            seed: of everything that is drawn here.
+            options: the options of `sweeps/low_data.py`.
+            plan: the plan that these options make.
+            undisturbed: the folder of the same sweep without faults.
+            seed: the seed of all draws of this campaign.
         """
         self.folder, self.options, self.plan, self.undisturbed = folder, options, plan, undisturbed
         self.draw = random.Random(seed)
@@ -70,7 +70,7 @@ class Campaign:
     # --- sessions -----------------------------------------------------------------------------------------------
 
     def session(self, *faults: "Fault") -> int:
-        """Starts the driver and lets the faults happen one after another; returns its exit code once it has ended."""
+        """Starts the driver, lets the faults happen one after another, and returns its exit code once it has ended."""
         LEDGER.sessions += 1
         process = self.start()
         for fault in faults:
@@ -103,7 +103,7 @@ class Campaign:
         self.check_saved()
 
     def check_saved(self) -> None:
-        """Nothing that was saved when this was last called has been trained again since."""
+        """Checks that no work that was saved at the last call has been trained again since."""
         wait_for_none(self.inject) if self.draw.random() < 0.5 else None
         if processes_of(self.inject):
             self._saved = {}  # a killed driver's workers go on for a moment, beside those of the next one
@@ -112,7 +112,7 @@ class Campaign:
         self._saved = saved_points(self.folder)
 
     def finish(self) -> None:
-        """Lets the sweep end in peace and compares it with the one to which nothing happened."""
+        """Lets the sweep end without further faults and compares it with the undisturbed one."""
         for _ in range(3):
             if self.session() == 0:
                 break
@@ -127,7 +127,7 @@ class Campaign:
     # --- moments ------------------------------------------------------------------------------------------------
 
     def wait_for_training(self, process: subprocess.Popen[str]) -> bool:
-        """Waits until a checkpoint or a result is written; False where the driver ended before."""
+        """Waits until a checkpoint or a result is written; returns False if the driver ended before."""
 
         def newest() -> float:
             files = self.storage.glob(f"{v.STAGES_FOLDER}/*/*.json")
@@ -137,7 +137,7 @@ class Campaign:
         return self._wait(process, lambda: newest() > before)
 
     def wait_a_moment(self, process: subprocess.Popen[str]) -> bool:
-        """Waits for a moment of the session, drawn at random: in its start or while it trains."""
+        """Waits for a random moment of the session: in its start or while it trains."""
         if self.draw.random() < 0.25:
             return self._wait(process, lambda: False, self.draw.uniform(0, 12))
         if not self.wait_for_training(process):
@@ -153,7 +153,7 @@ class Campaign:
         return True
 
     def note_time_lost(self) -> None:
-        """How old the checkpoints of what is being trained are, now that a process is killed."""
+        """Notes the age of the checkpoints of all stages in training, when a process is killed."""
         if self._clock_is_right:
             now, points = time.time(), saved_points(self.folder)
             LEDGER.time_lost_s += [now - points[key][-1][3] / 1000 for key in unfinished(self.folder)]
@@ -169,7 +169,7 @@ def _mtime(path: Path) -> float:
         return 0.0
 
 
-# --- what happens while a session runs --------------------------------------------------------------------------
+# --- faults while a session runs -------------------------------------------------------------------------------
 
 
 def kill_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
@@ -198,14 +198,14 @@ def terminate_worker(campaign: Campaign, process: subprocess.Popen[str]) -> None
 
 
 def raise_in_training(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Fewer times than a stage is tried, so the sweep ends well."""
+    """Raises once, which is less often than a stage is tried, so the sweep ends well."""
     if process.poll() is None:
         LEDGER.faults["error raised by the training"] += 1
         (campaign.inject / f"code-{campaign.draw.choice(['random', 'two_phase'])}").write_text("x\n")
 
 
 def second_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Refused, whether the first is just starting or in the middle of training."""
+    """Starts a second driver, which is refused whether the first is just starting or training."""
     if campaign.draw.random() < 0.5 and not campaign.wait_for_training(process):
         return
     LEDGER.faults["second driver"] += 1
@@ -221,7 +221,7 @@ def second_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
 
 
 def jump_clock(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """By hours, forth or back, for good."""
+    """Moves the clock by a minute to a day, forth or back, for good."""
     if campaign.wait_a_moment(process):
         LEDGER.faults["clock jump"] += 1
         campaign._clock_is_right = False
@@ -229,7 +229,7 @@ def jump_clock(campaign: Campaign, process: subprocess.Popen[str]) -> None:
 
 
 def lock_tracker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Somebody else holds MLflow's database for longer than a writer waits for it."""
+    """Holds MLflow's database for longer than a writer waits for it."""
     if campaign.wait_for_training(process) and (campaign.folder / "mlflow.db").exists():
         with contextlib.closing(sqlite3.connect(campaign.folder / "mlflow.db", isolation_level=None)) as connection:
             try:
@@ -242,7 +242,7 @@ def lock_tracker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
 
 
 def fill_disk(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """The sweep ends in one line, unless it was about to end anyway."""
+    """Fills the disk: the sweep ends in one line, unless it was about to end anyway."""
     if IS_ROOT and campaign.wait_for_training(process):
         LEDGER.faults["storage full"] += 1
         ballast = campaign.storage / "ballast"
@@ -270,11 +270,11 @@ def _expect_refusal(process: subprocess.Popen[str], reason: str) -> None:
     assert process.returncode == 0 or (process.returncode == EXIT_FAILED and reason in said), said
 
 
-# --- what happens between sessions ------------------------------------------------------------------------------
+# --- faults between sessions ------------------------------------------------------------------------------------
 
 
 def damage_checkpoint(campaign: Campaign) -> None:
-    """Truncates a file of a newest checkpoint, or flips a bit in it; the one before it must do."""
+    """Truncates a file of a newest checkpoint, or flips a bit in it; then the checkpoint before it is used."""
     found = sorted(campaign.storage.glob(f"{v.STAGES_FOLDER}/*/step-*.json"))
     stages = [stage for stage in {path.parent for path in found} if not (stage / "result.json").exists()]
     if not stages:

@@ -1,4 +1,4 @@
-"""What must be true of a sweep in the end, whatever happened to it: as if nothing had."""
+"""Compares a sweep under faults with an undisturbed one: at its end, both must be equal."""
 
 import json
 from collections import Counter
@@ -8,25 +8,12 @@ from typing import Any
 from safetensors.torch import load_file
 
 from cvit import vocabulary as v
-from cvit.data.datasets import load
 from cvit.results import Point, load_result
-from cvit.stages import TrainingStage
 from cvit.storage import Storage, decode_records
 from cvit.training.checkpoint import load_checkpoint
-from cvit.training.loop import train_pack
 from sweeps.engine.planning.plan import Plan
-from tests.support.plans import CPU, digits
 
 Measured = dict[tuple[str, int], float]
-
-
-def train_undisturbed(plan: Plan, folder: Path) -> None:
-    """Trains a plan's stages here, one after the other, without Ray."""
-    storage, dataset = Storage.open(str(folder / "storage")), load(digits())
-    for stage in plan.todo:
-        assert isinstance(stage, TrainingStage)
-        for _ in train_pack([stage], dataset, storage, CPU):
-            pass
 
 
 def results(folder: Path) -> dict[str, Measured]:
@@ -61,7 +48,7 @@ def unfinished(folder: Path) -> set[str]:
 
 
 def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
-    """The same stages, the same measurements, the same weights, bit by bit, and nothing left over."""
+    """Checks for the same stages, measurements and weights, bit by bit, and for no leftovers."""
     ours, theirs = results(folder), results(undisturbed)
     assert ours.keys() == theirs.keys()
     for key, measured in ours.items():
@@ -141,7 +128,7 @@ def _timeless(points: list[Point]) -> Measured:
 
 
 def assert_nothing_saved_was_trained_again(folder: Path, before: dict[str, list[Point]]) -> None:
-    """What was in checkpoints and results before is there still, time stamps included."""
+    """Checks that everything in checkpoints and results before is still there, time stamps included."""
     now = saved_points(folder)
     for key, points in before.items():
         assert key in now, f"{key} has lost its checkpoint"

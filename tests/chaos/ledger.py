@@ -1,4 +1,4 @@
-"""What was done to sweeps under test, and what came of it."""
+"""Counts the faults that sweeps under test suffered, and their outcome."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -33,25 +33,25 @@ class Nodes:
         return str(self._cluster.address)
 
     def add(self) -> None:
-        """One more node."""
+        """Adds a node."""
         os.environ.update(self._environment)
         self._nodes.append(self._cluster.add_node(num_cpus=1))
 
     def lose(self) -> None:
-        """The oldest node is gone from one moment to the next."""
+        """Kills the oldest node without notice."""
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
 
     def drain(self) -> None:
-        """The oldest node is told to end, as where a spot instance is taken back with notice."""
+        """Drains the oldest node, as a spot instance that is taken back with notice."""
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=True)
 
     def lose_head(self) -> None:
-        """The control store and the head's raylet are gone from one moment to the next."""
+        """Kills the control store and the head's raylet without notice."""
         assert self._cluster.head_node is not None
         self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
 
     def end(self) -> None:
-        """Ends what is left, sockets that Ray leaves to the garbage collector included."""
+        """Ends the whole cluster, also the sockets that Ray leaves to the garbage collector."""
         self._cluster.shutdown()
         self._nodes.clear()
         del self._cluster

@@ -10,7 +10,7 @@ MARK = "CVIT_INJECT"
 
 
 def processes_of(folder: Path) -> dict[int, str]:
-    """Process id and title of everything that lives and was started with this folder as its mark."""
+    """Process id and title of every living process that has this folder as its mark."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -26,12 +26,12 @@ def processes_of(folder: Path) -> dict[int, str]:
 
 
 def workers_of(folder: Path) -> list[int]:
-    """Processes that train."""
+    """The processes that train."""
     return sorted(pid for pid, title in processes_of(folder).items() if "PackTrainer" in title)
 
 
 def wait_for_none(folder: Path, timeout_s: float = 60.0) -> None:
-    """Waits until all have ended; those of Ray that linger are killed."""
+    """Waits until all processes have ended, and kills those that remain after the time."""
     deadline = time.monotonic() + timeout_s
     while left := processes_of(folder):
         if time.monotonic() > deadline:
@@ -41,7 +41,7 @@ def wait_for_none(folder: Path, timeout_s: float = 60.0) -> None:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Sends a signal; to one that is gone already, nothing."""
+    """Sends a signal to a process, unless it has ended already."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

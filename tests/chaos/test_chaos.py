@@ -1,4 +1,4 @@
-"""A sweep to which everything happens at random ends as one to which nothing happened.
+"""A sweep under random faults ends like an undisturbed one.
 
 The short form runs with all other tests; `make chaos` injects CVIT_CHAOS_FAULTS faults, drawn by CVIT_CHAOS_SEED.
 """
@@ -9,7 +9,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.chaos.campaign import (
     Campaign,
@@ -27,9 +26,8 @@ from tests.chaos.campaign import (
     terminate_driver,
     terminate_worker,
 )
-from tests.chaos.comparing import train_undisturbed
 from tests.chaos.ledger import LEDGER
-from tests.support.plans import make_plan
+from tests.support.plans import make_plan, make_progress, walk
 
 FAULTS = int(os.environ.get("CVIT_CHAOS_FAULTS", "0"))
 SEED = int(os.environ.get("CVIT_CHAOS_SEED", "0"))
@@ -40,19 +38,16 @@ OPTIONS = (
 PAIRS = (*OPTIONS, "--init-scheme", "random", "two_phase", "--seeds", "2", "--max-pack", "2")
 SHORT = (*PAIRS, "--min-steps", "500")
 LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--seeds", "3", "--min-steps", "800")
-"""Stages of several seconds each."""
+"""A sweep with stages of several seconds each."""
 LARGEST_PACKS = (1, 2, 4)
-"""Of one sweep after another. On a CPU the members of a pack end bit for bit as each alone."""
+"""The largest pack of one sweep after another. On a CPU the members of a pack end bit for bit as each alone."""
 
 DURING: tuple[Fault, ...] = (kill_worker, terminate_worker, raise_in_training, second_driver, jump_clock, lock_tracker)
 LAST: tuple[Fault, ...] = (kill_driver, kill_driver, terminate_driver, fill_disk, make_read_only)
 
 
 def undisturbed(folder: Path, options: tuple[str, ...]) -> Path:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train_undisturbed(make_plan(folder / "storage", *options), folder)
-    torch.set_num_threads(threads)
+    walk(make_progress(folder / "storage", *options), folder / "storage")
     return folder
 
 

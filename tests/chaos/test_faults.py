@@ -1,4 +1,4 @@
-"""An error that the training raises each time: that trial fails, the others do not, and the next run tries it again."""
+"""A trial whose training raises an error each time fails, the others do not, and the next run tries it again."""
 
 import os
 from pathlib import Path

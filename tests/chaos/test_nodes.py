@@ -1,4 +1,4 @@
-"""A cluster that loses nodes, and its head, while a sweep runs on it."""
+"""A cluster loses nodes, and then its head, while a sweep runs on it."""
 
 import subprocess
 import time

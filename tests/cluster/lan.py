@@ -29,7 +29,7 @@ PROGRAMS |= {"rsync": "rsync", "curl": "curl"}
 
 
 def missing() -> str | None:
-    """What hosts cannot be had without on this machine; None where they can."""
+    """The first thing that this machine lacks to simulate hosts, as a line; None if it lacks nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for program, package in PROGRAMS.items():
@@ -45,15 +45,15 @@ class Lan:
     """A running laptop with its hosts.
 
     Attributes:
-        folder: holds `shared`, which all see as /mnt/shared, and NAME/{home,tmp} of the laptop and every host.
-        pid: of the laptop's first process.
+        folder: has `shared`, which all machines see as /mnt/shared, and NAME/{home,tmp} of the laptop and every host.
+        pid: the process id of the laptop's first process.
     """
 
     folder: Path
     pid: int
 
     def on_laptop(self, *command: str) -> list[str]:
-        """The command line that runs a command in the checkout, as if typed on the laptop."""
+        """The command line that runs a command on the laptop, in the checkout."""
         path = f"{ROOT}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = (
             "HOME=/mnt/home",
@@ -85,15 +85,14 @@ class Lan:
         return self.run("ssh", *options, f"root@{HOSTS[host]}", shell, timeout_s=timeout_s)
 
     def pull_cable(self, host: str) -> None:
-        """From now on the host is silent: no packet reaches it or leaves it, and no connection is closed."""
+        """Silences the host: no packet reaches or leaves it from now on, and no connection is closed."""
         self.run("ip", "link", "set", f"lan-{HOSTS[host].rpartition('.')[2]}", "down")
 
 
 @contextlib.contextmanager
 def lan(folder: Path) -> Iterator[Lan]:
-    """The laptop and its hosts, with an authentication token and ~/cluster.yaml on the laptop, for the time of the
-    block. They end with this process, however it ends.
-    """
+    """Runs the laptop and its hosts during the block, with an authentication token and ~/cluster.yaml on the laptop.
+    They end with this process, however it ends."""
     (folder / "laptop/home").mkdir(parents=True)
     (folder / "laptop/home/cluster.yaml").write_text(yaml.safe_dump(cluster_config(), sort_keys=False))
     command = [*NAMESPACES, str(ROOT / "tests/cluster/hosts.sh"), str(folder), str(ROOT), *HOSTS]
@@ -110,8 +109,8 @@ def lan(folder: Path) -> Iterator[Lan]:
 
 
 def cluster_config() -> dict[str, Any]:
-    """cluster-onprem.yaml for the hosts: their addresses, this checkout's .venv, one CPU a worker, little memory, and a
-    silent host is given up after about 20 s instead of 65, a lost head after 15 s instead of 60."""
+    """cluster-onprem.yaml for the hosts: their addresses, this checkout's .venv, one CPU a worker and little memory.
+    Ray gives up a silent host after about 20 s instead of 65, a lost head after 15 s instead of 60."""
     config = yaml.safe_load((ROOT / "cluster-onprem.yaml").read_text())
     config["provider"] |= {"head_ip": HOSTS[HEAD], "worker_ips": [HOSTS[name] for name in WORKERS]}
     config["auth"]["ssh_user"] = "root"
@@ -128,7 +127,7 @@ def cluster_config() -> dict[str, Any]:
 
 
 def main() -> None:
-    """A shell on the laptop."""
+    """Opens a shell on the laptop."""
     if reason := missing():
         sys.exit(f"lan.py: error: {reason}")
     with tempfile.TemporaryDirectory(prefix="cvit-lan-") as folder, lan(Path(folder)) as running:

@@ -32,7 +32,7 @@ STAGES = 6  # two seeds of random, and of two_phase in two phases
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
-    """Seconds until the condition held."""
+    """Waits until the condition holds, and returns the seconds that it took."""
     start = time.monotonic()
     while not condition():
         assert time.monotonic() < start + timeout_s, "timed out"
@@ -63,7 +63,7 @@ def results(hosts: Lan, storage: str) -> dict[str, dict[tuple[str, int], float]]
 
 
 def actors(hosts: Lan, host: str) -> int:
-    """How many processes of the trainable Ray has started on a host so far."""
+    """The number of processes of the trainable that Ray has started on a host so far."""
     logs = (hosts.folder / host / "tmp/ray").glob("session_2*/logs/worker-*.out")
     return sum(":actor_name:PackTrainer" in path.read_text() for path in logs)
 
@@ -79,7 +79,7 @@ def test_every_host_joins(cluster: Lan) -> None:
 
 
 def test_services_are_closed_to_others(cluster: Lan) -> None:
-    """MLflow and the dashboard listen on the head's loopback alone, and who has no token gets nothing from Ray."""
+    """MLflow and the dashboard listen on the head's loopback alone, and Ray refuses a caller without the token."""
     for port in (5000, 8265):
         code = "curl -s -o /dev/null -w '%{http_code}'"
         assert cluster.ssh(HEAD, f"{code} http://127.0.0.1:{port}/").strip() == "200"
@@ -108,8 +108,7 @@ def test_a_sweep_runs_across_the_workers(cluster: Lan) -> None:
 
 
 def test_a_sweep_outlives_a_worker(cluster: Lan) -> None:
-    """Handed in as a job this time. One worker falls silent while it trains; the results are those of the undisturbed
-    sweep."""
+    """A job goes on when one worker falls silent while it trains; its results are those of the undisturbed sweep."""
     trained_before = actors(cluster, WORKERS[1])
     job = cluster.on_laptop("bash", "-c", JOB, "job", *SWEEP, "--storage", "/mnt/shared/disturbed")
     with subprocess.Popen(job, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as sweep:

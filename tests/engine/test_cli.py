@@ -14,8 +14,7 @@ from cvit.storage import Storage
 from cvit.vocabulary import TRAINING
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.main import main
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.search import next_plan
+from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
 from sweeps.low_data import SWEEP
 from tests.support.plans import all_sweeps, digits, requests_of
@@ -152,10 +151,8 @@ def test_every_preset_of_every_sweep_can_be_planned(script: str, sweep: Sweep, t
         info = None if sweep.task != TRAINING else photographs if name in ("photographs", "reference") else digits()
         request = requests_of(script, ["--preset", name])[sweep.name]
         assert request is not None
-        plan = Plan.make(sweep, request, info, Storage.open(str(tmp_path)))
+        plan = first_round(sweep, request, info, Storage.open(str(tmp_path))).plan
         if plan.search is not None:
-            plan = next_plan(plan, Storage.open(str(tmp_path)))
-            assert plan is not None and plan.search is not None
             assert len(plan.trials) == len(plan.study.cells["init_scheme"]) * plan.search.round_size
             continue
         assert len(plan.trials) + len(plan.dropped) == math.prod(map(len, plan.study.cells.values()))

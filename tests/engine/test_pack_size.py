@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import sweeps.engine.execution.pack_size as pack_size
 from cvit import vocabulary as v
 from cvit.results import load_result
 from cvit.stages import TrainingStage
@@ -16,7 +15,7 @@ from cvit.storage import Storage
 from sweeps.engine.execution.cluster import Workers
 from sweeps.engine.execution.pack_size import fitting_packs, pack_limits
 from sweeps.engine.execution.timing import Timing
-from tests.support.plans import SMALL, make_plan, sweeps_of
+from tests.support.plans import SMALL, make_progress, sweeps_of
 from tests.support.scripts import TINY, mlflow_runs, sweep
 
 HERE = Workers("cpu", 2, is_here=True)
@@ -31,7 +30,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[
         tried.append(sizes)
         return [seconds[size] for size in sizes]
 
-    monkeypatch.setattr(pack_size, "step_seconds", step_seconds)
+    monkeypatch.setattr("cvit.training.probe.step_seconds", step_seconds)
     return tried
 
 
@@ -47,37 +46,37 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> list[
 def test_a_pack_is_as_large_as_pays(
     seconds: dict[int, float], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan(tmp_path, *SMALL_WITH_20_SEEDS)
+    progress = make_progress(tmp_path, *SMALL_WITH_20_SEEDS)
     tried = pretend(monkeypatch, seconds)
-    assert pack_limits(plan.todo, HERE, None) == dict.fromkeys({stage.shape for stage in plan.todo}, size)
+    assert pack_limits(progress.todo, HERE, None) == dict.fromkeys({stage.shape for stage in progress.todo}, size)
     assert tried == [[1, 2, 4]] * 3, "`random`, the convolution phase and the attention phase"
 
 
 def test_packs_leave_every_worker_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(tmp_path, *SMALL_WITH_20_SEEDS)
+    progress = make_progress(tmp_path, *SMALL_WITH_20_SEEDS)
     # 40 stages of a shape for 20 workers are two each, for 14 three: larger packs are not even tried
     for workers, sizes in ((20, [1, 2]), (14, [1, 2, 3])):
         tried = pretend(monkeypatch, {1: 10, 2: 10, 3: 10, 4: 10})
-        limits = pack_limits(plan.todo, dataclasses.replace(HERE, count=workers), None)
+        limits = pack_limits(progress.todo, dataclasses.replace(HERE, count=workers), None)
         assert set(limits.values()) == {sizes[-1]} and tried == [sizes] * 3
     tried = pretend(monkeypatch, {})
-    assert pack_limits(plan.todo, dataclasses.replace(HERE, count=40), None) == {} and tried == []
+    assert pack_limits(progress.todo, dataclasses.replace(HERE, count=40), None) == {} and tried == []
 
 
 def test_a_given_size_is_taken_unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(tmp_path, *SMALL)
+    progress = make_progress(tmp_path, *SMALL)
     assert pretend(monkeypatch, {}) == []
-    assert set(pack_limits(plan.todo, HERE, 7).values()) == {7}
+    assert set(pack_limits(progress.todo, HERE, 7).values()) == {7}
 
 
 def test_fits_are_not_packed(tmp_path: Path) -> None:
     expressivity = sweeps_of("sweeps/head_count.py")[0]
-    plan = make_plan(tmp_path, "--num-heads", "8", "9", "--seeds", "4", sweep=expressivity)
-    assert pack_limits(plan.todo, HERE, None) == {}
+    progress = make_progress(tmp_path, "--num-heads", "8", "9", "--seeds", "4", sweep=expressivity)
+    assert pack_limits(progress.todo, HERE, None) == {}
 
 
 def test_the_size_is_measured_on_the_device(tmp_path: Path) -> None:
-    stage = make_plan(tmp_path, *SMALL).todo[0]
+    stage = make_progress(tmp_path, *SMALL).todo[0]
     assert isinstance(stage, TrainingStage)
     (size,) = fitting_packs([(stage, 4)], "cpu", workers_per_device=1)
     assert size in (1, 2, 4)
@@ -87,7 +86,7 @@ def test_the_size_is_measured_on_the_device(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
     """The size that is found can be trained, and twice a huge one's memory share is not exceeded."""
-    stage = make_plan(tmp_path, *SMALL).todo[0]
+    stage = make_progress(tmp_path, *SMALL).todo[0]
     assert isinstance(stage, TrainingStage)
     (size,) = fitting_packs([(stage, 16)], "cuda", workers_per_device=2)
     assert size == 16, "16 tiny models fit any GPU"

@@ -8,48 +8,49 @@ from cvit.config import ConfigError
 from cvit.results import load_result
 from cvit.storage import Storage
 from cvit.vocabulary import IMAGES_PER_SECOND
-from sweeps.engine.execution.searcher import PlanSearcher
+from sweeps.engine.execution.queue import StageQueue
 from sweeps.full_grid import SWEEP as FULL_GRID
 from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
 from sweeps.no_warmup import SWEEP as NO_WARMUP
-from tests.support.plans import SMALL, make_plan, train, walk
+from tests.support.plans import SMALL, make_plan, make_progress, train, walk
 
 
 def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, *SMALL)
+    progress = make_progress(tmp_path, *SMALL)
+    plan = progress.plan
     assert len(plan.trials) == 2 * 2 * 2
-    assert len(plan.stages) == len(plan.todo) == 2 * 2 * (1 + 2)
+    assert len(plan.stages) == len(progress.todo) == 2 * 2 * (1 + 2)
     assert len({trial.key for trial in plan.trials}) == 8
     assert {trial.steps for trial in plan.trials} == {24}  # equal budgets
     assert not list(tmp_path.iterdir())
 
 
 def test_the_searcher_trains_parents_before_children_and_everything_once(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, *SMALL)
-    order = walk(plan, tmp_path)
-    assert sorted(s.key for s in order) == sorted(plan.stages)
+    progress = make_progress(tmp_path, *SMALL)
+    order = walk(progress, tmp_path)
+    assert progress.is_finished
+    assert sorted(s.key for s in order) == sorted(progress.plan.stages)
     places = {stage.key: place for place, stage in enumerate(order)}
     assert all(s.parent is None or places[s.parent.key] < places[s.key] for s in order)
-    assert make_plan(tmp_path, *SMALL).todo == []
+    assert make_progress(tmp_path, *SMALL).todo == []
 
 
 def test_the_searcher_waits_while_every_stage_left_needs_another(tmp_path: Path) -> None:
     grid = ("--data-fraction", "0.05", "--init-scheme", "two_phase", "--seeds", "1")
-    plan = make_plan(tmp_path, *grid, *SMALL[8:])
-    searcher = PlanSearcher(plan, {}, {})
-    first = searcher.suggest("a")
-    assert isinstance(first, dict)
-    assert searcher.suggest("b") is None
-    assert searcher.suggest("c") is None  # nothing has ended yet
+    queue = StageQueue(make_progress(tmp_path, *grid, *SMALL[8:]), {})
+    assert queue.next_pack("a") is not None
+    assert queue.next_pack("b") is None
+    assert queue.next_pack("c") is None  # nothing has ended yet
+    assert not queue.is_finished
 
 
 def test_children_of_a_diverged_stage_are_not_trained(tmp_path: Path) -> None:
     options = [*SMALL, "--learning-rate", "1e6", "--gradient-clip-norm", "0"]
-    plan = make_plan(tmp_path, *options)
-    order = walk(plan, tmp_path)
+    progress = make_progress(tmp_path, *options)
+    order = walk(progress, tmp_path)
     assert len(order) == 2 * 2 * 2  # one stage a trial: two_phase stops after its first
-    assert {plan.status(trial) for trial in plan.trials} == {"diverged"}
-    assert make_plan(tmp_path, *options).todo == []
+    assert {progress.status(trial) for trial in progress.plan.trials} == {"diverged"}
+    assert make_progress(tmp_path, *options).todo == []
 
 
 def test_more_seeds_or_fractions_extend_a_study_and_other_settings_make_another(tmp_path: Path) -> None:
@@ -78,11 +79,11 @@ def test_altered_weights_are_trained_again_only_where_something_starts_from_them
     damaged = next(stage for stage in plan.stages.values() if stage.phase == "convolution")
     path = tmp_path / "stages" / damaged.key / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    assert damaged.key in {stage.key for stage in make_plan(tmp_path, *SMALL).todo}
-    walk(make_plan(tmp_path, *SMALL), tmp_path)
+    assert damaged.key in {stage.key for stage in make_progress(tmp_path, *SMALL).todo}
+    walk(make_progress(tmp_path, *SMALL), tmp_path)
     assert path.stat().st_size > 0
     path.unlink()  # nothing is left to start from it
-    assert make_plan(tmp_path, *SMALL).todo == []
+    assert make_progress(tmp_path, *SMALL).todo == []
 
 
 def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) -> None:
@@ -110,11 +111,11 @@ def test_patches_are_chosen_for_the_image_size_and_can_be_given(tmp_path: Path) 
 def test_packs_hold_stages_of_one_shape_and_leave_every_worker_its_share(
     limit: int, num_workers: int, sizes: list[int], tmp_path: Path
 ) -> None:
-    plan = make_plan(tmp_path, *SMALL)
-    searcher = PlanSearcher(plan, {}, {stage.shape: limit for stage in plan.stages.values()}, num_workers)
-    packs = []
-    while isinstance(suggestion := searcher.suggest(str(len(packs))), dict):
-        packs.append(suggestion["pack"])
+    progress = make_progress(tmp_path, *SMALL)
+    limits = {stage.shape: limit for stage in progress.plan.stages.values()}
+    queue, packs = StageQueue(progress, limits, num_workers), []
+    while (pack := queue.next_pack(str(len(packs)))) is not None:
+        packs.append(pack)
     assert [len(pack) for pack in packs] == sizes
     assert all(len({stage.shape for stage in pack}) == 1 for pack in packs)
     assert len({stage.key for pack in packs for stage in pack}) == 8
@@ -137,16 +138,17 @@ def test_cells_that_ask_for_the_same_training_share_its_stages_and_are_trials_of
 
 def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:
     options = ("--kernel-size", "3", "5", "--patch-size", "2", "--num-heads", "8", "9", "--seeds", "2")
-    plan = make_plan(tmp_path, *options, sweep=EXPRESSIVITY)
-    assert len(plan.trials) == len(plan.stages) == len(plan.todo) == 8
+    progress = make_progress(tmp_path, *options, sweep=EXPRESSIVITY)
+    plan = progress.plan
+    assert len(plan.trials) == len(plan.stages) == len(progress.todo) == 8
     assert plan.study.task == "expressivity" and "dataset" not in plan.study.params
-    searcher = PlanSearcher(plan, {}, {})
-    suggested = [searcher.suggest(str(number)) for number in range(8)]
-    assert searcher.suggest("8") is None  # what runs may have to be suggested again
+    queue = StageQueue(progress, {})
+    packs = [queue.next_pack(str(number)) for number in range(8)]
+    assert queue.next_pack("8") is None and not queue.is_finished  # what runs may have to be trained again
     for number in range(8):
-        searcher.on_trial_complete(str(number))
-    assert searcher.suggest("8") == PlanSearcher.FINISHED
-    assert {s["pack"][0].key for s in suggested if isinstance(s, dict)} == set(plan.stages)
+        queue.pack_ended(str(number))
+    assert queue.is_finished
+    assert {pack[0].key for pack in packs if pack is not None} == set(plan.stages)
 
 
 def test_combinations_that_cannot_be_are_dropped_by_rule_and_listed(tmp_path: Path) -> None:
@@ -170,9 +172,10 @@ def test_trials_end_the_same_with_and_without_sharing_stages(tmp_path: Path) -> 
     """Bit for bit, on one machine: four trials that share a convolution phase, against each trained alone."""
     options = ("--warmup-fraction", "0", "0.1", "--learning-rate", "0.001", "0.016", "--seeds", "1")
     small = ("--init-scheme", "two_phase", "--embed-dim", "16", "--depth", "1", "--min-steps", "24", "--epochs", "0")
-    plan = make_plan(tmp_path, *options, *small, sweep=NO_WARMUP)
+    progress = make_progress(tmp_path, *options, *small, sweep=NO_WARMUP)
+    plan = progress.plan
     assert (len(plan.trials), len(plan.stages), len(plan.shared)) == (4, 1 + 4, 3)
-    walk(plan, tmp_path / "together")
+    walk(progress, tmp_path / "together")
     for number, trial in enumerate(plan.trials):
         alone = tmp_path / f"alone{number}"
         for stage in trial.stages:

@@ -8,25 +8,22 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from cvit import vocabulary as v
-from cvit.storage import Storage
 from sweeps.engine.execution.pruning import AshaPerScheme
-from sweeps.engine.execution.searcher import PlanSearcher
+from sweeps.engine.execution.queue import StageQueue
 from sweeps.engine.execution.worker import STEP
 from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.search import next_plan, validation_accuracy
+from sweeps.engine.planning.progress import Progress
+from sweeps.engine.planning.search import validation_accuracy
 from sweeps.tuned import SWEEP
-from tests.support.plans import make_plan
+from tests.support.plans import make_progress
 from tests.support.scripts import journal, mlflow_runs, sweep
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    first = make_plan(tmp_path, "--preset", "smoke", "--asha", "--init-scheme", "random", "two_phase", sweep=SWEEP)
-    plan = next_plan(first, Storage.open(str(tmp_path)))
-    assert plan is not None
-    return plan
+def progress(tmp_path: Path) -> Progress:
+    return make_progress(tmp_path, "--preset", "smoke", "--asha", "--init-scheme", "random", "two_phase", sweep=SWEEP)
 
 
 class Driven:
@@ -47,9 +44,9 @@ class Driven:
         return self._scheduler.on_trial_result(None, self._trials[stage.key], measured)
 
 
-def test_a_trial_behind_others_of_its_scheme_is_stopped_from_the_first_rung_on(plan: Plan) -> None:
+def test_a_trial_behind_others_of_its_scheme_is_stopped_from_the_first_rung_on(progress: Progress) -> None:
     """Trials have 40 steps, so the first rung is at 10."""
-    driven = Driven(plan)
+    driven = Driven(progress.plan)
     assert driven.result("random", 0, 5, 0.9) == CONTINUE
     assert driven.result("random", 1, 5, 0.1) == CONTINUE
     assert driven.result("random", 0, 10, 0.9) == CONTINUE
@@ -58,31 +55,33 @@ def test_a_trial_behind_others_of_its_scheme_is_stopped_from_the_first_rung_on(p
     assert driven.pruned == {}
     assert driven.result("random", 1, 10, 0.1) == STOP
     (behind,) = (
-        t.stages[0].key for t in plan.trials if t.cell["init_scheme"] == "random" and t.stages[0].key in driven.pruned
+        t.stages[0].key
+        for t in progress.plan.trials
+        if t.cell["init_scheme"] == "random" and t.stages[0].key in driven.pruned
     )
     assert driven.pruned == {behind: 0.1}
 
 
-def test_the_best_is_never_stopped_not_even_at_its_end(plan: Plan) -> None:
-    driven = Driven(plan)
+def test_the_best_is_never_stopped_not_even_at_its_end(progress: Progress) -> None:
+    driven = Driven(progress.plan)
     for step in (10, 20, 40):
         driven.result("random", 1, step, 0.3)
         assert driven.result("random", 0, step, 0.5) == CONTINUE
 
 
-def test_a_pruned_trial_is_over_and_so_are_its_later_phases(plan: Plan) -> None:
-    trial = next(trial for trial in plan.trials if trial.cell["init_scheme"] == "two_phase")
-    searcher = PlanSearcher(plan, {}, {})
-    suggested: list[str] = []
-    while isinstance(pack := searcher.suggest(str(len(suggested))), dict):
-        suggested += [stage.key for stage in pack["pack"]]
-    plan.pruned[trial.key] = 0.25
-    for number in range(len(suggested)):
-        searcher.on_trial_complete(str(number))
-    assert trial.stages[0].key in suggested and trial.stages[1].key not in suggested
-    assert plan.status(trial) == v.STATUS_PRUNED
-    assert validation_accuracy(plan, trial) == 0.25
-    assert searcher.failed == {}
+def test_a_pruned_trial_is_over_and_so_are_its_later_phases(progress: Progress) -> None:
+    trial = next(trial for trial in progress.plan.trials if trial.cell["init_scheme"] == "two_phase")
+    queue = StageQueue(progress, {})
+    taken: list[str] = []
+    while (pack := queue.next_pack(str(len(taken)))) is not None:
+        taken += [stage.key for stage in pack]
+    progress.pruned[trial.key] = 0.25
+    for number in range(len(taken)):
+        queue.pack_ended(str(number))
+    assert trial.stages[0].key in taken and trial.stages[1].key not in taken
+    assert progress.status(trial) == v.STATUS_PRUNED
+    assert validation_accuracy(progress, trial) == 0.25
+    assert {outcome.kind for outcome in queue.outcomes().values()} == {"left", "pruned"}
 
 
 def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ import ray
 from cvit.results import load_result
 from cvit.stages import Stage
 from cvit.storage import Storage
-from sweeps.engine.execution import searcher as module
-from sweeps.engine.execution.faults import CODE_RETRIES, Fault, fault_of
-from sweeps.engine.execution.searcher import Pack, PlanSearcher
-from sweeps.engine.planning.plan import Plan
+from sweeps.engine.execution import queue as module
+from sweeps.engine.execution.faults import CODE_RETRIES, Fault, fault_of_exception, fault_of_trial
+from sweeps.engine.execution.queue import StagePack, StageQueue
+from sweeps.engine.planning.progress import Progress
 from sweeps.engine.recording.backoff import LONGEST_PAUSE_S, pause_s
-from tests.support.plans import SMALL, make_plan, train
+from tests.support.plans import SMALL, make_progress, train
 
 ONE_SHAPE = ("--data-fraction", "0.05", "--init-scheme", "random", "--seeds", "4", *SMALL[8:])
 TWO_PHASES = ("--data-fraction", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "1", *SMALL[8:])
@@ -35,143 +35,143 @@ class Clock:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
 
-def suggested(searcher: PlanSearcher, trial_id: str) -> Pack:
-    suggestion = searcher.suggest(trial_id)
-    assert isinstance(suggestion, dict)
-    return suggestion["pack"]
+def taken(queue: StageQueue, name: str) -> StagePack:
+    pack = queue.next_pack(name)
+    assert pack is not None
+    return pack
 
 
-def fail(searcher: PlanSearcher, trial_id: str, fault: Fault) -> list[str]:
-    """As Tune does: first to the searcher, then to the callbacks."""
-    searcher.on_trial_complete(trial_id, error=True)
-    return searcher.trial_failed(trial_id, fault)
+def fail(queue: StageQueue, name: str, fault: Fault) -> list[str]:
+    queue.pack_ended(name)
+    return queue.pack_failed(name, fault)
 
 
-def succeed(searcher: PlanSearcher, plan: Plan, trial_id: str, stages: Pack, folder: Path) -> None:
+def succeed(queue: StageQueue, progress: Progress, name: str, stages: StagePack, folder: Path) -> None:
     for stage in stages:
         train(stage, folder)
         result = load_result(Storage.open(str(folder)), stage.key)
         assert result is not None
-        plan.results[stage.key] = result
-        searcher.stage_done(stage.key)
-    searcher.on_trial_complete(trial_id)
+        progress.results[stage.key] = result
+        queue.stage_done(stage.key)
+    queue.pack_ended(name)
 
 
-def keys(stages: Pack) -> list[str]:
+def failed(queue: StageQueue) -> dict[str, str]:
+    return {key: outcome.error for key, outcome in queue.outcomes().items() if outcome.kind == "failed"}
+
+
+def keys(stages: StagePack) -> list[str]:
     return [stage.key for stage in stages]
 
 
-def limits(plan: Plan, size: int) -> dict[Any, int]:
-    return {stage.shape: size for stage in plan.stages.values()}
+def limits(progress: Progress, size: int) -> dict[Any, int]:
+    return {stage.shape: size for stage in progress.plan.stages.values()}
 
 
 def test_a_lost_worker_s_stage_rests_longer_each_time_and_never_ends_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan(tmp_path, *ONE_SHAPE[:5], "1", *SMALL[8:])
-    searcher, clock = PlanSearcher(plan, {}, {}), Clock(monkeypatch)
-    (stage,) = suggested(searcher, "0")
+    progress = make_progress(tmp_path, *ONE_SHAPE[:5], "1", *SMALL[8:])
+    queue, clock = StageQueue(progress, {}), Clock(monkeypatch)
+    (stage,) = taken(queue, "0")
     pauses = []
     for attempt in range(1, 12):
-        (line,) = fail(searcher, str(attempt - 1), LOST)
+        (line,) = fail(queue, str(attempt - 1), LOST)
         assert line.startswith("lost a worker, trying again in") and stage.key in line
         started = clock.now
-        while (suggestion := searcher.suggest(str(attempt))) is None:
+        while (pack := queue.next_pack(str(attempt))) is None:
             clock.now += 0.5
-        assert isinstance(suggestion, dict)
-        assert keys(suggestion["pack"]) == [stage.key]
+        assert keys(pack) == [stage.key]
         pauses.append(clock.now - started)
     assert pauses == [1, 2, 4, 8, 16, 32, *[LONGEST_PAUSE_S] * 5]
-    searcher.stage_advanced(stage.key)  # a checkpoint: what disturbed it has passed
-    fail(searcher, "11", LOST)
+    queue.stage_advanced(stage.key)  # a checkpoint: what disturbed it has passed
+    fail(queue, "11", LOST)
     clock.now += pause_s(1)
-    assert keys(suggested(searcher, "12")) == [stage.key]
-    assert not searcher.failed
+    assert keys(taken(queue, "12")) == [stage.key]
+    assert not failed(queue)
 
 
 def test_other_stages_go_on_while_one_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(tmp_path, *ONE_SHAPE)
-    searcher, clock = PlanSearcher(plan, {}, {}), Clock(monkeypatch)
-    first = suggested(searcher, "0")
-    fail(searcher, "0", LOST)
-    others = [suggested(searcher, str(number)) for number in range(1, 4)]
-    assert {stage.key for stages in (first, *others) for stage in stages} == set(plan.stages)
-    assert searcher.suggest("4") is None
+    progress = make_progress(tmp_path, *ONE_SHAPE)
+    queue, clock = StageQueue(progress, {}), Clock(monkeypatch)
+    first = taken(queue, "0")
+    fail(queue, "0", LOST)
+    others = [taken(queue, str(number)) for number in range(1, 4)]
+    assert {stage.key for stages in (first, *others) for stage in stages} == set(progress.plan.stages)
+    assert queue.next_pack("4") is None
     clock.now += 1
-    assert suggested(searcher, "4") == first
+    assert taken(queue, "4") == first
 
 
 def test_a_lost_worker_s_pack_is_trained_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(tmp_path, *ONE_SHAPE)
-    searcher, clock = PlanSearcher(plan, {}, limits(plan, 4)), Clock(monkeypatch)
-    together = suggested(searcher, "0")
+    progress = make_progress(tmp_path, *ONE_SHAPE)
+    queue, clock = StageQueue(progress, limits(progress, 4)), Clock(monkeypatch)
+    together = taken(queue, "0")
     assert len(together) == 4
-    assert searcher.suggest("1") is None  # what runs may have to be suggested again
-    fail(searcher, "0", LOST)
+    assert queue.next_pack("1") is None  # what runs may have to be suggested again
+    fail(queue, "0", LOST)
     clock.now += 1
-    assert suggested(searcher, "1") == together
+    assert taken(queue, "1") == together
 
 
 def test_an_error_is_tried_again_alone_and_costs_no_other_member(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, *ONE_SHAPE)
-    searcher = PlanSearcher(plan, {}, limits(plan, 4))
-    together = suggested(searcher, "together")
+    progress = make_progress(tmp_path, *ONE_SHAPE)
+    queue = StageQueue(progress, limits(progress, 4))
+    together = taken(queue, "together")
     guilty = together[1]
-    lines = fail(searcher, "together", BROKEN)
+    lines = fail(queue, "together", BROKEN)
     assert lines == [f"failed, try 1 of 3: stage {stage.key}: ValueError: broken" for stage in together]
     tries, number = 1, 0
-    while (suggestion := searcher.suggest(str(number))) != PlanSearcher.FINISHED:
-        assert isinstance(suggestion, dict)
-        (stage,) = suggestion["pack"]
+    while not queue.is_finished:
+        (stage,) = taken(queue, str(number))
         if stage == guilty:
             tries += 1
-            fail(searcher, str(number), BROKEN)
+            fail(queue, str(number), BROKEN)
         else:
-            succeed(searcher, plan, str(number), (stage,), tmp_path)
+            succeed(queue, progress, str(number), (stage,), tmp_path)
         number += 1
     assert tries == 1 + CODE_RETRIES
-    assert searcher.failed == {guilty.key: "ValueError: broken"}
-    assert plan.results.keys() == plan.stages.keys() - {guilty.key}
+    assert failed(queue) == {guilty.key: "ValueError: broken"}
+    assert progress.results.keys() == progress.plan.stages.keys() - {guilty.key}
 
 
 def test_what_starts_from_a_failed_stage_is_given_up_and_the_rest_goes_on(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, *TWO_PHASES)
-    searcher, trained, number = PlanSearcher(plan, {}, {}), list[Stage](), 0
-    while (suggestion := searcher.suggest(str(number))) != PlanSearcher.FINISHED:
-        assert isinstance(suggestion, dict)
-        (stage,) = suggestion["pack"]
+    progress = make_progress(tmp_path, *TWO_PHASES)
+    queue, trained, number = StageQueue(progress, {}), list[Stage](), 0
+    while not queue.is_finished:
+        (stage,) = taken(queue, str(number))
         if stage.phase == "convolution":
-            fail(searcher, str(number), BROKEN)
+            fail(queue, str(number), BROKEN)
         else:
-            succeed(searcher, plan, str(number), (stage,), tmp_path)
+            succeed(queue, progress, str(number), (stage,), tmp_path)
             trained.append(stage)
         number += 1
     assert [stage.trial.init.init_scheme for stage in trained if not stage.parent] == ["random"]  # type: ignore[union-attr]
-    assert len(searcher.failed) == 1
+    assert len(failed(queue)) == 1
 
 
 def test_members_that_ended_before_their_pack_failed_are_not_trained_again(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, *ONE_SHAPE)
-    searcher = PlanSearcher(plan, {}, limits(plan, 4))
-    done, *others = suggested(searcher, "0")
+    progress = make_progress(tmp_path, *ONE_SHAPE)
+    queue = StageQueue(progress, limits(progress, 4))
+    done, *others = taken(queue, "0")
     train(done, tmp_path)
     result = load_result(Storage.open(str(tmp_path)), done.key)
     assert result is not None
-    plan.results[done.key] = result
-    searcher.stage_done(done.key)
-    fail(searcher, "0", BROKEN)
-    again = [suggested(searcher, str(number)) for number in range(1, 4)]
+    progress.results[done.key] = result
+    queue.stage_done(done.key)
+    fail(queue, "0", BROKEN)
+    again = [taken(queue, str(number)) for number in range(1, 4)]
     assert again == [(stage,) for stage in others]
 
 
 def test_a_storage_that_refuses_ends_the_search(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, *ONE_SHAPE)
-    searcher = PlanSearcher(plan, {}, {})
-    suggested(searcher, "0")
-    assert fail(searcher, "0", Fault("storage", "OSError: [Errno 28] No space left on device")) == []
-    assert searcher.suggest("1") == PlanSearcher.FINISHED
-    assert searcher.storage_fault == "OSError: [Errno 28] No space left on device"
-    assert not searcher.failed
+    progress = make_progress(tmp_path, *ONE_SHAPE)
+    queue = StageQueue(progress, {})
+    taken(queue, "0")
+    assert fail(queue, "0", Fault("storage", "OSError: [Errno 28] No space left on device")) == []
+    assert queue.is_finished
+    assert queue.storage_fault == "OSError: [Errno 28] No space left on device"
+    assert not failed(queue)
 
 
 @ray.remote(num_cpus=0)
@@ -202,7 +202,7 @@ def outcome(error: BaseException | None, at_start: bool = False) -> Fault:
     try:
         ray.get(actor.fail.remote(error))
     except Exception as raised:  # noqa: BLE001
-        return fault_of(raised, str(raised))
+        return fault_of_trial(raised, str(raised))
     raise AssertionError("nothing was raised")
 
 
@@ -228,6 +228,8 @@ def test_faults_of_real_actors_are_told_apart(error: BaseException | None, kind:
     found = outcome(error)
     assert found.kind == kind
     assert found.line.startswith(line)
+    if error is not None:
+        assert fault_of_exception(error).kind == kind, "the same without Ray"
 
 
 @pytest.mark.usefixtures("real_ray")

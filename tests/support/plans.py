@@ -1,21 +1,30 @@
 """Plans made in the test process, from the same request as a user's."""
 
 import importlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from cvit.data.datasets import DatasetInfo, describe, load
-from cvit.results import load_result
+from cvit.results import Report
 from cvit.stages import Stage, TrainingStage
 from cvit.storage import Storage
+from cvit.tasks import task_named
 from cvit.training.loop import train_pack
-from cvit.vocabulary import TRAINING
 from sweeps.engine.declaration import Sweep
-from sweeps.engine.execution.searcher import PlanSearcher
+from sweeps.engine.execution.follower import Follower
+from sweeps.engine.execution.in_process import train_stages
+from sweeps.engine.execution.queue import StagePack
+from sweeps.engine.execution.site import Site
+from sweeps.engine.execution.timing import Timing
+from sweeps.engine.execution.workers import this_process
 from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.request import Request
+from sweeps.engine.planning.rounds import first_round
+from sweeps.engine.recording.journal import Journal
 from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.low_data import SWEEP
 from tests.support.scripts import ROOT
@@ -34,9 +43,15 @@ def digits() -> DatasetInfo:
 
 def make_plan(folder: Path, *options: str, sweep: Sweep = SWEEP) -> Plan:
     """The plan of a sweep on digits with these options for a storage in `folder`."""
+    return make_progress(folder, *options, sweep=sweep).plan
+
+
+def make_progress(folder: Path, *options: str, sweep: Sweep = SWEEP) -> Progress:
+    """That plan, or the first round of a search, and what the storage in `folder` has of it."""
     request = parse(sweep, options)
     assert request is not None
-    return Plan.make(sweep, request, digits() if sweep.task == TRAINING else None, Storage.open(str(folder)))
+    info = digits() if task_named(sweep.task).needs_data else None
+    return first_round(sweep, request, info, Storage.open(str(folder)))
 
 
 def sweeps_of(script: str) -> list[Sweep]:
@@ -64,18 +79,31 @@ def train(stage: Stage, folder: Path) -> None:
         pass
 
 
-def walk(plan: Plan, folder: Path) -> list[Stage]:
-    """Trains what the searcher suggests, one pack at a time, and returns the order."""
-    searcher, order = PlanSearcher(plan, {}, {}), []
-    while (suggestion := searcher.suggest(str(len(order)))) != PlanSearcher.FINISHED:
-        assert isinstance(suggestion, dict)
-        trial_id = str(len(order))
-        for stage in suggestion["pack"]:
-            train(stage, folder)
-            result = load_result(Storage.open(str(folder)), stage.key)
-            assert result is not None
-            plan.results[stage.key] = result
-            searcher.stage_done(stage.key)
-            order.append(stage)
-        searcher.on_trial_complete(trial_id)
-    return order
+class Order:
+    """A follower that notes the stages of every pack, in the order in which packs begin."""
+
+    def __init__(self) -> None:
+        self.packs: list[StagePack] = []
+
+    def started(self, name: str, pack: StagePack) -> None:
+        self.packs.append(pack)
+
+    def reported(self, name: str, key: str, report: Report) -> None:
+        pass
+
+    def ended(self, name: str, lines: Iterable[str] = ()) -> None:
+        assert not list(lines)
+
+
+def walk(progress: Progress, folder: Path) -> list[Stage]:
+    """Trains what is to be trained in this process, one stage at a time, and returns the order."""
+    order = Order()
+    train_here(progress, folder, order)
+    return [stage for pack in order.packs for stage in pack]
+
+
+def train_here(progress: Progress, folder: Path, follower: Follower) -> dict[str, Outcome]:
+    """Trains what is to be trained in this process, one stage at a time."""
+    storage = Storage.open(str(folder))
+    site = Site(load(digits()), storage, this_process("cpu"), {}, Timing(time.monotonic()))
+    return train_stages(progress, Journal(storage, progress.plan.study.sweep), follower, site)

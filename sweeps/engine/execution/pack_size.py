@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 import torch
 
 from cvit.stages import Stage
 from cvit.tasks import task_named
 from cvit.training.probe import one_thread
-from sweeps.engine.execution.cluster import Workers
+from sweeps.engine.execution.workers import Workers
 
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
 """On a CPU larger ones gain nothing or lose (docs/PERFORMANCE.md), and small ones keep the workers busy to the end."""
@@ -45,6 +44,8 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
     if workers.is_here:
         sizes = fitting_packs(*arguments)
     else:
+        import ray  # training without it does without its start, too
+
         num_gpus = workers.resources.get("gpu", 0)
         sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
     found = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}

@@ -6,16 +6,16 @@ from typing import Any
 
 Cell = Mapping[str, Any]
 """A place in a grid: a value of every axis, the seed among them."""
-Cells = Mapping[str, tuple[Any, ...]]
-"""A grid: the values of every axis, the seed among them."""
+Grid = Mapping[str, tuple[Any, ...]]
+"""The values of every axis, the seed among them."""
 
 
-def product(grid: Cells) -> Iterator[dict[str, Any]]:
+def product(grid: Grid) -> Iterator[dict[str, Any]]:
     """The cells of a grid; the first axis varies slowest."""
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
 
-def as_grids(cells: Iterable[Cell]) -> tuple[Cells, ...]:
+def as_grids(cells: Iterable[Cell]) -> tuple[Grid, ...]:
     """Grids whose union is these cells, merged axis by axis; a full grid gives itself back."""
     grids = [{axis: (value,) for axis, value in cell.items()} for cell in cells]
     for axis in reversed(grids[0] if grids else {}):

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+IN_PROCESS = "local"
+"""The address at which a sweep trains in its own process, without Ray."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -13,6 +16,7 @@ class Request:
         grid: the values of every axis but the seed.
         given: flat parameters given explicitly; they hold for every scheme.
         dataset: name or path; of no meaning for a sweep that trains on none.
+        address: of a Ray cluster; `local`: train in this process; None: start Ray here.
         command: the command line as typed, to run it again.
     """
 

@@ -12,11 +12,10 @@ from optuna.trial import create_trial
 
 from cvit.randomness import derived_seed
 from cvit.stages import depends_on
-from cvit.storage import Storage
 from cvit.tasks import task_named
-from cvit.vocabulary import VAL_ACCURACY
 from sweeps.engine.declaration import Range, Search
 from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.trials import Trial
 
 SCHEME = "init_scheme"
@@ -30,37 +29,36 @@ STARTUP_TRIALS = 4
 Settings = dict[str, float]
 
 
-def next_plan(plan: Plan, storage: Storage) -> Plan | None:
-    """The plan with the trials that its results call for, or None where there are none left to ask for.
+def next_plan(progress: Progress) -> Plan | None:
+    """The plan of a search with the trials that its results call for, or None where there are none left to ask for.
 
     Args:
-        plan: one whose trials have all been run.
+        progress: all trials have been run.
     """
-    if plan.search is None:
-        return None
+    plan = progress.plan
+    assert plan.search is not None
     schemes = plan.study.cells[SCHEME]
-    found = {s: [t for t in plan.trials if t.cell[SCHEME] == s and t.cell["seed"] == SEARCH_SEED] for s in schemes}
-    left = plan.search.trials - len(found[schemes[0]])
+    tried = {s: [t for t in plan.trials if t.cell[SCHEME] == s and t.cell["seed"] == SEARCH_SEED] for s in schemes}
+    left = plan.search.trials - len(tried[schemes[0]])
     if left > 0:
         count = min(left, plan.search.round_size)
         return plan.extended(
             [
                 plan.make_trial({SCHEME: scheme, "seed": SEARCH_SEED, **settings})
                 for scheme in schemes
-                for settings in proposals(plan, plan.search, scheme, found[scheme], count)
-            ],
-            storage,
+                for settings in proposals(progress, plan.search, scheme, tried[scheme], count)
+            ]
         )
     if any(trial.cell["seed"] != SEARCH_SEED for trial in plan.trials):
         return None
-    ended = {s: [trial for trial in found[s] if trial.key not in plan.pruned] or found[s] for s in schemes}
-    winners = [max(ended[scheme], key=lambda trial: validation_accuracy(plan, trial)) for scheme in schemes]
+    ended = {s: [trial for trial in tried[s] if trial.key not in progress.pruned] or tried[s] for s in schemes}
+    winners = [max(ended[scheme], key=lambda trial: validation_accuracy(progress, trial)) for scheme in schemes]
     seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.cells["seed"]))
     fresh = [plan.make_trial({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
-    return plan.extended(fresh, storage)
+    return plan.extended(fresh)
 
 
-def proposals(plan: Plan, search: Search, scheme: str, tried: list[Trial], count: int) -> list[Settings]:
+def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial], count: int) -> list[Settings]:
     """The settings that a scheme tries next, by Optuna's tree-structured Parzen estimator.
 
     A parameter that has no influence on the scheme keeps its default.
@@ -78,9 +76,9 @@ def proposals(plan: Plan, search: Search, scheme: str, tried: list[Trial], count
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in tried:
         params = {name: trial.cell[name] for name in own}
-        value = validation_accuracy(plan, trial)
+        value = validation_accuracy(progress, trial)
         study.add_trial(create_trial(params=params, distributions=distributions, value=value))
-    parameters = task_named(plan.study.task).parameters
+    parameters = task_named(progress.plan.study.task).parameters
     defaults = {name: parameters[name].default for name in search.space}
     asked = [study.ask(distributions).params for _ in range(count)]
     return [defaults | {name: _rounded(value, search.space[name]) for name, value in a.items()} for a in asked]
@@ -90,11 +88,12 @@ def _rounded(value: float, within: Range) -> float:
     return min(max(float(f"{value:.{DIGITS}g}"), within.low), within.high)
 
 
-def validation_accuracy(plan: Plan, trial: Trial) -> float:
-    """The last one of a trial that ended well or was pruned; 0 for one that diverged or failed."""
-    if trial.key in plan.pruned:
-        return plan.pruned[trial.key]
-    result = plan.results.get(trial.stages[-1].key)
+def validation_accuracy(progress: Progress, trial: Trial) -> float:
+    """The last validation accuracy of a trial that ended well or was pruned; 0 for one that diverged or failed."""
+    if trial.key in progress.pruned:
+        return progress.pruned[trial.key]
+    result = progress.results.get(trial.stages[-1].key)
     if result is None or result.diverged_step is not None:
         return 0.0
-    return next((value for metric, _, value, _ in reversed(result.points) if metric == VAL_ACCURACY), 0.0)
+    metric = task_named(progress.plan.study.task).selection_metric
+    return next((value for name, _, value, _ in reversed(result.points) if name == metric), 0.0)

@@ -8,7 +8,7 @@ from cvit.data.datasets import DatasetInfo
 from cvit.stages import Stage, short_hash
 from cvit.tasks import task_named
 from sweeps.engine.declaration import Sweep
-from sweeps.engine.planning.grids import Cell, Cells
+from sweeps.engine.planning.grids import Cell, Grid
 from sweeps.engine.planning.request import Request
 
 
@@ -28,7 +28,7 @@ class Study:
     question: str
     command: str
     params: Mapping[str, Any]
-    cells: Cells
+    cells: Grid
 
 
 @dataclass(frozen=True)

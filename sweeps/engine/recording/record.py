@@ -1,28 +1,76 @@
-"""From a stage's reports to the plan's results and the journal."""
+"""Recording: from what stages report to the progress of a sweep and its journal."""
+
+from collections.abc import Mapping
 
 from cvit.results import Report
-from cvit.vocabulary import TAG_DEVICE, TAG_DIVERGED_STEP
-from sweeps.engine.planning.plan import Plan
+from cvit.tasks import task_named
+from cvit.vocabulary import STATUS_FAILED, STATUS_PRUNED, TAG_DEVICE, TAG_DIVERGED_STEP
+from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.trials import Trial
 from sweeps.engine.recording.journal import Journal
 
 
-def record(plan: Plan, journal: Journal, key: str, report: Report) -> None:
-    """Records a stage's report for all trials that the stage belongs to, and the end of those that it finishes."""
-    trials = plan.trials_of[key]
+def record_report(progress: Progress, journal: Journal, key: str, report: Report) -> None:
+    """Records a stage's report for all trials that the stage belongs to, and the end of the trials that it finishes."""
+    trials = progress.plan.trials_of[key]
     journal.record_points(trials, report.points)
     if report.result is not None:
-        plan.results[key] = report.result
+        unfinished = [trial for trial in trials if progress.status(trial) is None]
+        progress.results[key] = report.result
+        progress.num_ended_here += sum(progress.status(trial) is not None for trial in unfinished)
         for trial in trials:
-            _record_outcome(plan, journal, trial)
+            _record_outcome(progress, journal, trial)
 
 
-def _record_outcome(plan: Plan, journal: Journal, trial: Trial) -> None:
-    """Records how a trial ended, if it has."""
-    status = plan.status(trial)
-    if status is None:
+def record_known_results(progress: Progress, journal: Journal) -> None:
+    """Completes the journal with results that the storage has: of stages shared with other sweeps, or finished just
+    before a driver was killed."""
+    for key, result in progress.results.items():
+        journal.record_points(progress.plan.trials_of[key], result.points)
+    for trial in progress.plan.trials:
+        _record_outcome(progress, journal, trial)
+
+
+def record_pruned(progress: Progress, journal: Journal, key: str, validation_accuracy: float) -> None:
+    """Records that a stage was stopped early, because it fell behind; so its trials are over."""
+    note = f"stopped early, at {100 * validation_accuracy:.1f} % of the validation images"
+    for trial in progress.plan.trials_of[key]:
+        progress.pruned[trial.key] = validation_accuracy
+        progress.num_ended_here += 1
+        journal.record_end(trial, STATUS_PRUNED, {}, note)
+
+
+def record_failures(progress: Progress, journal: Journal, outcomes: Mapping[str, Outcome]) -> None:
+    """Records the trials that cannot be finished, because a stage of theirs was given up.
+
+    Args:
+        outcomes: by stage key.
+    """
+    errors = {key: outcome.error for key, outcome in outcomes.items() if outcome.kind == "failed"}
+    for trial in progress.plan.trials:
+        lines = [errors[stage.key] for stage in trial.stages if stage.key in errors]
+        if lines and progress.status(trial) is None:
+            progress.failed[trial.key] = lines[0]
+            journal.record_end(trial, STATUS_FAILED, {}, lines[0])
+
+
+def take_up_pruned(progress: Progress, journal: Journal) -> None:
+    """Leaves stopped the trials that an earlier session stopped early, as long as trials are to be stopped at all."""
+    search = progress.plan.search
+    if search is None or not search.asha:
         return
-    results = [plan.results[stage.key] for stage in trial.stages if stage.key in plan.results]
+    metric = task_named(progress.plan.study.task).selection_metric
+    stopped = {trial.key for trial in progress.plan.trials if journal.status(trial.key) == STATUS_PRUNED}
+    values = journal.last_values(metric) if stopped and metric is not None else {}
+    progress.pruned.update({key: values.get(key, 0.0) for key in stopped})
+
+
+def _record_outcome(progress: Progress, journal: Journal, trial: Trial) -> None:
+    """Records how a trial ended, if it has."""
+    status = progress.status(trial)
+    if status is None or status == STATUS_PRUNED:
+        return
+    results = [progress.results[stage.key] for stage in trial.stages if stage.key in progress.results]
     diverged = [result.diverged_step for result in results if result.diverged_step is not None]
     tags = {TAG_DEVICE: results[-1].device}
     if diverged:

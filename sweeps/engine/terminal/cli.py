@@ -12,13 +12,12 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cvit.config import ConfigError
 from cvit.errors import one_line
 from cvit.tasks import task_named
+from cvit.vocabulary import DEFAULT_TRACKING_URI
 from sweeps.engine.declaration import Preset, Search, Sweep
-from sweeps.engine.planning.request import Request
+from sweeps.engine.planning.request import IN_PROCESS, Request
 
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
-"""The store that a plain `mlflow ui` opens in the working folder."""
 
 ALL_PARTS = "all"
 
@@ -120,12 +119,18 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         image_size=given.get("image_size"),
         storage=given.get("storage", "storage"),
         tracking_uri=given.get("tracking_uri") or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI,
-        address=given.get("address") or os.environ.get("RAY_ADDRESS") or None,
+        address=given.get("address") or _address_in_environment(),
         device=given.get("device", "auto"),
         max_pack=max_pack,
         dry_run=given.get("dry_run", False),
         command=" ".join(["python", os.path.relpath(sys.argv[0]), *argv]),
     )
+
+
+def _address_in_environment() -> str | None:
+    """The cluster that RAY_ADDRESS names. `local` there is Ray's own word for a Ray that is started here."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return address if address not in ("", IN_PROCESS) else None
 
 
 def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequence[str]) -> App:
@@ -173,7 +178,10 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
                 str, f"MLflow store or server (or set {TRACKING_URI_VARIABLE}).", DEFAULT_TRACKING_URI, run
             ),
             "address": _option(
-                str, "Ray cluster to run on (or set RAY_ADDRESS); without it Ray is started here.", None, run
+                str,
+                "Ray cluster to run on (or set RAY_ADDRESS); local: in this process, no Ray. Default: Ray starts here.",
+                None,
+                run,
             ),
             "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
             "max_pack": _option(

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: one live panel in a terminal, plain lines elsewhere."""
+"""The display of a running sweep: one live panel in a terminal, plain lines elsewhere."""
 
 import statistics
 import time
@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cvit.results import Report, StageResult
-from cvit.vocabulary import IMAGES_PER_SECOND, TEST_ACCURACY, VAL_ACCURACY
-from sweeps.engine.execution.searcher import Pack
-from sweeps.engine.planning.plan import Plan
+from cvit.tasks import task_named
+from cvit.vocabulary import IMAGES_PER_SECOND, is_accuracy
+from sweeps.engine.execution.queue import StagePack
+from sweeps.engine.planning.progress import Progress
 from sweeps.engine.wording import duration
 
 PLAIN_INTERVAL_S = 5.0
@@ -25,17 +26,17 @@ _PANEL_TIME_SHARE = 0.05
 
 
 class Display:
-    """Follows the execution of a plan."""
+    """The live panel, or the lines, of a sweep; it follows the training (`execution.follower`)."""
 
-    def __init__(self, plan: Plan, console: Console) -> None:
-        self._plan, self._console = plan, console
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self._progress, self._console = progress, console
         self._started_at = time.monotonic()
         self._printed_at = 0.0
-        self._todo = {stage.key: stage for stage in plan.todo}
+        self._todo = {stage.key: stage for stage in progress.todo}
         self._steps: dict[str, int] = {}
         self._first_steps: dict[str, int] = {}
         self._speed: dict[str, float] = {}
-        self._running: dict[str, Pack] = {}
+        self._running: dict[str, StagePack] = {}
         self._group, self._next_panel_at = Group(), 0.0
         self._live = Live(get_renderable=self._shown, console=console, refresh_per_second=2, transient=True)
 
@@ -52,24 +53,24 @@ class Display:
         else:
             self._print_plain()
 
-    def started(self, tune_id: str, pack: Pack) -> None:
+    def started(self, name: str, pack: StagePack) -> None:
         """A worker has begun a pack."""
-        self._running[tune_id] = pack
+        self._running[name] = pack
 
-    def reported(self, tune_id: str, key: str, report: Report) -> None:
+    def reported(self, name: str, key: str, report: Report) -> None:
         """A stage has come to a checkpoint or to its end."""
         # Steps that an earlier session trained must not make this one look fast.
         self._first_steps.setdefault(key, min(report.step, max(0, report.step - self._todo[key].report_interval)))
         self._steps[key] = self._todo[key].steps if report.result is not None else report.step
         speeds = [value for metric, _, value, _ in report.points if metric == IMAGES_PER_SECOND]
         if speeds:
-            self._speed[tune_id] = speeds[-1]
+            self._speed[name] = speeds[-1]
         self._print_plain_at_times()
 
-    def ended(self, tune_id: str, lines: Iterable[str] = ()) -> None:
+    def ended(self, name: str, lines: Iterable[str] = ()) -> None:
         """A worker is done with a pack, or has given it up; `lines` say what became of it then."""
-        self._running.pop(tune_id, None)
-        self._speed.pop(tune_id, None)
+        self._running.pop(name, None)
+        self._speed.pop(name, None)
         for line in lines:
             self._console.print(line, highlight=False, markup=False)
         self._print_plain_at_times()
@@ -83,13 +84,10 @@ class Display:
         text = " | ".join(filter(None, [self._headline(), self._accuracies()]))
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _num_done(self) -> int:
-        return sum(self._plan.status(trial) is not None for trial in self._plan.trials)
-
     def _headline(self) -> str:
         speed = sum(self._speed.values())
         parts = [
-            f"{self._num_done()} of {len(self._plan.trials)} trials done",
+            f"{self._progress.num_done} of {len(self._progress.plan.trials)} trials done",
             f"{len(self._running)} running",
             *([f"{speed:,.0f} images/s"] if speed else []),
             self._time_left(),
@@ -110,14 +108,21 @@ class Display:
         )
 
     def _images(self) -> str:
-        return "test" if self._plan.search is None else "validation"
+        return "test" if self._progress.plan.search is None else "validation"
+
+    def _metric(self) -> str | None:
+        """The metric of the answer; that of the selection while a search runs."""
+        task = task_named(self._progress.plan.study.task)
+        return task.metric if self._progress.plan.search is None else task.selection_metric
 
     def _by_scheme(self) -> dict[str, list[float]]:
         """Accuracies of the finished trials of each init scheme: on test images, of a search on validation images."""
         found: dict[str, list[float]] = {}
-        metric = TEST_ACCURACY if self._plan.search is None else VAL_ACCURACY
-        for trial in self._plan.trials:
-            result = self._plan.results.get(trial.stages[-1].key)
+        metric = self._metric()
+        if metric is None or not is_accuracy(metric):
+            return {}
+        for trial in self._progress.plan.trials:
+            result = self._progress.results.get(trial.stages[-1].key)
             value = last_value(result, metric) if result is not None else None
             if value is not None:
                 found.setdefault(trial.cell.get("init_scheme", "all"), []).append(value)
@@ -133,14 +138,14 @@ class Display:
 
     def _panel(self) -> Group:
         bar = Table.grid()
-        bar.add_row(ProgressBar(total=len(self._plan.trials), completed=self._num_done(), width=40))
+        bar.add_row(ProgressBar(total=len(self._progress.plan.trials), completed=self._progress.num_done, width=40))
         packs = Table(box=None, padding=(0, 2, 0, 0))
-        axes = list(self._plan.trials[0].cell)
+        axes = list(self._progress.plan.trials[0].cell)
         for heading in ("running", *axes, "step"):
             packs.add_column(heading, style="dim" if heading == "running" else "")
         for pack in list(self._running.values())[:_MOST_PACKS_SHOWN]:
             for stage in pack:
-                cell = self._plan.trials_of[stage.key][0].cell
+                cell = self._progress.plan.trials_of[stage.key][0].cell
                 step = f"{self._steps.get(stage.key, 0)}/{stage.steps}"
                 packs.add_row(stage.phase, *(str(cell[axis]) for axis in axes), step)
         found = self._by_scheme()

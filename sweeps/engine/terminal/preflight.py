@@ -6,6 +6,7 @@ from urllib.parse import urlparse
 
 from cvit.config import ConfigError
 from cvit.vocabulary import TRACKING_SCHEMES
+from sweeps.engine.planning.request import IN_PROCESS, Request
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -48,9 +49,22 @@ def check_address(address: str | None) -> None:
         raise ConfigError(f"Ray address {address!r} cannot be reached: {error}") from error
 
 
+def check_request(request: Request) -> None:
+    """Looks at what every sweep of a script has in common.
+
+    Raises:
+        ConfigError: the sweeps could not be run so.
+    """
+    check_tracking_uri(request.tracking_uri)
+    check_address(request.address)
+    check_device(request.device, request.address)
+    if request.asha and request.address == IN_PROCESS:
+        raise ConfigError("asha is not valid with address 'local': it stops trials that run beside others, in Ray")
+
+
 def check_device(device: str, address: str | None) -> None:
     """Raises ConfigError where a GPU of this machine is asked for and there is none."""
-    if device == "cuda" and address is None:
+    if device == "cuda" and address in (None, IN_PROCESS):
         import torch  # seconds, which nobody else has to wait for here
 
         if not torch.cuda.is_available():

@@ -7,8 +7,8 @@ never the training; sending a record again adds nothing, so after any interrupti
 import contextlib
 import json
 import logging
-import os
 import queue
+import shlex
 import threading
 import time
 from collections import Counter
@@ -20,14 +20,6 @@ from sweeps.engine.recording.journal import Record
 from sweeps.engine.recording.process_identity import is_dead, is_here, this_process
 from sweeps.engine.tracking.mlflow_runs import MAX_TAG_LENGTH, TrackedRun, all_runs, in_parts, key_of, run_name
 from sweeps.engine.tracking.mlflow_views import page, views
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# An unreachable server is tried again by this module, in the background; MLflow's own retries would take minutes, and
-# would create a run twice where only the answer was lost.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 _BATCH_METRICS = 1000
 _FLUSH_INTERVAL_S = 1.0
@@ -69,10 +61,15 @@ class Tracker:
         """More keys of this driver's, before records of them are fed."""
         self._planned = self._planned | planned
 
-    @property
-    def page(self) -> str:
-        """Where MLflow's UI compares this sweep's trials, below the server's address."""
-        return page(self._experiment_id)
+    def how_to_look(self) -> list[str]:
+        """Where this sweep's trials can be compared in MLflow's UI, in lines for a person."""
+        heading, address = "Runs in MLflow:      ", self._uri.rstrip("/")
+        commands = []
+        if not self._uri.startswith(("http://", "https://")):
+            store = "" if self._uri == v.DEFAULT_TRACKING_URI else f" --backend-store-uri {shlex.quote(self._uri)}"
+            commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
+            heading = f"{'... and then:':<{len(heading)}}"
+        return [*commands, f"{heading}{address}{page(self._experiment_id)}"]
 
     def close(self, status: str, timeout_s: float) -> bool:
         """Ends the runs that are still open with a status of MLflow's (FINISHED, FAILED, KILLED).

@@ -1,10 +1,11 @@
-"""Python imports this at its start in a sweep under test and in its workers, where PYTHONPATH names this folder.
+"""Injects faults into a sweep under test and its workers: Python imports this file at its start, because PYTHONPATH
+names its folder.
 
-What it does is read from the folder CVIT_INJECT, time and again, so that a test can change it while the sweep runs:
+It reads its orders from the folder CVIT_INJECT again and again, so a test can change them while the sweep runs:
 
     clock         seconds by which the wall clock is wrong; the monotonic clock stays right
-    code-<word>   the training raises an error in stages whose init scheme, phase or key is this word; the content is
-                  how often, each time a line less
+    code-<word>   the training raises an error in stages whose init scheme, phase or key is this word, once for each
+                  line of the file
 """
 
 import importlib.abc

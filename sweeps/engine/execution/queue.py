@@ -1,0 +1,157 @@
+"""The queue of a plan's stages: packs come out of it, each once the parents of its stages are done."""
+
+import time
+from collections import Counter
+from collections.abc import Hashable, Mapping
+
+from cvit.stages import Stage
+from sweeps.engine.execution.faults import CODE_RETRIES, Fault
+from sweeps.engine.planning.progress import Outcome, Progress
+from sweeps.engine.recording.backoff import pause_s
+
+LEAST_SHARE = 4
+"""When the last stages are divided among workers, a pack keeps at least a quarter of its limit: on a GPU, small packs
+take almost as long as large ones."""
+
+StagePack = tuple[Stage, ...]
+"""Stages of one shape that a worker trains together."""
+
+
+class StageQueue:
+    """The stages that a plan still needs. What a pack that failed has not finished goes back into the queue.
+
+    A pack is known by the name that whoever took it has given it, such as the id of a Tune trial.
+
+    Attributes:
+        storage_fault: why nothing can be stored any more; the queue then is finished.
+    """
+
+    def __init__(self, progress: Progress, limits: Mapping[Hashable, int], num_workers: int = 1) -> None:
+        """
+        Args:
+            limits: stages in a pack at most, by shape; 1 where a shape is not named.
+            num_workers: among which the last stages are divided, rather than put into fewer packs.
+        """
+        self._progress, self._limits, self._num_workers = progress, limits, num_workers
+        self._ready: dict[Hashable, list[Stage]] = {}
+        self._waiting: dict[str, list[Stage]] = {}
+        self._packs: dict[str, StagePack] = {}
+        self._running: set[str] = set()
+        self._resting: list[tuple[float, Stage]] = []
+        self._machine_faults: Counter[str] = Counter()
+        self._code_faults: Counter[str] = Counter()
+        self._failed: dict[str, str] = {}
+        self.storage_fault: str | None = None
+        self._todo = todo = {stage.key: stage for stage in progress.todo}
+        parents = {stage.parent.key for stage in todo.values() if stage.parent is not None}
+        # The stages that others wait for come first, so that at the end no worker waits for them.
+        for stage in sorted(todo.values(), key=lambda stage: stage.key not in parents):
+            if stage.parent is not None and stage.parent.key in todo:
+                self._waiting.setdefault(stage.parent.key, []).append(stage)
+            else:
+                self._make_ready(stage)
+
+    @property
+    def is_finished(self) -> bool:
+        """True once nothing is left to train, nothing runs that may come back, or nothing can be stored any more."""
+        self._wake()
+        is_empty = not (self._ready or self._waiting or self._resting or self._running)
+        return self.storage_fault is not None or is_empty
+
+    def next_pack(self, name: str) -> StagePack | None:
+        """The next pack; None while every stage that is left waits for another one, or rests after a fault."""
+        self._wake()
+        if not self._ready:
+            return None
+        shape, stages = next(iter(self._ready.items()))
+        size = self._size_of_next_pack(shape, len(stages))
+        pack, rest = tuple(stages[:size]), stages[size:]
+        if rest:
+            self._ready[shape] = rest
+        else:
+            del self._ready[shape]
+        self._packs[name] = pack
+        self._running.add(name)
+        return pack
+
+    def _size_of_next_pack(self, shape: Hashable, num_ready: int) -> int:
+        """As large as is allowed, until what is left has to be divided among the workers; and so that the stages of
+        this shape that are ready make packs of about the same size."""
+        limit = self._limits.get(shape, 1)
+        num_left = sum(len(stages) for groups in (self._ready, self._waiting) for stages in groups.values())
+        most = min(limit, max(-(-num_left // self._num_workers), limit // LEAST_SHARE))
+        num_packs = -(-num_ready // most)
+        return -(-num_ready // num_packs)
+
+    def _make_ready(self, stage: Stage) -> None:
+        """A stage that has raised an error is trained alone, so that it costs no other one anything."""
+        group = stage.key if self._code_faults[stage.key] else stage.shape
+        self._ready.setdefault(group, []).append(stage)
+
+    def _wake(self) -> None:
+        now = time.monotonic()
+        due = [stage for due_at, stage in self._resting if due_at <= now]
+        self._resting = [(due_at, stage) for due_at, stage in self._resting if due_at > now]
+        for stage in due:
+            self._make_ready(stage)
+
+    def pack_named(self, name: str) -> StagePack:
+        """The stages of a pack that was taken."""
+        return self._packs.get(name, ())
+
+    def stage_advanced(self, key: str) -> None:
+        """A stage has come to a checkpoint, so whatever disturbed it has passed."""
+        del self._machine_faults[key]
+
+    def stage_done(self, key: str) -> None:
+        """A stage's result is known: what starts from it is ready, unless it diverged."""
+        children = self._waiting.pop(key, ())
+        if self._progress.results[key].diverged_step is None:
+            for stage in children:
+                self._make_ready(stage)
+
+    def pack_ended(self, name: str) -> None:
+        """A worker is done with a pack. After an error `pack_failed` follows."""
+        self._running.discard(name)
+        for stage in self.pack_named(name):
+            if self._is_pruned(stage):
+                self._waiting.pop(stage.key, None)
+
+    def pack_failed(self, name: str, fault: Fault) -> list[str]:
+        """Decides what becomes of the stages that a pack has not finished, and says so in a line each."""
+        lines = []
+        for stage in self.pack_named(name):
+            if stage.key in self._progress.results or self._is_pruned(stage):
+                continue
+            what = f"stage {stage.key}: {fault.line}"
+            if fault.kind == "storage":
+                self.storage_fault = fault.line
+            elif fault.kind == "machine":
+                self._machine_faults[stage.key] += 1
+                pause = pause_s(self._machine_faults[stage.key])
+                self._resting.append((time.monotonic() + pause, stage))
+                lines.append(f"lost a worker, trying again in {pause:.0f} s: {what}")
+            else:
+                self._code_faults[stage.key] += 1
+                tries = self._code_faults[stage.key]
+                if tries <= CODE_RETRIES:
+                    self._make_ready(stage)
+                else:
+                    self._failed[stage.key] = fault.line
+                    self._waiting.pop(stage.key, None)  # nothing can start from it
+                lines.append(f"failed, try {tries} of {CODE_RETRIES + 1}: {what}")
+        return lines
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcome of every stage that was still to be trained, by key."""
+        return {key: self._outcome(stage) for key, stage in self._todo.items()}
+
+    def _outcome(self, stage: Stage) -> Outcome:
+        if stage.key in self._progress.results:
+            return Outcome("done")
+        if stage.key in self._failed:
+            return Outcome("failed", self._failed[stage.key])
+        return Outcome("pruned" if self._is_pruned(stage) else "left")
+
+    def _is_pruned(self, stage: Stage) -> bool:
+        return all(trial.key in self._progress.pruned for trial in self._progress.plan.trials_of[stage.key])

@@ -1,0 +1,51 @@
+"""The recorder: takes what workers report to the progress, the journal, the queue and the follower, in this order."""
+
+from typing import Any
+
+from cvit.results import Reports
+from sweeps.engine.execution.faults import Fault
+from sweeps.engine.execution.follower import Follower
+from sweeps.engine.execution.queue import StageQueue
+from sweeps.engine.planning.progress import Progress
+from sweeps.engine.recording.journal import Journal
+from sweeps.engine.recording.record import record_pruned, record_report
+
+
+class Recorder:
+    """Follows packs by name, whatever trains them."""
+
+    def __init__(self, progress: Progress, journal: Journal, queue: StageQueue, follower: Follower) -> None:
+        self._progress, self._journal, self._queue, self._follower = progress, journal, queue, follower
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks and schedulers, and so this, into snapshots that this project never reads.
+        return {}
+
+    def started(self, name: str) -> None:
+        """A worker has begun the pack."""
+        self._follower.started(name, self._queue.pack_named(name))
+
+    def reported(self, name: str, reports: Reports) -> None:
+        """Stages of the pack have come to a checkpoint or to their end.
+
+        Raises:
+            StorageError: the journal cannot be written any more.
+        """
+        for key, report in reports:
+            record_report(self._progress, self._journal, key, report)
+            self._queue.stage_advanced(key)
+            if report.result is not None:
+                self._queue.stage_done(key)
+            self._follower.reported(name, key, report)
+
+    def pruned(self, key: str, validation_accuracy: float) -> None:
+        """A stage was stopped because it fell behind."""
+        record_pruned(self._progress, self._journal, key, validation_accuracy)
+
+    def ended(self, name: str) -> None:
+        """A worker is done with the pack."""
+        self._follower.ended(name)
+
+    def failed(self, name: str, fault: Fault) -> None:
+        """A worker has given the pack up."""
+        self._follower.ended(name, self._queue.pack_failed(name, fault))

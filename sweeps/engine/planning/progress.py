@@ -1,0 +1,113 @@
+"""The progress of a sweep through its plan: results as they come in, and what is still to be trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from cvit.errors import one_line
+from cvit.results import StageResult, load_result, read_weights
+from cvit.stages import Stage
+from cvit.storage import Storage, StorageError
+from cvit.vocabulary import STATUS_PRUNED
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.trials import Trial
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a stage that was to be trained.
+
+    Attributes:
+        kind: `failed` after repeated errors; `left` where it was not reached, as behind a stage that diverged.
+        error: the last line of the error of a stage that failed.
+    """
+
+    kind: Literal["done", "failed", "pruned", "left"]
+    error: str = ""
+
+
+@dataclass
+class Progress:
+    """A plan, and what has become of its trials so far.
+
+    Attributes:
+        plan: a search replaces it by one with more trials.
+        results: of finished stages, by key.
+        pruned: trials of a search that were stopped early, by key, with their last validation accuracy.
+        failed: trials that this session gave up, by key, with the last line of the error; they are not finished.
+        num_ended_here: trials that this session has finished.
+    """
+
+    plan: Plan
+    results: dict[str, StageResult]
+    pruned: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    num_ended_here: int = 0
+
+    @classmethod
+    def read(cls, plan: Plan, storage: Storage) -> Self:
+        """The progress that a storage holds.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        return cls(plan, _results_in(storage, plan))
+
+    def grow(self, plan: Plan, storage: Storage) -> None:
+        """Goes on with a plan that has more trials, some of which the storage may have already.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        self.plan, self.results = plan, _results_in(storage, plan)
+
+    def status(self, trial: Trial) -> str | None:
+        """The status of a finished trial: its last stage's, or that of a stage that diverged before; else None."""
+        if trial.key in self.pruned:
+            return STATUS_PRUNED
+        for stage in trial.stages:
+            result = self.results.get(stage.key)
+            if result is None:
+                return None
+            if result.diverged_step is not None:
+                return result.status
+        return self.results[trial.stages[-1].key].status
+
+    @property
+    def num_done(self) -> int:
+        """The number of trials that are finished."""
+        return sum(self.status(trial) is not None for trial in self.plan.trials)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.num_done == len(self.plan.trials)
+
+    @property
+    def todo(self) -> list[Stage]:
+        """Stages to train: those that unfinished trials need. A child of a diverged stage is not trained."""
+        needed = {
+            stage.key: stage
+            for trial in self.plan.trials
+            if self.status(trial) is None
+            for stage in trial.stages
+            if stage.key not in self.results
+        }
+        return list(needed.values())
+
+
+def _results_in(storage: Storage, plan: Plan) -> dict[str, StageResult]:
+    try:
+        return _usable_results(storage, plan.stages)
+    except OSError as error:
+        raise StorageError(f"storage {storage.url!r} cannot be read: {one_line(error)}") from error
+
+
+def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, StageResult]:
+    """Results of finished stages. One whose trained weights are missing or altered does not count where a stage that
+    is still to be trained starts from them."""
+    results = {key: result for key in stages if (result := load_result(storage, key)) is not None}
+    starting_points = {s.parent.key for s in stages.values() if s.parent is not None and s.key not in results}
+    for key in starting_points & results.keys():
+        if results[key].diverged_step is None and read_weights(storage, key) is None:
+            del results[key]
+    return results

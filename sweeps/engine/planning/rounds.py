@@ -1,0 +1,46 @@
+"""The rounds of a sweep: a grid has one, a search as many as its results call for."""
+
+from collections.abc import Iterator
+
+from cvit.data.datasets import DatasetInfo
+from cvit.storage import Storage
+from sweeps.engine.declaration import Sweep
+from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.progress import Progress
+from sweeps.engine.planning.request import Request
+
+
+def first_round(sweep: Sweep, request: Request, info: DatasetInfo | None, storage: Storage) -> Progress:
+    """The progress through the plan of a grid, or through that of a search's first round.
+
+    Raises:
+        ConfigError: a combination of values cannot be trained.
+        StorageError: the storage cannot be read.
+    """
+    progress = Progress.read(Plan.make(sweep, request, info), storage)
+    if (plan := _next_plan(progress)) is not None:
+        progress.grow(plan, storage)
+    return progress
+
+
+def rounds(progress: Progress, storage: Storage) -> Iterator[int]:
+    """Counts the rounds, from 0 on; the caller trains what is to be trained in each. Before each round but the first
+    the plan has grown by the trials that the results so far call for.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    number = 0
+    yield number
+    while (plan := _next_plan(progress)) is not None:
+        progress.grow(plan, storage)
+        number += 1
+        yield number
+
+
+def _next_plan(progress: Progress) -> Plan | None:
+    if progress.plan.search is None:
+        return None
+    from sweeps.engine.planning.search import next_plan  # Optuna is not needed otherwise
+
+    return next_plan(progress)
