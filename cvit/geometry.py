@@ -47,7 +47,7 @@ def reach(offsets: tuple[Offset, ...]) -> int:
 
 
 def occurs(offset: Offset, grid: Grid) -> bool:
-    """Whether two patches of the grid lie that far apart."""
+    """True if two patches of the grid lie that far apart."""
     return all(abs(step) < length for step, length in zip(offset, grid, strict=True))
 
 

@@ -62,7 +62,7 @@ class EncodedPart(Part):
 
     @abstractmethod
     def name_of(self, index: int) -> str:
-        """What to call an image in an error."""
+        """The name of an image, for an error."""
 
     def forms(self) -> list[tuple[str, Form]]:
         first = next(self.batches(SAMPLED))

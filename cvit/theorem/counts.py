@@ -1,4 +1,4 @@
-"""How many heads the theorem counts for a convolution."""
+"""The number of heads that the theorem counts for a convolution."""
 
 import math
 

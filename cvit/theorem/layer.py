@@ -15,7 +15,7 @@ from cvit.theorem.kernel import patch_maps
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""What attention can take the place of."""
+"""The modules that attention can take the place of."""
 HARD = 1000.0
 """Sharpness of hard attention: exp(−1000) is zero in float64 too, so that the softmax is exactly one-hot."""
 

@@ -21,13 +21,13 @@ from cvit.models.pack import FusedModels
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 _CLIP_EPSILON = 1e-6
-"""That of `torch.nn.utils.clip_grad_norm_`."""
+"""Added to the norm, as `torch.nn.utils.clip_grad_norm_` does."""
 _POSITION_TERMS = ("position_embedding", "relative_bias")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def decays(name: str, shape: torch.Size) -> bool:
-    """Whether weight decay applies to a parameter of a single model."""
+    """True if weight decay applies to a parameter of a single model."""
     return len(shape) >= 2 and name.rpartition(".")[2] not in _POSITION_TERMS
 
 
