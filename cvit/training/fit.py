@@ -7,11 +7,11 @@ problem, solved exactly in every step (variable projection; Golub and Pereyra, 1
 distance is the Frobenius norm of the two operators' difference: the root of the expected squared error on white noise.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from cvit.geometry import Grid, num_relative_positions, occurs, relative_positio
 from cvit.randomness import generator
 from cvit.results import Point, Report, StageResult, load_result
 from cvit.storage import Storage
+from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 from cvit.theorem.counts import Size, per_axis
 from cvit.theorem.kernel import error_bound, grid_of, offsets, patch_maps
 from cvit.training import checkpoint as ckpt
@@ -35,36 +36,6 @@ _RIDGE = 1e-13
 """Relative ridge of the least squares inside the loss, where two heads may have become alike."""
 _LEAST_SQUARED_ERROR = 1e-14
 """Below it the loss is rounding."""
-
-
-class Settings(Protocol):
-    """The settings of a fit; `cvit.tasks.expressivity.ExpressivityConfig` explains them."""
-
-    @property
-    def kernel_size(self) -> int: ...
-    @property
-    def patch_size(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def fit_image_size(self) -> int: ...
-    @property
-    def fit_channels(self) -> int: ...
-    @property
-    def fit_steps(self) -> int: ...
-    @property
-    def fit_learning_rate(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-
-
-class Stage(Protocol):
-    """A stage that is a fit; `cvit.tasks.expressivity.FitStage` is one."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def trial(self) -> Settings: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +53,7 @@ class Target:
     grid: Grid
 
 
-def kernel(config: Settings) -> Tensor:
+def kernel(config: ExpressivityConfig) -> Tensor:
     """The convolution's kernel (fit_channels, fit_channels, K, K), standard normal, float64; the same for all seeds."""
     shape = (config.fit_channels, config.fit_channels, config.kernel_size, config.kernel_size)
     return torch.randn(shape, generator=generator(0, "expressivity/kernel"), dtype=torch.float64)
@@ -129,7 +100,7 @@ def _loss(logits: Tensor, goal: Target) -> Tensor:
     return (1.0 - explained).clamp_min(_LEAST_SQUARED_ERROR).log()
 
 
-def fit(stage: Stage, storage: Storage) -> Iterator[Report]:
+def fit(stage: FitStage, storage: Storage) -> Iterator[Report]:
     """Fits a layer, from one random start, and yields the result; one that is there already is not computed again.
 
     A fit takes seconds, so it has no checkpoints: interrupted, it starts anew and ends the same.
@@ -140,20 +111,16 @@ def fit(stage: Stage, storage: Storage) -> Iterator[Report]:
         points, logits = descend(stage.trial)
         result = StageResult(STATUS_OK, points[0][2], time.monotonic() - started, "cpu", points)
         ckpt.save_result(storage, stage.key, {"relative_bias": logits}, result)
-    yield Report(result.points, stage.trial.fit_steps, result)
+    yield Report(result.points, stage.steps, result)
 
 
-def descend(config: Settings, steps: int | None = None) -> tuple[list[Point], Tensor]:
+def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
     """Gradient descent (Adam, cosine schedule) on the attention of one layer.
-
-    Args:
-        steps: of the whole descent; None: as many as the settings say.
 
     Returns:
         The measured errors and the bound, and the biases (num_heads, R + 1) of the grid's R relative positions and of
         the zero slot.
     """
-    steps = config.fit_steps if steps is None else steps
     weight = kernel(config)
     goal = target(weight, config.patch_size, config.fit_image_size)
     shape = (config.num_heads, num_relative_positions(goal.grid) + 1)
@@ -161,34 +128,34 @@ def descend(config: Settings, steps: int | None = None) -> tuple[list[Point], Te
     logits = torch.randn(shape, generator=draws, dtype=torch.float64).requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=config.fit_learning_rate)
     points = [_point(EXPRESSIVITY_ERROR, 0, relative_error(logits.detach(), goal))]
-    for step in range(steps):
+    for step in range(config.fit_steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, config.fit_learning_rate, warmup_fraction=0.0)
+            group["lr"] = learning_rate(step, config.fit_steps, config.fit_learning_rate, warmup_fraction=0.0)
         optimizer.zero_grad()
         _loss(logits, goal).backward()
         optimizer.step()
         done = step + 1
-        if done % max(1, steps // MEASUREMENTS) == 0 or done == steps:
+        if done % max(1, config.fit_steps // MEASUREMENTS) == 0 or done == config.fit_steps:
             points.append(_point(EXPRESSIVITY_ERROR, done, relative_error(logits.detach(), goal)))
     bound = error_bound(weight, config.patch_size, config.num_heads, config.fit_image_size)
-    points.append(_point(EXPRESSIVITY_BOUND, steps, bound))
+    points.append(_point(EXPRESSIVITY_BOUND, config.fit_steps, bound))
     assert all(math.isfinite(value) for _, _, value, _ in points)
     return points, logits.detach()
 
 
-def step_flops(stage: Stage) -> float:
+def step_flops(stage: FitStage) -> float:
     """Floating-point operations of the matrix products of one step."""
     with FlopCounterMode(display=False) as counter:
-        descend(stage.trial, steps=1)
+        descend(dataclasses.replace(stage.trial, fit_steps=1))
     return float(counter.get_total_flops())
 
 
-def step_seconds(stage: Stage) -> float:
+def step_seconds(stage: FitStage) -> float:
     """Seconds of one step, measured on a few, the start and the end of a fit left out."""
 
     def seconds(steps: int) -> float:
         started = time.perf_counter()
-        descend(stage.trial, steps)
+        descend(dataclasses.replace(stage.trial, fit_steps=steps))
         return time.perf_counter() - started
 
     return max(0.0, seconds(1 + _TIMED_STEPS) - seconds(1)) / _TIMED_STEPS
