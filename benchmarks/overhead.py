@@ -34,8 +34,8 @@ from benchmarks import common
 from benchmarks.common import ROOT
 from benchmarks.processes import QUIET, observe
 from cvit.config import ConfigError
+from cvit.fits import ExpressivityConfig, FitStage
 from cvit.storage import Storage
-from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 from cvit.training.fit import fit
 from cvit.vocabulary import STAGES_FOLDER
 

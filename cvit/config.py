@@ -1,8 +1,10 @@
 """The configuration of one trial: frozen dataclasses that validate themselves, and their flat form.
 
-A field's metadata hold its help text; the command line of every sweep is generated from these classes, and the flat
-form (one level, the field names below) is what MLflow stores as parameters. This is the configuration of the task
-`training`; other tasks have theirs in `cvit.tasks`.
+A parameter is a field made by `option`. It becomes an option of every sweep's command line, an MLflow parameter and,
+unless it stands at its neutral value, a part of stage keys and study keys: so a new one with a default that trains as
+before changes no key. None means that a parameter is not set, and is shown as `auto`.
+
+This is the configuration of the task `training`; other tasks have theirs in `cvit.tasks`.
 """
 
 import dataclasses
@@ -11,12 +13,15 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from cvit.init.schemes import SCHEMES
 
 PositionEncoding = Literal["relative", "relative+absolute"]
-InitSchemeName = Literal[
-    "random", "two_phase", "conv_structured", "mimetic", "impulse", "local", "convolution", "resnet"
-]
+if TYPE_CHECKING:  # type checkers cannot read a Literal that is computed
+    InitSchemeName = str
+else:
+    InitSchemeName = Literal[tuple(SCHEMES)]
 ConvolutionForm = Literal["factorized", "full"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
@@ -28,8 +33,8 @@ LARGEST_LEARNING_RATE = 1e30
 
 THREE_BY_THREE = 9
 """Offsets of a 3×3 neighbourhood: the least that a convolutional twin of full rank has."""
-REFERENCES = ("convolution", "resnet")
-"""Init schemes by name only: other models in the same tables, the convolutional twin alone and a residual network."""
+AUTO = "auto"
+"""None as text: on the command line, in MLflow and on the screen."""
 
 
 class ConfigError(ValueError):
@@ -57,6 +62,11 @@ def require_choice(config: Any, name: str, literal: Any) -> None:
     require(value in valid, name, value, f"is not valid: one of {', '.join(valid)}")
 
 
+def require_at_least_1_or_auto(name: str, value: int | None) -> None:
+    """Raises ConfigError where a number that may be left open is given and not positive."""
+    require(value is None or value >= 1, name, value, f"must be at least 1, or {AUTO}")
+
+
 def require_divisor(name: str, value: int, image_size: int) -> None:
     """Raises ConfigError where a value does not divide the image size."""
     divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
@@ -64,21 +74,32 @@ def require_divisor(name: str, value: int, image_size: int) -> None:
     require(value in divisors, name, value, f"must divide the image size {image_size}: one of {valid}")
 
 
-def option(help_text: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field of a configuration with the help text that the command line shows."""
-    return field(default=default, metadata={"help": help_text})
+def option(help_text: str, default: Any, *, neutral: Any = dataclasses.MISSING, unset: Any = None) -> Any:
+    """A field of a configuration.
+
+    Args:
+        help_text: the line that the command line shows.
+        default: None where the parameter may be left to the program: `auto`.
+        neutral: the value that keys leave out, the first default that the field had. Given once the default changes:
+            without it, trainings at the old default and at the new one would have the same key.
+        unset: the number that stood for None in versions before there was None; keys and stores hold it.
+    """
+    neutral = default if neutral is dataclasses.MISSING else neutral
+    return field(default=default, metadata={"help": help_text, "neutral": neutral, "unset": unset})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images are trained on. `data_fingerprint` identifies their content, wherever they lie."""
+    """The images that are trained on. `data_fingerprint` identifies their content, wherever they lie."""
 
     dataset: str = "digits"
     data_fingerprint: str = ""
     data_fraction: float = option("Share of the training images used, in (0, 1]; stratified and nested.", 1.0)
     validation_fraction: float = option("Share of the training images held out for validation.", 0.1)
     max_validation_images: int = option("Validation images looked at, at most; a stratified share of them.", 2000)
-    max_test_images: int = option("Test images looked at, at most, a stratified share of them; 0: all.", 0)
+    max_test_images: int | None = option(
+        "Test images looked at, at most, a stratified share of them; auto: all.", None, unset=0
+    )
     augmentation: Augmentation = option("Augmentation of training images; the data set's own by default.", "shift")
 
     def __post_init__(self) -> None:
@@ -87,12 +108,12 @@ class DataConfig:
         require(
             self.max_validation_images >= 1, "max_validation_images", self.max_validation_images, "must be at least 1"
         )
-        require(self.max_test_images >= 0, "max_test_images", self.max_test_images, "must be at least 0")
+        require_at_least_1_or_auto("max_test_images", self.max_test_images)
         require_choice(self, "augmentation", Augmentation)
 
     @property
-    def evaluation_images(self) -> tuple[str, float, int, int]:
-        """What determines the images that a trial is validated and tested on; the seed and the fraction do not."""
+    def evaluation_images(self) -> tuple[str, float, int, int | None]:
+        """The settings that determine the images a trial is validated and tested on. Seed and fraction do not."""
         return self.data_fingerprint, self.validation_fraction, self.max_validation_images, self.max_test_images
 
 
@@ -108,8 +129,8 @@ class ModelConfig:
     depth: int = option("Number of transformer blocks.", 6)
     num_heads: int = option("Attention heads per block; 9 express a 3x3 convolution of patches.", 9)
     head_dim: int = option("Width of a head, independent of embed_dim / num_heads.", 16)
-    inner_dim: int = option(
-        "Width of all heads together: head_dim is its share, rounded; 0 leaves head_dim as it is.", 0
+    inner_dim: int | None = option(
+        "Width of all heads together: head_dim is its share, rounded; auto leaves head_dim as it is.", None, unset=0
     )
     mlp_ratio: float = option("Hidden width of the MLP over embed_dim.", 4.0)
     position_encoding: PositionEncoding = option(
@@ -134,8 +155,8 @@ class ModelConfig:
                 f"num_heads {self.num_heads} must be at most {most}, the number of offsets on a grid of {grid} patches"
             )
         require_choice(self, "position_encoding", PositionEncoding)
-        require(self.inner_dim >= 0, "inner_dim", self.inner_dim, "must be at least 0")
-        if self.inner_dim:
+        require_at_least_1_or_auto("inner_dim", self.inner_dim)
+        if self.inner_dim is not None:
             object.__setattr__(self, "head_dim", max(1, round(self.inner_dim / self.num_heads)))
 
     @property
@@ -161,7 +182,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """How the transformer starts. Parameters that the scheme does not use have no influence on a trial."""
+    """The start of the transformer. Parameters that the scheme does not use have no influence on a trial."""
 
     init_scheme: InitSchemeName = option(
         "How the transformer's weights start; convolution and resnet are other models, for reference.", "random"
@@ -174,8 +195,12 @@ class InitConfig:
         "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
     )
     convolution_fraction: float = option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
-    convolution_learning_rate: float = option("Peak learning rate of the convolution phase; 0: learning_rate.", 0.0)
-    convolution_warmup_fraction: float = option("Warm-up of the convolution phase; -1: warmup_fraction.", -1.0)
+    convolution_learning_rate: float | None = option(
+        "Peak learning rate of the convolution phase; auto: learning_rate.", None, unset=0.0
+    )
+    convolution_warmup_fraction: float | None = option(
+        "Warm-up of the convolution phase; auto: warmup_fraction.", None, unset=-1.0
+    )
 
     def __post_init__(self) -> None:
         require_choice(self, "init_scheme", InitSchemeName)
@@ -189,17 +214,18 @@ class InitConfig:
         require(
             0 < self.convolution_fraction < 1, "convolution_fraction", self.convolution_fraction, "must lie in (0, 1)"
         )
+        rate, warmup = self.convolution_learning_rate, self.convolution_warmup_fraction
         require(
-            0 <= self.convolution_learning_rate <= LARGEST_LEARNING_RATE,
+            rate is None or 0 < rate <= LARGEST_LEARNING_RATE,
             "convolution_learning_rate",
-            self.convolution_learning_rate,
-            f"must be 0, for learning_rate, or positive and at most {LARGEST_LEARNING_RATE:g}",
+            rate,
+            f"must be {AUTO}, for learning_rate, or positive and at most {LARGEST_LEARNING_RATE:g}",
         )
         require(
-            self.convolution_warmup_fraction == -1 or 0 <= self.convolution_warmup_fraction < 1,
+            warmup is None or 0 <= warmup < 1,
             "convolution_warmup_fraction",
-            self.convolution_warmup_fraction,
-            "must be -1, for warmup_fraction, or lie in [0, 1)",
+            warmup,
+            f"must be {AUTO}, for warmup_fraction, or lie in [0, 1)",
         )
 
 
@@ -286,20 +312,47 @@ def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]
 _PARTS: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "init": InitConfig, "training": TrainingConfig}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A flat parameter: its type, default, help text and the part of the configuration it belongs to."""
+    """A flat parameter.
+
+    Attributes:
+        type: of its values, None left out.
+        default: None where it may be left to the program.
+        help: the line that the command line shows.
+        part: the part of the configuration it belongs to, a group of options on the command line.
+        neutral: the value that keys leave out; see `option`.
+        unset: the number that stood for None in versions before there was None.
+    """
 
     name: str
     type: Any
     default: Any
-    help: str
+    help: str = ""
     part: str
+    neutral: Any = None
+    unset: Any = None
 
     def parse(self, text: str) -> Any:
-        """The value that a tracking store gave back as text."""
+        """The value that a tracking store gave back as text, or that a user typed."""
+        if self.default is None and text in (AUTO, "None"):
+            return None
+        if self.type is bool:
+            return bool(("False", "True").index(text))
         base = str if typing.get_origin(self.type) is Literal else self.type
-        return base(text)
+        value = base(text)
+        return None if self.unset is not None and value == self.unset else value
+
+
+def as_text(value: Any) -> str:
+    """A parameter's value as MLflow and the screen have it; the inverse of `Parameter.parse`."""
+    return AUTO if value is None else str(value)
+
+
+def with_numbers(flat: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The values with a number in place of None where versions before there was None had one. Keys are made of them, so
+    that they stay."""
+    return {name: parameters[name].unset if value is None else value for name, value in flat.items()}
 
 
 def parameters_of(parts: Mapping[str, Any]) -> Mapping[str, Parameter]:
@@ -312,10 +365,20 @@ def parameters_of(parts: Mapping[str, Any]) -> Mapping[str, Parameter]:
     for part_name, part in parts.items():
         hints = typing.get_type_hints(part)
         for f in dataclasses.fields(part):
-            text = f.metadata.get("help", "")
-            parameters[f.name] = Parameter(f.name, hints[f.name], f.default, text, part_name)
-    parameters["seed"] = Parameter("seed", int, 0, "Seed of every draw.", "trial")
+            metadata = {"neutral": f.default, **f.metadata}
+            parameters[f.name] = Parameter(
+                name=f.name, type=_without_none(hints[f.name]), default=f.default, part=part_name, **metadata
+            )
+    parameters["seed"] = Parameter(
+        name="seed", type=int, default=0, neutral=0, help="Seed of every draw.", part="trial"
+    )
     return types.MappingProxyType(parameters)
+
+
+def _without_none(hint: Any) -> Any:
+    """`int` of `int | None`; other types as they are."""
+    others = [base for base in typing.get_args(hint) if base is not types.NoneType]
+    return others[0] if isinstance(hint, types.UnionType) else hint
 
 
 PARAMETERS: Mapping[str, Parameter] = parameters_of(_PARTS)

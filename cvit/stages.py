@@ -9,16 +9,38 @@ is a phase of a training.
 
 import hashlib
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-from cvit.config import REFERENCES, THREE_BY_THREE, ModelConfig, TrialConfig
-from cvit.vocabulary import ATTENTION, CONVOLUTION, REFERENCE, TRAINING
+from cvit.config import PARAMETERS, THREE_BY_THREE, ModelConfig, Parameter, TrialConfig
+from cvit.init.schemes import SCHEMES
+from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, REFERENCE, TRAINING
 
 SCIENCE_VERSION = 1
 """Raised whenever training the same configuration gives another result, so that old stages are not reused."""
+
+_KEY_DIGITS = 24
+_ALWAYS_HASHED: Mapping[str, frozenset[str]] = {
+    TRAINING: frozenset(
+        {
+            *("data_fingerprint", "data_fraction", "validation_fraction", "max_validation_images", "augmentation"),
+            *("image_size", "in_channels", "num_classes", "patch_size", "embed_dim", "depth", "num_heads", "head_dim"),
+            *("mlp_ratio", "position_encoding", "init_scheme", "attention_sharpness", "convolution_form"),
+            *("batch_size", "learning_rate", "weight_decay", "warmup_fraction", "label_smoothing"),
+            *("gradient_clip_norm", "precision", "seed"),
+        }
+    ),
+    EXPRESSIVITY: frozenset(
+        {
+            *("kernel_size", "patch_size", "num_heads", "fit_image_size", "fit_channels", "fit_steps"),
+            *("fit_learning_rate", "seed"),
+        }
+    ),
+}
+"""Parameters that the keys of a task's first stored stages hold, whatever their value. Never longer: every parameter
+that is not here is left out at its neutral value, so that adding it leaves the keys of stored stages as they are."""
 
 # The number of steps stands in the stage itself, the width of all heads in that of each; the data set's name does not
 # change its images.
@@ -32,20 +54,7 @@ _NEVER_DECISIVE = {
     "convolution_warmup_fraction",
     "evaluations",
 }
-_NOT_DECISIVE = {
-    "random": {"attention_sharpness", "convolution_form"},
-    "two_phase": set(),
-    "conv_structured": set(),
-    "mimetic": {"attention_sharpness", "convolution_form"},
-    "impulse": {"convolution_form"},
-    "local": {"attention_sharpness", "convolution_form"},
-    "convolution": {"attention_sharpness"},
-    "resnet": {
-        *("attention_sharpness", "convolution_form"),
-        *("patch_size", "num_heads", "head_dim", "position_encoding"),
-    },
-}
-_NOT_DECISIVE_FOR_CONVOLUTION = {"init_scheme", "attention_sharpness"}
+_IGNORED_BY_CONVOLUTION_PHASE = {"init_scheme", "attention_sharpness"}
 
 
 class Stage(Protocol):
@@ -124,52 +133,49 @@ class TrainingStage:
 
     @cached_property
     def _key(self) -> str:
-        not_decisive = (
-            _NOT_DECISIVE_FOR_CONVOLUTION if self.phase == CONVOLUTION else _NOT_DECISIVE[self.trial.init.init_scheme]
-        )
-        decisive: dict[str, Any] = {
+        scheme = SCHEMES[self.trial.init.init_scheme]
+        ignored = _IGNORED_BY_CONVOLUTION_PHASE if self.phase == CONVOLUTION else scheme.ignores
+        decisive = {
             name: value
             for name, value in self.trial.flat().items()
-            if name not in _NEVER_DECISIVE and name not in not_decisive
+            if name not in _NEVER_DECISIVE and name not in ignored
         }
-        if not decisive["max_test_images"]:
-            del decisive["max_test_images"]  # younger than the first stored results
         decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
-        init = self.trial.init
-        is_twin = self.phase == CONVOLUTION or init.init_scheme == "convolution"
-        if is_twin and init.convolution_form == "full":
+        is_twin = self.phase == CONVOLUTION or scheme.is_twin
+        if is_twin and self.trial.init.convolution_form == "full":
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than that share it.
             decisive["num_heads"] = max(THREE_BY_THREE, decisive["num_heads"])
             del decisive["head_dim"]
-        decisive |= {
-            "science_version": SCIENCE_VERSION,
-            "phase": self.phase,
-            "steps": self.steps,
-            "first_step": self.first_step,
-            "evaluation_interval": self.evaluation_interval,
-            "parent": self.parent.key if self.parent else None,
-        }
-        return short_hash(decisive, digits=24)
+        return stage_key(
+            TRAINING,
+            decisive,
+            PARAMETERS,
+            phase=self.phase,
+            steps=self.steps,
+            first_step=self.first_step,
+            evaluation_interval=self.evaluation_interval,
+            parent=self.parent.key if self.parent else None,
+        )
 
     @property
     def learning_rate(self) -> float:
         """Peak learning rate of this stage."""
-        own = self.trial.init.convolution_learning_rate if self.phase == CONVOLUTION else 0
-        return own or self.trial.training.learning_rate
+        rate = self.trial.init.convolution_learning_rate if self.phase == CONVOLUTION else None
+        return self.trial.training.learning_rate if rate is None else rate
 
     @property
     def warmup_fraction(self) -> float:
         """Share of this stage's steps with a linearly rising learning rate."""
-        own = self.trial.init.convolution_warmup_fraction if self.phase == CONVOLUTION else -1
-        return own if own >= 0 else self.trial.training.warmup_fraction
+        fraction = self.trial.init.convolution_warmup_fraction if self.phase == CONVOLUTION else None
+        return self.trial.training.warmup_fraction if fraction is None else fraction
 
     @property
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
-        """What determines the model, its weights aside."""
+        """The settings that determine the model, its weights aside."""
         init = self.trial.init
         kind = init.init_scheme if self.phase == REFERENCE else ""
         form = "" if self.phase == ATTENTION else init.convolution_form
-        return self.phase, kind, replace(self.trial.model, inner_dim=0), form
+        return self.phase, kind, replace(self.trial.model, inner_dim=None), form
 
     @property
     def report_interval(self) -> int:
@@ -183,7 +189,7 @@ class TrainingStage:
 
     @property
     def shape(self) -> Hashable:
-        """What must be equal for stages to be trained as one pack."""
+        """The settings that must be equal for stages to be trained as one pack."""
         training = self.trial.training
         schedule = (self.steps, self.first_step, self.evaluation_interval)
         return self.architecture, training.batch_size, training.precision, schedule, self.trial.data.evaluation_images
@@ -200,24 +206,42 @@ class TrainingStage:
 
 
 def depends_on(init_scheme: str, parameter: str) -> bool:
-    """Whether a parameter has any influence on trials of a scheme."""
-    return parameter not in _NOT_DECISIVE[init_scheme]
+    """True if a parameter has any influence on trials of a scheme."""
+    return parameter not in SCHEMES[init_scheme].ignores
 
 
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:
     """The stages of a trial on a subset of `num_images` images, in the order of training.
 
-    Every scheme gets the same number of steps in all: a two_phase trial divides them between its phases.
+    Every scheme gets the same number of steps in all: a trial of two phases divides them between the phases.
     """
     total = trial.training.total_steps(num_images)
     interval = max(1, round(total / trial.training.evaluations))
-    if trial.init.init_scheme in REFERENCES:
+    scheme = SCHEMES[trial.init.init_scheme]
+    if scheme.is_reference:
         return (TrainingStage(REFERENCE, trial, total, 0, interval),)
-    if trial.init.init_scheme != "two_phase":
+    if not scheme.has_convolution_phase:
         return (TrainingStage(ATTENTION, trial, total, 0, interval),)
     first = min(total - 1, max(1, round(total * trial.init.convolution_fraction)))
     convolution = TrainingStage(CONVOLUTION, trial, first, 0, interval)
     return convolution, TrainingStage(ATTENTION, trial, total - first, first, interval, convolution)
+
+
+def stage_key(task: str, config: Mapping[str, Any], parameters: Mapping[str, Parameter], **others: Any) -> str:
+    """The key of a stage of any task: 24 hexadecimal digits.
+
+    A parameter at its neutral value is left out, as in a study's key. So a new parameter changes no key as long as
+    nothing is changed by it.
+
+    Args:
+        config: flat parameters that have an influence on the stage.
+        parameters: those of the task, by name.
+        others: what else determines the outcome.
+    """
+    always = _ALWAYS_HASHED.get(task, frozenset())
+    decisive = {name: value for name, value in config.items() if name in always or value != parameters[name].neutral}
+    of_task = {} if task == TRAINING else {"task": task}  # trainings were there before there were tasks
+    return short_hash({"science_version": SCIENCE_VERSION, **of_task, **decisive, **others}, _KEY_DIGITS)
 
 
 def short_hash(content: Any, digits: int) -> str:

@@ -4,8 +4,13 @@ python sweeps/head_count.py                                     # both parts: di
 python sweeps/head_count.py --part expressivity                 # the curve that meets its lower bound, without training
 python sweeps/head_count.py --part expressivity --kernel-size 7 --patch-size 1 2 --num-heads 24 25 48 49
 python sweeps/head_count.py --part head_count --num-heads 1 9 --dataset cifar10 --data-dir ../shared/data --preset smoke
+
+Expected (docs/RESULTS.md): fits meet the bound within 2.1 % everywhere, and with the theorem's number of heads the
+error is at rounding level. In training on digits (5 seeds), accuracy is flat from 4 heads on: with heads of 16, 84 to
+86 % for random, 87 % for two phases.
 """
 
+from cvit.recipes import ABSOLUTE, FULL_TWIN, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
 from sweeps.engine.declaration import Preset, Sweep
 from sweeps.engine.main import main
 
@@ -13,9 +18,7 @@ HEADS = (1, 2, 4, 6, 8, 9, 12, 16)
 INNER_DIM = 144
 """The smallest width that all these head counts divide."""
 SCHEMES = ("random", "two_phase")
-# A twin of full rank is the same 3x3 convolution whatever the number of heads: with fewer than 9 heads, the attention
-# keeps the offsets that carry most of its energy.
-FULL = {"convolution_form": "full", "head_dim": 16}
+WIDE_HEADS = {"head_dim": 16}
 
 EXPRESSIVITY = Sweep(
     name="expressivity",
@@ -49,36 +52,30 @@ HEAD_COUNT = Sweep(
     presets={
         "laptop": Preset(
             description=EXPRESSIVITY.presets["laptop"].description,
-            grid={"num_heads": HEADS, "inner_dim": (0, INNER_DIM), "init_scheme": SCHEMES},
+            grid={"num_heads": HEADS, "inner_dim": (None, INNER_DIM), "init_scheme": SCHEMES},
             seeds=3,
-            settings=FULL
-            | {"data_fraction": 0.05, "validation_fraction": 0.2, "embed_dim": 48, "depth": 4, "mlp_ratio": 2.0}
-            | {"batch_size": 32, "epochs": 10, "min_steps": 300, "learning_rate": 2e-3},
+            settings=SMALL_VIT
+            | WIDE_HEADS
+            | FULL_TWIN
+            | SMALL_TRAINING
+            | {"data_fraction": 0.05, "learning_rate": 2e-3},
             # Each scheme's own best of six settings on validation images at 9 heads (docs/LOG.md).
-            scheme_settings={"random": {"position_encoding": "relative+absolute", "learning_rate": 4e-3}},
+            scheme_settings={"random": ABSOLUTE | {"learning_rate": 4e-3}},
         ),
         "smoke": Preset(
             description=EXPRESSIVITY.presets["smoke"].description,
-            grid={"num_heads": (4, 9), "inner_dim": (0, INNER_DIM), "init_scheme": SCHEMES},
+            grid={"num_heads": (4, 9), "inner_dim": (None, INNER_DIM), "init_scheme": SCHEMES},
             seeds=1,
-            settings=FULL
-            | {
-                "data_fraction": 0.05,
-                "embed_dim": 48,
-                "depth": 1,
-                "mlp_ratio": 2.0,
-                "max_validation_images": 500,
-                "max_test_images": 500,
-            }
-            | {"batch_size": 32, "epochs": 1, "min_steps": 40, "evaluations": 2},
+            settings=SMALL_VIT | WIDE_HEADS | FULL_TWIN | SMOKE | {"data_fraction": 0.05},
         ),
         "reference": Preset(
             description=EXPRESSIVITY.presets["reference"].description,
-            grid={"num_heads": HEADS, "inner_dim": (0, 288), "init_scheme": SCHEMES},
+            grid={"num_heads": HEADS, "inner_dim": (None, 288), "init_scheme": SCHEMES},
             seeds=5,
-            settings=FULL
-            | {"data_fraction": 0.05, "embed_dim": 384, "depth": 12, "head_dim": 32, "label_smoothing": 0.1}
-            | {"batch_size": 128, "epochs": 100, "min_steps": 4000, "learning_rate": 5e-4, "precision": "bfloat16"},
+            settings=PAPER_VIT
+            | FULL_TWIN
+            | PAPER_TRAINING
+            | {"data_fraction": 0.05, "evaluations": 10, "learning_rate": 5e-4},
         ),
     },
 )

@@ -13,6 +13,7 @@ LIGHT_MODULES = (
     "cvit.vocabulary",
     "cvit.config",
     "cvit.errors",
+    "cvit.init.schemes",
     "cvit.records",
     "cvit.redaction",
     "cvit.storage",

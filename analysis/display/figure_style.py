@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.display.wording import REFERENCES, SCHEME, fraction_text, heads_text, scheme_text
+from analysis.display.wording import SCHEME, fraction_text, heads_text, scheme_text
 from analysis.statistics.stats import Estimate
 from analysis.statistics.studies import BASELINE, Study
+from cvit.init.schemes import REFERENCES
 
 STUDIES_SHOWN = 3
 """The most recent studies that a figure shows."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from cvit.init.schemes import REFERENCES
+
 FRACTION = "data_fraction"
 SCHEME = "init_scheme"
 NUM_HEADS = "num_heads"
@@ -10,9 +12,6 @@ PATCH_SIZE = "patch_size"
 KERNEL_SIZE = "kernel_size"
 WARMUP = "warmup_fraction"
 LEARNING_RATE = "learning_rate"
-
-REFERENCES = ("convolution", "resnet")
-"""What stands among the init schemes to compare them with, though it is no transformer."""
 
 _HEADINGS = {SCHEME: "scheme", FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}
 _IN_CAPTIONS = {FRACTION: "share of the training images", NUM_HEADS: "number of heads", INNER_DIM: "width of the heads"}

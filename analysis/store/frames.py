@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from cvit import vocabulary as names
-from cvit.config import Parameter
+from cvit.config import Parameter, as_text, with_numbers
 from cvit.tasks import TASK_NAMES, parameters_of_task
 
 CURVES: Mapping[str, tuple[str, ...]] = {
@@ -137,7 +137,8 @@ class Raw:
         study_key, trial_key = record["study_key"], record["trial_key"]
         row = {"trial_key": trial_key, "study_key": study_key, "sweep": sweep, "task": task}
         row["code_version"] = record.get("tags", {}).get(names.TAG_CODE_VERSION)
-        defaults = {name: parameter.default for name, parameter in of_task.items()}
+        # A parameter that the trial does not name is younger than the trial.
+        defaults = with_numbers({name: parameter.neutral for name, parameter in of_task.items()}, of_task)
         self.trials.setdefault((study_key, trial_key), row | defaults | _typed_params(of_task, record["params"]))
 
     def add_final(self, trial_key: str, metric: str, step: int, value: float) -> None:
@@ -201,10 +202,15 @@ def _task_of(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Parameter]]:
 
 
 def _typed(of_task: Mapping[str, Parameter], name: str, value: Any) -> Any:
-    """A parameter's value in its own type; parameters that this version does not know stay text."""
-    text = str(value)
+    """A parameter's value in its own type; parameters that this version does not know stay text.
+
+    One that is not set is the number that versions before there was None had: rows sort by it.
+    """
+    text = as_text(value)
+    if name not in of_task:
+        return text
     try:
-        return of_task[name].parse(text) if name in of_task else text
+        return with_numbers({name: of_task[name].parse(text)}, of_task)[name]
     except ValueError as error:
         raise LoadError(f"parameter {name} has the unreadable value {text!r}") from error
 

@@ -1,40 +1,46 @@
-"""The init schemes by name. A new one is a file beside this one, a line here and a name in `config.InitSchemeName`."""
+"""The models that stages start from. A scheme's function is found by name: `cvit/init/<name>.py` holds it."""
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from cvit.config import TrialConfig
-from cvit.init.conv_structured import conv_structured
-from cvit.init.impulse import impulse
-from cvit.init.local import local
-from cvit.init.mimetic import mimetic
-from cvit.init.random import initialise, random
-from cvit.init.two_phase import two_phase
-from cvit.models.reference import ResidualNetwork
+from cvit.init.random import initialise
+from cvit.init.schemes import SCHEMES
 from cvit.models.vit import VisionTransformer
 from cvit.stages import TrainingStage
 from cvit.vocabulary import ATTENTION, REFERENCE
 
-InitScheme = Callable[[TrialConfig, VisionTransformer | None], tuple[VisionTransformer, dict[str, float]]]
-"""(trial, model of the convolution phase or None) → model of the attention phase, metrics measured on the way."""
+Start = Callable[[TrialConfig, VisionTransformer | None], tuple[VisionTransformer, dict[str, float]]]
+"""A scheme's function: (trial, model of the convolution phase or None) → model of the attention phase, metrics measured
+on the way."""
+Reference = Callable[[TrialConfig], nn.Module]
+"""A reference's function: trial → the model, uninitialised. It starts at random."""
 
-INIT_SCHEMES: dict[str, InitScheme] = {
-    "random": random,
-    "two_phase": two_phase,
-    "conv_structured": conv_structured,
-    "mimetic": mimetic,
-    "impulse": impulse,
-    "local": local,
-}
-"""Of the transformer; `config.REFERENCES` are other models, which start at random."""
+
+def start_of(init_scheme: str) -> Start:
+    """The function of a scheme that starts the transformer."""
+    assert not SCHEMES[init_scheme].is_reference
+    return _function_of(init_scheme)
+
+
+def reference_named(init_scheme: str) -> Reference:
+    """The function of a scheme that is another model."""
+    assert SCHEMES[init_scheme].is_reference
+    return _function_of(init_scheme)
+
+
+def _function_of(init_scheme: str) -> Any:
+    return getattr(importlib.import_module(f"cvit.init.{init_scheme}"), init_scheme)
 
 
 def blank_model(stage: TrainingStage) -> nn.Module:
     """The architecture that a stage trains, uninitialised."""
     trial = stage.trial
-    if stage.phase == REFERENCE and trial.init.init_scheme == "resnet":
-        return ResidualNetwork(trial.model)
+    if stage.phase == REFERENCE:
+        return reference_named(trial.init.init_scheme)(trial)
     return VisionTransformer(trial.model, stage.phase, trial.init.convolution_form)
 
 
@@ -46,7 +52,7 @@ def initial_model(stage: TrainingStage, parent: nn.Module | None) -> tuple[nn.Mo
     """
     if stage.phase == ATTENTION:
         assert parent is None or isinstance(parent, VisionTransformer)
-        return INIT_SCHEMES[stage.trial.init.init_scheme](stage.trial, parent)
+        return start_of(stage.trial.init.init_scheme)(stage.trial, parent)
     model = blank_model(stage)
     initialise(model, stage.trial.seed)
     return model, {}

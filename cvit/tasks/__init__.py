@@ -1,40 +1,59 @@
-"""The tasks: what the trials of a sweep do. A task is a file in this folder and its name in `TASK_NAMES`.
+"""The tasks: kinds of trials. A task is a file in this folder and its name in `TASK_NAMES`.
 
 The file holds `TASK`, and with it all that planning, execution, tracking and analysis ask about a task. It must not
 import torch when it is imported: the command line and the analysis read the parameters of every task.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from cvit.config import ConfigError, Parameter
+from cvit.stages import Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from cvit.data.datasets import Dataset, DatasetInfo
+    from cvit.results import Reports
+    from cvit.storage import Storage
 
 TASK_NAMES = ("training", "expressivity")
 """The modules of this package that hold a `TASK`."""
 
+StageType = TypeVar("StageType", bound=Stage)
 
-def _no_defaults(info: Any) -> Mapping[str, Any]:
+
+class Config(Protocol):
+    """The configuration of a trial, whatever its task."""
+
+    def flat(self) -> dict[str, Any]:
+        """Every parameter of the trial by its name."""
+        ...
+
+
+def _no_defaults(info: "DatasetInfo") -> dict[str, Any]:
     return {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What the trials of a sweep do.
+class Task(Generic[StageType]):
+    """A kind of trial: its parameters, its stages, and how they are trained and timed.
 
     Attributes:
+        name: the module's.
         parameters: every flat parameter, by name; each is an option of the command line.
         needs_data: its trials are trained on a data set.
         metric: the one that answers the question; in 0..1 where it is an accuracy.
         selection_metric: the one that searches compare settings by, the larger the better; None: it has no searches.
         curves: the metrics whose course over the steps is worth a look.
         compared_by: the parameter whose values the trials are compared by.
-        stages: (flat parameters, description of the data set) → the configuration and its stages, parents first.
-            Raises ConfigError for values that cannot be.
+        stages: (flat parameters, description of the data set, None where the task needs none) → the configuration and
+            its stages, parents first. Raises ConfigError for values that cannot be.
         train: (stages of one shape, data set, storage, device, whether to checkpoint at every evaluation) → reports,
-            as they come; the last report of a stage has its result.
+            as they come; the last report of a stage has its result, which is in the storage by then.
         step_flops: floating-point operations of one optimiser step of a stage.
         step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
         peak_bytes: (stage, size of a pack, CUDA device) → memory that the pack takes; None: stages are never packed.
@@ -48,16 +67,16 @@ class Task:
     selection_metric: str | None
     curves: tuple[str, ...]
     compared_by: str
-    stages: Callable[..., tuple[Any, tuple[Any, ...]]]
-    train: Callable[..., Any]
-    step_flops: Callable[[Any], float]
-    step_seconds: Callable[..., list[float]]
-    peak_bytes: Callable[..., int] | None = None
-    defaults_of_data: Callable[[Any], Mapping[str, Any]] = _no_defaults
+    stages: "Callable[[Mapping[str, Any], DatasetInfo | None], tuple[Config, tuple[StageType, ...]]]"
+    train: "Callable[[Sequence[StageType], Dataset | None, Storage, torch.device, bool], Iterator[Reports]]"
+    step_flops: Callable[[StageType], float]
+    step_seconds: "Callable[[StageType, Sequence[int], torch.device], list[float]]"
+    peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None
+    defaults_of_data: "Callable[[DatasetInfo], dict[str, Any]]" = _no_defaults
 
 
 @cache
-def task_named(name: str) -> Task:
+def task_named(name: str) -> Task[Any]:
     """The task of that name.
 
     Raises:

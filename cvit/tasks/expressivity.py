@@ -3,16 +3,12 @@
 The fit itself is `cvit.training.fit`, imported when there is something to fit: a sweep is planned without torch.
 """
 
-import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from cvit.config import LARGEST_LEARNING_RATE, Parameter, option, parameters_of, require, require_divisor, require_known
-from cvit.stages import SCIENCE_VERSION, short_hash
+from cvit.fits import PARAMETERS, ExpressivityConfig, FitStage
 from cvit.tasks import Task
-from cvit.vocabulary import EXPRESSIVITY, EXPRESSIVITY_ERROR, FIT
+from cvit.vocabulary import EXPRESSIVITY, EXPRESSIVITY_ERROR
 
 if TYPE_CHECKING:
     import torch
@@ -20,92 +16,6 @@ if TYPE_CHECKING:
     from cvit.data.datasets import Dataset, DatasetInfo
     from cvit.results import Reports
     from cvit.storage import Storage
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpressivityConfig:
-    """One attempt to fit an attention layer to a random convolution; see `cvit.training.fit`."""
-
-    kernel_size: int = option("Side of the convolution's kernel, pixels.", 3)
-    patch_size: int = option("Side of a patch, pixels; divides the image size.", 1)
-    num_heads: int = option("Heads of the attention layer.", 9)
-    fit_image_size: int = option("Side of the images that the operators act on, pixels.", 8)
-    fit_channels: int = option("Channels in and out; the theorem's count needs their square ≥ kernel_size².", 8)
-    fit_steps: int = option("Steps of gradient descent on the attention.", 400)
-    fit_learning_rate: float = option("Learning rate of the attention's logits.", 0.2)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("kernel_size", "patch_size", "num_heads", "fit_image_size", "fit_channels", "fit_steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        require_divisor("patch_size", self.patch_size, self.fit_image_size)
-        require(
-            0 < self.fit_learning_rate <= LARGEST_LEARNING_RATE,
-            "fit_learning_rate",
-            self.fit_learning_rate,
-            f"must be positive and at most {LARGEST_LEARNING_RATE:g}",
-        )
-        require(self.seed >= 0, "seed", self.seed, "must be at least 0")
-
-    def flat(self) -> dict[str, Any]:
-        """Every field by its name."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_flat(cls, flat: Mapping[str, Any]) -> "ExpressivityConfig":
-        """The inverse of `flat`; names that are missing keep their defaults.
-
-        Raises:
-            ConfigError: a name is unknown or a value invalid.
-        """
-        require_known(flat, PARAMETERS)
-        return cls(**flat)
-
-
-@dataclass(frozen=True)
-class FitStage:
-    """The one stage of an expressivity trial."""
-
-    trial: ExpressivityConfig
-    task: ClassVar[str] = EXPRESSIVITY
-    phase: ClassVar[str] = FIT
-    parent: ClassVar[None] = None
-
-    @property
-    def key(self) -> str:
-        """24 hexadecimal digits."""
-        return self._key
-
-    @cached_property
-    def _key(self) -> str:
-        return short_hash({"science_version": SCIENCE_VERSION, "task": EXPRESSIVITY, **self.trial.flat()}, digits=24)
-
-    @property
-    def shape(self) -> Hashable:
-        """Fits are not packed: each is a shape of its own."""
-        return (self.key,)
-
-    @property
-    def cost_kind(self) -> Hashable:
-        """Everything but the seed."""
-        return dataclasses.replace(self.trial, seed=0)
-
-    @property
-    def report_interval(self) -> int:
-        """A fit reports at its end only."""
-        return self.steps
-
-    @property
-    def steps(self) -> int:
-        return self.trial.fit_steps
-
-    @property
-    def last_step(self) -> int:
-        return self.steps
-
-
-PARAMETERS: Mapping[str, Parameter] = parameters_of({"fit": ExpressivityConfig})
-"""Every flat parameter of a fit."""
 
 
 def _stages(flat: Mapping[str, Any], info: "DatasetInfo | None") -> tuple[ExpressivityConfig, tuple[FitStage, ...]]:

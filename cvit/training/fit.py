@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cvit.fits import ExpressivityConfig, FitStage
 from cvit.geometry import Grid, num_relative_positions, occurs, relative_position, relative_position_index
 from cvit.randomness import generator
 from cvit.results import Point, Report, StageResult, load_result
 from cvit.storage import Storage
-from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 from cvit.theorem.counts import Size, per_axis
 from cvit.theorem.kernel import error_bound, grid_of, offsets, patch_maps
 from cvit.training import checkpoint as ckpt

@@ -15,7 +15,7 @@ from analysis.statistics import verdicts
 from analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
 from analysis.store.load import load_journal
 from cvit import vocabulary as names
-from cvit.tasks.expressivity import ExpressivityConfig
+from cvit.fits import ExpressivityConfig
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, FakeTrial, Point, trainings, write_journal
 
 SCHEMES = ["random", "two_phase"]

@@ -18,8 +18,8 @@ from analysis.statistics.studies import Study, TableError, read_studies
 from analysis.store import load
 from analysis.store.frames import Frames, rows_of
 from cvit import vocabulary as names
+from cvit.fits import ExpressivityConfig
 from cvit.storage import Storage
-from cvit.tasks.expressivity import ExpressivityConfig
 from tests.support.fake_studies import TIME_MS, FakeStudy, FakeTrial, trainings, write_journal, write_mlflow
 
 GOLDEN = Path(__file__).parent / "golden"

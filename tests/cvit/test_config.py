@@ -14,11 +14,14 @@ from cvit.config import (
     DataConfig,
     InitSchemeName,
     ModelConfig,
+    Parameter,
     PositionEncoding,
     Precision,
     TrainingConfig,
     TrialConfig,
+    as_text,
     choices,
+    with_numbers,
 )
 
 NAN, INF = math.nan, math.inf
@@ -26,7 +29,7 @@ INVALID: dict[str, list[Any]] = {
     "data_fraction": [0.0, -0.1, 1.0001, NAN, INF],
     "validation_fraction": [0.0, 1.0, -0.5, NAN],
     "max_validation_images": [0, -1],
-    "max_test_images": [-1],
+    "max_test_images": [0, -1],
     "augmentation": ["", "flip", "Shift", None],
     "image_size": [0, -8],
     "in_channels": [0],
@@ -36,15 +39,15 @@ INVALID: dict[str, list[Any]] = {
     "depth": [0, -1],
     "num_heads": [0, 10],
     "head_dim": [0],
-    "inner_dim": [-1],
+    "inner_dim": [0, -1],
     "mlp_ratio": [0.0, -1.0, NAN],
     "position_encoding": ["absolute", "relative "],
     "init_scheme": ["", "twophase", "Random"],
     "attention_sharpness": [0.0, -4.0, NAN],
     "convolution_form": ["half"],
     "convolution_fraction": [0.0, 1.0, NAN],
-    "convolution_learning_rate": [-1e-3, NAN, INF],
-    "convolution_warmup_fraction": [-0.5, 1.0, NAN],
+    "convolution_learning_rate": [0.0, -1e-3, NAN, INF],
+    "convolution_warmup_fraction": [-1.0, -0.5, 1.0, NAN],
     "epochs": [-1],
     "min_steps": [-1],
     "batch_size": [0, -64],
@@ -74,11 +77,14 @@ def trial_configs(draw: st.DrawFn) -> TrialConfig:
             "image_size": grid_size * patch_size,
             "patch_size": patch_size,
             "num_heads": draw(st.integers(1, (2 * grid_size - 1) ** 2)),
+            "inner_dim": draw(st.none() | st.integers(1, 500)),
             "mlp_ratio": draw(st.floats(0.1, 8)),
             "position_encoding": draw(st.sampled_from(choices(PositionEncoding))),
             "init_scheme": draw(st.sampled_from(choices(InitSchemeName))),
             "convolution_form": draw(st.sampled_from(choices(ConvolutionForm))),
             "convolution_fraction": draw(share),
+            "convolution_learning_rate": draw(st.none() | positive),
+            "convolution_warmup_fraction": draw(st.none() | share | st.just(0.0)),
             "attention_sharpness": draw(positive),
             "learning_rate": draw(positive),
             "weight_decay": draw(positive | st.just(0.0)),
@@ -157,9 +163,86 @@ def test_the_flat_form_is_the_whole_configuration(config: TrialConfig) -> None:
 
 @given(trial_configs())
 def test_text_from_a_tracking_store_gives_the_configuration_back(config: TrialConfig) -> None:
-    parsed = {name: PARAMETERS[name].parse(str(value)) for name, value in config.flat().items()}
+    parsed = {name: PARAMETERS[name].parse(as_text(value)) for name, value in config.flat().items()}
     assert TrialConfig.from_flat(parsed) == config
     assert {name: type(value) for name, value in parsed.items()} == {n: type(v) for n, v in config.flat().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("max_test_images", "0"),
+        ("inner_dim", "0"),
+        ("convolution_learning_rate", "0.0"),
+        ("convolution_warmup_fraction", "-1.0"),
+    ],
+)
+def test_a_number_that_stood_for_not_set_is_still_read(name: str, before: str) -> None:
+    """Stores made before there was None hold it, and so do command lines in papers."""
+    parameter = PARAMETERS[name]
+    assert parameter.default is None
+    assert [parameter.parse(text) for text in (before, "auto", "None")] == [None] * 3
+    assert with_numbers({name: None}, PARAMETERS) == {name: parameter.type(before)}
+    assert as_text(None) == "auto" and with_numbers({name: 1}, PARAMETERS) == {name: 1}
+
+
+def test_only_what_may_be_left_open_is_auto() -> None:
+    assert {name for name, parameter in PARAMETERS.items() if parameter.unset is not None} == {
+        *("max_test_images", "inner_dim", "convolution_learning_rate", "convolution_warmup_fraction")
+    }
+    assert PARAMETERS["gradient_clip_norm"].parse("0.0") == 0.0, "0 clips nothing: a value as any other"
+    assert PARAMETERS["dataset"].parse("auto") == "auto"
+    with pytest.raises(ValueError, match="auto"):
+        PARAMETERS["depth"].parse("auto")
+
+
+def test_truth_is_read_from_text() -> None:
+    parameter = Parameter(name="flag", type=bool, default=False, part="training")
+    assert [parameter.parse(text) for text in ("True", "False")] == [True, False]
+    with pytest.raises(ValueError, match="index"):
+        parameter.parse("yes")
+
+
+def test_neutral_values_never_change() -> None:
+    """Keys leave them out: were one to change, two different trainings would have the same key. Where a default
+    changes, the field's `neutral` keeps the value from before; this table only grows."""
+    assert {name: parameter.neutral for name, parameter in PARAMETERS.items()} == {
+        "dataset": "digits",
+        "data_fingerprint": "",
+        "data_fraction": 1.0,
+        "validation_fraction": 0.1,
+        "max_validation_images": 2000,
+        "max_test_images": None,
+        "augmentation": "shift",
+        "image_size": 8,
+        "in_channels": 1,
+        "num_classes": 10,
+        "patch_size": 4,
+        "embed_dim": 128,
+        "depth": 6,
+        "num_heads": 9,
+        "head_dim": 16,
+        "inner_dim": None,
+        "mlp_ratio": 4.0,
+        "position_encoding": "relative",
+        "init_scheme": "random",
+        "attention_sharpness": 4.0,
+        "convolution_form": "factorized",
+        "convolution_fraction": 0.5,
+        "convolution_learning_rate": None,
+        "convolution_warmup_fraction": None,
+        "epochs": 20,
+        "min_steps": 400,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+        "warmup_fraction": 0.1,
+        "label_smoothing": 0.0,
+        "gradient_clip_norm": 1.0,
+        "precision": "float32",
+        "evaluations": 10,
+        "seed": 0,
+    }
 
 
 def test_parts_have_no_parameter_in_common() -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvit.config import ConfigError
+from cvit.fits import ExpressivityConfig, FitStage
 from cvit.geometry import num_relative_positions
 from cvit.results import Point, load_result
 from cvit.storage import Storage
-from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 from cvit.theorem.counts import heads_needed
 from cvit.training.fit import attention, descend, fit, kernel, relative_error, target
 from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR

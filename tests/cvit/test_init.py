@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from cvit.config import REFERENCES, ConvolutionForm, InitSchemeName, TrialConfig, choices
+from cvit.config import ConvolutionForm, InitSchemeName, TrialConfig, choices
 from cvit.init.conv_structured import conv_structured
 from cvit.init.random import initialise, random
-from cvit.init.registry import INIT_SCHEMES, blank_model, initial_model
+from cvit.init.registry import blank_model, initial_model, reference_named, start_of
+from cvit.init.schemes import REFERENCES
 from cvit.init.two_phase import two_phase
 from cvit.models.vit import VisionTransformer
 from cvit.stages import stages_of
@@ -57,8 +58,10 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_the_registry_is_what_the_configuration_offers() -> None:
-    assert (*INIT_SCHEMES, *REFERENCES) == SCHEMES
+def test_every_scheme_that_the_configuration_offers_has_its_function() -> None:
+    functions = [reference_named(name) if name in REFERENCES else start_of(name) for name in SCHEMES]
+    assert [function.__name__ for function in functions] == list(SCHEMES)
+    assert {function.__module__ for function in functions} == {f"cvit.init.{name}" for name in SCHEMES}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

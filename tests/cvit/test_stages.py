@@ -10,9 +10,9 @@ from cvit.config import (
     TrialConfig,
     choices,
 )
+from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
+from cvit.fits import ExpressivityConfig, FitStage
 from cvit.stages import SCIENCE_VERSION, TrainingStage, short_hash, stages_of
-from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
-from cvit.tasks.expressivity import ExpressivityConfig, FitStage
 
 # Every parameter by value, so that a changed default changes no key here.
 FLAT: dict[str, Any] = {
@@ -21,7 +21,7 @@ FLAT: dict[str, Any] = {
     "data_fraction": 0.5,
     "validation_fraction": 0.1,
     "max_validation_images": 2000,
-    "max_test_images": 0,
+    "max_test_images": None,
     "augmentation": "shift",
     "image_size": 8,
     "in_channels": 1,
@@ -31,15 +31,15 @@ FLAT: dict[str, Any] = {
     "depth": 2,
     "num_heads": 9,
     "head_dim": 8,
-    "inner_dim": 0,
+    "inner_dim": None,
     "mlp_ratio": 4.0,
     "position_encoding": "relative",
     "init_scheme": "two_phase",
     "attention_sharpness": 4.0,
     "convolution_form": "factorized",
     "convolution_fraction": 0.25,
-    "convolution_learning_rate": 0.0,
-    "convolution_warmup_fraction": -1.0,
+    "convolution_learning_rate": None,
+    "convolution_warmup_fraction": None,
     "epochs": 10,
     "min_steps": 40,
     "batch_size": 16,

@@ -10,7 +10,7 @@ import pytest
 
 from cvit import vocabulary as v
 from cvit.config import PARAMETERS
-from cvit.tasks.expressivity import PARAMETERS as EXPRESSIVITY_PARAMETERS
+from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from tests.support.scripts import ROOT, journal, mlflow_runs, sweep
 
 TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
@@ -96,7 +96,7 @@ def test_two_cells_that_need_the_same_stages_are_two_trials_with_one_training(fo
                 if (run.data.params["num_heads"], run.data.params["init_scheme"], run.data.params["seed"])
                 == ("9", scheme, seed)
             ]
-            assert sorted(run.data.params["inner_dim"] for run in pair) == ["0", "72"]
+            assert sorted(run.data.params["inner_dim"] for run in pair) == ["72", "auto"]
             assert pair[0].data.metrics == pair[1].data.metrics
             assert {run.data.params["head_dim"] for run in pair} == {"8"}
     # Per seed: random at 3 models, one convolution phase for all heads and widths, 3 attention phases.

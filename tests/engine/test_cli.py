@@ -16,8 +16,9 @@ from sweeps.engine.declaration import Sweep
 from sweeps.engine.main import main
 from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
+from sweeps.head_count import HEAD_COUNT as HEAD_COUNT_SWEEP
 from sweeps.low_data import SWEEP
-from tests.support.plans import all_sweeps, digits, requests_of
+from tests.support.plans import all_sweeps, digits, make_plan, requests_of
 from tests.support.scripts import ROOT, readme_commands
 
 WRONG = [
@@ -43,6 +44,10 @@ WRONG = [
     (["--storage", "/dev/null/x"], "/dev/null"),
     (["--address", "127.0.0.1:1"], "127.0.0.1:1"),
 ]
+
+
+GOLDEN_STUDY = "1597470b8005f3a1"
+GOLDEN_TRIALS = ["bbb06c83eced588e", "09c6a99ead628bf8"]
 
 
 @pytest.mark.parametrize(("options", "names"), WRONG, ids=[" ".join(options) for options, _ in WRONG])
@@ -118,6 +123,38 @@ def test_only_what_is_given_overrides_the_preset() -> None:
     assert request.grid["data_fraction"] == (0.2, 0.3)
     assert request.grid["init_scheme"] == SWEEP.presets["laptop"].grid["init_scheme"]
     assert request.seeds == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("max-test-images", "0"),
+        ("convolution-learning-rate", "0"),
+        ("convolution-warmup-fraction", "-1"),
+        ("inner-dim", "0"),
+    ],
+)
+def test_auto_is_not_set_and_so_is_the_number_that_stood_for_it(tmp_path: Path, name: str, before: str) -> None:
+    """Commands in papers go on working, and ask for the same trials as the command without the option."""
+    options = ("--preset", "smoke", "--init-scheme", "two_phase", "--data-fraction", "0.05")
+    as_before, as_now = (make_plan(tmp_path, *options, f"--{name}", value) for value in (before, "auto"))
+    request = parse(SWEEP, [f"--{name}", before])
+    assert request is not None and list(request.given.values()) == [None]
+    keys = {tuple(t.key for t in p.trials) for p in (as_before, as_now)}
+    assert len(keys) == 1 and as_before.study.key == as_now.study.key
+    if name != "max-test-images":  # the preset sets it
+        assert make_plan(tmp_path, *options).study.key == as_now.study.key
+
+
+def test_an_axis_has_auto_among_its_values(tmp_path: Path) -> None:
+    """Golden: the trials of version d709f53, whose cells had 0 in its place."""
+    options = ("--preset", "smoke", "--num-heads", "9", "--init-scheme", "random")
+    plans = [
+        make_plan(tmp_path, *options, "--inner-dim", value, "72", sweep=HEAD_COUNT_SWEEP) for value in ("auto", "0")
+    ]
+    assert [[trial.cell["inner_dim"] for trial in plan.trials] for plan in plans] == [[None, 72]] * 2
+    assert [[trial.key for trial in plan.trials] for plan in plans] == [GOLDEN_TRIALS] * 2
+    assert plans[0].study.key == GOLDEN_STUDY
 
 
 def test_the_environment_names_the_data_folder_unless_the_option_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,12 +128,12 @@ def test_a_parameter_that_the_configuration_gains_later_does_not_part_studies(tm
 
 
 def test_cells_that_ask_for_the_same_training_share_its_stages_and_are_trials_of_their_own(tmp_path: Path) -> None:
-    options = ("--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72", "--seeds", "1")
+    options = ("--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "auto", "72", "--seeds", "1")
     plan = make_plan(tmp_path, *options, "--init-scheme", "two_phase", sweep=HEAD_COUNT)
     assert len({trial.key for trial in plan.trials}) == len(plan.trials) == 4
     assert len(plan.stages) == 1 + 3  # one convolution for all; attention with 4 heads of 8, 4 of 18, 9 of 8
     by_cell = {(t.cell["num_heads"], t.cell["inner_dim"]): t.stages[-1].key for t in plan.trials}
-    assert by_cell[9, 0] == by_cell[9, 72] and by_cell[4, 0] != by_cell[4, 72]
+    assert by_cell[9, None] == by_cell[9, 72] and by_cell[4, None] != by_cell[4, 72]
 
 
 def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cvit import vocabulary as names
-from cvit.config import TrialConfig
+from cvit.config import PARAMETERS, TrialConfig, as_text
 from cvit.storage import Storage, encode_record
 
 TIME_MS = 1_760_000_000_000
@@ -82,7 +82,8 @@ def trainings(
         if value is None:
             continue
         # Init schemes that this version does not know are only names here.
-        flat = TrialConfig.from_flat(params | cell | {"init_scheme": "random"}).flat()
+        as_asked = {name: PARAMETERS[name].parse(as_text(value)) for name, value in cell.items()}
+        flat = TrialConfig.from_flat(params | as_asked | {"init_scheme": "random"}).flat()
         flat["init_scheme"] = cell.get("init_scheme", "random")
         measured = [(names.IMAGES_PER_SECOND, step, step / 20 * speed(cell) * 50, TIME_MS) for step in (10, 20)]
         measured += points(cell)
@@ -153,7 +154,9 @@ def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:
                 names.TAG_QUESTION: study.question, **_in_parts(names.TAG_GRID, json.dumps(cells)),
             },
         )  # fmt: skip
-        client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in study.params.items()])
+        client.log_batch(
+            parent.info.run_id, params=[Param(name, as_text(value)) for name, value in study.params.items()]
+        )
         for trial in reversed(study.trials):
             tags = {names.TAG_ROLE: names.ROLE_TRIAL, names.TAG_TRIAL_KEY: trial.key, names.TAG_STUDY_KEY: study.key}
             tags |= {"mlflow.parentRunId": parent.info.run_id} | study.tags | trial.tags
@@ -161,7 +164,7 @@ def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:
                 client.create_run(experiment, start_time=0, tags={k: v for k, v in tags.items() if k not in trial.tags})
             run = client.create_run(experiment, tags=tags | ({names.TAG_STATUS: trial.status} if trial.status else {}))
             metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in trial.points]
-            params = [Param(name, str(value)) for name, value in trial.params.items()]
+            params = [Param(name, as_text(value)) for name, value in trial.params.items()]
             client.log_batch(run.info.run_id, metrics=metrics, params=params)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cvit.config import with_numbers
 from cvit.data.datasets import DatasetInfo
 from cvit.stages import Stage, short_hash
 from cvit.tasks import task_named
@@ -52,7 +53,8 @@ def study_of(
     ConfigError where that cannot be."""
     preset = sweep.presets[request.preset]
     task = task_named(sweep.task)
-    defaults = {name: parameter.default for name, parameter in task.parameters.items()}
+    parameters = task.parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     shared = {**defaults, **(task.defaults_of_data(info) if info is not None else {}), **preset.settings}
     own = {
         scheme: {name: value for name, value in settings.items() if name not in request.given}
@@ -62,22 +64,29 @@ def study_of(
     cells = {**request.grid, "seed": tuple(range(request.seeds))}
     axes = (*request.grid, *(preset.search.space if preset.search else ()), "seed")
     # The data set's name is not part of its identity: the same files under another name are the same study. Nor are
-    # defaults: a study stays the same when the configuration gains a parameter.
+    # neutral values: a study stays the same when the configuration gains a parameter.
     identity = {
         name: value
         for name, value in shared.items()
-        if name not in axes and name != "dataset" and value != defaults[name]
+        if name not in axes and name != "dataset" and value != parameters[name].neutral
     }
     varying = set(axes).union(*own.values())
     constant = {name: value for name, value in shared.items() if name not in varying}
-    study_key = short_hash({"sweep": sweep.name, "shared": identity, "own": own, "axes": sorted(axes)}, digits=16)
+    hashed = {
+        "sweep": sweep.name,
+        "shared": with_numbers(identity, parameters),
+        "own": {scheme: with_numbers(settings, parameters) for scheme, settings in own.items()},
+        "axes": sorted(axes),
+    }
+    study_key = short_hash(hashed, digits=16)
 
     def make_trial(values: Mapping[str, Any]) -> Trial:
         cell = {axis: values[axis] for axis in axes}
         flat = {**shared, **own.get(cell.get("init_scheme", ""), {}), **cell}
         config, stages = task.stages(flat, info)
         # Two cells may need the very same stages, such as two rules for the width that agree at one number of heads.
-        return Trial(short_hash([study_key, stages[-1].key, cell], digits=16), cell, config.flat(), stages)
+        trial_key = short_hash([study_key, stages[-1].key, with_numbers(cell, parameters)], digits=16)
+        return Trial(trial_key, cell, config.flat(), stages)
 
     study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, cells)
     return study, make_trial

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from cvit.config import ConfigError
+from cvit.config import AUTO, ConfigError, as_text
+from cvit.config import Parameter as ConfigParameter
 from cvit.errors import one_line
 from cvit.tasks import task_named
 from cvit.vocabulary import DEFAULT_TRACKING_URI
@@ -90,7 +91,8 @@ def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
 
 def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequence[str]) -> Request:
     preset = sweep.presets[preset_name]
-    parameters = task_named(sweep.task).parameters.keys() - _NOT_OPTIONS
+    parameters = task_named(sweep.task).parameters
+    given = {name: _value(parameters[name], value) if name in parameters else value for name, value in given.items()}
     grid = {}
     for axis, default in preset.grid.items():
         values = tuple(dict.fromkeys(given.pop(axis, default)))
@@ -112,7 +114,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         seeds=seeds,
         search_trials=search_trials,
         asha=given.get("asha", False),
-        given={name: value for name, value in given.items() if name in parameters},
+        given={name: value for name, value in given.items() if name in parameters.keys() - _NOT_OPTIONS},
         dataset=given.get("dataset", sweep.dataset),
         data_dir=given.get("data_dir") or os.environ.get(DATA_DIR_VARIABLE) or "data",
         download=not given.get("no_download", False),
@@ -131,6 +133,13 @@ def _address_in_environment() -> str | None:
     """The cluster that RAY_ADDRESS names. `local` there is Ray's own word for a Ray that is started here."""
     address = os.environ.get("RAY_ADDRESS", "")
     return address if address not in ("", IN_PROCESS) else None
+
+
+def _value(parameter: ConfigParameter, given: Any) -> Any:
+    """A parameter's value as given, several values for an axis; `auto`, or a number that stood for it, is None."""
+    if isinstance(given, tuple | list):
+        return tuple(_value(parameter, value) for value in given)
+    return parameter.parse(as_text(given))
 
 
 def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequence[str]) -> App:
@@ -227,7 +236,7 @@ def _data_options(sweep: Sweep) -> dict[str, Any]:
 def _grid_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     parameters = task_named(sweep.task).parameters
     return {
-        axis: _option(tuple[parameters[axis].type, ...], parameters[axis].help, values, _GROUPS["grid"])
+        axis: _option(tuple[_type(parameters[axis]), ...], parameters[axis].help, values, _GROUPS["grid"])
         for axis, values in preset.grid.items()
     }
 
@@ -239,14 +248,19 @@ def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
             continue
         default = preset.settings.get(name, parameter.default)
         own = {s: settings[name] for s, settings in preset.scheme_settings.items() if name in settings}
-        shown = ", ".join([str(default), *(f"{scheme}: {value}" for scheme, value in own.items())])
+        shown = ", ".join([as_text(default), *(f"{scheme}: {value}" for scheme, value in own.items())])
         shown = _CHOSEN_BY_THE_DATA.get(name, shown) if name not in preset.settings else shown
-        options[name] = _option(parameter.type, parameter.help, shown, _GROUPS[parameter.part])
+        group = _GROUPS.get(parameter.part) or Group(parameter.part.replace("_", " ").capitalize())
+        options[name] = _option(_type(parameter), parameter.help, shown, group)
     return options
 
 
+def _type(parameter: ConfigParameter) -> Any:
+    return parameter.type | Literal[AUTO] if parameter.default is None else parameter.type
+
+
 def _option(kind: Any, help_text: str, default: Any, group: Group) -> Any:
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    shown = " ".join(map(as_text, default)) if isinstance(default, tuple) else as_text(default)
     return Annotated[
         kind | None,
         Parameter(

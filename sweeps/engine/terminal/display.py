@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cvit.config import as_text
 from cvit.results import Report, StageResult
 from cvit.tasks import task_named
 from cvit.vocabulary import IMAGES_PER_SECOND, is_accuracy
@@ -147,7 +148,7 @@ class Display:
             for stage in pack:
                 cell = self._progress.plan.trials_of[stage.key][0].cell
                 step = f"{self._steps.get(stage.key, 0)}/{stage.steps}"
-                packs.add_row(stage.phase, *(str(cell[axis]) for axis in axes), step)
+                packs.add_row(stage.phase, *(as_text(cell[axis]) for axis in axes), step)
         found = self._by_scheme()
         schemes = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("scheme", "trials", f"mean {self._images()} accuracy", "best"):

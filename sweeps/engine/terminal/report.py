@@ -11,6 +11,7 @@ from rich.console import Console
 
 from analysis.answers import answer_text
 from analysis.store.load import load_journal
+from cvit.config import as_text
 from cvit.storage import Storage
 from sweeps.engine.execution.cost import cost_of
 from sweeps.engine.execution.pack_size import Limits, pack_limits
@@ -51,7 +52,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
-        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(str, v))}" for axis, v in plan.study.cells.items()),
+        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.cells.items()),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -167,7 +168,7 @@ def _dropped(plan: Plan) -> list[str]:
     for reason, cells in by_reason.items():
         for grid in as_grids(cells):
             partial = {axis: values for axis, values in grid.items() if set(values) != set(plan.study.cells[axis])}
-            place = ", ".join(f"{axis} {' '.join(map(str, values))}" for axis, values in partial.items())
+            place = ", ".join(f"{axis} {' '.join(map(as_text, values))}" for axis, values in partial.items())
             lines.append(f"            {place or 'all'}: {reason}")
     return lines
 
@@ -190,7 +191,7 @@ def _failures(progress: Progress) -> list[str]:
     by_error: dict[str, list[str]] = {}
     for trial in progress.plan.trials:
         if trial.key in progress.failed:
-            place = " ".join(f"{axis}={value}" for axis, value in trial.cell.items())
+            place = " ".join(f"{axis}={as_text(value)}" for axis, value in trial.cell.items())
             by_error.setdefault(progress.failed[trial.key], []).append(place)
     return [
         f"{num_failed} of {num_trials} trials failed; running the command again retries them.",

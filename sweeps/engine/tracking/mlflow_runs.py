@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvit import vocabulary as v
+from cvit.config import as_text
 
 MAX_TAG_LENGTH = 5000
 
@@ -68,7 +69,7 @@ def all_runs(client: Any, experiment_id: str) -> Iterator[Any]:
 def run_name(cell: dict[str, Any]) -> str:
     """The scheme first: the UI's column of names is narrow."""
     scheme = [str(cell["init_scheme"])] if "init_scheme" in cell else []
-    return " ".join(scheme + [f"{axis}={value}" for axis, value in cell.items() if axis != "init_scheme"])
+    return " ".join(scheme + [f"{axis}={as_text(value)}" for axis, value in cell.items() if axis != "init_scheme"])
 
 
 def in_parts(tag: str, text: str) -> dict[str, str]:

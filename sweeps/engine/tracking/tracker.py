@@ -15,6 +15,7 @@ from collections import Counter
 from typing import Any
 
 from cvit import vocabulary as v
+from cvit.config import as_text
 from cvit.errors import one_line
 from sweeps.engine.recording.journal import Record
 from sweeps.engine.recording.process_identity import is_dead, is_here, this_process
@@ -265,7 +266,7 @@ class Tracker:
         if run.taken_up and run.points:
             self._leave_out_copied(run)
         metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in run.points]
-        params = [Param(name, str(value)) for name, value in run.params.items()]
+        params = [Param(name, as_text(value)) for name, value in run.params.items()]
         tags = [RunTag(name, value[:MAX_TAG_LENGTH]) for name, value in run.tags.items()]
         while len(metrics) > _BATCH_METRICS - len(params) - len(tags):
             self._client.log_batch(run.run_id, metrics=metrics[:_BATCH_METRICS])

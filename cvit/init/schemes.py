@@ -1,0 +1,49 @@
+"""The init schemes by name: a scheme is a file `cvit/init/<name>.py` and its line in `SCHEMES`.
+
+The file holds a function of the scheme's name, imported when a model is made; see `cvit.init.registry`. This table is
+light, since the command line, the plan and the analysis read it without torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class InitScheme:
+    """An init scheme, as far as it must be known to plan its trials.
+
+    Attributes:
+        ignores: parameters that have no influence on the scheme's trials: trials that differ in nothing else share
+            their stages, and a search leaves them alone.
+        has_convolution_phase: whether a convolutional twin is trained first, which the scheme starts from.
+        is_reference: whether the name stands for another model, trained for comparison, and not for a way to start
+            the transformer.
+        is_twin: whether that other model is the convolutional twin.
+    """
+
+    name: str
+    ignores: frozenset[str] = frozenset()
+    has_convolution_phase: bool = False
+    is_reference: bool = False
+    is_twin: bool = False
+
+
+_CONVOLUTION = frozenset({"attention_sharpness", "convolution_form"})
+_TRANSFORMER = frozenset({"patch_size", "num_heads", "head_dim", "position_encoding"})
+
+SCHEMES: Mapping[str, InitScheme] = {
+    scheme.name: scheme
+    for scheme in (
+        InitScheme("random", ignores=_CONVOLUTION),
+        InitScheme("two_phase", has_convolution_phase=True),
+        InitScheme("conv_structured"),
+        InitScheme("mimetic", ignores=_CONVOLUTION),
+        InitScheme("impulse", ignores=frozenset({"convolution_form"})),
+        InitScheme("local", ignores=_CONVOLUTION),
+        InitScheme("convolution", ignores=frozenset({"attention_sharpness"}), is_reference=True, is_twin=True),
+        InitScheme("resnet", ignores=_CONVOLUTION | _TRANSFORMER, is_reference=True),
+    )
+}
+
+REFERENCES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.is_reference)
+"""The names that stand for other models."""

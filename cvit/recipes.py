@@ -1,0 +1,47 @@
+"""Recipes: models and trainings at the scales that presets share, as flat parameters. `|` puts them together."""
+
+from typing import Any
+
+SMALL_VIT: dict[str, Any] = {"embed_dim": 48, "depth": 4, "num_heads": 9, "head_dim": 8, "mlp_ratio": 2.0}
+"""A transformer for digits on a laptop: a trial takes seconds."""
+SMALL_TRAINING: dict[str, Any] = {"batch_size": 32, "epochs": 10, "min_steps": 300, "validation_fraction": 0.2}
+
+PHOTO_VIT: dict[str, Any] = SMALL_VIT | {"embed_dim": 96, "head_dim": 12}
+"""A transformer for photographs of 32 × 32 pixels on a CPU: a trial takes minutes."""
+PHOTO_TRAINING: dict[str, Any] = {"batch_size": 64, "epochs": 12, "min_steps": 400, "max_validation_images": 1000}
+
+PAPER_VIT: dict[str, Any] = {"embed_dim": 384, "depth": 12, "num_heads": 9, "head_dim": 32}
+"""A transformer of the depth and width of the paper's, meant for GPUs."""
+PAPER_TRAINING: dict[str, Any] = {
+    "batch_size": 128,
+    "epochs": 100,
+    "min_steps": 4000,
+    "label_smoothing": 0.1,
+    "precision": "bfloat16",
+    "evaluations": 20,
+}
+
+SMOKE: dict[str, Any] = {
+    "depth": 1,
+    "batch_size": 32,
+    "epochs": 1,
+    "min_steps": 40,
+    "evaluations": 2,
+    "max_validation_images": 500,
+    "max_test_images": 500,
+}
+"""Does it run? One block, a few steps and a few images, in place of a model's and a training's own."""
+SMALLEST_SMOKE: dict[str, Any] = SMOKE | {
+    "batch_size": 16,
+    "epochs": 0,
+    "min_steps": 20,
+    "max_validation_images": 200,
+    "max_test_images": 200,
+}
+"""The same where images have many tokens: patches of 2 on 32 × 32 photographs make 256."""
+
+FULL_TWIN: dict[str, Any] = {"convolution_form": "full"}
+"""A twin of full rank is the same 3×3 convolution whatever the number of heads, and is trained once for all of them:
+with fewer than 9 heads, the attention keeps the offsets that carry most of its energy."""
+ABSOLUTE: dict[str, Any] = {"position_encoding": "relative+absolute"}
+"""A learned absolute embedding beside the relative bias: what most schemes do best with (docs/LOG.md)."""
