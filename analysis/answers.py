@@ -1,24 +1,21 @@
 """The answer of one study in a few lines, for the terminal at the end of a sweep."""
 
-from analysis.display.accuracy_tables import Layout, answer
-from analysis.display.wording import SCHEME
-from analysis.layouts import LAYOUTS
-from analysis.questions import expressivity, tuned
+from analysis.display.accuracy_tables import GENERAL_LAYOUT
+from analysis.display.tables import general_tables
+from analysis.questions import question_of, tables_of
 from analysis.statistics.studies import read_study
+from analysis.store.axes import SCHEME
 from analysis.store.frames import Frames
 
 
 def answer_text(frames: Frames, study_key: str) -> str:
-    """The answer of a study; for a sweep that has no answer of its own, the general table.
+    """The answer of a study: its sweep's own, or the general table where it varies other axes than its sweep does.
 
     Raises:
         KeyError: there is no such study.
     """
     study = read_study(frames, study_key)
-    axes = {*study.axes, SCHEME}
-    if study.sweep == expressivity.SWEEP and axes == {*expressivity.AXES, SCHEME}:
-        return expressivity.answer(study)
-    if study.sweep == tuned.SWEEP and axes == set(tuned.AXES):
-        return tuned.answer(study)
-    layout = LAYOUTS.get(study.sweep, Layout())
-    return answer(study, layout if axes == set(layout.axes) else Layout())
+    axes = set(question_of(study.sweep).axes)
+    has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
+    tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
+    return tables.answer(study)

@@ -13,25 +13,26 @@ from pathlib import Path
 from typing import Annotated
 
 if __name__ == "__main__":
-    # Not this folder: its tables.py must not pass for the package that pandas knows by that name.
+    # Not this folder: its package `statistics` must not pass for Python's own.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
-from analysis import verdicts_text as claims_text
-from analysis.builders import BUILDERS
-from analysis.claims import claims
+from analysis import verdicts_text
+from analysis.claims import verdicts
+from analysis.files import files_of
+from analysis.questions import curves_of, question_of
 from analysis.report import report
 from analysis.statistics.studies import TableError
 from analysis.statistics.verdicts import FAILS
 from analysis.store.frames import Frames, LoadError
-from analysis.store.load import load_journal, load_mlflow
+from analysis.store.journal import load_journal
+from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+from cvit.vocabulary import DEFAULT_TRACKING_URI
 
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
@@ -67,27 +68,22 @@ def make_tables(
         Exit with code 3 when a claim does not hold.
     """
     frames = read(tracking_uri, storage)
-    held = sorted(set(frames.studies["sweep"]))
-    shown = [sweep for sweep in BUILDERS if sweep in held]
-    if not shown:
-        raise LoadError(f"no study of {', '.join(BUILDERS)} found; the store holds {', '.join(held)}")
+    sweeps = sorted(set(frames.studies["sweep"]), key=lambda sweep: (question_of(sweep).order, sweep))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LoadError(f"out {str(out)!r} must be a folder, or a place for one: {error.strerror}") from error
     sections = {}
-    for sweep in shown:
-        sections[sweep] = BUILDERS[sweep](frames)
-        print(next(iter(sections[sweep].values())).decode())
-        _write(out, sections[sweep])
-    if passed_over := [sweep for sweep in held if sweep not in BUILDERS]:
-        print(f"passed over, without a table of their own: {', '.join(passed_over)}")
-    judged = claims(frames)
+    for sweep in sweeps:
+        sections[sweep] = files_of(frames, sweep)
+        print(sections[sweep].markdown)
+        _write(out, sections[sweep].by_name)
+    judged = verdicts(frames)
     page = report(frames, sections, judged, command_of(tracking_uri, storage))
-    texts = {"claims.md": claims_text.markdown(frames, judged), "claims.csv": claims_text.csv(judged)}
+    texts = {"claims.md": verdicts_text.markdown(frames, judged), "claims.csv": verdicts_text.csv(judged)}
     _write(out, {name: text.encode() for name, text in {**texts, "report.html": page}.items()})
-    print("\n" + claims_text.answer(judged))
-    return 3 if strict and any(claim.verdict == FAILS for claim in judged) else 0
+    print("\n" + verdicts_text.answer(judged))
+    return 3 if strict and any(verdict.verdict == FAILS for verdict in judged) else 0
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -110,8 +106,8 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
         StorageError: the storage's URL is wrong.
     """
     if storage is not None:
-        return load_journal(Storage.open(storage))
-    return load_mlflow(_uri(tracking_uri))
+        return load_journal(Storage.open(storage), curves_of=curves_of)
+    return load_mlflow(_uri(tracking_uri), curves_of)
 
 
 def _uri(given: str | None) -> str:

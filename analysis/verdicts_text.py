@@ -6,13 +6,13 @@ from dataclasses import asdict, fields
 
 import pandas as pd
 
-from analysis.claims import KINDS, PENALTY, TRAINS_SHARE, ZERO_ERROR, Claim, kind_of, latest_studies, source_of
-from analysis.display.text import markdown_table, percent
-from analysis.questions.expressivity import number_text as error_text
+from analysis.claims import Verdict, all_claims, claim_of, latest_studies, source_of
+from analysis.display.text import error_text, markdown_table, number_text, percent
+from analysis.questions import HEADS, POINTS, RELATIVE_ERROR, STEPS_SHARE
 from analysis.statistics.verdicts import ERROR_RATE, HOLDS, LEAST_PAIRS, MARGIN
 from analysis.store.frames import Frames
 
-CSV_COLUMNS = tuple(field.name for field in fields(Claim))
+CSV_COLUMNS = tuple(field.name for field in fields(Verdict))
 
 _UNITS = "Estimates are points of accuracy, percent of the steps, relative errors or numbers of heads; see claims.md."
 
@@ -28,38 +28,41 @@ RULE = (
     "their step in it, so they are wider than those of the tables. A diverged trial counts with its last measured "
     "accuracy, or, never tested, with that of guessing."
 )
-RULE_OF_HEADS = (
-    "Heads that a convolution needs: no seeds are compared. The interval runs from theorem 2's bound, which nothing "
-    f"can undercut, to the error that was reached, relative to the convolution's norm; up to {ZERO_ERROR:g} counts as "
-    "zero, and what lies below the bound refutes it. Here n counts restarts."
-)
-FURTHER_RULES = (
-    f"Without warm-up less with the longest, at learning rates where the scheme, with it, reaches {TRAINS_SHARE:g} "
-    "times its best accuracy. Steps are those to the last validation accuracy of random initialisation on the same "
-    f"seed and images, as a share of the trial's; an accuracy that is never reached counts as {PENALTY} times all "
-    "steps. Of each data set the most recent study of a sweep is judged."
-)
+_RULE_OF_STUDIES = "Of each data set the most recent study of a sweep is judged."
+_PAIRED_UNITS = (POINTS, STEPS_SHARE)
+"""The units of claims that are judged by RULE; others explain themselves."""
 
 
-def csv(claims: Sequence[Claim]) -> str:
+def rules() -> list[str]:
+    """The paragraphs that say how claims are judged: the common rule, those of claims that have another, the rest."""
+    claims = [claim for _, claim in all_claims() if claim.rule]
+    others = [claim.rule for claim in claims if claim.unit not in _PAIRED_UNITS]
+    details = [claim.rule for claim in claims if claim.unit in _PAIRED_UNITS]
+    return [RULE, *others, " ".join([*details, _RULE_OF_STUDIES])]
+
+
+def csv(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as CSV with the columns CSV_COLUMNS; numbers are fractions, errors or heads, in full precision."""
-    rows = [asdict(claim) for claim in claims]
+    rows = [asdict(verdict) for verdict in verdicts]
     return pd.DataFrame(rows, columns=list(CSV_COLUMNS), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def markdown(frames: Frames, claims: Sequence[Claim]) -> str:
-    """The verdicts with the rule, what the claims say, and the commands of the studies that they rest on."""
+def markdown(frames: Frames, verdicts: Sequence[Verdict]) -> str:
+    """The verdicts with the rules, the statements of the claims, and the commands of the studies that they rest on."""
     head = ["claim", "verdict", "estimate", "interval", "n", "unit", "source"]
     rows = [
-        [f"`{c.claim}`", c.verdict, estimate_text(c), interval_text(c), str(c.n), kind_of(c).unit, c.source]
-        for c in claims
+        [f"`{v.claim}`", v.verdict, estimate_text(v), interval_text(v), str(v.n), claim_of(v).unit, v.source]
+        for v in verdicts
     ]
-    lines = ["# Claims", "", RULE, "", RULE_OF_HEADS, "", FURTHER_RULES, "", *markdown_table(head, rows)]
-    lines += ["", "What the claims say:", "", *(f"- `{kind.name}`: {kind.statement}." for kind in KINDS)]
+    lines = ["# Claims", ""]
+    for rule in rules():
+        lines += [rule, ""]
+    lines += markdown_table(head, rows)
+    lines += ["", "What the claims say:", "", *(f"- `{c.name}`: {c.statement}." for _, c in all_claims())]
     lines += ["", "Commands of the studies:", ""]
     studies = {
         source_of(study): study.command
-        for sweep in dict.fromkeys(kind.sweep for kind in KINDS)
+        for sweep in dict.fromkeys(sweep for sweep, _ in all_claims())
         for study in latest_studies(frames, sweep)
     }
     for source, command in studies.items():
@@ -67,31 +70,32 @@ def markdown(frames: Frames, claims: Sequence[Claim]) -> str:
     return "\n".join(lines)
 
 
-def answer(claims: Sequence[Claim]) -> str:
+def answer(verdicts: Sequence[Verdict]) -> str:
     """The verdicts in a table for the terminal."""
     head = ["claim", "verdict", "estimate", "interval", "n", "source"]
-    rows = [[c.claim, c.verdict, estimate_text(c), interval_text(c), str(c.n), c.source] for c in claims]
-    held = sum(claim.verdict == HOLDS for claim in claims)
-    return "\n".join([*markdown_table(head, rows), "", _UNITS, f"{held} of {len(claims)} claims hold."])
+    rows = [[v.claim, v.verdict, estimate_text(v), interval_text(v), str(v.n), v.source] for v in verdicts]
+    num_holding = sum(v.verdict == HOLDS for v in verdicts)
+    return "\n".join([*markdown_table(head, rows), "", _UNITS, f"{num_holding} of {len(verdicts)} claims hold."])
 
 
-def estimate_text(claim: Claim) -> str:
+def estimate_text(verdict: Verdict) -> str:
     """The estimate in the claim's unit, rounded."""
-    return _number(claim, claim.estimate)
+    return _number(verdict, verdict.estimate)
 
 
-def interval_text(claim: Claim) -> str:
+def interval_text(verdict: Verdict) -> str:
     """The interval in the claim's unit, rounded."""
-    if math.isnan(claim.ci_low):
+    if math.isnan(verdict.ci_low):
         return "-"
-    return f"[{_number(claim, claim.ci_low)}, {_number(claim, claim.ci_high)}]"
+    return f"[{_number(verdict, verdict.ci_low)}, {_number(verdict, verdict.ci_high)}]"
 
 
-def _number(claim: Claim, value: float) -> str:
-    match kind_of(claim).unit:
-        case "relative error":
-            return error_text(value)
-        case "heads":
-            return "-" if not math.isfinite(value) else f"{value:+g}"
-        case _:
-            return percent(value, sign="+")
+def _number(verdict: Verdict, value: float) -> str:
+    unit = claim_of(verdict).unit
+    if unit in _PAIRED_UNITS:
+        return percent(value, sign="+")
+    if unit == RELATIVE_ERROR:
+        return error_text(value)
+    if unit == HEADS:
+        return "-" if not math.isfinite(value) else f"{value:+g}"
+    return number_text(value)

@@ -24,9 +24,10 @@ from analysis.display.text import (
     number_text,
     percent,
 )
-from analysis.display.wording import SCHEME, heading, in_caption, scheme_text, value_text
+from analysis.display.wording import csv_value, heading, in_caption, scheme_text, texts, value_text
 from analysis.statistics.stats import Summary
 from analysis.statistics.studies import GAIN, Study
+from analysis.store.axes import SCHEME
 
 _RULES = (
     "Accuracy on the test images at the end of training, mean over seeds with the 95 % t-interval; gains are "
@@ -41,11 +42,11 @@ class Column:
     """A further column of a sweep's tables; in the CSV it may be several.
 
     Attributes:
-        heading: what stands above it in texts.
-        csv_names: what stands above it in the CSV.
+        heading: its heading in texts.
+        csv_names: its headings in the CSV.
         values: from a study and a place on its axes to a value per CSV column, NaN where unknown.
         is_measured: belongs to trials, so that the CSV has none for a difference between them.
-        in_overview: says something where all schemes share a row.
+        in_overview: it is also a column of the short table, where all schemes share a row.
     """
 
     heading: str
@@ -65,7 +66,7 @@ class Comparison:
 
     Attributes:
         kind: their `kind` in the CSV.
-        heading: what stands above the column that says of which scheme they are.
+        heading: the heading of the column that names their scheme.
         summaries: a study's differences, their scheme among the axes.
         title: the heading of a section of its own; none for the paired gain, which is a column of the short table.
     """
@@ -81,23 +82,25 @@ PAIRED_GAIN = Comparison("paired_gain", "paired gain", lambda study: study.gain)
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tables of a sweep show beside accuracy.
+    """The content of a sweep's tables beside accuracy.
 
     Attributes:
-        axes: the axes it has; without them, any.
         columns: further columns.
-        gain: what the schemes gain.
+        gain: the comparison that stands first.
         comparisons: further differences.
         across: the axis whose values are the columns of the short table.
         notes: how the further columns are measured.
     """
 
-    axes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     gain: Comparison = PAIRED_GAIN
     comparisons: tuple[Comparison, ...] = ()
     across: str = SCHEME
     notes: str = ""
+
+
+GENERAL_LAYOUT = Layout()
+"""The layout of a sweep that has none of its own."""
 
 
 def csv(studies: Sequence[Study], layout: Layout) -> str:
@@ -110,12 +113,13 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
     rows = []
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
-        kinds = [("accuracy", study.accuracy)]
+        kinds = [("accuracy", study.means)]
         kinds += [(each.kind, each.summaries(study)) for each in (layout.gain, *layout.comparisons)]
         for kind, summaries in kinds:
             for cell in summaries:
                 place = {axis: cell.axes[axis] for axis in study.axes}
-                row = common | {"kind": kind} | place | {SCHEME: cell.axes[SCHEME].replace(" ", "")}
+                row = common | {"kind": kind} | {axis: csv_value(value) for axis, value in place.items()}
+                row[SCHEME] = cell.axes[SCHEME].replace(" ", "")
                 row |= vars(cell.estimate) | {"expected": cell.expected, "diverged": cell.diverged}
                 for column in layout.columns:
                     if kind == "accuracy":
@@ -129,10 +133,10 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
     return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def markdown(sweep: str, studies: Sequence[Study], layout: Layout) -> str:
+def markdown(studies: Sequence[Study], layout: Layout) -> str:
     """All studies of a sweep, a section each."""
     rules = f"{_RULES} {layout.notes}".rstrip()
-    return "\n".join([f"# {sweep}\n\n{rules}\n", *(_markdown_section(study, layout) for study in studies)])
+    return "\n".join([f"# {studies[0].sweep}\n\n{rules}\n", *(_markdown_section(study, layout) for study in studies)])
 
 
 def latex_tables(studies: Sequence[Study], layout: Layout) -> str:
@@ -175,7 +179,7 @@ def _markdown_section(study: Study, layout: Layout) -> str:
         [*axes, "scheme", "test accuracy, %", "95 % interval", "n", *_COUNTS, *added],
         [
             [*_markdown_cells(study, cell), *(column.text(study, cell.axes) for column in layout.columns)]
-            for cell in study.accuracy
+            for cell in study.means
         ],
     )
     for comparison in (layout.gain, *layout.comparisons):
@@ -195,7 +199,7 @@ def _markdown_section(study: Study, layout: Layout) -> str:
 def _markdown_cells(study: Study, cell: Summary, sign: str = "") -> list[str]:
     counts = (cell.estimate.n, cell.expected, cell.diverged, cell.missing)
     estimate = [percent(cell.estimate.mean, sign), interval(cell.estimate, sign)]
-    return [*study.texts(cell.axes), scheme_text(cell.axes[SCHEME]), *estimate, *map(str, counts)]
+    return [*texts(study, cell.axes), scheme_text(cell.axes[SCHEME]), *estimate, *map(str, counts)]
 
 
 def _latex_table(study: Study, layout: Layout) -> str:
@@ -212,7 +216,7 @@ def _latex_table(study: Study, layout: Layout) -> str:
 
 def _overview(study: Study, layout: Layout, plus_minus: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the short table, with the paired gain and what the layout adds behind the accuracies."""
-    head, rows = _pivot(study, study.accuracy, lambda cell: mean_text(cell, plus_minus), layout.across)
+    head, rows = _pivot(study, study.means, lambda cell: mean_text(cell, plus_minus), layout.across)
     columns = _overview_columns(layout)
     if layout.across == SCHEME:  # a row is a place on the study's axes
         has_gain = _has_gain(study, layout)

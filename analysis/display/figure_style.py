@@ -1,4 +1,4 @@
-"""What all figures share: the look, lines with their intervals, axes, and the bytes of a file.
+"""The parts that all figures share: the style, lines with their intervals, axes, and the bytes of a file.
 
 Figures are drawn without pyplot and are the same bytes for the same data. Colours are Okabe and Ito's, told apart by
 colour-blind readers; markers and line styles tell curves apart in grey.
@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.display.wording import SCHEME, fraction_text, heads_text, scheme_text
+from analysis.display.wording import fraction_text, heads_text, scheme_text
 from analysis.statistics.stats import Estimate
 from analysis.statistics.studies import BASELINE, Study
+from analysis.store.axes import SCHEME
 from cvit.init.schemes import REFERENCES
 
 STUDIES_SHOWN = 3
-"""The most recent studies that a figure shows."""
+"""The number of studies that a figure shows, the most recent ones."""
 
 WIDTH, ROW_HEIGHT = 7.0, 2.8
 """Inches: the width of a figure, the height of a study's row of panels."""
@@ -41,7 +42,7 @@ COLOURS = {
     "resnet": "#7F7F7F",
 }
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (3.2, 1.6)))
-"""Of the largest fraction and the smallest, of no warm-up and the longest."""
+"""The line styles of the largest fraction and the smallest, or of no warm-up and the longest."""
 REMARK: Mapping[str, Any] = {"fontsize": "small", "color": "0.35"}
 """The look of a remark inside a panel."""
 _STYLE: dict[Any, Any] = {
@@ -59,7 +60,7 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "svg.hashsalt": "cvit",
 }
-_MARKERS = {
+MARKERS = {
     "random": "o",
     "two_phase": "s",
     "conv_structured": "^",
@@ -97,7 +98,7 @@ def draw_accuracy(
     """Test accuracy against one axis, a line per scheme, at a place on the other axes."""
     for scheme in study.schemes:
         at = {**place, SCHEME: scheme}
-        cells = [c for c in study.accuracy if c.estimate.n and at.items() <= c.axes.items()]
+        cells = [c for c in study.means if c.estimate.n and at.items() <= c.axes.items()]
         estimates = [c.estimate for c in cells]
         draw_line(axes, [c.axes[axis] for c in cells], estimates, scheme, has_band, label=scheme_text(scheme), **line)
     axes.set_ylabel("test accuracy (%)")
@@ -106,21 +107,21 @@ def draw_accuracy(
 def draw_line(
     axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, has_band: bool = True, **line: Any
 ) -> None:
-    """A scheme's means, in percent, as a rule with their interval as a band."""
+    """A scheme's means in percent, with their interval as a band unless that is switched off."""
     low, mean, high = (100 * np.array([getattr(e, end) for e in estimates]) for end in ("ci_low", "mean", "ci_high"))
     every = math.ceil(len(x) / _MARKERS_PER_LINE) or None
-    axes.plot(x, mean, **look(scheme, markevery=every, **line))
+    axes.plot(x, mean, **line_style(scheme, markevery=every, **line))
     if has_band:
-        axes.fill_between(x, low, high, color=look(scheme)["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=line_style(scheme)["color"], alpha=0.15, linewidth=0)
 
 
-def look(scheme: str, **changes: Any) -> dict[str, Any]:
+def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
     """Colour and marker of a scheme's line, but for the changes; the baseline's markers are hollow, references' lines
     dotted."""
     colour = COLOURS.get(scheme, _OTHER_COLOUR)
     face = "white" if scheme == BASELINE else colour
-    own = {"color": colour, "marker": _MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
-    return own | ({"linestyle": ":"} if scheme in REFERENCES else {}) | changes
+    style = {"color": colour, "marker": MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
+    return style | ({"linestyle": ":"} if scheme in REFERENCES else {}) | changes
 
 
 def fraction_styles(fractions: Sequence[float]) -> dict[float, Any]:
@@ -140,7 +141,7 @@ def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
 def scheme_handles(studies: Sequence[Study]) -> list[Line2D]:
     """Legend entries of the studies' init schemes."""
     schemes = dict.fromkeys(scheme for study in studies for scheme in study.schemes)
-    return [Line2D([], [], label=scheme_text(scheme), **look(scheme)) for scheme in schemes]
+    return [Line2D([], [], label=scheme_text(scheme), **line_style(scheme)) for scheme in schemes]
 
 
 def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
@@ -180,9 +181,9 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), _LEGEND_COLUMNS)
-    )
+    if handles:
+        columns = min(len(handles), _LEGEND_COLUMNS)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 def mark_heads(axes: Axes, count: int, at_top: bool) -> None:

@@ -1,24 +1,15 @@
-"""What stands around the tables of a study: when it ran, with which settings, and what is missing."""
+"""The text around the tables of a study: when it ran, with which settings, and what is missing."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from analysis.display.text import markdown_table
-from analysis.display.wording import INNER_DIM, SCHEME, label, plain_text
+from analysis.display.wording import label, labels, plain_text
 from analysis.statistics.stats import Result
 from analysis.statistics.studies import Study
-from analysis.store.frames import SEED
+from analysis.store.axes import SCHEME, SEED, sort_key
 from cvit.tasks import parameters_of_task
-
-_SAYS_NOTHING = {
-    INNER_DIM: 0,
-    "convolution_learning_rate": 0.0,
-    "convolution_warmup_fraction": -1.0,
-    "max_test_images": 0,
-}
-"""Settings that at this value leave the word to another one (`head_dim`, `learning_rate`, `warmup_fraction`) or to all
-test images."""
 
 
 def heading_lines(study: Study) -> list[str]:
@@ -28,18 +19,18 @@ def heading_lines(study: Study) -> list[str]:
 
 
 def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
-    """A list in Markdown of what became of single trials; nothing where there are none."""
+    """A list in Markdown of single trials with their state; nothing where there are none."""
     items = []
     for result in results:
         step = result.trial["diverged_step"] if result.trial and result.diverged else None
-        scheme = [result.axes[SCHEME]] if _has_schemes(study) else []
-        where = ", ".join([*study.labels(result.axes), *scheme, f"seed {result.seed}"])
+        scheme = [result.axes[SCHEME]] if has_schemes(study) else []
+        where = ", ".join([*labels(study, result.axes), *scheme, f"seed {result.seed}"])
         items.append(f"- {where}: {result.state}" + ("" if step is None else f" at step {step}"))
     return ["", f"{title}:", "", *items] if items else []
 
 
 def settings_lines(study: Study, shown: Collection[str] = ()) -> list[str]:
-    """A section's footer in Markdown: what the schemes ran with, and the command.
+    """A section's footer in Markdown: the settings of the schemes, and the command.
 
     Args:
         shown: parameters that the tables show already.
@@ -67,11 +58,11 @@ def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str,
     shared: dict[str, str] = {}
     differing: dict[str, dict[str, str]] = {}
     trials: Sequence[Mapping[str, Any]] = study.trials or [study.params]
-    for name in parameters_of_task(study.task):
+    for name, parameter in parameters_of_task(study.task).items():
         if name in (*study.axes, SCHEME, SEED, "dataset", *shown):
             continue
-        if all(trial.get(name) == _SAYS_NOTHING.get(name, "") for trial in trials):
-            continue
+        if all(trial.get(name) in (None, parameter.unset, "") for trial in trials):
+            continue  # it is not set, so another setting decides, such as head_dim or learning_rate
         values = _distinct(trials, name)
         if len(values) == 1:
             shared[name] = values[0]
@@ -83,7 +74,8 @@ def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str,
     return shared, differing
 
 
-def _has_schemes(study: Study) -> bool:
+def has_schemes(study: Study) -> bool:
+    """True if the trials of the study's task start by an init scheme."""
     return SCHEME in parameters_of_task(study.task)
 
 
@@ -96,13 +88,14 @@ def _by_axis(study: Study, trials: Sequence[Mapping[str, Any]], name: str) -> st
         by_place: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for trial in trials:
             by_place.setdefault(tuple(trial[axis] for axis in axes), []).append(trial)
-        found = {place: _distinct(part, name) for place, part in sorted(by_place.items())}
+        by_place = dict(sorted(by_place.items(), key=lambda item: [*map(sort_key, item[0])]))
+        distinct = {place: _distinct(part, name) for place, part in by_place.items()}
         spelled_out = [
             ", ".join(label(axis, value, study.head_dim) for axis, value in zip(axes, place, strict=True))
             + f": {', '.join(values)}"
-            for place, values in found.items()
+            for place, values in distinct.items()
         ]
-        if all(len(values) == 1 for values in found.values()):
+        if all(len(values) == 1 for values in distinct.values()):
             break
     return "; ".join(spelled_out)
 

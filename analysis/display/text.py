@@ -47,6 +47,13 @@ def gain_text(cell: Summary | None) -> str:
     return f"{percent(cell.estimate.mean, sign='+')}{shown} ({cell.estimate.n})"
 
 
+def error_text(value: float) -> str:
+    """Three digits of an error, such as `2.13e-01`."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2e}" if value else "0"
+
+
 def number_text(value: float) -> str:
     """Three significant digits of a measured number, or an integer as it is."""
     if isinstance(value, int):
@@ -71,7 +78,7 @@ def latex_table(
     """A `table`; caption and head are plain text, the cells are LaTeX already.
 
     Args:
-        name: what the table is referred to by, behind `tab:`.
+        name: the name that the text refers to, behind `tab:`.
         left_columns: how many of the first columns are aligned to the left.
     """
     return "\n".join(

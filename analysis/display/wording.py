@@ -1,24 +1,19 @@
-"""The axes that sweeps vary, in words: headings of columns, values in a row, and how captions speak of them."""
+"""Axes and metrics in words: headings of columns, values in a row, and how captions speak of them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from analysis.statistics.studies import Study
+from analysis.store.axes import FRACTION, INNER_DIM, NUM_HEADS, SCHEME
+from cvit.config import AUTO, as_text
 from cvit.init.schemes import REFERENCES
-
-FRACTION = "data_fraction"
-SCHEME = "init_scheme"
-NUM_HEADS = "num_heads"
-INNER_DIM = "inner_dim"
-PATCH_SIZE = "patch_size"
-KERNEL_SIZE = "kernel_size"
-WARMUP = "warmup_fraction"
-LEARNING_RATE = "learning_rate"
 
 _HEADINGS = {SCHEME: "scheme", FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}
 _IN_CAPTIONS = {FRACTION: "share of the training images", NUM_HEADS: "number of heads", INNER_DIM: "width of the heads"}
 
 
 def heading(axis: str) -> str:
-    """What stands above the axis's column in a table, such as `patch size`."""
+    """The heading of the axis's column in a table, such as `patch size`."""
     return _HEADINGS.get(axis, axis.replace("_", " "))
 
 
@@ -31,7 +26,7 @@ def value_text(axis: str, value: Any, head_dim: int | None = None) -> str:
     """A value in a column under the axis's heading.
 
     Args:
-        head_dim: what `inner_dim` 0 leaves the head's width at, where that is known.
+        head_dim: the head's width where `inner_dim` is not set, if it is known.
     """
     if axis == FRACTION:
         return fraction_text(value)
@@ -52,6 +47,26 @@ def label(axis: str, value: Any, head_dim: int | None = None) -> str:
     return f"{heading(axis)} {text}"
 
 
+def texts(study: Study, place: Mapping[str, Any]) -> list[str]:
+    """A place on the study's axes as cells of a table."""
+    return [value_text(axis, place[axis], study.head_dim) for axis in study.axes]
+
+
+def labels(study: Study, place: Mapping[str, Any]) -> list[str]:
+    """A place on the study's axes as words that need no heading."""
+    return [label(axis, place[axis], study.head_dim) for axis in study.axes]
+
+
+def csv_value(value: Any) -> Any:
+    """A parameter's value in CSV files: a number in full precision, `auto` where it is not set."""
+    return AUTO if value is None else value
+
+
+def metric_text(metric: str) -> str:
+    """A metric in a sentence, such as `test accuracy`."""
+    return metric.replace("/", " ").replace("_", " ")
+
+
 def scheme_text(scheme: str) -> str:
     """An init scheme, references marked as such."""
     return f"{scheme} (reference)" if scheme in REFERENCES else scheme
@@ -68,5 +83,5 @@ def fraction_text(fraction: float) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A parameter's value, floats without the noise of their last digits."""
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    """A parameter's value, `auto` where it is not set; floats without the noise of their last digits."""
+    return f"{value:.10g}" if isinstance(value, float) else as_text(value)

@@ -1,14 +1,17 @@
-"""The sweep head_count: accuracy by number of heads, where heads keep their width and where all together do."""
+"""The sweep head_count: accuracy by number of heads, at a fixed width of a head and of all heads together."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from analysis.display.accuracy_tables import Column, Comparison, Layout
-from analysis.display.wording import INNER_DIM, NUM_HEADS, SCHEME
+from analysis.questions import POINTS, Claim, Question
+from analysis.statistics.pairs import Family, differences, judged_family
 from analysis.statistics.stats import Summary, paired_difference
-from analysis.statistics.studies import Study
+from analysis.statistics.studies import TREATMENT, Study
+from analysis.statistics.verdicts import MARGIN
+from analysis.store.axes import INNER_DIM, NUM_HEADS, SCHEME
 from cvit.config import THREE_BY_THREE
 
 
@@ -17,31 +20,72 @@ def nine_minus_fewer(study: Study) -> list[Summary]:
 
     `num_heads` is the smaller number. Empty where the grid has no 9 heads or none fewer.
     """
-    found = [
+    summaries = [
         replace(difference, axes={**difference.axes, NUM_HEADS: heads})
         for heads in study.values(NUM_HEADS)
         if heads < THREE_BY_THREE
         for difference in paired_difference(study.results, NUM_HEADS, THREE_BY_THREE, heads)
     ]
-    return sorted(found, key=lambda cell: (study.row_of(cell), study.schemes.index(cell.axes[SCHEME])))
+    return sorted(summaries, key=study.order_of)
 
 
 def _head_dim(study: Study, place: Mapping[str, Any]) -> tuple[float]:
-    found = {trial["head_dim"] for trial in study.trials_at(place)}
-    if not found:
-        found = {place[INNER_DIM] // place[NUM_HEADS] if place[INNER_DIM] else study.head_dim or math.nan}
-    return (next(iter(found)) if len(found) == 1 else math.nan,)
+    widths = {trial["head_dim"] for trial in study.trials_at(place)}
+    if not widths:
+        widths = {place[INNER_DIM] // place[NUM_HEADS] if place[INNER_DIM] else study.head_dim or math.nan}
+    return (next(iter(widths)) if len(widths) == 1 else math.nan,)
 
 
-LAYOUT = Layout(
+def _nine_beat_fewer(study: Study) -> Iterator[Family]:
+    yield from _nine_against(study, lambda heads: heads < THREE_BY_THREE, line=0.0)
+
+
+def _nine_match_more(study: Study) -> Iterator[Family]:
+    yield from _nine_against(study, lambda heads: heads > THREE_BY_THREE, line=-MARGIN)
+
+
+def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) -> Iterator[Family]:
+    """Accuracy with 9 heads less that with each other number of heads, a family per width."""
+    for width in study.values(INNER_DIM):
+        at = {INNER_DIM: width, SCHEME: TREATMENT}
+        others = [heads for heads in study.values(NUM_HEADS) if is_other(heads)]
+        if THREE_BY_THREE in study.values(NUM_HEADS) and TREATMENT in study.schemes:
+            nine = {NUM_HEADS: THREE_BY_THREE}
+            places = [f"{INNER_DIM}={width},{NUM_HEADS}={heads}" for heads in others]
+            family = [differences(study, at | nine, at | {NUM_HEADS: heads}) for heads in others]
+            yield judged_family(places, family, line)
+
+
+QUESTION = Question(
+    order=40,
     axes=(INNER_DIM, NUM_HEADS, SCHEME),
-    columns=(Column("head_dim", ("head_dim",), _head_dim),),
-    comparisons=(
-        Comparison(
-            kind="nine_minus_fewer",
-            heading="9 heads less these, with",
-            summaries=nine_minus_fewer,
-            title="9 heads less fewer, on the same seeds",
+    layout=Layout(
+        columns=(Column("head_dim", ("head_dim",), _head_dim),),
+        comparisons=(
+            Comparison(
+                kind="nine_minus_fewer",
+                heading="9 heads less these, with",
+                summaries=nine_minus_fewer,
+                title="9 heads less fewer, on the same seeds",
+            ),
+        ),
+    ),
+    caption="Test accuracy against the number of heads, at a fixed width of a head and of all heads together. "
+    "Means over seeds, bands 95 % intervals.",
+    claims=(
+        Claim(
+            order=40,
+            name="nine_beat_fewer",
+            statement=f"With 9 heads {TREATMENT} is more accurate than with fewer",
+            unit=POINTS,
+            judge=_nine_beat_fewer,
+        ),
+        Claim(
+            order=50,
+            name="nine_match_more",
+            statement=f"With 9 heads {TREATMENT} is no less accurate than with more",
+            unit=POINTS,
+            judge=_nine_match_more,
         ),
     ),
 )

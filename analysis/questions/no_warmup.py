@@ -6,17 +6,23 @@ images, so that one number serves all learning rates.
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from analysis.display.accuracy_tables import Column, Comparison, Layout
-from analysis.display.wording import LEARNING_RATE, SCHEME, WARMUP
-from analysis.statistics.stats import STATES_WITH_RESULT, Summary, paired_difference
-from analysis.statistics.studies import TREATMENT, Study
+from analysis.display.wording import plain_text
+from analysis.questions import POINTS, Claim, Question
+from analysis.statistics.pairs import Family, by_seed, differences, judged_family
+from analysis.statistics.stats import STATES_WITH_RESULT, Summary, mean_of, paired_difference
+from analysis.statistics.studies import BASELINE, TREATMENT, Study
+from analysis.statistics.verdicts import MARGIN
+from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 from cvit import vocabulary as names
 
 TARGET_SHARE = 0.9
+TRAINS_SHARE = 0.5
+"""A learning rate counts where, with the longest warm-up, a scheme reaches this share of its best accuracy."""
 
 
 def divergence_rate(study: Study, place: Mapping[str, Any]) -> float:
@@ -28,7 +34,7 @@ def divergence_rate(study: Study, place: Mapping[str, Any]) -> float:
 def target_accuracy(study: Study) -> float:
     """TARGET_SHARE of the highest mean over seeds of the last validation accuracy; NaN without any."""
     means = [
-        _mean(trial[names.VAL_ACCURACY] for trial in study.trials_at({**place, SCHEME: scheme}))
+        mean_of(trial[names.VAL_ACCURACY] for trial in study.trials_at({**place, SCHEME: scheme}))
         for place in study.rows
         for scheme in study.schemes
     ]
@@ -58,10 +64,10 @@ def warmups(study: Study) -> tuple[float, float] | None:
 
 def without_less_with(study: Study) -> list[Summary]:
     """Accuracy without warm-up less that with the longest one, on the same seeds, per learning rate and scheme."""
-    found = warmups(study)
-    if found is None:
+    ends = warmups(study)
+    if ends is None:
         return []
-    none, longest = found
+    none, longest = ends
     return [
         replace(difference, axes={**difference.axes, WARMUP: none})
         for difference in paired_difference(study.results, WARMUP, none, longest)
@@ -83,69 +89,112 @@ def _diverged_step(study: Study, place: Mapping[str, Any]) -> float:
     return _median(t["diverged_step"] for t in study.trials_at(place) if t["diverged_step"] is not None)
 
 
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
-
-
 def _median(values: Iterable[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return float(statistics.median(known)) if known else math.nan
 
 
-LAYOUT = Layout(
+def _no_loss_without_warmup(study: Study) -> Iterator[Family]:
+    yield from _without_warmup(study, TREATMENT, sign=1, line=-MARGIN)
+
+
+def _loss_without_warmup(study: Study) -> Iterator[Family]:
+    yield from _without_warmup(study, BASELINE, sign=-1, line=0.0)
+
+
+def _without_warmup(study: Study, scheme: str, sign: int, line: float) -> Iterator[Family]:
+    """Accuracy without warm-up less that with the longest, times `sign`, per learning rate that counts."""
+    ends = warmups(study)
+    if ends is None or scheme not in study.schemes:
+        return
+    at = {rate: {LEARNING_RATE: rate, SCHEME: scheme} for rate in study.values(LEARNING_RATE)}
+    none, longest = ({rate: place | {WARMUP: warmup} for rate, place in at.items()} for warmup in ends)
+    means = {rate: mean_of(by_seed(study, place).values()) for rate, place in longest.items()}
+    best = max((mean for mean in means.values() if math.isfinite(mean)), default=math.nan)
+    rates = [rate for rate in at if means[rate] >= TRAINS_SHARE * best]
+    family = [[sign * d for d in differences(study, none[rate], longest[rate])] for rate in rates]
+    yield judged_family(map(plain_text, rates), family, line)
+
+
+QUESTION = Question(
+    order=20,
     axes=(WARMUP, LEARNING_RATE, SCHEME),
-    columns=(
-        Column(
-            "divergence rate, at step",
-            ("divergence_rate", "diverged_step"),
-            lambda study, at: (divergence_rate(study, at), _diverged_step(study, at)),
-            is_measured=True,
-            in_overview=False,
+    layout=Layout(
+        columns=(
+            Column(
+                "divergence rate, at step",
+                ("divergence_rate", "diverged_step"),
+                lambda study, at: (divergence_rate(study, at), _diverged_step(study, at)),
+                is_measured=True,
+                in_overview=False,
+            ),
+            Column(
+                "largest gradient, at step",
+                ("grad_norm_max", "grad_norm_max_step"),
+                lambda study, at: _medians(study, at, (names.GRAD_NORM_MAX, names.GRAD_NORM_MAX_STEP)),
+                is_measured=True,
+                in_overview=False,
+            ),
+            Column(
+                "loss spikes",
+                ("loss_spikes",),
+                lambda study, at: (mean_of(trial[names.LOSS_SPIKES] for trial in study.trials_at(at)),),
+                is_measured=True,
+                in_overview=False,
+            ),
+            Column(
+                "loss after 1 % of steps",
+                ("early_loss",),
+                lambda study, at: _medians(study, at, (names.EARLY_LOSS,)),
+                is_measured=True,
+                in_overview=False,
+            ),
+            Column(
+                "steps to accuracy",
+                ("steps_to_accuracy", "accuracy_aimed_at"),
+                _steps_to_target,
+                is_measured=True,
+                in_overview=False,
+            ),
         ),
-        Column(
-            "largest gradient, at step",
-            ("grad_norm_max", "grad_norm_max_step"),
-            lambda study, at: _medians(study, at, (names.GRAD_NORM_MAX, names.GRAD_NORM_MAX_STEP)),
-            is_measured=True,
-            in_overview=False,
+        comparisons=(
+            Comparison(
+                kind="no_warmup_minus_longest",
+                heading="without less with, for",
+                summaries=without_less_with,
+                title="Without warm-up less with the longest one, on the same seeds",
+            ),
         ),
-        Column(
-            "loss spikes",
-            ("loss_spikes",),
-            lambda study, at: (_mean(trial[names.LOSS_SPIKES] for trial in study.trials_at(at)),),
-            is_measured=True,
-            in_overview=False,
-        ),
-        Column(
-            "loss after 1 % of steps",
-            ("early_loss",),
-            lambda study, at: _medians(study, at, (names.EARLY_LOSS,)),
-            is_measured=True,
-            in_overview=False,
-        ),
-        Column(
-            "steps to accuracy",
-            ("steps_to_accuracy", "accuracy_aimed_at"),
-            _steps_to_target,
-            is_measured=True,
-            in_overview=False,
+        notes=(
+            "One that was never tested, since its loss or gradient stopped being finite, is left out of the mean; "
+            "the divergence rate counts it. Of trials' norm of the gradient before clipping, its step, early loss and "
+            "steps the median is shown, of loss spikes the mean; gradient, spikes and early loss are those of the "
+            "attention phase. Steps, those of both phases, are counted to the attention phase's first evaluation that "
+            f"reaches {100 * TARGET_SHARE:.0f} % of the best cell's accuracy on validation images (second number); a "
+            "dash where most trials do not."
         ),
     ),
-    comparisons=(
-        Comparison(
-            kind="no_warmup_minus_longest",
-            heading="without less with, for",
-            summaries=without_less_with,
-            title="Without warm-up less with the longest one, on the same seeds",
+    caption="Above: test accuracy and share of diverged trials against learning rate, solid without warm-up, "
+    "broken with the longest. Below: norm of the gradient in the first steps of the attention phase, median over seeds "
+    "that have got so far. Means over seeds, bands 95 % intervals; trials that were never tested are left out of them.",
+    # The transfer is measured where the attention phase begins.
+    curves=(names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
+    claims=(
+        Claim(
+            order=80,
+            name="no_loss_without_warmup",
+            statement=f"Without warm-up, at this learning rate, {TREATMENT} loses no accuracy",
+            unit=POINTS,
+            judge=_no_loss_without_warmup,
+            rule="Without warm-up less with the longest, at learning rates where the scheme, with it, reaches "
+            f"{TRAINS_SHARE:g} times its best accuracy.",
         ),
-    ),
-    notes=(
-        "One that was never tested, since its loss or gradient stopped being finite, is left out of the mean; the "
-        "divergence rate counts it. Of trials' norm of the gradient before clipping, its step, early loss and steps "
-        "the median is shown, of loss spikes the mean; gradient, spikes and early loss are those of the attention "
-        "phase. Steps, those of both phases, are counted to the attention phase's first evaluation that reaches "
-        f"{100 * TARGET_SHARE:.0f} % of the best cell's accuracy on validation images (second number); a dash where "
-        "most trials do not."
+        Claim(
+            order=90,
+            name="random_loses_without_warmup",
+            statement=f"Without warm-up, at this learning rate, {BASELINE} loses accuracy or diverges",
+            unit=POINTS,
+            judge=_loss_without_warmup,
+        ),
     ),
 )

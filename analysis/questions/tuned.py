@@ -1,4 +1,4 @@
-"""The sweep tuned: what each init scheme's search found, and how its winner does on fresh seeds.
+"""The sweep tuned: the search for each init scheme's settings, and the accuracy of its winner on fresh seeds.
 
 The trials of the search have the seed SEARCH_SEED and are judged by their last validation accuracy; one that diverged
 or failed is the worst. The winner is the first with the highest one. Test accuracies are those of the winner's seeds,
@@ -13,13 +13,15 @@ from typing import Any
 import pandas as pd
 
 from analysis.display.settings import heading_lines, listed, settings_lines
+from analysis.display.tables import Tables
 from analysis.display.text import gain_text, latex, latex_estimate, latex_table, markdown_table, mean_text, percent
-from analysis.display.wording import LEARNING_RATE, SCHEME, WARMUP, heading, plain_text, scheme_text
+from analysis.display.wording import heading, plain_text, scheme_text
+from analysis.questions import Question
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
 from analysis.statistics.studies import BASELINE, GAIN, TREATMENT, Study
+from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 from cvit import vocabulary as names
 
-SWEEP = "tuned"
 SETTINGS = (LEARNING_RATE, "weight_decay", WARMUP, "attention_sharpness")
 AXES = (*SETTINGS, SCHEME)
 SEARCH_SEED = 0
@@ -36,7 +38,7 @@ _HEAD = ("scheme", "tried", "diverged", *map(heading, SETTINGS), "validation, %"
 
 @dataclass(frozen=True)
 class Tuned:
-    """What became of one init scheme's search.
+    """The outcome of one init scheme's search.
 
     Attributes:
         tried: the search's trials that have ended, in the order of the search; `value` is the validation accuracy.
@@ -56,9 +58,9 @@ class Tuned:
 
 
 def searches(study: Study) -> list[Tuned]:
-    """One per init scheme."""
+    """The outcomes of the searches, one per init scheme."""
     on_validation = study_results(study.cells, study.trials, names.VAL_ACCURACY)  # in the order of the search
-    found = []
+    outcomes = []
     for scheme in study.schemes:
         tried = [
             result if result.state == names.STATUS_OK else replace(result, value=0.0)
@@ -71,13 +73,13 @@ def searches(study: Study) -> list[Tuned]:
             for result in study.results
             if winner and result.axes == winner.axes and result.seed != SEARCH_SEED
         ]
-        found.append(Tuned(scheme, tried, winner, fresh))
-    return found
+        outcomes.append(Tuned(scheme, tried, winner, fresh))
+    return outcomes
 
 
-def gain(found: Sequence[Tuned]) -> Summary | None:
+def gain(outcomes: Sequence[Tuned]) -> Summary | None:
     """Two phases less random initialisation, each at its own best settings, on the same fresh seeds."""
-    fresh = [result for tuned in found for result in tuned.fresh]
+    fresh = [result for tuned in outcomes for result in tuned.fresh]
     return next(iter(paired_difference(fresh, SCHEME, TREATMENT, BASELINE)), None)
 
 
@@ -90,8 +92,8 @@ def csv(studies: Sequence[Study]) -> str:
     rows: list[dict[str, Any]] = []
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
-        found = searches(study)
-        for tuned in found:
+        outcomes = searches(study)
+        for tuned in outcomes:
             at = common | {SCHEME: tuned.scheme}
             for number, result in enumerate(tuned.tried, 1):
                 settings = {name: result.axes[name] for name in SETTINGS}
@@ -101,7 +103,7 @@ def csv(studies: Sequence[Study]) -> str:
                 settings = {name: tuned.winner.axes[name] for name in SETTINGS}
                 validation = {"validation_accuracy": tuned.winner.value, "tried": len(tuned.tried)}
                 rows.append(at | settings | validation | _estimate(tuned.accuracy) | {"kind": "winner"})
-        rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(found)))
+        rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(outcomes)))
     columns = ["sweep", "study", "dataset", "kind", SCHEME, "number", *SETTINGS, "tried", "validation_accuracy"]
     columns += ["mean", "ci_low", "ci_high", "n", "expected", "diverged"]
     return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
@@ -109,7 +111,7 @@ def csv(studies: Sequence[Study]) -> str:
 
 def markdown(studies: Sequence[Study]) -> str:
     """All studies, a section each."""
-    return "\n".join([f"# {SWEEP}\n\n{_RULES}\n", *map(_markdown_section, studies)])
+    return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:
@@ -129,24 +131,24 @@ def latex_tables(studies: Sequence[Study]) -> str:
 
 def answer(study: Study) -> str:
     """The study in a few lines for the terminal: the winners and how they do on fresh seeds."""
-    found = searches(study)
-    lines = markdown_table(_HEAD, _rows(found, " ± "))
+    outcomes = searches(study)
+    lines = markdown_table(_HEAD, _rows(outcomes, " ± "))
     lines += ["", "Test accuracy of the winners: mean ± half of the 95 % interval (number of fresh seeds)."]
-    lines += _gain_lines(found)
+    lines += _gain_lines(outcomes)
     if study.missing:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
     return "\n".join(lines)
 
 
 def _markdown_section(study: Study) -> str:
-    found = searches(study)
-    lines = [*heading_lines(study), *markdown_table(_HEAD, _rows(found, " ± ")), "", *_gain_lines(found)]
+    outcomes = searches(study)
+    lines = [*heading_lines(study), *markdown_table(_HEAD, _rows(outcomes, " ± ")), "", *_gain_lines(outcomes)]
     lines += listed(study, "Missing", study.missing)
     return "\n".join([*lines, *settings_lines(study), ""])
 
 
-def _gain_lines(found: Sequence[Tuned]) -> list[str]:
-    difference = gain(found)
+def _gain_lines(outcomes: Sequence[Tuned]) -> list[str]:
+    difference = gain(outcomes)
     if difference is None:
         return []
     return [
@@ -155,10 +157,10 @@ def _gain_lines(found: Sequence[Tuned]) -> list[str]:
     ]
 
 
-def _rows(found: Sequence[Tuned], plus_minus: str) -> list[list[str]]:
+def _rows(outcomes: Sequence[Tuned], plus_minus: str) -> list[list[str]]:
     """The rows below _HEAD."""
     rows = []
-    for tuned in found:
+    for tuned in outcomes:
         row = [scheme_text(tuned.scheme), str(len(tuned.tried)), str(sum(r.diverged for r in tuned.tried))]
         settings: Mapping[str, Any] = tuned.winner.axes if tuned.winner else {}
         row += [plain_text(settings.get(name, "-")) for name in SETTINGS]
@@ -171,3 +173,12 @@ def _estimate(summary: Summary | None) -> dict[str, Any]:
     if summary is None:
         return {"n": 0}
     return vars(summary.estimate) | {"expected": summary.expected, "diverged": summary.diverged}
+
+
+QUESTION = Question(
+    order=80,
+    axes=AXES,
+    tables=Tables(markdown=markdown, csv=csv, latex=latex_tables, answer=answer),
+    caption="Left: validation accuracy of the trials of each scheme's search, the best so far as a line; a trial that "
+    "diverged is at 0. Right: test accuracy of the winners on fresh seeds, with mean and 95 % interval.",
+)

@@ -8,6 +8,7 @@ that a search stopped early (pruned) is neither.
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.store.frames import SEED, axes_of
+from analysis.store.axes import SEED, axes_of
 from cvit import vocabulary as names
 
 NOT_STARTED = "not started"
@@ -43,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one expected trial.
+    """The outcome of one expected trial, whether it ran or not.
 
     `axes` are its values on the study's axes; `state` is ok, diverged, failed, unfinished, not started or unmeasured;
     `value` is the metric's final value of an ok or diverged trial, NaN without one; `trial` is the trial's row.
@@ -66,13 +67,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Summary:
-    """One cell of a table: where it lies on the axes, the estimate, and how many trials (or pairs) are behind it."""
+    """A cell of a table: where it lies on the axes, the estimate, and how many trials (or pairs) are behind it."""
 
     axes: Mapping[str, Any]
     estimate: Estimate
     expected: int
     diverged: int
     missing: int
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """The mean of the values that are known; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
 
 
 def t_interval(values: Iterable[float]) -> Estimate:
@@ -93,7 +100,7 @@ def study_results(
     trials: Iterable[Mapping[str, Any]],
     metric: str = names.TEST_ACCURACY,
 ) -> list[Result]:
-    """One result per expected trial of a study, whether it ran or not, in the order of the grids, none twice.
+    """The results of all expected trials of a study, in the order of the grids, none twice.
 
     Args:
         cells: the study's grids.
@@ -101,14 +108,14 @@ def study_results(
         metric: what `value` holds.
     """
     names_of_cell = [*axes_of(cells), SEED]
-    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    trial_of: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for trial in trials:
         cell = tuple(trial[name] for name in names_of_cell)
         # Should a cell have two trials (the configuration gained a parameter), the one with a result counts.
-        if cell not in found or found[cell]["status"] not in STATES_WITH_RESULT:
-            found[cell] = trial
+        if cell not in trial_of or trial_of[cell]["status"] not in STATES_WITH_RESULT:
+            trial_of[cell] = trial
     expected = (cell for grid in cells for cell in itertools.product(*(grid[name] for name in names_of_cell)))
-    return [_result(dict(zip(names_of_cell, c, strict=True)), found.get(c), metric) for c in dict.fromkeys(expected)]
+    return [_result(dict(zip(names_of_cell, c, strict=True)), trial_of.get(c), metric) for c in dict.fromkeys(expected)]
 
 
 def summarise(results: Iterable[Result], by: Sequence[str]) -> list[Summary]:
@@ -130,9 +137,9 @@ def paired_difference(results: Iterable[Result], arm: str, treatment: Any, basel
 
     Args:
         results: the results of a study.
-        arm: the axis that parts treatment and baseline.
-        treatment: the value of `arm` whose gain is asked for.
-        baseline: the value of `arm` that it is compared with.
+        arm: the axis that separates treatment and baseline.
+        treatment: the value of `arm` whose gain is computed.
+        baseline: the value of `arm` that the treatment is compared with.
 
     Returns:
         Summaries that count pairs: `n` complete ones, `expected` by the grid, `diverged` those with a diverged
@@ -165,7 +172,7 @@ def _result(cell: dict[str, Any], trial: Mapping[str, Any] | None, metric: str) 
     seed = cell.pop(SEED)
     state = NOT_STARTED if trial is None else trial["status"] or UNFINISHED
     value = math.nan
-    if trial is not None and state in STATES_WITH_RESULT and math.isfinite(trial[metric]):
+    if trial is not None and state in STATES_WITH_RESULT and math.isfinite(trial.get(metric, math.nan)):
         value = float(trial[metric])
     if state == names.STATUS_OK and math.isnan(value):
         state = UNMEASURED

@@ -1,24 +1,25 @@
-"""A study of any sweep, ready to be shown: its axes, what became of its trials, and the statistics of its table."""
+"""A study of any sweep, ready for tables and figures: its axes, the results of its trials, and their statistics."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from analysis.display.wording import INNER_DIM, SCHEME, label, value_text
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
-from analysis.store.frames import CURVE_COLUMNS, CURVES, Frames, axes_of, rows_of
+from analysis.store.axes import INNER_DIM, SCHEME, axes_of, sort_key
+from analysis.store.frames import CURVE_COLUMNS, Frames, rows_of
 from cvit import vocabulary as names
+from cvit.tasks import TASK_NAMES, Task, task_named
 
 TREATMENT = "two_phase"
 BASELINE = "random"
 GAIN = f"{TREATMENT} - {BASELINE}"
-"""The paired gain, in the place where other rows have their init scheme."""
+"""The name of the paired gain, in the column where other rows have their init scheme."""
 
 
 class TableError(ValueError):
-    """A study that a table or figure cannot show; the message is one line."""
+    """Raised for a study that a table cannot show; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,19 @@ class Study:
 
     Attributes:
         label: the data set, or the sweep where there is none, and the start of the study's key.
+        metric: the metric of its task that answers the question.
         axes: the axes but the init scheme: those that the rows of a table vary.
-        schemes: the init schemes, in the order of the grid.
+        schemes: the init schemes, in the order of the grid; `-` for a task that has none.
         trials: its rows of the trials frame.
         results: one per expected trial, ascending by `axes`, then by scheme and seed.
         cells: the grids, in the order in which they were asked for.
-        curves: the metrics of `analysis.store.frames.CURVES`, by trial key and metric: values by step.
+        curves: values by step, by trial key and metric, of the metrics whose history was loaded.
     """
 
     label: str
     sweep: str
     task: str
+    metric: str
     dataset: str
     question: str
     command: str
@@ -60,8 +63,8 @@ class Study:
         return [dict(zip(self.axes, row, strict=True)) for row in dict.fromkeys(map(self.row_of, self.results))]
 
     @cached_property
-    def accuracy(self) -> list[Summary]:
-        """A summary per row and scheme."""
+    def means(self) -> list[Summary]:
+        """The means of the metric, a summary per row and scheme."""
         return summarise(self.results, [*self.axes, SCHEME])
 
     @cached_property
@@ -72,18 +75,22 @@ class Study:
 
     @cached_property
     def head_dim(self) -> int | None:
-        """The width of a head that `inner_dim` 0 leaves as it is, where all trials have the same one."""
-        found = {trial["head_dim"] for trial in self.trials if trial.get(INNER_DIM) == 0}
-        found = found or {self.params.get("head_dim")}
-        return next(iter(found)) if len(found) == 1 else None
+        """The width of a head where `inner_dim` is not set, that is 0; None where trials differ in it."""
+        widths = {trial.get("head_dim") for trial in self.trials if not trial.get(INNER_DIM)}
+        widths = widths or {self.params.get("head_dim")}
+        return next(iter(widths)) if len(widths) == 1 else None
 
     def values(self, axis: str) -> list[Any]:
         """The distinct values on one of `axes`, ascending."""
-        return sorted({result.axes[axis] for result in self.results})
+        return sorted({result.axes[axis] for result in self.results}, key=sort_key)
 
     def row_of(self, item: Result | Summary) -> tuple[Any, ...]:
-        """Where a result or summary lies on `axes`."""
+        """The place of a result or summary on `axes`."""
         return tuple(item.axes[axis] for axis in self.axes)
+
+    def order_of(self, item: Result | Summary) -> tuple[Any, ...]:
+        """A key that sorts results and summaries: ascending by `axes`, then by scheme."""
+        return (*map(sort_key, self.row_of(item)), self.schemes.index(item.axes[SCHEME]))
 
     def trials_at(self, place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """The expected trials that there are at a place on some of the axes."""
@@ -101,29 +108,21 @@ class Study:
             return math.nan
         return min((step for step, value in curve.items() if step > after and value >= accuracy), default=math.inf)
 
-    def texts(self, place: Mapping[str, Any]) -> list[str]:
-        """A place on `axes` as cells of a table."""
-        return [value_text(axis, place[axis], self.head_dim) for axis in self.axes]
 
-    def labels(self, place: Mapping[str, Any]) -> list[str]:
-        """A place on `axes` as words that need no heading."""
-        return [label(axis, place[axis], self.head_dim) for axis in self.axes]
-
-
-def read_studies(frames: Frames, sweep: str, axes: Iterable[str]) -> list[Study]:
+def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list[Study]:
     """The studies of a sweep, most recent first.
 
     Args:
-        axes: the axes, init scheme included, that every study has to have.
+        axes: the axes, init scheme included, that every study has to have; empty: any.
 
     Raises:
         TableError: a study has others.
     """
     studies = all_studies(frames, sweep)
     for study in studies:
-        found = axes_of(study.cells)
-        if set(found) != set(axes):
-            raise TableError(f"study {study.label} varies {', '.join(found)}; this table shows {', '.join(axes)}")
+        varied = axes_of(study.cells)
+        if axes and set(varied) != set(axes):
+            raise TableError(f"study {study.label} varies {', '.join(varied)}; this table shows {', '.join(axes)}")
     return studies
 
 
@@ -134,8 +133,8 @@ def all_studies(frames: Frames, sweep: str | None = None) -> list[Study]:
         by_study.setdefault(trial["study_key"], []).append(trial)
     rows = [row for row in rows_of(frames.studies) if sweep in (None, row["sweep"])]
     rows.sort(key=lambda row: row["start_time_ms"], reverse=True)
-    curves = {name: _curves(frames, name) for name in {row["sweep"] for row in rows}}
-    return [_read_study(row, by_study.get(row["study_key"], []), curves[row["sweep"]]) for row in rows]
+    curves = _curves(frames)
+    return [_read_study(row, by_study.get(row["study_key"], []), curves) for row in rows]
 
 
 def read_study(frames: Frames, study_key: str) -> Study:
@@ -147,16 +146,15 @@ def read_study(frames: Frames, study_key: str) -> Study:
     for row in rows_of(frames.studies):
         if row["study_key"] == study_key:
             trials = [trial for trial in rows_of(frames.trials) if trial["study_key"] == study_key]
-            return _read_study(row, trials, _curves(frames, row["sweep"]))
+            return _read_study(row, trials, _curves(frames))
     raise KeyError(study_key)
 
 
-def _curves(frames: Frames, sweep: str) -> dict[tuple[str, str], dict[int, float]]:
+def _curves(frames: Frames) -> dict[tuple[str, str], dict[int, float]]:
     curves: dict[tuple[str, str], dict[int, float]] = {}
-    if sweep in CURVES:
-        for trial_key, metric, step, value in frames.curves[list(CURVE_COLUMNS)].itertuples(index=False, name=None):
-            if math.isfinite(value):
-                curves.setdefault((trial_key, metric), {})[step] = value
+    for trial_key, metric, step, value in frames.curves[list(CURVE_COLUMNS)].itertuples(index=False, name=None):
+        if math.isfinite(value):
+            curves.setdefault((trial_key, metric), {})[step] = value
     return curves
 
 
@@ -166,20 +164,21 @@ def _read_study(
     curves: Mapping[tuple[str, str], Mapping[int, float]],
 ) -> Study:
     dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
-    is_training = study["task"] == names.TRAINING
+    task = _task(study["task"])
     axes = axes_of(study["cells"])
-    results = study_results(study["cells"], trials, names.TEST_ACCURACY if is_training else names.EXPRESSIVITY_ERROR)
+    results = study_results(study["cells"], trials, task.metric)
     if SCHEME not in axes:  # all trials share it, or have none
         scheme = study["params"].get(SCHEME, "-")
         results = [replace(result, axes={**result.axes, SCHEME: scheme}) for result in results]
     schemes = list(dict.fromkeys(result.axes[SCHEME] for result in results))
     rows = [axis for axis in axes if axis != SCHEME]
-    results.sort(key=lambda r: (*(r.axes[axis] for axis in rows), schemes.index(r.axes[SCHEME]), r.seed))
-    dataset = dataset or ("unknown" if is_training else "")
+    results.sort(key=lambda r: (*(sort_key(r.axes[axis]) for axis in rows), schemes.index(r.axes[SCHEME]), r.seed))
+    dataset = dataset or ("unknown" if task.needs_data else "")
     return Study(
         label=f"{dataset or study['sweep']}-{study['study_key'][:8]}",
         sweep=study["sweep"],
         task=study["task"],
+        metric=task.metric,
         dataset=dataset,
         question=study["question"],
         command=study["command"],
@@ -192,3 +191,8 @@ def _read_study(
         cells=study["cells"],
         curves=curves,
     )
+
+
+def _task(name: str) -> Task:
+    """The task of that name; trials of a task that this version does not know are looked at as trainings."""
+    return task_named(name if name in TASK_NAMES else names.TRAINING)

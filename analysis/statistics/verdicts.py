@@ -1,4 +1,4 @@
-"""The rule by which a claim about accuracies or steps holds or does not.
+"""The rule that decides whether a claim about accuracies or steps holds.
 
 A claim is about the mean of a difference between trials on the same seeds. It has two lines, one MARGIN apart, and the
 MARGIN is the smallest difference that matters: a claim of a gain has them at 0 and +MARGIN, a claim of no loss at
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
+
+from analysis.statistics.stats import mean_of
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not enough data"
 
@@ -49,12 +51,12 @@ def judge(family: Sequence[Sequence[float]], line: float) -> list[Judged]:
     testable = [i for i, differences in enumerate(family) if len(differences) >= LEAST_PAIRS]
     of_holding = holm_levels([_p_above(family[i], line) for i in testable])
     of_failing = holm_levels([_p_above([-d for d in family[i]], -(line + MARGIN)) for i in testable])
-    judged = [Judged(UNDECIDED, estimate=_mean(differences), n=len(differences)) for differences in family]
+    judged = [Judged(UNDECIDED, estimate=mean_of(differences), n=len(differences)) for differences in family]
     for i, for_it, against in zip(testable, of_holding, of_failing, strict=True):
         low = _limit(family[i], for_it)
         high = -_limit([-difference for difference in family[i]], against)
         verdict = HOLDS if low > line else FAILS if high < line + MARGIN else UNDECIDED
-        judged[i] = Judged(verdict, _mean(family[i]), low, high, len(family[i]))
+        judged[i] = Judged(verdict, mean_of(family[i]), low, high, len(family[i]))
     return judged
 
 
@@ -74,18 +76,14 @@ def _p_above(values: Sequence[float], line: float) -> float:
     """One-sided p-value against a mean of at most the line."""
     error = _standard_error(values)
     if error == 0:
-        return 0.0 if _mean(values) > line else 1.0
-    return float(stdtr(len(values) - 1, -(_mean(values) - line) / error))
+        return 0.0 if mean_of(values) > line else 1.0
+    return float(stdtr(len(values) - 1, -(mean_of(values) - line) / error))
 
 
 def _limit(values: Sequence[float], level: float) -> float:
     """The lower confidence limit of the mean that errs with a chance of `level`."""
-    return _mean(values) - float(stdtrit(len(values) - 1, 1 - level)) * _standard_error(values)
+    return mean_of(values) - float(stdtrit(len(values) - 1, 1 - level)) * _standard_error(values)
 
 
 def _standard_error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan

@@ -2,31 +2,32 @@
 
 `studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params
 `trials`   one row per trial: trial_key, study_key, sweep, task, status (missing while unfinished), diverged_step,
-           code_version, device (None where unknown), every flat parameter of its task (typed; None for those of other
-           tasks), the final value, at the largest step, of every metric (NaN where never measured)
-`curves`   one row per measurement of CURVES: trial_key, metric, step, value
+           code_version, device (None where unknown), every flat parameter of its task (typed; None where it is not
+           set, and for those of other tasks), the final value, at the largest step, of every metric (NaN where never
+           measured)
+`curves`   one row per measurement of the metrics that the loader was asked for: trial_key, metric, step, value
 
 `cells` is a list of grids, each a mapping from parameter name to values, `seed` included; the trials that a study
 expects are the union of the grids' products. Accuracies are fractions in 0..1.
+
+Where a parameter is not set and a number stood for that before there was None, such as 0 for `inner_dim`, it is that
+number: so tables and CSV files are the same for old stores and new ones.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from analysis.store.axes import SEED, axes_of, sort_key
 from cvit import vocabulary as names
 from cvit.config import Parameter, as_text, with_numbers
+from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.tasks import TASK_NAMES, parameters_of_task
 
-CURVES: Mapping[str, tuple[str, ...]] = {
-    "low_data": (names.VAL_ACCURACY,),
-    # The transfer is measured where the attention phase begins.
-    "no_warmup": (names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
-}
-"""The metrics whose whole history is loaded, by sweep: those that somebody draws or counts with. A history costs a
-query per run on an MLflow server."""
+CurvesOf = Callable[[str], Collection[str]]
+"""From a sweep to the metrics whose whole history is loaded. A history costs a query per run on an MLflow server."""
 
 METRICS = (
     names.TRAIN_LOSS,
@@ -49,7 +50,6 @@ METRICS = (
 )
 """The metrics that always have a column in `trials`; others get one when they occur."""
 
-SEED = "seed"
 STUDY_COLUMNS = ("study_key", "sweep", "task", "question", "start_time_ms", "command", "cells", "params")
 TRIAL_COLUMNS = ("trial_key", "study_key", "sweep", "task", "status", "diverged_step", "code_version", "device")
 CURVE_COLUMNS = ("trial_key", "metric", "step", "value")
@@ -63,7 +63,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Frames:
-    """What a tracking store holds, tidy; the columns are those of the module's docstring."""
+    """The content of a tracking store, tidy; the columns are those of the module's docstring."""
 
     studies: pd.DataFrame
     trials: pd.DataFrame
@@ -78,68 +78,80 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def axes_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of the axes of a study's grids, `seed` left out."""
-    return [name for name in next(iter(cells), {}) if name != SEED]
+def no_curves(sweep: str) -> tuple[str, ...]:
+    """Asks for no history at all: tables rest on final values."""
+    return ()
 
 
 @dataclass
 class Raw:
-    """What a store says, before it is put into frames; the first mention of anything wins, except where noted."""
+    """The content of a store on its way into frames; the first mention of anything wins, except where noted.
 
+    Attributes:
+        trials: by (study key, trial key).
+        ends: status and diverged step, by trial key.
+        finals: the last step and its value, by (trial key, metric).
+        curves: values by step, by (trial key, metric).
+        devices: where a trial was trained, by trial key.
+    """
+
+    curves_of: CurvesOf
     studies: dict[str, dict[str, Any]] = field(default_factory=dict)
-    trials: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # by (study_key, trial_key)
-    ends: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # trial_key -> status, diverged step
-    finals: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)  # (trial_key, metric) -> step, value
-    curves: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)  # the same -> values by step
-    devices: dict[str, str] = field(default_factory=dict)  # trial_key -> where it was trained
+    trials: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    ends: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    finals: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+    curves: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
 
-    def add_records(self, sweep: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Takes up records of a sweep's journal; the last end of a trial wins."""
-        for record in records:
-            match record["type"]:
-                case names.RECORD_STUDY:
-                    self.add_study(sweep, record)
-                case names.RECORD_TRIAL:
-                    self.add_trial(sweep, record)
-                case names.RECORD_POINTS:
-                    for metric, step, value, _ in record["points"]:
-                        self.add_final(record["trial_key"], metric, step, value)
-                        if metric in CURVES.get(sweep, ()):
-                            self.add_to_curve(record["trial_key"], metric, step, value)
-                case names.RECORD_END:
-                    self.add_end(record["trial_key"], record["status"], record.get("tags", {}))
+    def add(self, sweep: str, record: Record) -> None:
+        """Takes up a record of a sweep."""
+        match record:
+            case StudyRecord():
+                self.add_study(sweep, record)
+            case TrialRecord():
+                self.add_trial(sweep, record)
+            case PointsRecord():
+                self.add_points(sweep, record)
+            case EndRecord():
+                self.add_end(record)
 
-    def add_study(self, sweep: str, record: Mapping[str, Any]) -> None:
+    def add_study(self, sweep: str, record: StudyRecord) -> None:
         """Takes up a study or its extension: cells are united, and the last command wins."""
-        task, of_task = _task_of(record)
+        task, parameters = _task_of(record.tags)
         cells = [
-            {name: [_typed(of_task, name, value) for value in grid[name]] for name in sorted(grid)}
-            for grid in record["cells"]
+            {name: [_typed(parameters, name, value) for value in grid[name]] for name in sorted(grid)}
+            for grid in record.cells
         ]
         study = self.studies.setdefault(
-            record["study_key"],
+            record.study_key,
             {
-                "study_key": record["study_key"],
+                "study_key": record.study_key,
                 "sweep": sweep,
                 "task": task,
-                "question": record["question"],
-                "start_time_ms": int(record["start_time_ms"]),
+                "question": record.question,
+                "start_time_ms": int(record.start_time_ms),
                 "cells": [],
-                "params": _typed_params(of_task, record["params"]),
+                "params": _typed_params(parameters, record.params),
             },
         )
-        study["command"] = record["command"]
+        study["command"] = record.command
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
-    def add_trial(self, sweep: str, record: Mapping[str, Any]) -> None:
-        task, of_task = _task_of(record)
-        study_key, trial_key = record["study_key"], record["trial_key"]
-        row = {"trial_key": trial_key, "study_key": study_key, "sweep": sweep, "task": task}
-        row["code_version"] = record.get("tags", {}).get(names.TAG_CODE_VERSION)
-        # A parameter that the trial does not name is younger than the trial.
-        defaults = with_numbers({name: parameter.neutral for name, parameter in of_task.items()}, of_task)
-        self.trials.setdefault((study_key, trial_key), row | defaults | _typed_params(of_task, record["params"]))
+    def add_trial(self, sweep: str, record: TrialRecord) -> None:
+        """Takes up a trial; a parameter that it does not state is younger than the trial, and neutral."""
+        task, parameters = _task_of(record.tags)
+        row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key, "sweep": sweep}
+        row |= {"task": task, "code_version": record.tags.get(names.TAG_CODE_VERSION)}
+        neutral = with_numbers({name: parameter.neutral for name, parameter in parameters.items()}, parameters)
+        place = (record.study_key, record.trial_key)
+        self.trials.setdefault(place, row | neutral | _typed_params(parameters, record.params))
+
+    def add_points(self, sweep: str, record: PointsRecord) -> None:
+        """Takes up measurements of a trial."""
+        for metric, step, value, _ in record.points:
+            self.add_final(record.trial_key, metric, step, value)
+            if metric in self.curves_of(sweep):
+                self.add_to_curve(record.trial_key, metric, step, value)
 
     def add_final(self, trial_key: str, metric: str, step: int, value: float) -> None:
         """Takes up a measurement that may be the trial's last of this metric."""
@@ -148,13 +160,15 @@ class Raw:
             self.finals[key] = (step, _value(value))
 
     def add_to_curve(self, trial_key: str, metric: str, step: int, value: float) -> None:
+        """Takes up a measurement of a metric whose history is asked for."""
         self.curves.setdefault((trial_key, metric), {}).setdefault(step, _value(value))
 
-    def add_end(self, trial_key: str, status: str, tags: Mapping[str, str]) -> None:
-        step = tags.get(names.TAG_DIVERGED_STEP)
-        self.ends[trial_key] = (status, None if step is None else int(step))
-        if names.TAG_DEVICE in tags:
-            self.devices[trial_key] = tags[names.TAG_DEVICE]
+    def add_end(self, record: EndRecord) -> None:
+        """Takes up the end of a trial; the last one wins."""
+        step = record.tags.get(names.TAG_DIVERGED_STEP)
+        self.ends[record.trial_key] = (record.status, None if step is None else int(step))
+        if names.TAG_DEVICE in record.tags:
+            self.devices[record.trial_key] = record.tags[names.TAG_DEVICE]
 
     def frames(self, source: str) -> Frames:
         """The frames, in an order that does not depend on the store.
@@ -187,7 +201,7 @@ class Raw:
     def _trial_order(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         study = self.studies.get(row["study_key"])
         axes = axes_of(study["cells"]) if study else []
-        return (row["study_key"], *(row[axis] for axis in axes), row[SEED], row["trial_key"])
+        return (row["study_key"], *(sort_key(row[axis]) for axis in axes), row[SEED], row["trial_key"])
 
     def _curve_frame(self) -> pd.DataFrame:
         rows = [(*key, step, value) for key in sorted(self.curves) for step, value in sorted(self.curves[key].items())]
@@ -195,29 +209,26 @@ class Raw:
         return frame.astype({"step": "int64", "value": "float64"})
 
 
-def _task_of(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Parameter]]:
+def _task_of(tags: Mapping[str, str]) -> tuple[str, Mapping[str, Parameter]]:
     """The task of a study or trial and its parameters; records from before there were several tasks are trainings."""
-    task = record.get("tags", {}).get(names.TAG_TASK, names.TRAINING)
+    task = tags.get(names.TAG_TASK, names.TRAINING)
     return task, parameters_of_task(task)
 
 
-def _typed(of_task: Mapping[str, Parameter], name: str, value: Any) -> Any:
-    """A parameter's value in its own type; parameters that this version does not know stay text.
-
-    One that is not set is the number that versions before there was None had: rows sort by it.
-    """
+def _typed(parameters: Mapping[str, Parameter], name: str, value: Any) -> Any:
+    """A parameter's value in its own type; parameters that this version does not know stay text."""
     text = as_text(value)
-    if name not in of_task:
+    if name not in parameters:
         return text
     try:
-        return with_numbers({name: of_task[name].parse(text)}, of_task)[name]
+        return with_numbers({name: parameters[name].parse(text)}, parameters)[name]
     except ValueError as error:
         raise LoadError(f"parameter {name} has the unreadable value {text!r}") from error
 
 
-def _typed_params(of_task: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
-    ordered = [name for name in of_task if name in params] + sorted(set(params) - set(of_task))
-    return {name: _typed(of_task, name, params[name]) for name in ordered}
+def _typed_params(parameters: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
+    ordered = [name for name in parameters if name in params] + sorted(set(params) - set(parameters))
+    return {name: _typed(parameters, name, params[name]) for name in ordered}
 
 
 def _column(values: Sequence[Any]) -> pd.Series:

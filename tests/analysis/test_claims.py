@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from analysis import make_tables
-from analysis import verdicts_text as claims_text
-from analysis.claims import KINDS, Claim, claims
-from analysis.statistics import verdicts
-from analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
-from analysis.store.load import load_journal
+from analysis import make_tables, verdicts_text
+from analysis.claims import Verdict, all_claims, verdicts
+from analysis.questions import curves_of
+from analysis.statistics.verdicts import FAILS, HOLDS, LEAST_PAIRS, UNDECIDED, holm_levels, judge
+from analysis.store.frames import Frames
+from analysis.store.journal import load_journal
 from cvit import vocabulary as names
 from cvit.fits import ExpressivityConfig
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, FakeTrial, Point, trainings, write_journal
@@ -23,9 +23,12 @@ KEY, OTHER_KEY = "a" * 16, "b" * 16
 SEEDS = [0, 1, 2]
 
 
-def judged(folder: Path, *studies: FakeStudy) -> dict[str, Claim]:
-    found = claims(load_journal(write_journal(folder / "storage", studies)))
-    return {claim.claim: claim for claim in found}
+def frames_of(folder: Path, *studies: FakeStudy) -> Frames:
+    return load_journal(write_journal(folder / "storage", studies), curves_of=curves_of)
+
+
+def judged(folder: Path, *studies: FakeStudy) -> dict[str, Verdict]:
+    return {verdict.claim: verdict for verdict in verdicts(frames_of(folder, *studies))}
 
 
 def low_data(
@@ -61,11 +64,11 @@ def fits(errors: dict[tuple[int, int, int], tuple[float, list[float]]]) -> FakeS
 
 def test_holm_by_a_worked_example() -> None:
     # Ascending 0.005, 0.01, 0.03, 0.04 against 0.025 / 4, / 3, ...: 0.01 > 0.00833 stops it; one is rejected.
-    levels = verdicts.holm_levels([0.01, 0.04, 0.03, 0.005])
+    levels = holm_levels([0.01, 0.04, 0.03, 0.005])
     assert levels == pytest.approx([0.025 / 3, 0.025 / 3, 0.025 / 3, 0.025 / 4])
     # Ascending 0.001, 0.01, 0.02 against 0.00833, 0.0125, 0.025: all are rejected, which Bonferroni would not do.
-    assert verdicts.holm_levels([0.001, 0.02, 0.01]) == pytest.approx([0.025 / 3, 0.025, 0.0125])
-    assert verdicts.holm_levels([]) == []
+    assert holm_levels([0.001, 0.02, 0.01]) == pytest.approx([0.025 / 3, 0.025, 0.0125])
+    assert holm_levels([]) == []
 
 
 @pytest.mark.parametrize(
@@ -86,9 +89,9 @@ def test_holm_by_a_worked_example() -> None:
     ],
 )
 def test_the_rule_by_hand(differences: list[float], line: float, verdict: str) -> None:
-    (found,) = verdicts.judge([differences], line)
+    (found,) = judge([differences], line)
     assert (found.verdict, found.n) == (verdict, len(differences))
-    if len(differences) >= verdicts.LEAST_PAIRS:
+    if len(differences) >= LEAST_PAIRS:
         half_width = 0.0248414 if differences[0] != differences[1] else 0.0
         assert found.ci_low == pytest.approx(found.estimate - half_width, abs=1e-6)
         assert found.ci_high == pytest.approx(found.estimate + half_width, abs=1e-6)
@@ -99,10 +102,10 @@ def test_the_rule_by_hand(differences: list[float], line: float, verdict: str) -
 def test_a_family_is_judged_together() -> None:
     alone = [0.02, 0.03, 0.04]
     # Two alike: p = 0.0175 for each, more than 0.025 / 2. t(0.9875, 2) = 6.205347, half of the interval 0.0358266.
-    for found in verdicts.judge([alone, alone], 0.0):
+    for found in judge([alone, alone], 0.0):
         assert (found.verdict, found.ci_low) == (UNDECIDED, pytest.approx(0.03 - 0.0358266, abs=1e-6))
     # Beside a clearer one, which is tested at 0.0125, it is tested at 0.025, as alone; too few pairs are no member.
-    found, clear, few = verdicts.judge([alone, [0.1, 0.1001, 0.0999], [0.1, 0.1]], 0.0)
+    found, clear, few = judge([alone, [0.1, 0.1001, 0.0999], [0.1, 0.1]], 0.0)
     assert (found.verdict, clear.verdict, few.verdict) == (HOLDS, HOLDS, UNDECIDED)
     assert found.ci_low == pytest.approx(0.03 - 0.0248414, abs=1e-6)
 
@@ -133,11 +136,11 @@ def test_of_each_data_set_the_most_recent_study_counts(tmp_path: Path) -> None:
     old, new = low_data(lambda c: 0.1), low_data(lambda c: -0.1, key=OTHER_KEY)
     new.start_time_ms += 1
     other = low_data(lambda c: 0.1, key="c" * 16, dataset="svhn")
-    frames = load_journal(write_journal(tmp_path, [old, new, other]))
-    rows = [(c.verdict, c.source) for c in claims(frames) if c.claim == "low_data_gain/0.05"]
+    frames = frames_of(tmp_path, old, new, other)
+    rows = [(c.verdict, c.source) for c in verdicts(frames) if c.claim == "low_data_gain/0.05"]
     assert sorted(rows) == [(FAILS, "low_data/digits-bbbbbbbb"), (HOLDS, "low_data/svhn-cccccccc")]
     # The terminal tells them apart too.
-    lines = [line for line in claims_text.answer(claims(frames)).splitlines() if "low_data_gain/0.05" in line]
+    lines = [line for line in verdicts_text.answer(verdicts(frames)).splitlines() if "low_data_gain/0.05" in line]
     assert ["digits-bbbbbbbb" in line for line in lines] == [FAILS in line for line in lines] == [True, False]
 
 
@@ -230,7 +233,7 @@ def test_a_claim_without_its_sweep_is_listed(tmp_path: Path) -> None:
     nothing = found["no_loss_without_warmup"]
     assert (nothing.verdict, nothing.n, nothing.source) == (UNDECIDED, 0, "no study of no_warmup")
     assert math.isnan(nothing.estimate)
-    assert {name.partition("/")[0] for name in found} == {kind.name for kind in KINDS}
+    assert {name.partition("/")[0] for name in found} == {claim.name for _, claim in all_claims()}
 
 
 def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +249,7 @@ def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {row[1] for row in rows[1:]} == {HOLDS, UNDECIDED}
     text = (tmp_path / "out" / "claims.md").read_text()
     for said in (
-        claims_text.RULE,
+        verdicts_text.RULE,
         "| `low_data_gain/0.05`",
         "    python sweeps/low_data.py --dataset digits --seeds 3",
     ):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from analysis import make_tables
-from analysis.builders import BUILDERS
 from analysis.display.html import from_markdown
-from analysis.report import CAPTIONS, PAPER
+from analysis.questions import all_questions, question_of
+from analysis.report import PAPER
 from cvit import vocabulary as names
 from tests.support.fake_studies import trainings, write_journal
 
@@ -66,13 +66,15 @@ def page(out: Path) -> Page:
 
 def test_every_figure_and_table_is_there(out: Path, page: Page) -> None:
     pictures = page.named("img")
-    assert [str(picture["alt"]) for picture in pictures] == [CAPTIONS["low_data"], CAPTIONS["init_schemes"]]
+    assert [str(picture["alt"]) for picture in pictures] == [
+        question_of(sweep).caption for sweep in ("low_data", "init_schemes")
+    ]
     for picture, sweep in zip(pictures, ("low_data", "init_schemes"), strict=True):
         kind, _, content = str(picture["src"]).partition(",")
         assert kind == "data:image/svg+xml;base64"
         assert base64.b64decode(content) == (out / f"{sweep}.svg").read_bytes()
     assert "+0.0" in page.text and "trains_faster" in page.text and "does not hold" in page.text
-    assert set(CAPTIONS) == set(BUILDERS)
+    assert all(question.caption for question in all_questions().values())
 
 
 def test_commands_and_provenance_are_there(out: Path, page: Page) -> None:

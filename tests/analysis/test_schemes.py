@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import builders
 from analysis.answers import answer_text
-from analysis.layouts import LAYOUTS
-from analysis.questions import no_warmup, tuned
+from analysis.files import files_of
+from analysis.questions import curves_of, no_warmup, question_of, tuned
 from analysis.questions.init_schemes import gains_over_random
 from analysis.statistics.studies import Study, read_studies
 from analysis.store.frames import Frames
-from analysis.store.load import load_journal
+from analysis.store.journal import load_journal
 from cvit import vocabulary as names
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, Point, trainings, write_journal
 
@@ -26,11 +25,11 @@ NONE, WARM = {"warmup_fraction": 0.0}, {"warmup_fraction": 0.1}
 
 
 def frames_of(folder: Path, study: FakeStudy) -> Frames:
-    return load_journal(write_journal(folder, [study]))
+    return load_journal(write_journal(folder, [study]), curves_of=curves_of)
 
 
 def study_of(frames: Frames, sweep: str) -> Study:
-    return read_studies(frames, sweep, LAYOUTS[sweep].axes)[0]
+    return read_studies(frames, sweep, question_of(sweep).axes)[0]
 
 
 def rows_of_csv(files: dict[str, bytes], sweep: str) -> list[dict[str, str]]:
@@ -92,7 +91,7 @@ def test_no_warmup_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_table_of_no_warmup_says_how_stable_the_trials_were(tmp_path: Path) -> None:
-    files = builders.BUILDERS["no_warmup"](frames_of(tmp_path, warmup_study(points=stability_points)))
+    files = files_of(frames_of(tmp_path, warmup_study(points=stability_points)), "no_warmup").by_name
     rows = [
         row for row in rows_of_csv(files, "no_warmup") if row["kind"] == "accuracy" and row["learning_rate"] == "0.1"
     ]
@@ -125,7 +124,7 @@ def test_first_gradients_are_those_of_the_attention_phase(tmp_path: Path) -> Non
 
 def test_trials_from_before_stability_was_measured_have_dashes(tmp_path: Path) -> None:
     frames = frames_of(tmp_path, warmup_study())
-    files = builders.BUILDERS["no_warmup"](frames)
+    files = files_of(frames, "no_warmup").by_name
     line = next(line for line in files["no_warmup.md"].decode().splitlines() if line.startswith("| 0.01"))
     assert cells(line)[-5:] == ["0, -", "-, -", "-", "-", "-, -"]
     assert len(files) == 5
@@ -155,7 +154,7 @@ def test_every_scheme_is_compared_with_random_and_references_are_marked(tmp_path
     assert [scheme for fraction, scheme in gains if fraction == 0.05] == ["two_phase", "mimetic", "convolution"]
     assert gains[0.05, "mimetic"].estimate.mean == pytest.approx(0.025)
     assert (gains[0.2, "mimetic"].estimate.n, gains[0.2, "mimetic"].missing) == (1, 1)
-    files = builders.BUILDERS["init_schemes"](frames)
+    files = files_of(frames, "init_schemes").by_name
     text = files["init_schemes.md"].decode()
     assert "| 5 %           | convolution (reference) | +20.5  |" in text
     kinds = {(row["kind"], row["init_scheme"]) for row in rows_of_csv(files, "init_schemes")}
@@ -186,7 +185,7 @@ def test_full_grid_shows_what_can_be(tmp_path: Path) -> None:
     from analysis.questions.figures.full_grid import draw
 
     frames = frames_of(tmp_path, grid_study())
-    files = builders.BUILDERS["full_grid"](frames)
+    files = files_of(frames, "full_grid").by_name
     places = [
         (row["patch_size"], row["num_heads"])
         for row in rows_of_csv(files, "full_grid")
@@ -260,7 +259,7 @@ def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
     from analysis.questions.figures.tuned import draw
 
     frames = frames_of(tmp_path, tuned_study())
-    files = builders.BUILDERS["tuned"](frames)
+    files = files_of(frames, "tuned").by_name
     assert set(files) == {f"tuned.{kind}" for kind in ("md", "csv", "tex", "png", "svg")}
     rows = rows_of_csv(files, "tuned")
     assert [row["kind"] for row in rows] == ["search"] * 3 + ["winner"] + ["search"] * 3 + ["winner", "paired_gain"]
@@ -286,6 +285,6 @@ def test_a_sweep_that_has_only_begun_is_shown_without_a_warning(tmp_path: Path, 
         sweep
     ]()
     study.trials = []
-    assert len(builders.BUILDERS[sweep](frames_of(tmp_path / "none", study))) == 5
+    assert len(files_of(frames_of(tmp_path / "none", study), sweep).by_name) == 5
     study.cells = [{name: values[:1] for name, values in study.cells[0].items()}]
-    assert len(builders.BUILDERS[sweep](frames_of(tmp_path / "one", study))) == 5
+    assert len(files_of(frames_of(tmp_path / "one", study), sweep).by_name) == 5

@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 from matplotlib.lines import Line2D
 
-from analysis import builders, make_tables
+from analysis import make_tables
 from analysis.answers import answer_text
-from analysis.layouts import LAYOUTS
-from analysis.questions import expressivity, head_count, patch_size
+from analysis.claims import verdicts
+from analysis.files import files_of
+from analysis.questions import expressivity, head_count, patch_size, question_of
 from analysis.statistics.studies import Study, TableError, read_studies
-from analysis.store import load
 from analysis.store.frames import Frames, rows_of
+from analysis.store.journal import load_journal
+from analysis.store.mlflow import load_mlflow
 from cvit import vocabulary as names
 from cvit.fits import ExpressivityConfig
 from cvit.storage import Storage
@@ -97,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(folder: Path) -> Frames:
-    return load.load_journal(Storage.open(str(folder)))
+    return load_journal(Storage.open(str(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_training(frames: Frames, sweep: str) -> Study:
-    return read_studies(frames, sweep, LAYOUTS[sweep].axes)[0]
+    return read_studies(frames, sweep, question_of(sweep).axes)[0]
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
@@ -120,7 +122,7 @@ def points(line: Line2D) -> list[list[float]]:
 
 
 def frames_of(folder: Path, *made_up: FakeStudy) -> Frames:
-    return load.load_journal(write_journal(folder / "storage", made_up))
+    return load_journal(write_journal(folder / "storage", made_up))
 
 
 def test_two_tasks_in_one_store_keep_their_types(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_two_tasks_in_one_store_keep_their_types(tmp_path: Path) -> None:
     _, _, fits, _, from_before_there_were_tasks = studies()
     mixed = [fits, from_before_there_were_tasks]
     write_mlflow(uri, mixed)
-    again = load.load_mlflow(uri)
+    again = load_mlflow(uri)
     frames = frames_of(tmp_path, *mixed)
     for name in ("studies", "trials", "curves"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(frames, name), check_exact=True)
@@ -149,23 +151,13 @@ def test_two_tasks_in_one_store_keep_their_types(tmp_path: Path) -> None:
 
 def test_files_of_every_sweep(written: Path) -> None:
     kinds = ("csv", "md", "png", "svg", "tex")
-    expected = {f"{sweep}.{kind}" for sweep in ("expressivity", "head_count", "patch_size") for kind in kinds}
+    sweeps = ("expressivity", "head_count", "patch_size", "mystery")
+    expected = {f"{sweep}.{kind}" for sweep in sweeps for kind in kinds}
     expected |= {"claims.csv", "claims.md", "report.html"}
     assert {path.name for path in written.iterdir()} == expected
     for name in ("head_count.md", "head_count.csv", "patch_size.md", "patch_size.csv", "expressivity.md"):
         assert (written / name).read_text() == (GOLDEN / name).read_text()
     assert (written / "expressivity.csv").read_text() == (GOLDEN / "expressivity.csv").read_text()
-
-
-def test_a_sweep_without_a_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_journal(tmp_path / "both", [fit_study(FITS_KEY, TIME_MS, {9: (0.0, [0.1])}), studies()[-1]])
-    assert make_tables.main(["--storage", str(tmp_path / "both"), "--out", str(tmp_path / "out")]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if "mystery" in line] == [
-        "passed over, without a table of their own: mystery"
-    ]
-    write_journal(tmp_path / "alone", [studies()[-1]])
-    assert make_tables.main(["--storage", str(tmp_path / "alone"), "--out", str(tmp_path / "out")]) == 2
-    assert "mystery" in capsys.readouterr().err
 
 
 def test_nine_heads_less_fewer_by_hand(frames: Frames) -> None:
@@ -245,17 +237,55 @@ def test_a_study_with_other_axes_than_its_sweep_has_the_general_table(tmp_path: 
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["depth", "heads", *SCHEMES, "two_phase - random"]
     assert [cell.strip() for cell in first.strip("|").split("|")] == ["1", "1", "10.0 (1)", "10.0 (1)", "+0.0 (1)"]
     with pytest.raises(TableError, match="varies depth, init_scheme, num_heads"):
-        builders.BUILDERS["head_count"](frames)
+        files_of(frames, "head_count")
 
 
 def test_settings_within_a_scheme_are_spelled_out_by_the_axis_that_decides(tmp_path: Path) -> None:
     study = head_study()
     for trial in study.trials:
         trial.params["learning_rate"] = 0.01 if trial.params["num_heads"] == 12 else 0.02
-    text = builders.BUILDERS["head_count"](frames_of(tmp_path, study))["head_count.md"].decode()
+    text = files_of(frames_of(tmp_path, study), "head_count").by_name["head_count.md"].decode()
     spelled_out = "1 head: 0.02; 9 heads: 0.02; 12 heads: 0.01"
     assert f"| `learning_rate` | {spelled_out} | {spelled_out} |" in text
     assert "`head_dim`" not in text and "inner_dim" not in text
+
+
+@pytest.mark.parametrize("not_set", [None, "auto", "None", "0"])
+def test_a_width_that_is_not_set_is_shown_alike_however_it_is_stored(tmp_path: Path, not_set: Any) -> None:
+    """As 0 by earlier versions, as null in journals and as auto in MLflow by this one."""
+    study = head_study()
+    (grid,) = study.cells
+    study.cells = [grid | {"inner_dim": [144, not_set]}]
+    for trial in study.trials:
+        trial.params["inner_dim"] = not_set if trial.params["inner_dim"] in (0, None) else trial.params["inner_dim"]
+        trial.params |= dict.fromkeys(("convolution_learning_rate", "convolution_warmup_fraction"), not_set)
+        trial.params["convolution_warmup_fraction"] = -1.0 if not_set == "0" else not_set
+    write_journal(tmp_path / "storage", [study])
+    frames = load_journal(Storage.open(str(tmp_path / "storage")))
+    if not_set == "auto":
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        write_mlflow(uri, [study])
+        pd.testing.assert_frame_equal(load_mlflow(uri).trials, frames.trials, check_exact=True)
+    files = files_of(frames, "head_count").by_name
+    for name in ("head_count.md", "head_count.csv"):
+        assert files[name].decode() == (GOLDEN / name).read_text()
+    assert answer_text(frames, HEADS_KEY) == (GOLDEN / "head_count_answer.txt").read_text()
+    assert {v.claim.rpartition(",")[0] for v in verdicts(frames) if v.claim.startswith("nine_beat_fewer/")} == {
+        "nine_beat_fewer/inner_dim=0", "nine_beat_fewer/inner_dim=144"
+    }  # fmt: skip
+
+
+def test_values_of_an_axis_are_sorted_and_written_where_one_is_not_set(tmp_path: Path) -> None:
+    """A parameter for whose absence no number ever stood: None comes first and is called auto."""
+    study = trainings("widths", OTHER_KEY, {"mlp_ratio": [4.0, 2.0], "seed": [0, 1]}, lambda cell: 0.5)
+    frames = frames_of(tmp_path, study)
+    frames.trials["mlp_ratio"] = pd.Series([None if x == 4.0 else x for x in frames.trials["mlp_ratio"]], dtype=object)
+    frames.studies["cells"].iloc[0][0]["mlp_ratio"][0] = None
+    (shown,) = read_studies(frames, "widths")
+    assert shown.values("mlp_ratio") == [None, 2.0] and shown.missing == []
+    files = files_of(frames, "widths").by_name
+    assert [row.split(",")[4] for row in files["widths.csv"].decode().splitlines()] == ["mlp_ratio", "auto", "2.0"]
+    assert "| auto      | -      | 50.0" in files["widths.md"].decode()
 
 
 @pytest.mark.parametrize("what", ["no trials", "one of everything"])
@@ -270,13 +300,13 @@ def test_little_data_is_shown_without_a_warning(tmp_path: Path, what: str) -> No
         patches.cells = [{"patch_size": [4], "data_fraction": [0.1], "init_scheme": ["two_phase"], "seed": [0]}]
         fits.cells = [{"kernel_size": [3], "patch_size": [1], "num_heads": [12], "seed": [0]}]
     frames = frames_of(tmp_path, heads, patches, fits)
-    for build in (builders.BUILDERS["head_count"], builders.BUILDERS["patch_size"], builders.BUILDERS["expressivity"]):
-        assert len(build(frames)) == 5
+    for sweep in ("head_count", "patch_size", "expressivity"):
+        assert len(files_of(frames, sweep).by_name) == 5
     if what == "no trials":
         answer = answer_text(frames, HEADS_KEY)
         assert "Missing: 24 of 24 trials." in answer
         assert "| head_dim 16     | 12    | - (0)  | - (0)     | - (0)              | 16       |" in answer
-        assert "3,1,9,,,0" in builders.BUILDERS["expressivity"](frames)["expressivity.csv"].decode()
+        assert "3,1,9,,,0" in files_of(frames, "expressivity").by_name["expressivity.csv"].decode()
         assert "Missing: 4 of 4 trials." in answer_text(frames, FITS_KEY)
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import builders, make_tables
+from analysis import make_tables
 from analysis.answers import answer_text
+from analysis.files import files_of
+from analysis.questions import curves_of
 from analysis.statistics import stats
-from analysis.store import load
-from analysis.store.frames import CURVES, Frames, rows_of
+from analysis.store import mlflow
+from analysis.store.frames import Frames, rows_of
+from analysis.store.journal import load_journal
+from analysis.store.mlflow import load_mlflow
 from cvit import vocabulary as names
 from cvit.config import TrialConfig
 from cvit.storage import Storage
@@ -88,7 +92,7 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def frames(journal: Storage) -> Frames:
-    return load.load_journal(journal)
+    return load_journal(journal, curves_of=curves_of)
 
 
 def test_t_interval_by_hand() -> None:
@@ -128,14 +132,14 @@ def test_frames_hold_every_trial_once(frames: Frames) -> None:
     assert first["status"] == "ok" and first[names.TEST_ACCURACY] == 0.12 and first[names.TRAIN_LOSS] == math.inf
     assert first["batch_size"] == 64 and isinstance(first["data_fraction"], float)
     assert not frames.curves.duplicated(["trial_key", "metric", "step"]).any()
-    assert set(frames.curves["metric"]) == set(CURVES["low_data"])
+    assert set(frames.curves["metric"]) == set(curves_of("low_data"))
 
 
 def test_mlflow_gives_the_same_frames_page_by_page(
     frames: Frames, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "RUNS_PER_PAGE", 4)
-    again = load.load_mlflow(mlflow_uri)
+    monkeypatch.setattr(mlflow, "RUNS_PER_PAGE", 4)
+    again = load_mlflow(mlflow_uri, curves_of)
     for name in ("studies", "trials", "curves"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(frames, name), check_exact=True)
 
@@ -156,7 +160,7 @@ def test_tables_are_the_golden_ones_from_either_source(
 
 
 def test_missing_cells_are_shown(frames: Frames) -> None:
-    files = builders.BUILDERS["low_data"](frames)
+    files = files_of(frames, "low_data").by_name
     text = files["low_data.md"].decode()
     for line in (
         "- 10 %, random, seed 1: failed",
@@ -175,7 +179,7 @@ def test_a_study_without_trials_is_all_missing(tmp_path: Path) -> None:
     begun.trials = []
     storage = write_journal(tmp_path / "storage", [begun])
     assert make_tables.main(["--storage", storage.url, "--out", str(tmp_path / "out")]) == 0
-    assert "Missing: 2 of 2 trials." in answer_text(load.load_journal(storage, "low_data"), begun.key)
+    assert "Missing: 2 of 2 trials." in answer_text(load_journal(storage, "low_data"), begun.key)
 
 
 def test_the_answer_for_the_terminal(frames: Frames) -> None:

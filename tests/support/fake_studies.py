@@ -3,24 +3,25 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cvit import vocabulary as names
 from cvit.config import PARAMETERS, TrialConfig, as_text
+from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, to_json
+from cvit.results import Point
 from cvit.storage import Storage, encode_record
 
 TIME_MS = 1_760_000_000_000
 Cells = dict[str, list[Any]]
-Point = tuple[str, int, float, int]
 Cell = dict[str, Any]
 
 
 @dataclass
 class FakeTrial:
-    """What a trial leaves in a store; points are (metric, step, value, time in ms)."""
+    """A trial as a store has it; points are (metric, step, value, time in ms)."""
 
     key: str
     params: dict[str, Any]
@@ -31,7 +32,7 @@ class FakeTrial:
 
 @dataclass
 class FakeStudy:
-    """What a study leaves in a store; `extensions` are the cells of later commands; without a task it is an old one."""
+    """A study as a store has it; `extensions` are the cells of later commands; without a task it is an old one."""
 
     key: str
     sweep: str
@@ -69,9 +70,9 @@ def trainings(
     """A study of trainings of 20 steps.
 
     Args:
-        accuracy: of a place in the grids on test images; None where the trial has not been started, NaN where it has
+        accuracy: on test images, of a place in the grids; None where the trial has not been started, NaN where it has
             diverged before it was tested.
-        points: what a trial has measured besides.
+        points: further measurements of a trial.
         shared: parameters that do not vary.
     """
     grids = grids if isinstance(grids, list) else [grids]
@@ -98,39 +99,40 @@ def trainings(
 def write_journal(folder: Path, studies: Iterable[FakeStudy]) -> Storage:
     """The journals as the engine writes them, in two segments, with a torn line and repeated records in between."""
     storage = Storage.open(str(folder))
-    by_sweep: dict[str, list[dict[str, Any]]] = {}
+    by_sweep: dict[str, list[Record]] = {}
     for study in studies:
-        records = by_sweep.setdefault(study.sweep, [])
-        for extension, cells in enumerate([study.cells, *study.extensions]):
-            records.append(
-                {
-                    "type": "study", "study_key": study.key, "sweep": study.sweep, "question": study.question,
-                    "start_time_ms": study.start_time_ms + extension, "command": study.command(extension),
-                    "cells": cells, "params": study.params, "tags": study.tags,
-                }
-            )  # fmt: skip
-        for trial in study.trials:
-            params = {
-                "type": "trial",
-                "trial_key": trial.key,
-                "study_key": study.key,
-                "params": trial.params,
-                "tags": study.tags,
-            }
-            points = {"type": "points", "trial_key": trial.key, "points": trial.points}
-            records += [params, points, params, points]
-            if trial.status is not None:
-                end = {"type": "end", "trial_key": trial.key, "note": "", "time_ms": TIME_MS}
-                records.append(end | {"status": "failed", "tags": {}})
-                records.append(end | {"status": trial.status, "tags": trial.tags})
+        by_sweep.setdefault(study.sweep, []).extend(_records(study))
     for sweep, records in by_sweep.items():
-        half = len(records) // 2
-        torn = encode_record(records[0])[:-20] + b"\n"
-        end = {"type": "end", "trial_key": "digits-0.01-random-0", "status": "failed", "tags": {}, "time_ms": 0}
-        altered = encode_record(end).replace(b"failed", b"broken")
-        storage.write(f"journal/{sweep}/000001.jsonl", b"".join(map(encode_record, records[:half])) + torn)
-        storage.write(f"journal/{sweep}/000002.jsonl", b"".join(map(encode_record, records[half:])) + altered)
+        lines = [encode_record(to_json(record)) for record in records]
+        half = len(lines) // 2
+        torn = lines[0][:-20] + b"\n"
+        end = EndRecord(trial_key="digits-0.01-random-0", status="failed", note="", time_ms=0)
+        altered = encode_record(to_json(end)).replace(b"failed", b"broken")
+        unknown = encode_record({"type": "of a later version"})
+        storage.write(f"journal/{sweep}/000001.jsonl", b"".join(lines[:half]) + torn)
+        storage.write(f"journal/{sweep}/000002.jsonl", b"".join(lines[half:]) + altered + unknown)
     return storage
+
+
+def _records(study: FakeStudy) -> Iterator[Record]:
+    for extension, cells in enumerate([study.cells, *study.extensions]):
+        yield StudyRecord(
+            study_key=study.key,
+            sweep=study.sweep,
+            question=study.question,
+            command=study.command(extension),
+            start_time_ms=study.start_time_ms + extension,
+            params=study.params,
+            cells=cells,
+            tags=study.tags,
+        )
+    for trial in study.trials:
+        made = TrialRecord(trial_key=trial.key, study_key=study.key, params=trial.params, tags=study.tags)
+        measured = PointsRecord(trial_key=trial.key, points=trial.points)
+        yield from (made, measured, made, measured)
+        if trial.status is not None:
+            yield EndRecord(trial_key=trial.key, status=names.STATUS_FAILED, note="", time_ms=TIME_MS)
+            yield EndRecord(trial_key=trial.key, status=trial.status, note="", time_ms=TIME_MS, tags=trial.tags)
 
 
 def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:

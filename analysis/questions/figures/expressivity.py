@@ -32,20 +32,20 @@ def draw(studies: Sequence[Study]) -> Figure:
 
     Errors up to ROUNDING are drawn there. A vertical line marks the theorem's number of heads.
     """
-    shown = [(study, by_case(fits(study))) for study in studies[:STUDIES_SHOWN]]
-    columns = min(_PANELS_PER_ROW, max(len(cases) for _, cases in shown))
-    rows = [math.ceil(len(cases) / columns) for _, cases in shown]
+    recent = [(study, by_case(fits(study))) for study in studies[:STUDIES_SHOWN]]
+    columns = min(_PANELS_PER_ROW, max(len(cases) for _, cases in recent))
+    rows = [math.ceil(len(cases) / columns) for _, cases in recent]
     with new_figure(_PANEL_HEIGHT * sum(rows) + 0.3) as figure:
         panels = figure.subplots(sum(rows), columns, squeeze=False, sharey=True)
         for row in panels:
             row[0].set_ylabel("relative error (log)")
-        for i, (study, cases) in enumerate(shown):
-            own = panels[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
-            for axes, ((kernel_size, patch_size), by_heads) in zip(own, cases.items(), strict=False):
+        for i, (study, cases) in enumerate(recent):
+            panels_of_study = panels[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
+            for axes, ((kernel_size, patch_size), by_heads) in zip(panels_of_study, cases.items(), strict=False):
                 title = f"K = {kernel_size}, P = {patch_size}"
-                axes.set_title(title if axes is not own[0] else f"{study.label}\n{title}", loc="left")
+                axes.set_title(title if axes is not panels_of_study[0] else f"{study.label}\n{title}", loc="left")
                 _draw_case(axes, by_heads, heads_needed(kernel_size, patch_size))
-            for axes in own[len(cases) :]:
+            for axes in panels_of_study[len(cases) :]:
                 axes.set_axis_off()
         legend_below(figure, panels.flat)
     return figure

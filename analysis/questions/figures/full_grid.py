@@ -11,12 +11,13 @@ from analysis.display.figure_style import (
     draw_accuracy,
     fixed_ticks,
     legend_below,
-    look,
+    line_style,
     new_figure,
     tidy,
 )
-from analysis.display.wording import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME, fraction_text
+from analysis.display.wording import fraction_text
 from analysis.statistics.studies import Study
+from analysis.store.axes import FRACTION, NUM_HEADS, PATCH_SIZE, SCHEME
 
 _PANEL_HEIGHT = 1.8
 
@@ -26,9 +27,9 @@ def draw(studies: Sequence[Study]) -> Figure:
 
     Lines are means over seeds, dots single trials; combinations that cannot be have no mark.
     """
-    shown = studies[:STUDIES_SHOWN]
-    places = [(study, size) for study in shown for size in study.values(PATCH_SIZE)]
-    columns = max(len(study.values(FRACTION)) for study in shown)
+    recent = studies[:STUDIES_SHOWN]
+    places = [(study, size) for study in recent for size in study.values(PATCH_SIZE)]
+    columns = max(len(study.values(FRACTION)) for study in recent)
     with new_figure(_PANEL_HEIGHT * len(places) + 0.3) as figure:
         rows = figure.subplots(len(places), columns, squeeze=False, sharey=True)
         for panels, (study, size) in zip(rows, places, strict=True):
@@ -55,6 +56,6 @@ def draw(studies: Sequence[Study]) -> Figure:
 def _draw_trials(axes: Axes, study: Study, place: Mapping[str, Any]) -> None:
     """With so few seeds as a large grid has, an interval would say less than the trials themselves."""
     for scheme in study.schemes:
-        own = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.axes.items()]
-        heads, values = [r.axes[NUM_HEADS] for r in own], [100 * r.value for r in own]
-        axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=look(scheme)["color"], alpha=0.4)
+        results = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.axes.items()]
+        heads, values = [r.axes[NUM_HEADS] for r in results], [100 * r.value for r in results]
+        axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=line_style(scheme)["color"], alpha=0.4)

@@ -14,18 +14,19 @@ from analysis.display.figure_style import (
     new_figure,
     tidy,
 )
-from analysis.display.wording import INNER_DIM, NUM_HEADS, value_text
+from analysis.display.wording import value_text
 from analysis.statistics.studies import Study
+from analysis.store.axes import INNER_DIM, NUM_HEADS
 from cvit.config import THREE_BY_THREE
 
 
 def draw(studies: Sequence[Study]) -> Figure:
     """A row of panels per study, most recent first. Lines are means over seeds, bands 95 % t-intervals."""
-    shown = studies[:STUDIES_SHOWN]
-    columns = max(len(study.values(INNER_DIM)) for study in shown)
-    with new_figure(ROW_HEIGHT * len(shown)) as figure:
-        rows = figure.subplots(len(shown), columns, squeeze=False, sharey="row")
-        for panels, study in zip(rows, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    columns = max(len(study.values(INNER_DIM)) for study in recent)
+    with new_figure(ROW_HEIGHT * len(recent)) as figure:
+        rows = figure.subplots(len(recent), columns, squeeze=False, sharey="row")
+        for panels, study in zip(rows, recent, strict=True):
             widths, heads = study.values(INNER_DIM), study.values(NUM_HEADS)
             for axes, width in zip(panels, widths, strict=False):
                 draw_accuracy(axes, study, NUM_HEADS, {INNER_DIM: width})

@@ -12,14 +12,14 @@ from analysis.display.figure_style import (
     draw_accuracy,
     grid_lines,
     legend_below,
+    line_style,
     log_x,
-    look,
     new_figure,
     tidy,
 )
-from analysis.display.wording import FRACTION, SCHEME
 from analysis.questions.init_schemes import gains_over_random
 from analysis.statistics.studies import BASELINE, Study
+from analysis.store.axes import FRACTION, SCHEME
 
 _SPREAD = 1.12  # ratio between the first and the last scheme's place at one fraction, so that intervals do not overlap
 
@@ -29,10 +29,10 @@ def draw(studies: Sequence[Study]) -> Figure:
 
     Marks are means over seeds; on the right with 95 % t-intervals, side by side where they belong to one fraction.
     """
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure((ROW_HEIGHT + 0.3) * len(shown) + 0.3) as figure:
-        panels = figure.subplots(len(shown), 2, squeeze=False)
-        for (left, right), study in zip(panels, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure((ROW_HEIGHT + 0.3) * len(recent) + 0.3) as figure:
+        panels = figure.subplots(len(recent), 2, squeeze=False)
+        for (left, right), study in zip(panels, recent, strict=True):
             left.set_title(study.label, loc="left", fontweight="bold")
             draw_accuracy(left, study, FRACTION, {}, has_band=False)
             tidy(left)
@@ -55,8 +55,8 @@ def _draw_gains(axes: Axes, study: Study) -> None:
             [100 * cell.estimate.mean for cell in cells],
             yerr=[100 * cell.estimate.half_width for cell in cells],
             elinewidth=0.8,
-            **look(scheme, linestyle=""),
+            **line_style(scheme, linestyle=""),
         )
-    axes.axhline(0, color=look(BASELINE)["color"], linewidth=1.0, zorder=0)
+    axes.axhline(0, color=line_style(BASELINE)["color"], linewidth=1.0, zorder=0)
     axes.set_ylabel(f"gain over {BASELINE} (points)")
     grid_lines(axes)

@@ -21,9 +21,9 @@ from analysis.display.figure_style import (
     new_figure,
     tidy,
 )
-from analysis.display.wording import FRACTION, SCHEME
 from analysis.statistics.stats import Estimate, t_interval
 from analysis.statistics.studies import TREATMENT, Study
+from analysis.store.axes import FRACTION, SCHEME
 from cvit import vocabulary as names
 
 _PHASE_MARK: dict[str, Any] = {"color": "black", "marker": "|", "markersize": 12, "markeredgewidth": 1.2}
@@ -36,10 +36,10 @@ def draw(studies: Sequence[Study]) -> Figure:
     Lines are means over seeds, bands 95 % t-intervals. Diverged trials enter the left panel as they enter the tables,
     and are left out of the right one. A tick on a curve marks where its trials pass from convolution to attention.
     """
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure(ROW_HEIGHT * len(shown)) as figure:
-        panels = figure.subplots(len(shown), 2, squeeze=False)
-        for (left, right), study in zip(panels, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure(ROW_HEIGHT * len(recent)) as figure:
+        panels = figure.subplots(len(recent), 2, squeeze=False)
+        for (left, right), study in zip(panels, recent, strict=True):
             left.set_title(study.label, loc="left", fontweight="bold")
             draw_accuracy(left, study, FRACTION, {})
             log_x(left, study.values(FRACTION), lambda fraction: f"{100 * fraction:.10g}")

@@ -15,15 +15,16 @@ from analysis.display.figure_style import (
     STUDIES_SHOWN,
     draw_accuracy,
     grid_lines,
+    line_style,
     log_x,
-    look,
     new_figure,
     scheme_handles,
     tidy,
 )
-from analysis.display.wording import LEARNING_RATE, SCHEME, WARMUP, plain_text
+from analysis.display.wording import plain_text
 from analysis.questions.no_warmup import divergence_rate, early_gradients
 from analysis.statistics.studies import Study
+from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 
 _PANELS = 5
 """Learning rates whose gradients are shown, the smallest and the largest among them."""
@@ -35,10 +36,10 @@ def draw(studies: Sequence[Study]) -> Figure:
     diverged trials against learning rate; the norm of the gradient in the attention phase's first steps, the median
     over those seeds that have got so far. Solid without warm-up, broken with the longest.
     """
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure((ROW_HEIGHT + _GRADIENTS_HEIGHT) * len(shown) + 0.3) as figure:
-        blocks = figure.subfigures(len(shown), 1, squeeze=False).ravel()
-        for block, study in zip(blocks, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure((ROW_HEIGHT + _GRADIENTS_HEIGHT) * len(recent) + 0.3) as figure:
+        blocks = figure.subfigures(len(recent), 1, squeeze=False).ravel()
+        for block, study in zip(blocks, recent, strict=True):
             styles = _warmup_styles(study)
             rates = study.values(LEARNING_RATE)
             above, below = block.subfigures(2, 1, height_ratios=(ROW_HEIGHT, _GRADIENTS_HEIGHT))
@@ -60,7 +61,9 @@ def draw(studies: Sequence[Study]) -> Figure:
                 _draw_gradients(axes, study, rate, styles)
             panels[0].set_ylabel("gradient norm (log)")
         figure.legend(
-            handles=[*scheme_handles(shown), *_warmup_handles(shown)], loc="outside lower center", ncols=len(shown) + 4
+            handles=[*scheme_handles(recent), *_warmup_handles(recent)],
+            loc="outside lower center",
+            ncols=len(recent) + 4,
         )
     return figure
 
@@ -81,7 +84,7 @@ def _draw_divergence(axes: Axes, study: Study, warmup: float, style: Any) -> Non
     rates = study.values(LEARNING_RATE)
     for scheme in study.schemes:
         shares = [divergence_rate(study, {WARMUP: warmup, LEARNING_RATE: rate, SCHEME: scheme}) for rate in rates]
-        axes.plot(rates, [100 * share for share in shares], **look(scheme, linestyle=style))
+        axes.plot(rates, [100 * share for share in shares], **line_style(scheme, linestyle=style))
 
 
 def _draw_gradients(axes: Axes, study: Study, rate: float, styles: Mapping[float, Any]) -> None:
@@ -92,7 +95,7 @@ def _draw_gradients(axes: Axes, study: Study, rate: float, styles: Mapping[float
                 for step, norm in early_gradients(study, trial).items():
                     by_step.setdefault(step, []).append(norm)
             medians = [statistics.median(norms) for _, norms in sorted(by_step.items())]
-            axes.plot(sorted(by_step), medians, color=look(scheme)["color"], linestyle=style, linewidth=1.0)
+            axes.plot(sorted(by_step), medians, color=line_style(scheme)["color"], linestyle=style, linewidth=1.0)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.set_xlabel("step")

@@ -14,14 +14,14 @@ from analysis.display.figure_style import (
     fraction_styles,
     grid_lines,
     legend_above,
+    line_style,
     log_x,
-    look,
     new_figure,
     tidy,
 )
-from analysis.display.wording import FRACTION, PATCH_SIZE, SCHEME
 from analysis.questions.patch_size import HEADS_NEEDED, heads_by_kernel, steps_per_second
 from analysis.statistics.studies import Study
+from analysis.store.axes import FRACTION, PATCH_SIZE, SCHEME
 
 
 def draw(studies: Sequence[Study]) -> Figure:
@@ -29,10 +29,10 @@ def draw(studies: Sequence[Study]) -> Figure:
 
     Lines on the left are means over seeds, bands 95 % t-intervals; on the right medians over all trials.
     """
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure(ROW_HEIGHT * len(shown)) as figure:
-        panels = figure.subplots(len(shown), 2, squeeze=False)
-        for (left, right), study in zip(panels, shown, strict=True):
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure(ROW_HEIGHT * len(recent)) as figure:
+        panels = figure.subplots(len(recent), 2, squeeze=False)
+        for (left, right), study in zip(panels, recent, strict=True):
             _draw_accuracy(left, study)
             _draw_speed(right, study)
         figure.align_ylabels()
@@ -54,7 +54,7 @@ def _draw_speed(axes: Axes, study: Study) -> None:
     sizes = study.values(PATCH_SIZE)
     for scheme in study.schemes:
         speeds = [steps_per_second(study, {PATCH_SIZE: size, SCHEME: scheme}) for size in sizes]
-        axes.plot(sizes, speeds, label=scheme, **look(scheme))
+        axes.plot(sizes, speeds, label=scheme, **line_style(scheme))
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:g}"))

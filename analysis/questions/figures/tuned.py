@@ -12,7 +12,7 @@ from analysis.display.figure_style import (
     STUDIES_SHOWN,
     fixed_ticks,
     legend_below,
-    look,
+    line_style,
     new_figure,
     tidy,
 )
@@ -24,42 +24,42 @@ from analysis.statistics.studies import Study
 def draw(studies: Sequence[Study]) -> Figure:
     """Per study, most recent first: validation accuracy of the search's trials with the best so far as a line, and
     test accuracies of the winners on fresh seeds with mean and 95 % t-interval."""
-    shown = studies[:STUDIES_SHOWN]
-    with new_figure(ROW_HEIGHT * len(shown) + 0.3) as figure:
-        panels = figure.subplots(len(shown), 2, squeeze=False)
-        for (left, right), study in zip(panels, shown, strict=True):
-            found = searches(study)
+    recent = studies[:STUDIES_SHOWN]
+    with new_figure(ROW_HEIGHT * len(recent) + 0.3) as figure:
+        panels = figure.subplots(len(recent), 2, squeeze=False)
+        for (left, right), study in zip(panels, recent, strict=True):
+            outcomes = searches(study)
             left.set_title(study.label, loc="left", fontweight="bold")
-            _draw_searches(left, found)
-            _draw_winners(right, found)
+            _draw_searches(left, outcomes)
+            _draw_winners(right, outcomes)
             for axes in (left, right):
                 tidy(axes)
         legend_below(figure, panels[:, 0])
     return figure
 
 
-def _draw_searches(axes: Axes, found: Sequence[Tuned]) -> None:
-    for tuned in found:
+def _draw_searches(axes: Axes, outcomes: Sequence[Tuned]) -> None:
+    for tuned in outcomes:
         values = [100 * result.value for result in tuned.tried]
         numbers = range(1, len(values) + 1)
-        axes.plot(numbers, values, **look(tuned.scheme, linestyle="", alpha=0.6))
+        axes.plot(numbers, values, **line_style(tuned.scheme, linestyle="", alpha=0.6))
         best = list(itertools.accumulate(values, max))
-        style = look(tuned.scheme, marker="", label=scheme_text(tuned.scheme))
+        style = line_style(tuned.scheme, marker="", label=scheme_text(tuned.scheme))
         axes.step(numbers, best, where="post", **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial of the search (line: best so far)")
     axes.set_ylabel("validation accuracy (%)")
 
 
-def _draw_winners(axes: Axes, found: Sequence[Tuned]) -> None:
-    for place, tuned in enumerate(found):
+def _draw_winners(axes: Axes, outcomes: Sequence[Tuned]) -> None:
+    for place, tuned in enumerate(outcomes):
         seeds = [100 * result.value for result in tuned.fresh]
-        axes.plot([place] * len(seeds), seeds, **look(tuned.scheme, linestyle="", alpha=0.5))
+        axes.plot([place] * len(seeds), seeds, **line_style(tuned.scheme, linestyle="", alpha=0.5))
         if tuned.accuracy is not None and tuned.accuracy.estimate.n:
             estimate = tuned.accuracy.estimate
             half_width = 100 * estimate.half_width
-            style = look(tuned.scheme, linestyle="", elinewidth=1.0, capsize=3.0)
+            style = line_style(tuned.scheme, linestyle="", elinewidth=1.0, capsize=3.0)
             axes.errorbar(place + 0.15, 100 * estimate.mean, yerr=half_width, **style)
-    fixed_ticks(axes.xaxis, range(len(found)), lambda place: scheme_text(found[round(place)].scheme))
-    axes.set_xlim(-0.5, len(found) - 0.5)
+    fixed_ticks(axes.xaxis, range(len(outcomes)), lambda place: scheme_text(outcomes[round(place)].scheme))
+    axes.set_xlim(-0.5, len(outcomes) - 0.5)
     axes.set_ylabel("test accuracy on fresh seeds (%)")

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from analysis.answers import answer_text
-from analysis.store.load import load_journal
+from analysis.store.journal import load_journal
 from cvit.config import as_text
 from cvit.storage import Storage
 from sweeps.engine.execution.cost import cost_of

@@ -1,4 +1,4 @@
-"""From a tracking store to frames: the same from the journal alone and from MLflow alone."""
+"""Reads an MLflow store into frames, the same that the journal of its sweeps gives. Only this module knows MLflow."""
 
 import contextlib
 import itertools
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from analysis.store.frames import CURVES, Frames, LoadError, Raw
+from analysis.store.frames import CurvesOf, Frames, LoadError, Raw, no_curves
 from cvit import vocabulary as names
 from cvit.errors import one_line
+from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import redacted
-from cvit.storage import Storage, StorageError, decode_records
 
 RUNS_PER_PAGE = 1000
 """Runs asked of MLflow at once."""
@@ -30,28 +30,7 @@ History = list[tuple[int, float]]
 """Steps and values, ascending by step."""
 
 
-def load_journal(storage: Storage, sweep: str | None = None) -> Frames:
-    """Reads the journals of a storage, or that of one sweep.
-
-    Raises:
-        LoadError: the storage cannot be read, has no journal, or no study in it.
-    """
-    raw, shown = Raw(), redacted(f"storage {storage.url!r}")
-    try:
-        sweeps = [sweep] if sweep is not None else storage.names(names.JOURNAL_FOLDER)
-        for name in sweeps:
-            folder = f"{names.JOURNAL_FOLDER}/{name}"
-            for segment in storage.names(folder):
-                if segment.endswith(".jsonl"):
-                    raw.add_records(name, decode_records(storage.read(f"{folder}/{segment}")))
-    except (OSError, StorageError) as error:
-        raise LoadError(f"{shown} cannot be read: {one_line(error)}") from error
-    if not sweeps:
-        raise LoadError(f"{shown} has no journal: no folder {names.JOURNAL_FOLDER!r} with sweeps in it")
-    return raw.frames(shown)
-
-
-def load_mlflow(uri: str) -> Frames:
+def load_mlflow(uri: str, curves_of: CurvesOf = no_curves) -> Frames:
     """Reads all studies of an MLflow store; a local store that does not exist is not created.
 
     Raises:
@@ -68,65 +47,43 @@ def load_mlflow(uri: str) -> Frames:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return _read_mlflow(MlflowClient(uri), uri).frames(f"MLflow store {redacted(uri)}")
+        return _read(MlflowClient(uri), uri, curves_of).frames(f"MLflow store {redacted(uri)}")
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise LoadError(redacted(f"MLflow store {uri} cannot be read: {one_line(error)}")) from error
 
 
-def _read_mlflow(client: Any, uri: str) -> Raw:
-    raw = Raw()
+def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
+    raw = Raw(curves_of)
     experiments = {
         experiment.experiment_id: experiment.name
         for experiment in _paged(lambda token: client.search_experiments(max_results=RUNS_PER_PAGE, page_token=token))
     }
-
-    def runs(role: str) -> Iterator[Any]:
-        if not experiments:
-            return iter(())
-        filter_string = f"tags.`{names.TAG_ROLE}` = '{role}'"
-        return _paged(
-            lambda token: client.search_runs(
-                list(experiments),
-                filter_string,
-                max_results=RUNS_PER_PAGE,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-        )
-
-    for run in runs(names.ROLE_STUDY):
-        tags = run.data.tags
-        raw.add_study(
-            experiments[run.info.experiment_id],
-            {
-                "study_key": tags[names.TAG_STUDY_KEY],
-                "question": tags.get(names.TAG_QUESTION, ""),
-                "start_time_ms": run.info.start_time,
-                "command": tags.get(names.TAG_COMMAND, ""),
-                "cells": json.loads(_joined(tags, names.TAG_GRID)),
-                "params": run.data.params,
-                "tags": tags,
-            },
-        )
+    for run in _runs(client, list(experiments), names.ROLE_STUDY):
+        sweep = experiments[run.info.experiment_id]
+        raw.add_study(sweep, _study_record(sweep, run))
     # Should a trial have two runs, the first that has ended counts.
-    ended_first = sorted(runs(names.ROLE_TRIAL), key=lambda run: names.TAG_STATUS not in run.data.tags)
+    runs = sorted(
+        _runs(client, list(experiments), names.ROLE_TRIAL), key=lambda run: names.TAG_STATUS not in run.data.tags
+    )
     run_of: dict[str, Any] = {}
-    for run in ended_first:
+    for run in runs:
         tags = run.data.tags
-        trial_key = tags[names.TAG_TRIAL_KEY]
+        trial_key, study_key = tags[names.TAG_TRIAL_KEY], tags[names.TAG_STUDY_KEY]
         run_of.setdefault(trial_key, run)
-        record = {"study_key": tags[names.TAG_STUDY_KEY], "trial_key": trial_key, "tags": tags}
-        raw.add_trial(experiments[run.info.experiment_id], record | {"params": run.data.params})
+        record = TrialRecord(trial_key=trial_key, study_key=study_key, params=run.data.params, tags=tags)
+        raw.add_trial(experiments[run.info.experiment_id], record)
 
     for trial_key, run in run_of.items():
-        if names.TAG_STATUS in run.data.tags:
-            raw.add_end(trial_key, run.data.tags[names.TAG_STATUS], run.data.tags)
+        tags = run.data.tags
+        if (status := tags.get(names.TAG_STATUS)) is not None:
+            time_ms = run.info.end_time or 0
+            raw.add_end(EndRecord(trial_key=trial_key, status=status, note="", time_ms=time_ms, tags=tags))
         for metric, value in run.data.metrics.items():
             raw.add_final(trial_key, metric, 0, value)
     wanted = [
         (trial_key, run.info.run_id, metric)
         for trial_key, run in run_of.items()
-        for metric in CURVES.get(experiments[run.info.experiment_id], ())
+        for metric in curves_of(experiments[run.info.experiment_id])
         if metric in run.data.metrics
     ]
     path = _sqlite_path(uri)
@@ -137,8 +94,38 @@ def _read_mlflow(client: Any, uri: str) -> Raw:
     return raw
 
 
+def _runs(client: Any, experiment_ids: list[str], role: str) -> Iterator[Any]:
+    """The runs of studies or of trials, in the order in which they were started."""
+    if not experiment_ids:
+        return iter(())
+    filter_string = f"tags.`{names.TAG_ROLE}` = '{role}'"
+    return _paged(
+        lambda token: client.search_runs(
+            experiment_ids,
+            filter_string,
+            max_results=RUNS_PER_PAGE,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+    )
+
+
+def _study_record(sweep: str, run: Any) -> StudyRecord:
+    tags = run.data.tags
+    return StudyRecord(
+        study_key=tags[names.TAG_STUDY_KEY],
+        sweep=sweep,
+        question=tags.get(names.TAG_QUESTION, ""),
+        command=tags.get(names.TAG_COMMAND, ""),
+        start_time_ms=run.info.start_time,
+        params=run.data.params,
+        cells=json.loads(_joined(tags, names.TAG_GRID)),
+        tags=tags,
+    )
+
+
 def _histories_of_server(client: Any, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
-    """One per (trial key, run id, metric)."""
+    """A history per (trial key, run id, metric)."""
 
     def history(run_id: str, metric: str) -> History:
         points = client.get_metric_history(run_id, metric)
@@ -149,7 +136,7 @@ def _histories_of_server(client: Any, wanted: Sequence[tuple[str, str, str]]) ->
 
 
 def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
-    """The same in a query per metric: through the client, each of a thousand histories would cost one."""
+    """The same histories in one query per metric: through the client, each of a thousand would cost a query."""
     by_place: dict[tuple[str, str], History] = {(run_id, metric): [] for _, run_id, metric in wanted}
     with contextlib.closing(_open_sqlite(path)) as connection:
         for metric in {metric for _, _, metric in wanted}:
@@ -171,7 +158,7 @@ def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def _require_existing_store(uri: str) -> None:
-    """MLflow creates the local store that it is asked to read, and fills a database that is not its own."""
+    """Refuses a local store that does not exist: MLflow would create it, and fill a database that is not its own."""
     shown = f"MLflow store {redacted(uri)}"
     if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():

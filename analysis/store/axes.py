@@ -1,0 +1,28 @@
+"""The axes of studies: names of the parameters that sweeps vary, and the order of their values."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SEED = "seed"
+SCHEME = "init_scheme"
+FRACTION = "data_fraction"
+NUM_HEADS = "num_heads"
+INNER_DIM = "inner_dim"
+PATCH_SIZE = "patch_size"
+KERNEL_SIZE = "kernel_size"
+WARMUP = "warmup_fraction"
+LEARNING_RATE = "learning_rate"
+
+
+def axes_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the axes of a study's grids, `seed` left out."""
+    return [name for name in next(iter(cells), {}) if name != SEED]
+
+
+def sort_key(value: Any) -> tuple[int, float, str]:
+    """A key that sorts the values of an axis: what is not set (None) first, then numbers, then texts."""
+    if value is None:
+        return (0, 0, "")
+    if isinstance(value, int | float):
+        return (1, value, "")
+    return (2, 0, str(value))
