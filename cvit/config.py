@@ -31,7 +31,7 @@ LARGEST_LEARNING_RATE = 1e30
 """Beyond it float32 overflows inside the optimiser, before the loss could diverge."""
 
 
-THREE_BY_THREE = 9
+OFFSETS_OF_3X3 = 9
 """Offsets of a 3×3 neighbourhood: the least that a convolutional twin of full rank has."""
 AUTO = "auto"
 """None as text: on the command line, in MLflow and on the screen."""
