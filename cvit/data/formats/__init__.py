@@ -1,6 +1,6 @@
 """The formats of data sets. A format is a file in this folder that holds `FORMAT`; it is found by being there.
 
-Whoever looks for a data set shows every place where it may be to every format, and takes what the first one opens. The
+`cvit.data.datasets` shows each place where a data set may be to every format, and the first one that opens it wins. The
 formats are asked in the order of their `order`, and of their files' names where that is equal.
 """
 
