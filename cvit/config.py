@@ -31,7 +31,7 @@ LARGEST_LEARNING_RATE = 1e30
 """Beyond it float32 overflows inside the optimiser, before the loss could diverge."""
 
 
-THREE_BY_THREE = 9
+OFFSETS_OF_3X3 = 9
 """Offsets of a 3×3 neighbourhood: the least that a convolutional twin of full rank has."""
 AUTO = "auto"
 """None as text: on the command line, in MLflow and on the screen."""
@@ -163,6 +163,21 @@ class ModelConfig:
     def grid_size(self) -> int:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis of the image."""
+        return (self.image_size, self.image_size)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Pixels along each axis of a patch."""
+        return (self.patch_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis of the image."""
+        return tuple(pixels // side for pixels, side in zip(self.shape, self.patch, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,51 +1,89 @@
-"""Offsets between patches of a square grid: heads ↔ offsets, and the tables of relative positions."""
+"""Offsets between patches on a grid of any number of axes: heads ↔ offsets, and the tables of relative positions.
+
+A grid of patches has one axis for series, two for images, three for volumes or videos; its axes may differ in length.
+Patches are numbered with the last axis fastest: row by row on an image.
+"""
+
+import itertools
+import math
 
 import torch
 from torch import Tensor
 
-Offset = tuple[int, int]
-"""(rows, columns) from the patch that attends to the patch attended to."""
+Grid = tuple[int, ...]
+"""Patches along each axis."""
+Offset = tuple[int, ...]
+"""Steps along each axis, from the patch that attends to the patch attended to; (rows, columns) on an image."""
 
 
-def nearest_offsets(count: int) -> tuple[Offset, ...]:
-    """The `count` offsets nearest to the centre, ring by ring: 9 make a 3×3 neighbourhood, 25 a 5×5 one.
+def nearest_offsets(count: int, grid: Grid) -> tuple[Offset, ...]:
+    """The `count` offsets nearest to the centre among those that occur on a grid, ring by ring.
 
-    Within a ring the nearer offsets come first, then those further up, then those further left.
+    On a large square grid 9 make a 3×3 neighbourhood and 25 a 5×5 one. Within a ring the nearer offsets come first,
+    then those further back along the first axis (further up), then along the second (further left), and so on.
+
+    Raises:
+        ValueError: there are fewer offsets on the grid.
     """
-    reach = 0
-    while (2 * reach + 1) ** 2 < count:
-        reach += 1
-    span = range(-reach, reach + 1)
-    offsets = [(dy, dx) for dy in span for dx in span]
-    offsets.sort(key=lambda o: (max(abs(o[0]), abs(o[1])), o[0] ** 2 + o[1] ** 2, o))
+    if count > num_relative_positions(grid):
+        raise ValueError(f"{count} offsets do not occur on a grid of {by_axis(grid)} patches")
+    radius = 0
+    while math.prod(2 * min(radius, length - 1) + 1 for length in grid) < count:
+        radius += 1
+    spans = (range(-min(radius, length - 1), min(radius, length - 1) + 1) for length in grid)
+    offsets = list(itertools.product(*spans))
+    offsets.sort(key=lambda offset: (reach((offset,)), sum(step**2 for step in offset), offset))
     return tuple(offsets[:count])
+
+
+def neighbourhood(grid: Grid) -> tuple[Offset, ...]:
+    """The offsets of at most one step along each axis that occur on a grid, nearest first: on images 3×3, so 9."""
+    return nearest_offsets(math.prod(min(3, 2 * length - 1) for length in grid), grid)
 
 
 def reach(offsets: tuple[Offset, ...]) -> int:
     """Largest distance of an offset along one axis, in patches."""
-    return max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+    return max(abs(step) for offset in offsets for step in offset)
 
 
-def num_relative_positions(grid_size: int) -> int:
-    """Number of offsets between two patches of a grid of `grid_size` × `grid_size`."""
-    return (2 * grid_size - 1) ** 2
+def occurs(offset: Offset, grid: Grid) -> bool:
+    """True if two patches of the grid lie that far apart."""
+    return all(abs(step) < length for step, length in zip(offset, grid, strict=True))
 
 
-def relative_position(offset: Offset, grid_size: int) -> int:
-    """Index of an offset among the relative positions of a grid, row by row.
+def num_relative_positions(grid: Grid) -> int:
+    """Number of offsets between two patches of a grid."""
+    return math.prod(2 * length - 1 for length in grid)
+
+
+def relative_position(offset: Offset, grid: Grid) -> int:
+    """Index of an offset among the relative positions of a grid, the last axis fastest.
 
     Raises:
         ValueError: no two patches of the grid are that far apart.
     """
-    if reach((offset,)) >= grid_size:
-        raise ValueError(f"offset {offset} does not occur on a grid of {grid_size}x{grid_size} patches")
-    return (offset[0] + grid_size - 1) * (2 * grid_size - 1) + offset[1] + grid_size - 1
+    if not occurs(offset, grid):
+        raise ValueError(f"offset {offset} does not occur on a grid of {by_axis(grid)} patches")
+    index = 0
+    for step, length in zip(offset, grid, strict=True):
+        index = index * (2 * length - 1) + step + length - 1
+    return index
 
 
-def relative_position_index(grid_size: int) -> Tensor:
-    """(N, N) int64: index of the relative position of key patch j seen from query patch i; N = grid_size²."""
-    rows, columns = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="ij")
-    rows, columns = rows.flatten(), columns.flatten()
-    dy = rows[None, :] - rows[:, None] + grid_size - 1
-    dx = columns[None, :] - columns[:, None] + grid_size - 1
-    return dy * (2 * grid_size - 1) + dx
+def relative_position_index(grid: Grid) -> Tensor:
+    """(N, N) int64: index of the relative position of key patch j seen from query patch i, N patches in all."""
+    index = torch.zeros(1, dtype=torch.int64)
+    for place, length in zip(patch_places(grid).unbind(dim=1), grid, strict=True):
+        index = index * (2 * length - 1) + place[None, :] - place[:, None] + length - 1
+    return index
+
+
+def patch_places(grid: Grid) -> Tensor:
+    """(N, axes) int64: where on the grid each patch lies."""
+    places = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
+    return torch.stack([place.flatten() for place in places], dim=1)
+
+
+def by_axis(sizes: Grid) -> str:
+    """Sizes along the axes as they are written: 3x4."""
+    return "x".join(map(str, sizes))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-from cvit.config import PARAMETERS, THREE_BY_THREE, ModelConfig, Parameter, TrialConfig
+from cvit.config import OFFSETS_OF_3X3, PARAMETERS, ModelConfig, Parameter, TrialConfig
 from cvit.init.schemes import SCHEMES
 from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, REFERENCE, TRAINING
 
@@ -146,7 +146,7 @@ class TrainingStage:
         is_twin = self.phase == CONVOLUTION or scheme.is_twin
         if is_twin and self.trial.init.convolution_form == "full":
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than that share it.
-            decisive["num_heads"] = max(THREE_BY_THREE, decisive["num_heads"])
+            decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
         return stage_key(
             TRAINING,

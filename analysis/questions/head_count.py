@@ -12,7 +12,7 @@ from analysis.statistics.stats import Summary, paired_difference
 from analysis.statistics.studies import TREATMENT, Study
 from analysis.statistics.verdicts import MARGIN
 from analysis.store.axes import INNER_DIM, NUM_HEADS, SCHEME
-from cvit.config import THREE_BY_THREE
+from cvit.config import OFFSETS_OF_3X3
 
 
 def nine_minus_fewer(study: Study) -> list[Summary]:
@@ -23,8 +23,8 @@ def nine_minus_fewer(study: Study) -> list[Summary]:
     summaries = [
         replace(difference, axes={**difference.axes, NUM_HEADS: heads})
         for heads in study.values(NUM_HEADS)
-        if heads < THREE_BY_THREE
-        for difference in paired_difference(study.results, NUM_HEADS, THREE_BY_THREE, heads)
+        if heads < OFFSETS_OF_3X3
+        for difference in paired_difference(study.results, NUM_HEADS, OFFSETS_OF_3X3, heads)
     ]
     return sorted(summaries, key=study.order_of)
 
@@ -37,11 +37,11 @@ def _head_dim(study: Study, place: Mapping[str, Any]) -> tuple[float]:
 
 
 def _nine_beat_fewer(study: Study) -> Iterator[Family]:
-    yield from _nine_against(study, lambda heads: heads < THREE_BY_THREE, line=0.0)
+    yield from _nine_against(study, lambda heads: heads < OFFSETS_OF_3X3, line=0.0)
 
 
 def _nine_match_more(study: Study) -> Iterator[Family]:
-    yield from _nine_against(study, lambda heads: heads > THREE_BY_THREE, line=-MARGIN)
+    yield from _nine_against(study, lambda heads: heads > OFFSETS_OF_3X3, line=-MARGIN)
 
 
 def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) -> Iterator[Family]:
@@ -49,8 +49,8 @@ def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) ->
     for width in study.values(INNER_DIM):
         at = {INNER_DIM: width, SCHEME: TREATMENT}
         others = [heads for heads in study.values(NUM_HEADS) if is_other(heads)]
-        if THREE_BY_THREE in study.values(NUM_HEADS) and TREATMENT in study.schemes:
-            nine = {NUM_HEADS: THREE_BY_THREE}
+        if OFFSETS_OF_3X3 in study.values(NUM_HEADS) and TREATMENT in study.schemes:
+            nine = {NUM_HEADS: OFFSETS_OF_3X3}
             places = [f"{INNER_DIM}={width},{NUM_HEADS}={heads}" for heads in others]
             family = [differences(study, at | nine, at | {NUM_HEADS: heads}) for heads in others]
             yield judged_family(places, family, line)

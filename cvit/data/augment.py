@@ -1,8 +1,10 @@
-"""Augmentation and normalisation of image batches on the images' device.
+"""Augmentation of image batches, and the statistics they are normalised by, on the images' device.
 
 All draws come from a CPU generator, so results do not depend on the device. Drawing and applying are separate, so that
 members of a pack, each with its own generator, can be augmented together: concatenate their draws and apply once.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -10,77 +12,87 @@ from torch import Tensor
 
 from cvit.config import Augmentation
 
+UNIT = {torch.uint8: 255, torch.float32: 1}
+"""The value that counts as 1 in the statistics, by the type of the images."""
 
-def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
-    """Augments every image with its own draw.
+
+def draws_per_image(shape: tuple[int, ...]) -> int:
+    """Numbers that the augmentation of one image takes: a move along each axis, and whether it is flipped."""
+    return len(shape) + 1
+
+
+def draw_augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, generator: torch.Generator) -> Tensor:
+    """(count, axes + 1) int64 on the CPU: steps by which each image moves along each axis (down and right, where there
+    are two), and 1 where it is flipped. Images move first and are flipped then.
 
     Args:
-        images: (B, C, H, H) of any type; what lies outside an image is 0.
-        kind: "none"; "shift", a translation by up to max(1, H // 8) pixels along each axis; "crop_flip", the same
-            translation (a random crop of the zero-padded image), then a horizontal flip with probability 1/2.
+        shape: pixels along each axis.
+        kind: "none"; "shift", a translation by up to max(1, pixels // 8) along each axis; "crop_flip", for images of
+            two axes, the same translation (a random crop of the zero-padded image), then a horizontal flip with
+            probability 1/2.
         generator: CPU generator; "none" draws nothing from it.
     """
     if kind == "none":
-        return images
-    return apply_augmentation(images, draw_augmentation(len(images), images.shape[-1], kind, generator))
-
-
-def draw_augmentation(count: int, image_size: int, kind: Augmentation, generator: torch.Generator) -> Tensor:
-    """(count, 3) int64 on the CPU: rows and columns by which each image moves (down, right), and 1 where it is flipped.
-
-    Images move first and are flipped then.
-    """
-    if kind == "none":
-        return torch.zeros(count, 3, dtype=torch.int64)
-    margin = _margin(image_size)
-    moves = torch.randint(-margin, margin + 1, (count, 2), generator=generator)
+        return torch.zeros(count, draws_per_image(shape), dtype=torch.int64)
+    # Consecutive axes of one margin are drawn together.
+    moves = [
+        torch.randint(-margin, margin + 1, (count, len(list(axes))), generator=generator)
+        for margin, axes in itertools.groupby(map(_margin, shape))
+    ]
     if kind == "shift":
         flips = torch.zeros(count, 1, dtype=torch.int64)
     else:
+        assert len(shape) == 2, "only images of two axes are flipped"
         flips = torch.randint(0, 2, (count, 1), generator=generator)
-    return torch.cat([moves, flips], dim=1)
+    return torch.cat([*moves, flips], dim=1)
 
 
 def apply_augmentation(images: Tensor, draws: Tensor) -> Tensor:
-    """Moves and flips images (B, C, H, H) by the draws (B, 3) of `draw_augmentation`."""
-    size, margin = images.shape[-1], _margin(images.shape[-1])
-    down, right, flip = draws.to(images.device).unsqueeze(-1).unbind(1)
-    pixel = torch.arange(size, device=images.device)
-    rows = pixel - down + margin
-    columns = torch.where(flip == 1, size - 1 - pixel, pixel) - right + margin
-    padded = F.pad(images, (margin, margin, margin, margin))
-    sources = rows.unsqueeze(2) * padded.shape[-1] + columns.unsqueeze(1)
-    sources = sources.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+    """Moves images (B, C, *shape) of any type and flips them along their last axis, by the draws (B, axes + 1) of
+    `draw_augmentation`. What lies outside an image is 0."""
+    shape = images.shape[2:]
+    margins = [_margin(length) for length in shape]
+    padded = F.pad(images, [margin for margin in reversed(margins) for _ in range(2)])
+    *moves, flip = draws.to(images.device).unsqueeze(-1).unbind(1)
+    pixels = [torch.arange(length, device=images.device) for length in shape]
+    pixels[-1] = torch.where(flip == 1, shape[-1] - 1 - pixels[-1], pixels[-1])
+    first, *others = (pixel - move + margin for pixel, move, margin in zip(pixels, moves, margins, strict=True))
+    sources = first  # (B, pixels): where in a padded image, flattened, each pixel comes from
+    for along_axis, length in zip(others, padded.shape[3:], strict=True):
+        sources = (sources.unsqueeze(2) * length + along_axis.unsqueeze(1)).flatten(1)
+    sources = sources.unsqueeze(1).expand(-1, images.shape[1], -1)
     return padded.flatten(2).gather(2, sources).view_as(images)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in units where 255 is 1: two float32 (C,) on the images' device.
+    """Mean and standard deviation of each channel, in the unit of `UNIT`: two float32 (C,) on the images' device.
 
-    Exact, from counts of the 256 values, so the same on every device. The deviation is at least 1/255, so that a
-    constant channel can be divided by it.
+    Those of uint8 are exact, from counts of the 256 values, so the same on every device; the deviation is at least
+    1/255, so that a constant channel can be divided by it. Those of float32 are summed in float64; the deviation of a
+    channel that is constant up to rounding counts as 1.
 
     Args:
-        images: (N, C, H, W) uint8, N >= 1.
+        images: (N, C, *shape) of uint8 or float32, N >= 1.
     """
-    values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+    return _byte_statistics(images) if images.dtype == torch.uint8 else _float_statistics(images)
+
+
+def _byte_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    values = torch.arange(256, dtype=torch.float64, device=images.device) / UNIT[torch.uint8]
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
     shares = counts / counts.sum(dim=1, keepdim=True, dtype=torch.float64)
     mean = shares @ values
     variance = (shares * (values - mean.unsqueeze(1)) ** 2).sum(dim=1)
-    return mean.float(), variance.sqrt().clamp(min=1 / 255).float()
+    return mean.float(), variance.sqrt().clamp(min=1 / UNIT[torch.uint8]).float()
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """float32 (images / 255 - mean) / std per channel.
-
-    Args:
-        images: (B, C, H, W) uint8.
-        mean, std: (C,) float32 as `channel_statistics` returns them; on the images' device, to avoid a copy per call.
-    """
-    scale = (1 / (255 * std)).view(-1, 1, 1).to(images.device)
-    return images * scale - (mean / std).view(-1, 1, 1).to(images.device)
+def _float_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    values = images.transpose(0, 1).flatten(1).double()
+    std, mean = torch.std_mean(values, dim=1, correction=0)
+    rounding = torch.finfo(torch.float32).eps * values.abs().amax(dim=1)
+    return mean.float(), torch.where(std > rounding, std, 1.0).float()
 
 
-def _margin(image_size: int) -> int:
-    return max(1, image_size // 8)
+def _margin(length: int) -> int:
+    """The largest move along an axis, pixels."""
+    return max(1, length // 8)

@@ -7,51 +7,59 @@ loaded data set travel between processes.
 import difflib
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvit.config import Augmentation
-from cvit.data.formats.builtin import AUGMENTATIONS, DIGITS, NAMES, TORCHVISION, read_digits, read_torchvision
-from cvit.data.formats.folders import read_image_folder
-from cvit.data.formats.parquet import parquet_files, read_parquet
-from cvit.data.images import DataError, Pixels, Target
+from cvit.data.formats import Place, all_formats
+from cvit.data.images import DataError, Target
 from cvit.data.stored import Labels, Part, Stored
 from cvit.data.subsets import holdout
 
 __all__ = ["NAMES", "DataError", "Dataset", "DatasetInfo", "Images", "describe", "load"]
 
+AUGMENTATIONS: Mapping[str, Augmentation] = {
+    name: augmentation for format in all_formats() for name, augmentation in format.known.items()
+}
+"""The augmentation that a data set of a known name is trained with by default."""
+NAMES = tuple(AUGMENTATIONS)
+"""The data sets that are known by name."""
 TEST_FRACTION = 0.2
 """Share of the images held out for testing where a data set comes as one pool."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Decoded images (N, C, H, H) uint8 and their class indices (N,) int64."""
+    """Decoded images (N, C, *shape) of uint8 or float32 and their class indices (N,) int64."""
 
-    images: Pixels
+    images: NDArray[np.uint8] | NDArray[np.float32]
     labels: Labels
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A decoded data set; `augmentation` is the one it is trained with by default."""
+    """The decoded images of a data set."""
 
-    name: str
     train: Images
     test: Images
-    num_classes: int
-    class_names: tuple[str, ...]
-    augmentation: Augmentation
-    fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetInfo:
-    """What is known of a data set before its images are decoded.
+    """A data set before its images are decoded.
 
-    `fingerprint` identifies its content, and the size where images are resized; it does not depend on where it lies.
+    Attributes:
+        image_size: side, pixels, of the decoded images.
+        train_labels: (N,) class indices of the training images.
+        num_test: number of test images.
+        augmentation: the one it is trained with by default.
+        fingerprint: identifies its content, and the size where images are resized; it does not depend on where it lies.
+        stored: where the images are read from.
+        resize: whether images are cropped and resized.
     """
 
     name: str
@@ -125,41 +133,40 @@ def load(info: DatasetInfo) -> Dataset:
         pool = train
         train = Images(pool.images[first], pool.labels[first])
         test = Images(pool.images[second], pool.labels[second])
-    return Dataset(info.name, train, test, info.num_classes, info.class_names, info.augmentation, info.fingerprint)
+    return Dataset(train, test)
 
 
 def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
     """The data set's name, which is the last part of its path, and what is stored of it."""
-    if dataset == DIGITS:
-        return dataset, read_digits()
-    is_path = os.path.basename(dataset) != dataset or dataset.startswith((".", "~"))
-    if dataset and not is_path:
-        for path in (data_dir / dataset, data_dir / f"{dataset}.parquet"):
-            if stored := _open(path):
-                return _name(path), stored
-        if dataset in TORCHVISION:
-            return dataset, read_torchvision(dataset, data_dir, download=download)
-    path = Path(dataset).expanduser()
-    if dataset and path.exists():
-        if stored := _open(path):
-            return _name(path), stored
-        raise DataError(f"dataset {dataset!r} holds neither Parquet files nor class folders with images")
+    for place in _places(dataset, data_dir, download):
+        for format in all_formats():
+            if stored := format.open(place):
+                return _name(place.path) if place.path and dataset not in format.known else dataset, stored
+    if dataset and Path(dataset).expanduser().exists():
+        contents = " nor ".join(format.contents for format in all_formats() if format.contents)
+        raise DataError(f"dataset {dataset!r} holds neither {contents}")
     close = difflib.get_close_matches(dataset, NAMES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
+    *paths, last = (path for format in all_formats() for path in format.paths)
     raise DataError(
-        f"dataset {dataset!r} is neither a path nor a name in {data_dir}: give {', '.join(NAMES)}, or a path to a "
-        f"Parquet file, a folder of Parquet files or an image folder{hint}"
+        f"dataset {dataset!r} is neither a path nor a name in {data_dir}: give {', '.join(NAMES)}, or a path to "
+        f"{', '.join(paths)} or {last}{hint}"
     )
 
 
-def _open(path: Path) -> Stored | None:
-    """The data set in a file or folder; None where there is none."""
-    if path.is_file():
-        return read_parquet([path])
-    if path.is_dir():
-        files = parquet_files(path)
-        return read_parquet(files) if files else read_image_folder(path)
-    return None
+def _places(dataset: str, data_dir: Path, download: bool) -> Iterator[Place]:
+    """Where a data set may be, the likeliest first: for a name, in the data folder, then known by name alone; then
+    where it leads to as a path."""
+    if not dataset:
+        return
+    is_name = os.path.basename(dataset) == dataset and not dataset.startswith((".", "~"))
+    if is_name:
+        for suffix in ("", *(format.suffix for format in all_formats() if format.suffix)):
+            if (path := data_dir / f"{dataset}{suffix}").exists():
+                yield Place(dataset, path, data_dir, download)
+        yield Place(dataset, None, data_dir, download)
+    if (path := Path(dataset).expanduser()).exists():
+        yield Place("", path, data_dir, download)
 
 
 def _name(path: Path) -> str:
@@ -186,9 +193,9 @@ def _sizes_and_channels(dataset: str, stored: Stored) -> tuple[list[tuple[int, i
 def _common_side(dataset: str, sizes: list[tuple[int, int]]) -> int:
     width, height = sizes[0]
     if len(sizes) > 1 or width != height:
-        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+        some = ", ".join(f"{width}x{height}" for width, height in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
         raise DataError(
-            f"dataset {dataset!r} has images of size {shown}; they must be square and equal: "
+            f"dataset {dataset!r} has images of size {some}; they must be square and equal: "
             "give --image-size to crop and resize them"
         )
     return width

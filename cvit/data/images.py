@@ -25,7 +25,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """What an image's header says. A grayscale image has 1 channel, any other 3."""
+    """The contents of an image's header. A grayscale image has 1 channel, any other 3."""
 
     width: int
     height: int
@@ -34,7 +34,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Target:
-    """What images become: (channels, size, size). Images of another size are an error unless `resize`."""
+    """The form that images are given: (channels, size, size). Images of another size are an error unless `resize`."""
 
     channels: int
     size: int

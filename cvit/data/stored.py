@@ -1,4 +1,4 @@
-"""What every storage format offers: parts (training, test) that know their labels and can be decoded."""
+"""Stored data sets, in whichever format: parts (training, test) that know their labels and can be decoded."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -52,7 +52,7 @@ class ArrayPart(Part):
 
 @dataclass(frozen=True, eq=False)
 class EncodedPart(Part):
-    """Images that are stored as encoded files."""
+    """Images stored as encoded files (PNG, JPEG, ...)."""
 
     labels: Labels
 
@@ -62,7 +62,7 @@ class EncodedPart(Part):
 
     @abstractmethod
     def name_of(self, index: int) -> str:
-        """What to call an image in an error."""
+        """The name of an image, for an error."""
 
     def forms(self) -> list[tuple[str, Form]]:
         first = next(self.batches(SAMPLED))

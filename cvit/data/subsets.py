@@ -1,4 +1,4 @@
-"""Which images are trained on, validated on and held out: stratified, seeded and nested index sets.
+"""The images that are trained on, validated on and held out: stratified, seeded and nested index sets.
 
 Each class has its own fixed order per seed, and a set takes a class's first images: that makes the subset for 1 % a
 part of the one for 5 %. How many it takes depends on the class sizes only, so sizes are equal across seeds.

@@ -11,17 +11,17 @@ Adapted to this architecture: the relative bias carries the pattern, in place of
 encoding alone tokens know no position, so that no W_Q and W_K could do it, and beside an absolute embedding the bias
 does exactly what the fit does approximately: on real images, not only on position embeddings, in every layer alike and
 whatever the rank head_dim. Keys start at zero, so that content has no part in attention yet, while random queries let
-the keys learn. Where the offset points outside the image the head looks at the zero slot, the papers' zero row.
+the keys learn. Where the offset points outside the image the head attends to the zero slot, the papers' zero row.
 
 What is left beside `conv_structured`, whose heads take every offset once: the offsets are random, by head and layer.
 """
 
 import torch
 
-from cvit.config import THREE_BY_THREE, TrialConfig
-from cvit.geometry import Offset, nearest_offsets, num_relative_positions
+from cvit.config import TrialConfig
+from cvit.geometry import Offset, neighbourhood
 from cvit.init.random import random
-from cvit.init.transfer import look_at
+from cvit.init.transfer import point_heads_at
 from cvit.models.attention import RelativeAttention
 from cvit.models.vit import VisionTransformer
 from cvit.randomness import generator
@@ -29,18 +29,18 @@ from cvit.randomness import generator
 
 @torch.no_grad()
 def impulse(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
-    """A transformer whose heads look at random offsets, as sharply as `attention_sharpness` says."""
+    """A transformer whose heads point at random offsets, as sharply as `attention_sharpness` says."""
     assert parent is None
     model, _ = random(config, None)
     for name, attention in model.named_modules():
         if isinstance(attention, RelativeAttention):
             attention.key.weight.zero_()
-            look_at(attention, _drawn_offsets(attention, config.seed, name), config.init.attention_sharpness)
+            point_heads_at(attention, _drawn_offsets(attention, config.seed, name), config.init.attention_sharpness)
     return model, {}
 
 
 def _drawn_offsets(attention: RelativeAttention, seed: int, name: str) -> tuple[Offset, ...]:
-    """An offset a head, of the 3×3 neighbourhood or, on a single patch, of the one offset that there is."""
-    offsets = nearest_offsets(min(THREE_BY_THREE, num_relative_positions(attention.grid_size)))
+    """An offset for each head, drawn from the 3×3 neighbourhood (of a single patch, the one offset that there is)."""
+    offsets = neighbourhood(attention.grid)
     source = generator(seed, f"init/{name}.offsets")
     return tuple(offsets[i] for i in torch.randint(len(offsets), (attention.num_heads,), generator=source).tolist())

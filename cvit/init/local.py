@@ -12,20 +12,21 @@ Adapted to this architecture:
   larger random weights of this project would drown it. So keys start at zero: attention is the position part alone,
   while random queries let the keys learn.
 - ConViT's position logits are an affine function of ‖δ‖² and δ for good; here every offset's bias is free to change.
-- Where num_heads is no square, the centres are the nearest offsets (ConViT leaves the heads beyond the square random).
+- The centres lie on as many axes as the patches. Where num_heads is no square (on three axes no cube), they are the
+  nearest offsets (ConViT leaves the heads beyond the square random).
 - All heads together may be narrower than the token, then its last channels are passed on by no head, or wider, then
   heads begin again at its first channel.
-- ConViT has no zero slot: here it starts closed, at the logit of a patch 2 · grid_size away from the centre.
+- ConViT has no zero slot: here it starts closed, at the logit of a patch twice the grid's length from the centre.
 
 `attention_sharpness` is the gap to the zero slot and has no counterpart here: α is the published one, whatever it is.
 """
 
-import math
+import itertools
 
 import torch
 
 from cvit.config import TrialConfig
-from cvit.geometry import nearest_offsets
+from cvit.geometry import Grid, nearest_offsets, patch_places
 from cvit.init.random import random
 from cvit.models.attention import RelativeAttention
 from cvit.models.vit import VisionTransformer
@@ -36,7 +37,7 @@ LOCALITY_STRENGTH = 1.0
 
 @torch.no_grad()
 def local(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
-    """A transformer whose heads look softly at places of a neighbourhood."""
+    """A transformer whose heads attend softly to places of a neighbourhood."""
     assert parent is None
     model, _ = random(config, None)
     for attention in model.modules():
@@ -47,20 +48,20 @@ def local(config: TrialConfig, parent: VisionTransformer | None) -> tuple[Vision
 
 
 def _localise(attention: RelativeAttention) -> None:
-    reach = torch.arange(1 - attention.grid_size, attention.grid_size)
-    rows, columns = torch.meshgrid(reach, reach, indexing="ij")
-    for head, (dy, dx) in enumerate(centres(attention.num_heads)):
-        distance = (rows - dy) ** 2 + (columns - dx) ** 2
-        attention.relative_bias[head, :-1] = -LOCALITY_STRENGTH * distance.flatten()
-    attention.relative_bias[:, -1] = -LOCALITY_STRENGTH * (2 * attention.grid_size) ** 2
+    grid = attention.grid
+    offsets = patch_places(tuple(2 * length - 1 for length in grid)) - torch.tensor(grid) + 1
+    for head, centre in enumerate(centres(attention.num_heads, grid)):
+        squared_distance = (offsets - torch.tensor(centre)).square().sum(dim=1)
+        attention.relative_bias[head, :-1] = -LOCALITY_STRENGTH * squared_distance
+    attention.relative_bias[:, -1] = -LOCALITY_STRENGTH * (2 * max(grid)) ** 2
     inner_dim, embed_dim = attention.value.weight.shape
     attention.value.weight.copy_(torch.eye(embed_dim)[torch.arange(inner_dim) % embed_dim])
 
 
-def centres(num_heads: int) -> list[tuple[float, float]]:
-    """(rows, columns) from a patch to every head's centre; between patches where √num_heads is even."""
-    side = math.isqrt(num_heads)
-    if side**2 != num_heads:
-        return list(nearest_offsets(num_heads))
+def centres(num_heads: int, grid: Grid) -> list[tuple[float, ...]]:
+    """Steps along each axis from a patch to every head's centre; between patches where √num_heads is even."""
+    side = round(num_heads ** (1 / len(grid)))
+    if side ** len(grid) != num_heads:
+        return list(nearest_offsets(num_heads, grid))
     places = [place - (side - 1) / 2 for place in range(side)]
-    return [(dy, dx) for dy in places for dx in places]
+    return list(itertools.product(places, repeat=len(grid)))

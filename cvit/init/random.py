@@ -13,8 +13,9 @@ from cvit.vocabulary import ATTENTION
 
 RELATIVE_BIAS_STD = 0.02
 POSITION_EMBEDDING_STD = 1.0
-"""That of the patch embeddings it is added to. With the usual 0.02 a small transformer stays blind to positions for
-hundreds of steps: on 66 digits it ended at 46 % where this ends at 87 % (docs/LOG.md). A baseline is to be strong."""
+"""The scale of the patch embeddings that it is added to. With the usual 0.02 a small transformer stays blind to
+positions for hundreds of steps: on 66 digits it ended at 46 % where this ends at 87 % (docs/LOG.md). A baseline is to
+be strong."""
 
 
 @torch.no_grad()

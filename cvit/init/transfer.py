@@ -7,7 +7,7 @@ attention does not depend on the content yet, while random queries let the keys 
 import torch
 from torch import Tensor, nn
 
-from cvit.geometry import Offset, relative_position
+from cvit.geometry import Offset, occurs, relative_position
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.vit import Block, VisionTransformer
@@ -15,7 +15,7 @@ from cvit.models.vit import Block, VisionTransformer
 
 @torch.no_grad()
 def transfer(twin: VisionTransformer, model: VisionTransformer, sharpness: float) -> float:
-    """Makes the attention model compute what its convolutional twin computes, up to softmax leakage.
+    """Makes the attention model compute the same as its convolutional twin, up to softmax leakage.
 
     Args:
         twin: a model of the convolution phase.
@@ -52,19 +52,19 @@ def _transfer_mixing(source: nn.Module, target: RelativeAttention, sharpness: fl
         target.output.weight.copy_(output.permute(1, 0, 2).flatten(1))
         target.output.bias.copy_(source.bias)
     target.key.weight.zero_()
-    look_at(target, offsets, sharpness)
+    point_heads_at(target, offsets, sharpness)
     return error
 
 
 @torch.no_grad()
-def look_at(attention: RelativeAttention, offsets: tuple[Offset, ...], sharpness: float) -> None:
+def point_heads_at(attention: RelativeAttention, offsets: tuple[Offset, ...], sharpness: float) -> None:
     """Sets the relative bias so that head h attends to the patch at offsets[h]: +sharpness there, 0 on the zero slot,
     −sharpness on every other patch. An offset larger than the grid leaves only the zero slot to attend to."""
     attention.relative_bias.fill_(-sharpness)
     attention.relative_bias[:, -1] = 0.0
     for head, offset in enumerate(offsets):
-        if max(map(abs, offset)) < attention.grid_size:
-            attention.relative_bias[head, relative_position(offset, attention.grid_size)] = sharpness
+        if occurs(offset, attention.grid):
+            attention.relative_bias[head, relative_position(offset, attention.grid)] = sharpness
 
 
 def factorize(
@@ -103,7 +103,7 @@ def logit_error(twin: nn.Module, model: nn.Module, images: Tensor) -> float:
     """‖model(images) − twin(images)‖ / ‖twin(images)‖ over all logits: the transfer's measured error.
 
     Args:
-        images: (B, in_channels, image_size, image_size), normalised.
+        images: (B, in_channels, *shape), normalised.
     """
     expected = twin(images)
     return float((model(images) - expected).norm() / expected.norm())

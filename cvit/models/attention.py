@@ -1,40 +1,42 @@
 """Multi-head self-attention with a relative position bias per head and a zero slot."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.geometry import num_relative_positions, relative_position_index
+from cvit.geometry import Grid, num_relative_positions, relative_position_index
 from cvit.models.layers import Linear
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention over a square grid of patches: softmax(Q Kᵀ / √head_dim + bias) V, heads concatenated, projected.
+    """Self-attention over a grid of patches: softmax(Q Kᵀ / √head_dim + bias) V, heads concatenated, projected.
 
     The bias of a head depends only on the offset between two patches (paper, section 3). One more key and value, the
     *zero slot*, are zero: a head that attends to it contributes nothing, which is what zero padding needs where a
     target patch lies outside the image.
 
     Attributes:
-        relative_bias: (num_heads, (2·grid_size − 1)² + 1); the last column is the zero slot's.
+        relative_bias: (num_heads, R + 1): a column for each of the grid's R relative positions, then the zero slot's.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, head_dim: int, grid_size: int) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, head_dim: int, grid: Grid) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.grid_size = num_heads, head_dim, grid_size
+        self.num_heads, self.head_dim, self.grid = num_heads, head_dim, grid
         inner_dim = num_heads * head_dim
         self.query = Linear(embed_dim, inner_dim, bias=False)
         self.key = Linear(embed_dim, inner_dim, bias=False)
         self.value = Linear(embed_dim, inner_dim, bias=False)
         self.output = Linear(inner_dim, embed_dim)
-        positions = num_relative_positions(grid_size)
+        positions = num_relative_positions(grid)
         self.relative_bias = nn.Parameter(torch.zeros(num_heads, positions + 1))
-        index = F.pad(relative_position_index(grid_size), (0, 1), value=positions)
+        index = F.pad(relative_position_index(grid), (0, 1), value=positions)
         self.register_buffer("_bias_index", index.flatten(), persistent=False)
 
     def position_bias(self) -> Tensor:
         """(num_heads, N, N + 1): the bias of every query and key; the last key is the zero slot."""
-        num_patches = self.grid_size**2
+        num_patches = math.prod(self.grid)
         index = self.get_buffer("_bias_index")
         return self.relative_bias.index_select(-1, index).unflatten(-1, (num_patches, num_patches + 1))
 
@@ -65,7 +67,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """The same by a fused kernel. They take four dimensions: the members of a pack become further heads."""
+    """The same by a fused kernel, which takes four dimensions: the members of a pack become further heads."""
     if query.ndim == 4:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     members = len(query)

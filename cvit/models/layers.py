@@ -26,19 +26,25 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return product.view(*inputs.shape[:-1], weight.shape[1])
 
 
-def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """`torch.nn.functional.conv2d`; of a pack, one group of a grouped convolution per member.
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of axes."""
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, axes: int, stride: int, padding: int) -> Tensor:
+    """`torch.nn.functional.conv1d`, `conv2d` or `conv3d`; of a pack, one group of a grouped convolution per member.
 
     Args:
-        images: (B, C, H, W), or (M, B, C, H, W) of a pack.
-        weight: (D, C, K, K), or (M, D, C, K, K).
+        images: (B, C, *shape), or (M, B, C, *shape) of a pack.
+        weight: (D, C, *kernel), or (M, D, C, *kernel).
         bias: (D,), or (M, D).
+        axes: of the images, 1 to 3.
     """
-    if weight.ndim == 4:
-        return F.conv2d(images, weight, bias, stride, padding)
+    convolution = _CONVOLUTIONS[axes]
+    if weight.ndim == 2 + axes:
+        return convolution(images, weight, bias, stride, padding)
     members = len(weight)
     flat_bias = bias.flatten() if bias is not None else None
-    mixed = F.conv2d(_beside(images), weight.flatten(0, 1), flat_bias, stride, padding, groups=members)
+    mixed = convolution(_beside(images), weight.flatten(0, 1), flat_bias, stride, padding, groups=members)
     return _apart(mixed, members)
 
 
@@ -69,14 +75,14 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H', W'); of a pack, (M, ...) each."""
         assert not isinstance(self.padding, str)
-        return convolve(input, self.weight, self.bias, self.stride[0], self.padding[0])
+        return convolve(input, self.weight, self.bias, 2, self.stride[0], self.padding[0])
 
 
 class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm`, alone or as a pack."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W); of a pack, (M, ...) each."""
+        """(B, C, *shape) → (B, C, *shape); of a pack, (M, ...) each."""
         if self.weight.ndim == 1:
             return super().forward(input)
         members = len(self.weight)
@@ -85,7 +91,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def _beside(images: Tensor) -> Tensor:
-    """(M, B, C, H, W) → (B, M·C, H, W): members side by side as channels."""
+    """(M, B, C, *shape) → (B, M·C, *shape): members side by side as channels."""
     return images.transpose(0, 1).flatten(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Packs: several models of one architecture as a single module, their parameters side by side in one matrix."""
+"""Fused models: several models of one architecture as a single module, their parameters side by side in one matrix."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ _ALIGNMENT = 4
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a parameter of a member's lies in its row."""
+    """The columns of a member's row that hold one of its parameters."""
 
     name: str
     shape: torch.Size
@@ -25,8 +25,8 @@ class _Place:
         return slice(self.start, self.start + prod(self.shape))
 
 
-class Pack:
-    """M models of one architecture on one device.
+class FusedModels:
+    """The M models of a pack, of one architecture and on one device.
 
     Attributes:
         model: computes all members at once; every parameter is (M, ...), and so are images and logits.
@@ -35,7 +35,7 @@ class Pack:
     """
 
     def __init__(self, model: nn.Module, size: int, device: torch.device) -> None:
-        """A pack of `size` members without values yet.
+        """`size` members, without values yet.
 
         Args:
             model: of the members' architecture; its values are of no meaning.
@@ -53,7 +53,7 @@ class Pack:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """In the order of their columns in the matrix."""
+        """The parameters of `model`, in the order of their columns in the matrix."""
         return [self.model.get_parameter(place.name) for place in self._places]
 
     def values(self, matrix: Tensor, name: str) -> Tensor:

@@ -9,7 +9,7 @@ from cvit.config import ModelConfig
 from cvit.models.layers import Conv2d, GroupNorm, Linear
 
 NORM_GROUPS = 4
-"""Of group norm (Wu and He 2018). It has no running statistics, so that the weights are the whole state."""
+"""Groups of group norm (Wu and He 2018). It has no running statistics, so that the weights are the whole state."""
 _WIDENING = (1, 2, 4)
 """Channels of the three groups of blocks, over those of the first one."""
 

@@ -1,12 +1,15 @@
 """The vision transformer of both phases: same patch embedding, norms, MLPs and head; only the mixing differs."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from cvit.config import ConvolutionForm, ModelConfig
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
-from cvit.models.layers import LayerNorm, Linear, linear
+from cvit.models.embedding import PatchEmbedding
+from cvit.models.layers import LayerNorm, Linear
 from cvit.vocabulary import ATTENTION
 
 
@@ -23,7 +26,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT on a square token grid with mean pooling; mixes by attention, in any other phase by its twin.
+    """ViT on a grid of tokens with mean pooling; mixes by attention, in any other phase by its twin.
 
     Weights are uninitialised in the sense of `cvit.init`: apply a scheme before training.
     """
@@ -31,11 +34,9 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ModelConfig, phase: str, convolution_form: ConvolutionForm = "factorized") -> None:
         super().__init__()
         self.config, self.phase, self.convolution_form = config, phase, convolution_form
-        self.patch_embedding = nn.Conv2d(
-            config.in_channels, config.embed_dim, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.patch_embedding = PatchEmbedding(config.in_channels, config.embed_dim, config.patch)
         self.position_embedding = (
-            nn.Parameter(torch.zeros(1, config.grid_size**2, config.embed_dim))
+            nn.Parameter(torch.zeros(1, math.prod(config.grid), config.embed_dim))
             if config.position_encoding == "relative+absolute"
             else None
         )
@@ -48,16 +49,16 @@ class VisionTransformer(nn.Module):
     def _mixing(self) -> nn.Module:
         c = self.config
         if self.phase == ATTENTION:
-            return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid_size)
+            return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid)
         if self.convolution_form == "factorized":
-            return FactorizedConvolution(c.embed_dim, c.num_heads, c.head_dim, c.grid_size)
-        return FullConvolution(c.embed_dim, c.num_heads, c.grid_size)
+            return FactorizedConvolution(c.embed_dim, c.num_heads, c.head_dim, c.grid)
+        return FullConvolution(c.embed_dim, c.num_heads, c.grid)
 
     def forward(self, images: Tensor, intermediates: dict[str, Tensor] | None = None) -> Tensor:
         """Class logits.
 
         Args:
-            images: (B, in_channels, image_size, image_size), normalised.
+            images: (B, in_channels, *shape), normalised.
             intermediates: where given, filled with `embedding`, `block{i}/mixing`, `block{i}`, each (B, N, embed_dim),
                 and `pooled` (B, embed_dim).
 
@@ -65,7 +66,7 @@ class VisionTransformer(nn.Module):
             (B, num_classes). Of a pack, all of these have the members' dimension in front.
         """
         kept = {} if intermediates is None else intermediates
-        tokens = self._embed(images)
+        tokens = self.patch_embedding(images)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding
         kept["embedding"] = tokens
@@ -79,10 +80,3 @@ class VisionTransformer(nn.Module):
         pooled = self.norm(tokens).mean(dim=-2)
         kept["pooled"] = pooled
         return self.head(pooled)
-
-    def _embed(self, images: Tensor) -> Tensor:
-        """The patch embedding as a linear map of the pixels of each patch: (B, C, H, H) → (B, N, embed_dim)."""
-        side, grid = self.config.patch_size, self.config.grid_size
-        patches = images.unflatten(-1, (grid, side)).unflatten(-3, (grid, side))  # (..., C, rows, y, columns, x)
-        pixels = patches.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)
-        return linear(pixels, self.patch_embedding.weight.flatten(-3), self.patch_embedding.bias)

@@ -1,8 +1,35 @@
-"""How many heads the theorem counts for a convolution."""
+"""The number of heads that the theorem counts for a convolution."""
+
+import math
+
+Size = int | tuple[int, ...]
+"""A size along each axis; an int is the same along all of them."""
+
+
+def per_axis(size: Size, axes: int) -> tuple[int, ...]:
+    """The size along each of the axes.
+
+    Raises:
+        ValueError: there are sizes for another number of axes.
+    """
+    sizes = (size,) * axes if isinstance(size, int) else tuple(size)
+    if len(sizes) != axes:
+        raise ValueError(f"{sizes} has {len(sizes)} sizes for {axes} axes")
+    return sizes
+
+
+def paired_axes(kernel_size: Size, patch_size: Size) -> list[tuple[int, int]]:
+    """(taps of the kernel, pixels of a patch) along each axis: as many as a tuple has, two for two ints.
+
+    Raises:
+        ValueError: the two have different numbers of axes.
+    """
+    axes = next((len(size) for size in (kernel_size, patch_size) if not isinstance(size, int)), 2)
+    return list(zip(per_axis(kernel_size, axes), per_axis(patch_size, axes), strict=True))
 
 
 def half_width(kernel_size: int, patch_size: int) -> int:
-    """r = ⌈(K − 1) / 2P⌉: how many patches away, along one axis, a K×K kernel still finds pixels.
+    """r = ⌈(K − 1) / 2P⌉: how many patches away, along one axis, a kernel of K taps still finds pixels.
 
     Raises:
         ValueError: a size below 1.
@@ -13,28 +40,37 @@ def half_width(kernel_size: int, patch_size: int) -> int:
     return -((1 - kernel_size) // (2 * patch_size))
 
 
-def heads_needed(kernel_size: int, patch_size: int) -> int:
-    """(2r + 1)²: the heads with which attention over patches computes any K×K convolution (paper, theorem 1).
+def heads_needed(kernel_size: Size, patch_size: Size) -> int:
+    """Π (2r + 1) over the axes: with so many heads attention over patches computes any convolution (paper, theorem 1).
+
+    For `heads_needed(3, 16)`, two ints, the images have two axes: 9. `heads_needed((3,), 16)` counts for series, 3, and
+    `heads_needed((3, 3, 3), 16)` for volumes, 27.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or kernel and patch have different numbers of axes.
     """
-    return (2 * half_width(kernel_size, patch_size) + 1) ** 2
+    return math.prod(2 * half_width(taps, side) + 1 for taps, side in paired_axes(kernel_size, patch_size))
 
 
 def general_kernel_heads(
-    kernel_size: int, patch_size: int, in_channels: int, out_channels: int, grid_size: int | None = None
+    kernel_size: int,
+    patch_size: int,
+    in_channels: int,
+    out_channels: int,
+    grid_size: int | None = None,
+    axes: int = 2,
 ) -> int:
-    """The heads that a general K×K kernel needs, the rank of its M_δ: min(s², D_in D_out (2P − 1)²).
+    """The heads that a general kernel with K taps along each of d axes needs, the rank of its M_δ:
+    min(sᵈ, D_in D_out (2P − 1)ᵈ).
 
     Along one axis s offsets occur, 1 + ⌈⌊(K − 1)/2⌋ / P⌉ + ⌈⌊K/2⌋ / P⌉, none longer than the grid: an even-sized kernel
-    may need no neighbour on one side. Per pair of channels the M_δ are Toeplitz in rows and columns, a space of
-    (2P − 1)² dimensions. So this is `heads_needed` for a kernel that needs both sides, enough channels and a large
-    enough image, and less otherwise; `cvit.theorem.kernel.kernel_heads` counts for a given kernel, which may need still
-    fewer.
+    may need no neighbour on one side. Per pair of channels the M_δ are Toeplitz along each axis, a space of (2P − 1)ᵈ
+    dimensions. So this is `heads_needed` for a kernel that needs both sides, enough channels and a large enough image,
+    and less otherwise; `cvit.theorem.kernel.kernel_heads` counts for a given kernel, which may need still fewer.
 
     Args:
-        grid_size: patches along one side of the image; None: any number.
+        grid_size: patches along each axis of the image; None: any number.
+        axes: d.
 
     Raises:
         ValueError: a size below 1.
@@ -46,4 +82,4 @@ def general_kernel_heads(
     sides = [-(-taps // patch_size) for taps in ((kernel_size - 1) // 2, kernel_size // 2)]
     if grid_size is not None:
         sides = [min(side, grid_size - 1) for side in sides]
-    return min((1 + sum(sides)) ** 2, in_channels * out_channels * (2 * patch_size - 1) ** 2)
+    return min((1 + sum(sides)) ** axes, in_channels * out_channels * (2 * patch_size - 1) ** axes)

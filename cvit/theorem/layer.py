@@ -1,33 +1,41 @@
 """Attention over the patches of an image that computes a given convolution exactly (paper, theorem 1)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
+from cvit.geometry import Grid, by_axis, num_relative_positions, patch_places
 from cvit.models.attention import attend
-from cvit.theorem.counts import half_width
+from cvit.models.embedding import from_patches, to_patches
+from cvit.theorem.counts import Size, half_width, per_axis
 from cvit.theorem.kernel import patch_maps
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""The modules that attention can take the place of."""
 HARD = 1000.0
 """Sharpness of hard attention: exp(−1000) is zero in float64 too, so that the softmax is exactly one-hot."""
 
 
 class PatchAttention(nn.Module):
-    """Multi-head self-attention over the P×P patches of an image of any size that P divides.
+    """Multi-head self-attention over the patches of an image of any size that the patch divides along each axis.
 
     Logits are Q Kᵀ / √head_dim + bias, or the bias alone: then the attention doesn't depend on the content. The bias of
-    a head depends on the offset between two patches (paper, section 3), up to `half_width` patches along each axis; all
-    patches further away share one value. One more key and value, the *zero slot*, are zero: a head that attends to it
-    contributes nothing, which is zero padding where its target lies outside the image.
+    a head depends on the offset between two patches (paper, section 3), up to `half_widths` patches along each axis;
+    all patches further away share one value. One more key and value, the *zero slot*, are zero: a head that attends to
+    it contributes nothing, which is zero padding where its target lies outside the image.
 
-    Patches are vectors in the order of `cvit.theorem.kernel`: channel first, then row, then column.
+    Patches are vectors in the order of `cvit.theorem.kernel`: channel first, then along the axes, the last one fastest.
 
     Attributes:
-        relative_bias: (num_heads, (2·half_width + 1)² + 2): the offsets row by row, the patches further away, the zero
-            slot.
+        relative_bias: (num_heads, Π (2·half_width + 1) + 2): the offsets, the last axis fastest, the patches further
+            away, the zero slot.
         query, key: only with `content`. Their weights are zero at the start, where neither has a gradient: training
             has to give one of them values first.
-        bias: (out_channels), as a Conv2d's, or None.
+        bias: (out_channels), as a convolution's, or None.
     """
 
     bias: nn.Parameter | None
@@ -36,17 +44,23 @@ class PatchAttention(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        patch_size: int,
+        patch: tuple[int, ...],
         num_heads: int,
         head_dim: int,
-        half_width: int,
+        half_widths: tuple[int, ...],
         *,
         bias: bool = True,
         content: bool = False,
     ) -> None:
+        """
+        Args:
+            patch: pixels along each axis of a patch.
+            half_widths: patches along each axis, as many as `patch` has.
+        """
         super().__init__()
-        self.patch_size, self.num_heads, self.head_dim, self.half_width = patch_size, num_heads, head_dim, half_width
-        in_dim, inner_dim, out_dim = in_channels * patch_size**2, num_heads * head_dim, out_channels * patch_size**2
+        self.patch, self.num_heads, self.head_dim, self.half_widths = patch, num_heads, head_dim, half_widths
+        pixels = math.prod(patch)
+        in_dim, inner_dim, out_dim = in_channels * pixels, num_heads * head_dim, out_channels * pixels
         self.value = nn.Linear(in_dim, inner_dim, bias=False)
         self.output = nn.Linear(inner_dim, out_dim, bias=False)
         self.query = nn.Linear(in_dim, inner_dim, bias=False) if content else None
@@ -54,35 +68,40 @@ class PatchAttention(nn.Module):
         for projection in (self.query, self.key):
             if projection is not None:
                 nn.init.zeros_(projection.weight)
-        self.relative_bias = nn.Parameter(torch.zeros(num_heads, (2 * half_width + 1) ** 2 + 2))
+        self._neighbourhood: Grid = tuple(half_width + 1 for half_width in half_widths)
+        num_offsets = num_relative_positions(self._neighbourhood)
+        self.relative_bias = nn.Parameter(torch.zeros(num_heads, num_offsets + 2))
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
 
-    def position_bias(self, rows: int, columns: int) -> Tensor:
-        """(num_heads, N, N + 1) on a grid of N = rows · columns patches; the last key is the zero slot."""
-        patch = torch.arange(rows * columns, device=self.relative_bias.device)
-        row, column = patch // columns, patch % columns
-        dy, dx = row - row[:, None], column - column[:, None]
-        reach, side = self.half_width, 2 * self.half_width + 1
-        near = (dy.abs() <= reach) & (dx.abs() <= reach)
-        index = torch.where(near, (dy + reach) * side + dx + reach, side**2)
-        index = F.pad(index, (0, 1), value=side**2 + 1)
+    def position_bias(self, grid: Grid) -> Tensor:
+        """(num_heads, N, N + 1) on a grid of N patches; the last key is the zero slot."""
+        places = patch_places(grid).to(self.relative_bias.device)
+        steps = places[None, :] - places[:, None]  # (N, N, axes)
+        reach = steps.new_tensor(self.half_widths)
+        index = steps.new_zeros(steps.shape[:2])
+        for axis, most in enumerate(self.half_widths):
+            index = index * (2 * most + 1) + steps[..., axis] + most
+        num_offsets = num_relative_positions(self._neighbourhood)
+        index = torch.where((steps.abs() <= reach).all(dim=-1), index, num_offsets)
+        index = F.pad(index, (0, 1), value=num_offsets + 1)
         return self.relative_bias.index_select(1, index.flatten()).unflatten(1, index.shape)
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H, W); the batch dimension may be missing, as in a Conv2d.
+        """(B, in_channels, *shape) → (B, out_channels, *shape); the batch dimension may be missing.
 
         Raises:
-            ValueError: the patch size does not divide H or W.
+            ValueError: the patch does not divide the image.
         """
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"patch size {self.patch_size} does not divide an image of {height}x{width} pixels")
-        rows, columns = height // self.patch_size, width // self.patch_size
-        tokens = F.pixel_unshuffle(images, self.patch_size).flatten(-2).transpose(-2, -1)  # (B, N, P²C)
-        bias = self.position_bias(rows, columns)
+        shape = tuple(images.shape[-len(self.patch) :])
+        for side, pixels in zip(self.patch, shape, strict=True):
+            if pixels % side:
+                raise ValueError(f"patch size {side} does not divide an image of {by_axis(shape)} pixels")
+        grid = tuple(pixels // side for pixels, side in zip(shape, self.patch, strict=True))
+        tokens = to_patches(images, self.patch)
+        bias = self.position_bias(grid)
         value = self._heads(self.value(tokens))
         if self.query is None or self.key is None:
             attention = bias.softmax(dim=-1)[..., :-1]
@@ -90,13 +109,12 @@ class PatchAttention(nn.Module):
         else:
             query, key = self._heads(self.query(tokens)), self._heads(self.key(tokens))
             mixed = attend(query, F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), bias)
-        patches = self.output(mixed.transpose(-3, -2).flatten(-2)).transpose(-2, -1).unflatten(-1, (rows, columns))
-        output = F.pixel_shuffle(patches, self.patch_size)
-        return output if self.bias is None else output + self.bias[:, None, None]
+        output = from_patches(self.output(mixed.transpose(-3, -2).flatten(-2)), grid, self.patch)
+        return output if self.bias is None else output + self.bias.view(-1, *(1,) * len(grid))
 
 
 def convolution_as_attention(
-    conv: nn.Conv2d, patch_size: int, *, sharpness: float = HARD, content: bool = False
+    conv: Convolution, patch_size: Size, *, sharpness: float = HARD, content: bool = False
 ) -> PatchAttention:
     """Attention that computes the same as a convolution: head δ attends to the patch at offset δ and applies M_δ.
 
@@ -104,7 +122,8 @@ def convolution_as_attention(
     the narrower side of M_δ; the projection on that side is the identity, so that nothing is rounded.
 
     Args:
-        conv: any that `why_not` has nothing against.
+        conv: any for which `reason_not_convertible` gives None.
+        patch_size: pixels along each axis; an int is the same along all.
         sharpness: HARD is exact; a moderate one leaves gradients to the positions, at an error of about e^−sharpness.
         content: whether the layer has queries and keys. They start at zero, where they change nothing.
 
@@ -112,14 +131,15 @@ def convolution_as_attention(
         A layer with parameters of its own, of the convolution's dtype, device, training mode and requires_grad.
 
     Raises:
-        ValueError: the convolution cannot be replaced, or the patch size is below 1.
+        ValueError: the convolution cannot be replaced, or the patch size is below 1 or of another number of axes.
     """
-    reason = why_not(conv)
+    reason = reason_not_convertible(conv)
     if reason is not None:
         raise ValueError(f"this convolution cannot be replaced by attention: {reason}")
     with torch.enable_grad():  # a parametrised weight has no requires_grad of its own
         weight, bias = dense_kernel(conv), conv.bias
-    maps = patch_maps(weight.detach(), patch_size)
+    patch = per_axis(patch_size, weight.ndim - 2)
+    maps = patch_maps(weight.detach(), patch)
     num_heads, in_dim, out_dim = maps.shape
     head_dim = min(in_dim, out_dim)
     identity = torch.eye(head_dim, dtype=maps.dtype, device=maps.device)
@@ -137,15 +157,15 @@ def convolution_as_attention(
         state["bias"] = bias.detach().clone()
     if content:
         state |= {f"{name}.weight": torch.zeros_like(state["value.weight"]) for name in ("query", "key")}
-    reach = half_width(weight.shape[-1], patch_size)
+    half_widths = tuple(half_width(weight.shape[-1], side) for side in patch)
     with torch.device("meta"):  # no random draws for weights that are replaced at once
         layer = PatchAttention(
             conv.in_channels,
             conv.out_channels,
-            patch_size,
+            patch,
             num_heads,
             head_dim,
-            reach,
+            half_widths,
             bias=bias is not None,
             content=content,
         )
@@ -156,10 +176,13 @@ def convolution_as_attention(
     return layer
 
 
-def why_not(conv: nn.Conv2d) -> str | None:
-    """Why a convolution cannot be replaced by attention over patches, in a few words; None: it can."""
-    if getattr(conv.forward, "__func__", None) is not nn.Conv2d.forward or (
-        type(conv)._conv_forward is not nn.Conv2d._conv_forward
+def reason_not_convertible(conv: nn.Module) -> str | None:
+    """Why a module cannot be replaced by attention over patches, in a few words; None: it can."""
+    kind = next((kind for kind in CONVOLUTIONS if isinstance(conv, kind)), None)
+    if kind is None or not isinstance(conv, _ConvNd):
+        return f"{type(conv).__name__} is not a {' or '.join(kind.__name__ for kind in CONVOLUTIONS)}"
+    if getattr(conv.forward, "__func__", None) is not kind.forward or (
+        type(conv)._conv_forward is not kind._conv_forward
     ):
         return f"{type(conv).__name__} has a forward of its own"
     if conv._forward_hooks or conv._forward_pre_hooks:
@@ -168,32 +191,34 @@ def why_not(conv: nn.Conv2d) -> str | None:
         return f"stride {conv.stride}"
     if conv.padding_mode != "zeros":
         return f"padding mode {conv.padding_mode!r}"
-    padding = (0, 0) if conv.padding == "valid" else conv.padding
+    padding = (0,) * len(conv.kernel_size) if conv.padding == "valid" else conv.padding
     if padding != "same" and any(2 * p != size - 1 for p, size in zip(padding, _effective_size(conv), strict=True)):
         return f"padding {conv.padding!r} is not 'same'"
     return None
 
 
-def dense_kernel(conv: nn.Conv2d) -> Tensor:
-    """(D_out, C, K, K): the square kernel of one group that computes the same with padding "same".
+def dense_kernel(conv: Convolution) -> Tensor:
+    """(D_out, C, K, ..., K): the kernel of one group, equally long along all axes, that computes the same with padding
+    "same".
 
-    K is the larger side of the dilated kernel, d(k − 1) + 1. Groups become blocks with zeros between them; taps keep
+    K is the longest side of the dilated kernel, d(k − 1) + 1. Groups become blocks with zeros between them; taps keep
     their distance from the centre ⌊(K−1)/2⌋.
     """
-    height, width = _effective_size(conv)
-    size = max(height, width)
-    top, left = ((size - 1) // 2 - (side - 1) // 2 for side in (height, width))
+    sides = _effective_size(conv)
+    size = max(sides)
+    starts = [(size - 1) // 2 - (side - 1) // 2 for side in sides]
+    along_axes = zip(starts, sides, conv.dilation, strict=True)
+    taps = [slice(start, start + side, dilation) for start, side, dilation in along_axes]
     weight = conv.weight
-    square = weight.new_zeros(*weight.shape[:2], size, size)
-    rows, columns = slice(top, top + height, conv.dilation[0]), slice(left, left + width, conv.dilation[1])
-    square[:, :, rows, columns] = weight
-    square = square.unflatten(0, (conv.groups, -1))  # (G, D_out/G, C/G, K, K)
+    cube = weight.new_zeros(*weight.shape[:2], *(size,) * len(sides))
+    cube[:, :, *taps] = weight
+    cube = cube.unflatten(0, (conv.groups, -1))  # (G, D_out/G, C/G, K, ..., K)
     group = torch.arange(conv.groups, device=weight.device)
-    dense = weight.new_zeros(*square.shape[:2], *square.shape[:1], *square.shape[2:])
-    dense[group, :, group] = square
+    dense = weight.new_zeros(*cube.shape[:2], *cube.shape[:1], *cube.shape[2:])
+    dense[group, :, group] = cube
     return dense.flatten(2, 3).flatten(0, 1)
 
 
-def _effective_size(conv: nn.Conv2d) -> tuple[int, int]:
-    (height, width), (dy, dx) = conv.kernel_size, conv.dilation
-    return dy * (height - 1) + 1, dx * (width - 1) + 1
+def _effective_size(conv: _ConvNd) -> tuple[int, ...]:
+    """The sides of the dilated kernel."""
+    return tuple(step * (taps - 1) + 1 for taps, step in zip(conv.kernel_size, conv.dilation, strict=True))

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from cvit.config import Augmentation
-from cvit.data.augment import channel_statistics, draw_augmentation
+from cvit.data.augment import UNIT, channel_statistics, draw_augmentation
 from cvit.data.datasets import Dataset
 from cvit.data.subsets import select, subset
 from cvit.randomness import generator
 from cvit.stages import TrainingStage
 
+CHANGES = torch.int16
+"""Type of the tables of augmentations."""
+
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """uint8 images (n, C, H, W) and int64 labels (n,) on the training device."""
+    """Images (n, C, *shape) of uint8 or float32 and int64 labels (n,) on the training device."""
 
     images: Tensor
     labels: Tensor
@@ -26,16 +29,22 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis of an image."""
+        return tuple(self.images.shape[2:])
+
 
 @dataclass(frozen=True)
 class PackData:
-    """What the members of a pack are trained and measured on.
+    """The images that the members of a pack are trained and measured on.
 
     Attributes:
         train: the union of the members' subsets.
         subsets: of every member, where its images lie in `train`, (n,) int64 on the CPU.
         validation, test: looked at by all members.
-        mean, std: channel statistics of each member's own subset, (M, C) float32 on the device.
+        mean, std: channel statistics of each member's own subset, (M, C) float32 on the device, in the unit that
+            `cvit.data.augment.UNIT` gives for the type of the images.
     """
 
     train: LabelledImages
@@ -52,14 +61,15 @@ class PackData:
         return PackData(self.train, subsets, self.validation, self.test, self.mean[chosen], self.std[chosen])
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 (M or 1, B, C, H, W) → float32 (M, B, C, H, W): for each member, zero mean and unit variance per
-        channel over its subset."""
-        scale, shift = 1 / (255 * self.std), self.mean / self.std
-        return images * scale[:, None, :, None, None] - shift[:, None, :, None, None]
+        """(M or 1, B, C, *shape) of uint8 or float32 → (M, B, C, *shape) float32: for each member, zero mean and unit
+        variance per channel over its subset."""
+        scale, shift = 1 / (UNIT[images.dtype] * self.std), self.mean / self.std
+        by_channel = (len(self.std), 1, -1, *(1,) * (images.ndim - 3))
+        return images * scale.view(by_channel) - shift.view(by_channel)
 
 
 def pack_data(dataset: Dataset, stages: Sequence[TrainingStage], device: torch.device) -> PackData:
-    """Selects every member's subset and puts all that is needed on the device, each image once.
+    """Selects every member's subset and puts the images it needs on the device, each image once.
 
     Args:
         stages: of one `shape`.
@@ -97,8 +107,8 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
 
 
 @lru_cache(maxsize=128)
-def _augmentation(count: int, image_size: int, kind: Augmentation, seed: int, step: int) -> Tensor:
-    return draw_augmentation(count, image_size, kind, generator(seed, "augmentation", step)).to(torch.int8)
+def _augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, seed: int, step: int) -> Tensor:
+    return draw_augmentation(count, shape, kind, generator(seed, "augmentation", step)).to(CHANGES)
 
 
 def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Tensor:
@@ -124,9 +134,9 @@ def draw_batches(data: PackData, stages: Sequence[TrainingStage], steps: range) 
 
     Returns:
         Places of the images in `data.train`, (S, M, batch_size) int64, and their augmentation as
-        `cvit.data.augment.draw_augmentation` gives it, (S, M, batch_size, 3) int8.
+        `cvit.data.augment.draw_augmentation` gives it, (S, M, batch_size, axes + 1) int16.
     """
-    size, count = data.train.images.shape[-1], stages[0].trial.training.batch_size
+    shape, count = data.train.shape, stages[0].trial.training.batch_size
     seeds = [stage.trial.seed for stage in stages]
     kinds = [stage.trial.data.augmentation for stage in stages]
     places = [
@@ -139,7 +149,7 @@ def draw_batches(data: PackData, stages: Sequence[TrainingStage], steps: range) 
         for step in steps
     ]
     changes = [
-        torch.stack([_augmentation(count, size, kind, seed, step) for kind, seed in zip(kinds, seeds, strict=True)])
+        torch.stack([_augmentation(count, shape, kind, seed, step) for kind, seed in zip(kinds, seeds, strict=True)])
         for step in steps
     ]
     return torch.stack(places), torch.stack(changes)

@@ -23,7 +23,7 @@ _KEPT = 2
 
 @dataclass
 class Progress:
-    """How far a stage has come. All of it is saved with each checkpoint.
+    """The state of a stage that is being trained. All of it is saved with each checkpoint.
 
     Attributes:
         step: optimiser steps of this stage done.

@@ -1,4 +1,4 @@
-"""How close gradient descent brings an attention layer to a given convolution, beside the bound of theorem 2.
+"""Gradient descent on an attention layer towards a given convolution: how close it comes, beside theorem 2's bound.
 
 With attention matrices A_h that do not depend on the content, a layer computes Σ_h A_h ⊗ W_h, and the convolution is
 Σ_δ S_δ ⊗ M_δ. Learned are the relative position biases, as in `cvit.models.attention`: A_h is the softmax of a bias per
@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.fits import ExpressivityConfig, FitStage
-from cvit.geometry import num_relative_positions, relative_position, relative_position_index
+from cvit.geometry import Grid, num_relative_positions, occurs, relative_position, relative_position_index
 from cvit.randomness import generator
 from cvit.results import Point, Report, StageResult, load_result
 from cvit.storage import Storage
-from cvit.theorem.kernel import error_bound, offsets, patch_maps
+from cvit.theorem.counts import Size, per_axis
+from cvit.theorem.kernel import error_bound, grid_of, offsets, patch_maps
 from cvit.training import checkpoint as ckpt
 from cvit.training.schedule import learning_rate
 from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR, STATUS_OK
@@ -32,7 +33,7 @@ MEASUREMENTS = 10
 """Measured errors in the course of a fit, beside the one at its start."""
 _TIMED_STEPS = 20
 _RIDGE = 1e-13
-"""Relative ridge of the least squares inside the loss, where two heads may have come to look alike."""
+"""Relative ridge of the least squares inside the loss, where two heads may have become alike."""
 _LEAST_SQUARED_ERROR = 1e-14
 """Below it the loss is rounding."""
 
@@ -44,12 +45,12 @@ class Target:
     Attributes:
         shifts: (N², R) float64, the shift matrices S_δ as columns, for those offsets that occur on the grid.
         basis: (R, R) float64, basis · basisᵀ is the Gram matrix of the M_δ, scaled to a convolution of norm 1.
-        grid_size: patches along one side, N = grid_size².
+        grid: patches along each axis, N in all.
     """
 
     shifts: Tensor
     basis: Tensor
-    grid_size: int
+    grid: Grid
 
 
 def kernel(config: ExpressivityConfig) -> Tensor:
@@ -58,26 +59,24 @@ def kernel(config: ExpressivityConfig) -> Tensor:
     return torch.randn(shape, generator=generator(0, "expressivity/kernel"), dtype=torch.float64)
 
 
-def target(weight: Tensor, patch_size: int, image_size: int) -> Target:
-    """The convolution with a kernel (D_out, C, K, K) on the patches of a square image."""
-    grid_size = image_size // patch_size
-    position = relative_position_index(grid_size).flatten()
-    found = [
-        (relative_position(offset, grid_size), matrix)
-        for offset, matrix in zip(
-            offsets(weight.shape[-1], patch_size), patch_maps(weight.double(), patch_size), strict=True
-        )
-        if max(map(abs, offset)) < grid_size
-    ]
-    shifts = torch.stack([(position == place).double() for place, _ in found], dim=1)
-    maps = torch.stack([matrix.flatten() for _, matrix in found])
+def target(weight: Tensor, patch_size: Size, image_size: Size) -> Target:
+    """The convolution with a kernel (D_out, C, K_1, ..., K_d) on the patches of an image."""
+    kernel_size = tuple(weight.shape[2:])
+    patch = per_axis(patch_size, len(kernel_size))
+    grid = grid_of(image_size, patch)
+    position = relative_position_index(grid).flatten()
+    spanned = zip(offsets(kernel_size, patch), patch_maps(weight.double(), patch), strict=True)
+    terms = [(relative_position(offset, grid), matrix) for offset, matrix in spanned if occurs(offset, grid)]
+    shifts = torch.stack([(position == place).double() for place, _ in terms], dim=1)
+    maps = torch.stack([matrix.flatten() for _, matrix in terms])
     basis = torch.linalg.qr(maps.T, mode="r").R.T
-    return Target(shifts, basis / (shifts @ basis).norm(), grid_size)
+    return Target(shifts, basis / (shifts @ basis).norm(), grid)
 
 
-def attention(logits: Tensor, grid_size: int) -> Tensor:
-    """(H, (2·grid_size − 1)² + 1) biases → (N², H): the attention matrices as columns, the zero slot left out."""
-    index = F.pad(relative_position_index(grid_size), (0, 1), value=num_relative_positions(grid_size))
+def attention(logits: Tensor, grid: Grid) -> Tensor:
+    """(H, R + 1) biases, a column for each of the grid's R relative positions and one for the zero slot → (N², H): the
+    attention matrices as columns, the zero slot left out."""
+    index = F.pad(relative_position_index(grid), (0, 1), value=num_relative_positions(grid))
     return logits[:, index].softmax(dim=-1)[..., :-1].flatten(1).T
 
 
@@ -87,13 +86,13 @@ def relative_error(logits: Tensor, goal: Target) -> float:
 
 
 def _projection(logits: Tensor, goal: Target) -> Tensor:
-    columns = attention(logits, goal.grid_size)
+    columns = attention(logits, goal.grid)
     return columns @ torch.linalg.lstsq(columns, goal.shifts, driver="gelsd").solution
 
 
 def _loss(logits: Tensor, goal: Target) -> Tensor:
     """Logarithm of the squared relative error: its gradient does not vanish while the attention sharpens."""
-    columns = attention(logits, goal.grid_size)
+    columns = attention(logits, goal.grid)
     gram = columns.T @ columns
     ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram), dtype=gram.dtype)
     overlap = columns.T @ (goal.shifts @ goal.basis)
@@ -119,11 +118,12 @@ def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
     """Gradient descent (Adam, cosine schedule) on the attention of one layer.
 
     Returns:
-        The measured errors and the bound, and the biases (num_heads, (2·grid_size − 1)² + 1).
+        The measured errors and the bound, and the biases (num_heads, R + 1) of the grid's R relative positions and of
+        the zero slot.
     """
     weight = kernel(config)
     goal = target(weight, config.patch_size, config.fit_image_size)
-    shape = (config.num_heads, num_relative_positions(goal.grid_size) + 1)
+    shape = (config.num_heads, num_relative_positions(goal.grid) + 1)
     draws = generator(config.seed, "expressivity/attention")
     logits = torch.randn(shape, generator=draws, dtype=torch.float64).requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=config.fit_learning_rate)

@@ -73,7 +73,7 @@ class _Member:
         return self.diverged_step is not None or self.progress.step == self.stage.steps
 
     def news(self, result: StageResult | None = None) -> tuple[str, Report]:
-        """What has not been reported yet."""
+        """A report of the points that have not been reported yet."""
         points = self.progress.points[self.reported :]
         self.reported = len(self.progress.points)
         return self.stage.key, Report(points, self.progress.step, result)
@@ -89,8 +89,8 @@ def train_pack(
     """Trains stages together, yielding after every checkpoint and at every end; a stage's last report has its result.
 
     A stage that is done reports its result at once; one that was interrupted goes on from its last whole checkpoint,
-    ahead of the others, which catch up with it. Where the device runs out of memory, what is left goes on from its
-    checkpoints in packs of half the size.
+    ahead of the others, which catch up with it. Where the device runs out of memory, the stages that are not done go on
+    from their checkpoints in packs of half the size.
 
     Args:
         stages: of one `shape`.
@@ -128,13 +128,13 @@ def train_pack(
 def _train_together(
     stages: Sequence[TrainingStage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
 ) -> Iterator[Reports]:
-    left = [_restored_or_started(place, stage, data, storage, device) for place, stage in enumerate(stages)]
+    remaining = [_restored_or_started(place, stage, data, storage, device) for place, stage in enumerate(stages)]
     group: list[_Member] = []
     pack: TrainingPack | None = None
     saved_at, saving_s = time.monotonic(), 0.0
-    while left:
-        # Those that are furthest behind go on; a group that catches up with others merges with them.
-        behind = [m for m in left if m.progress.step == min(other.progress.step for other in left)]
+    while remaining:
+        # The members furthest behind go on; a group that catches up with others merges with them.
+        behind = [m for m in remaining if m.progress.step == min(other.progress.step for other in remaining)]
         if pack is None or behind != group:
             if pack is not None:
                 for member, state in zip(group, pack.states(), strict=True):
@@ -148,7 +148,7 @@ def _train_together(
         reports = []
         if any(member.is_at_end for member in group):
             reports += _finish(pack, group, data, storage, device)
-            left = [member for member in left if not member.is_at_end]
+            remaining = [member for member in remaining if not member.is_at_end]
         unfinished = [not member.is_at_end for member in group]
         if is_due and any(unfinished):
             saving_started = time.monotonic()
@@ -207,7 +207,7 @@ def _put_on_device(group: Sequence[_Member], data: PackData, device: torch.devic
 
 
 def _train_interval(pack: TrainingPack, group: Sequence[_Member], data: PackData) -> None:
-    """Trains up to the next evaluation, evaluates, records, and finds out who has diverged."""
+    """Trains up to the next evaluation, evaluates, records, and finds out which members have diverged."""
     started = time.monotonic()
     measured = pack.train(group[0].progress.step)
     validated = pack.evaluate(data.validation)
@@ -244,7 +244,7 @@ def _record_interval(member: _Member, measured: Measured, number: int, val_loss:
         TRAIN_ACCURACY: float(measured.correct[number]) / images_seen,
         LEARNING_RATE: rate_at(stage, last - 1),
         GRAD_NORM: float(norms.mean()),
-        # Of the whole pack: what the device does with such a model.
+        # The whole pack's: the rate at which the device trains such a model.
         IMAGES_PER_SECOND: measured.losses.shape[1] * images_seen / measured.seconds,
         VAL_LOSS: val_loss,
         VAL_ACCURACY: val_accuracy,

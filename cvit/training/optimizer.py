@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from cvit.config import TrainingConfig
-from cvit.models.pack import Pack
+from cvit.models.pack import FusedModels
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 _CLIP_EPSILON = 1e-6
-"""That of `torch.nn.utils.clip_grad_norm_`."""
+"""Added to the norm, as `torch.nn.utils.clip_grad_norm_` does."""
 _POSITION_TERMS = ("position_embedding", "relative_bias")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def decays(name: str, shape: torch.Size) -> bool:
-    """Whether weight decay applies to a parameter of a single model."""
+    """True if weight decay applies to a parameter of a single model."""
     return len(shape) >= 2 and name.rpartition(".")[2] not in _POSITION_TERMS
 
 
@@ -54,12 +54,12 @@ class AdamW:
         moments: `exp_avg` and `exp_avg_sq`, each (M, P).
     """
 
-    def __init__(self, pack: Pack, configs: Sequence[TrainingConfig]) -> None:
-        self.moments = {name: torch.zeros_like(pack.matrix) for name in MOMENTS}
-        shapes = {name: parameter.shape[1:] for name, parameter in pack.model.named_parameters()}
-        self._spared = pack.mask([name for name, shape in shapes.items() if not decays(name, shape)])
+    def __init__(self, models: FusedModels, configs: Sequence[TrainingConfig]) -> None:
+        self.moments = {name: torch.zeros_like(models.matrix) for name in MOMENTS}
+        shapes = {name: parameter.shape[1:] for name, parameter in models.model.named_parameters()}
+        self._spared = models.mask([name for name, shape in shapes.items() if not decays(name, shape)])
         clip_norms = [[config.gradient_clip_norm or math.inf] for config in configs]
-        self._clip_norm = torch.tensor(clip_norms, device=pack.matrix.device)
+        self._clip_norm = torch.tensor(clip_norms, device=models.matrix.device)
 
     @torch.no_grad()
     def step(self, parameters: Tensor, gradient: Tensor, norm: Tensor, factors: Tensor, is_moving: Tensor) -> None:

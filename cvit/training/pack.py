@@ -8,6 +8,7 @@ hundreds of kernels would otherwise be launched more slowly than they run.
 A member whose loss or gradient is not finite stops moving; as no operation mixes members, the others do not notice.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cvit.data.augment import apply_augmentation
+from cvit.data.augment import apply_augmentation, draws_per_image
 from cvit.init.registry import blank_model
-from cvit.models.pack import Pack
+from cvit.models.pack import FusedModels
 from cvit.stages import TrainingStage
-from cvit.training.batches import LabelledImages, PackData, draw_batches
+from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
 from cvit.training.optimizer import MOMENTS, AdamW, coefficients
 from cvit.training.schedule import learning_rate
 
@@ -39,7 +40,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured over consecutive steps, on the CPU: training losses and gradient norms before clipping, both
+    """Measurements over consecutive steps, on the CPU: training losses and gradient norms before clipping, both
     (S, M), the images classified correctly, (M,), and the time in seconds."""
 
     losses: Tensor
@@ -62,14 +63,15 @@ class TrainingPack:
                 under `exp_avg/<name>` and `exp_avg_sq/<name>`.
         """
         self.stages, self._data, self._device = tuple(stages), data, device
-        self._pack = Pack(blank_model(stages[0]), len(stages), device)
-        self._optimizer = AdamW(self._pack, [stage.trial.training for stage in stages])
+        self._models = FusedModels(blank_model(stages[0]), len(stages), device)
+        self._optimizer = AdamW(self._models, [stage.trial.training for stage in stages])
         for member, state in enumerate(states):
-            self._pack.put(member, self._pack.matrix, state)
+            self._models.put(member, self._models.matrix, state)
             for moment, matrix in self._optimizer.moments.items():
-                own = {name.removeprefix(f"{moment}/"): t for name, t in state.items() if name.startswith(f"{moment}/")}
-                if own:
-                    self._pack.put(member, matrix, own)
+                prefix = f"{moment}/"
+                saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+                if saved:
+                    self._models.put(member, matrix, saved)
         smoothing = [stage.trial.training.label_smoothing for stage in stages]
         self._label_smoothing = torch.tensor(smoothing, device=device)[:, None]
         self._is_augmented = any(stage.trial.data.augmentation != "none" for stage in stages)
@@ -78,7 +80,8 @@ class TrainingPack:
         def table(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(TABLE_STEPS, members, *shape, dtype=dtype, device=device)
 
-        self._places, self._changes = table(batch_size, dtype=torch.int64), table(batch_size, 3, dtype=torch.int8)
+        self._places = table(batch_size, dtype=torch.int64)
+        self._changes = table(batch_size, draws_per_image(data.train.shape), dtype=CHANGES)
         self._factors, self._losses, self._norms = table(3), table(), table()
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._correct = torch.zeros(members, dtype=torch.int64, device=device)
@@ -92,22 +95,22 @@ class TrainingPack:
         started = time.monotonic()
         losses, norms = [], []
         self._correct.zero_()
-        self._pack.model.train()
+        self._models.model.train()
         steps, end = self._stretch(first), self.stages[0].next_evaluation(first)
         while steps and steps.stop <= end:
             self._fill_tables(steps)
-            self._take(len(steps), left=self.stages[0].steps - steps.start)
+            self._take(len(steps), remaining=self.stages[0].steps - steps.start)
             losses.append(self._losses[: len(steps)].clone())
             norms.append(self._norms[: len(steps)].clone())
             steps = self._stretch(steps.stop)
             self._draw(steps)  # while the device is busy
-        found = torch.cat(losses).cpu(), torch.cat(norms).cpu(), self._correct.cpu()
-        return Measured(*found, time.monotonic() - started)
+        measured = torch.cat(losses).cpu(), torch.cat(norms).cpu(), self._correct.cpu()
+        return Measured(*measured, time.monotonic() - started)
 
     @torch.inference_mode()
     def evaluate(self, images: LabelledImages) -> list[tuple[float, float]]:
         """Mean cross-entropy and accuracy in [0, 1] of every member."""
-        self._pack.model.eval()
+        self._models.model.eval()
         loss = torch.zeros(len(self.stages), device=self._device)
         correct = torch.zeros_like(loss)
         batch_size = self._evaluation_batch_size()
@@ -125,13 +128,13 @@ class TrainingPack:
         """Every member's weights and moments on the CPU, as the constructor takes them."""
         parts = [self.weights()]
         for moment in MOMENTS:
-            taken = self._pack.taken(self._optimizer.moments[moment])
+            taken = self._models.taken(self._optimizer.moments[moment])
             parts.append([{f"{moment}/{name}": tensor for name, tensor in tensors.items()} for tensors in taken])
         return [weights | mean | square for weights, mean, square in zip(*parts, strict=True)]
 
     def weights(self) -> list[dict[str, Tensor]]:
         """Every member's weights by parameter name, on the CPU."""
-        return self._pack.taken(self._pack.matrix)
+        return self._models.taken(self._models.matrix)
 
     def _stretch(self, first: int) -> range:
         """The steps from `first` that fit the tables and end with an evaluation at the latest."""
@@ -156,9 +159,9 @@ class TrainingPack:
             of_trial = range(first + steps.start, first + steps.stop)
             self._drawn = steps, draw_batches(self._data, self.stages, of_trial)
 
-    def _take(self, count: int, left: int) -> None:
-        """Takes so many steps; as a CUDA graph where enough of them are left."""
-        if self._graph is None and self._device.type == "cuda" and left >= _STEPS_BEFORE_CAPTURE + _LEAST_REPLAYS:
+    def _take(self, count: int, remaining: int) -> None:
+        """Takes so many steps, as a CUDA graph where enough of the stage's steps remain."""
+        if self._graph is None and self._device.type == "cuda" and remaining >= _STEPS_BEFORE_CAPTURE + _LEAST_REPLAYS:
             eager = min(count, _STEPS_BEFORE_CAPTURE)
             self._capture(eager)
             count -= eager
@@ -186,18 +189,18 @@ class TrainingPack:
         images, labels = self._batch()
         logits = self._logits(self._data.normalised(images))
         losses = _cross_entropy(logits, labels, self._label_smoothing)
-        gradient = self._pack.flatten(torch.autograd.grad(losses.sum(), self._pack.parameters))
+        gradient = self._models.flatten(torch.autograd.grad(losses.sum(), self._models.parameters))
         losses, norms = losses.detach(), torch.linalg.vector_norm(gradient, dim=1)
         self._is_moving &= (torch.isfinite(losses) & torch.isfinite(norms))[:, None]
         factors = self._factors.index_select(0, self._row)[0]
-        self._optimizer.step(self._pack.matrix, gradient, norms[:, None], factors, self._is_moving)
+        self._optimizer.step(self._models.matrix, gradient, norms[:, None], factors, self._is_moving)
         self._losses.index_copy_(0, self._row, losses[None])
         self._norms.index_copy_(0, self._row, norms[None])
         self._correct += (logits.detach().argmax(-1) == labels).sum(dim=1)
         self._row += 1
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """Augmented uint8 images (M, B, C, H, W) and labels (M, B) of the step."""
+        """Augmented images (M, B, C, *shape), not normalised yet, and labels (M, B) of the step."""
         train = self._data.train
         places = self._places.index_select(0, self._row)[0]
         images = train.images.index_select(0, places.flatten())
@@ -209,12 +212,12 @@ class TrainingPack:
         """(M, B, num_classes) float32. The cache of casts is off because a captured graph must hold the casts."""
         is_half = self.stages[0].trial.training.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
-            return self._pack.model(images).float()
+            return self._models.model(images).float()
 
     def _evaluation_batch_size(self) -> int:
         """On a CPU, attention matrices that outgrow the cache by far are slower than more batches."""
         m = self.stages[0].trial.model
-        attention = len(self.stages) * m.num_heads * m.grid_size**4
+        attention = len(self.stages) * m.num_heads * math.prod(m.grid) ** 2
         most = LARGEST_ATTENTION // attention if self._device.type == "cpu" else EVALUATION_BATCH_SIZE
         return max(1, min(EVALUATION_BATCH_SIZE, most))
 

@@ -1,4 +1,4 @@
-"""Tries a pack out on a device: how long its steps take, how much memory it needs."""
+"""Trial runs of a pack on a device: how long its steps take, how much memory it needs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ _STEPS = 3
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """As many as a worker on a CPU has."""
+    """Limits torch to one thread, as many as a worker on a CPU has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -41,10 +41,10 @@ def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.devic
 
 def step_flops(stage: TrainingStage) -> float:
     """Floating-point operations of the matrix products of one optimiser step, forward and backward."""
-    model_config, size = stage.trial.model, stage.trial.training.batch_size
+    config, size = stage.trial.model, stage.trial.training.batch_size
     with torch.device("meta"):
         model = blank_model(stage)
-        images = torch.zeros(size, model_config.in_channels, model_config.image_size, model_config.image_size)
+        images = torch.zeros(size, config.in_channels, *config.shape)
         labels = torch.zeros(size, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(images), labels).backward()
@@ -80,6 +80,6 @@ def _pack(stage: TrainingStage, members: int, device: torch.device) -> TrainingP
 
 def _images(stage: TrainingStage, count: int, device: torch.device) -> LabelledImages:
     model = stage.trial.model
-    shape = (count, model.in_channels, model.image_size, model.image_size)
+    shape = (count, model.in_channels, *model.shape)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     return LabelledImages(torch.zeros(shape, dtype=torch.uint8, device=device), labels)

@@ -1,4 +1,4 @@
-"""How stable a training was: its largest gradient, its loss spikes, its loss after the first steps."""
+"""The stability of a training: its largest gradient, its loss spikes, its loss after the first steps."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ EARLY_FRACTION = 0.01
 SPIKE_WINDOW = 20
 """Steps whose median loss a spike is measured against."""
 SPIKE_HEIGHT = 0.5
-"""How far above that median a spike rises, as a share of the trial's first loss. A share of the loss of the moment
+"""The height of a spike above that median, as a share of the trial's first loss. A share of the loss of the moment
 would call the noise of a loss near zero spikes."""
 
 
 @dataclass
 class Stability:
-    """What is known of a stage so far; part of its checkpoints.
+    """The measures of a stage so far; part of its checkpoints.
 
     A *loss spike* begins at a step whose training loss exceeds the median of the SPIKE_WINDOW steps before it by more
     than SPIKE_HEIGHT times the loss of the trial's first step, and ends when the loss no longer does.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from cvit.theorem.convert import Conversion, convert
+from cvit.theorem.conversion import Conversion, convert
 from cvit.theorem.counts import heads_needed
 from cvit.theorem.layer import PatchAttention
 from tests.support.convolutions import randn
@@ -321,11 +321,39 @@ def test_other_convolutions_are_kept_by_the_name_of_their_class() -> None:
     )
     conversion = convert(network, torch.zeros(1, 2, 4, 4), 2)
     check_the_account(conversion, network)
-    assert conversion.replaced == {"plane": 9}
+    assert conversion.replaced == {"plane": 9, "line": 3}
     assert conversion.kept == {
-        name: f"{kind} is not a Conv2d"
-        for name, kind in {"line": "Conv1d", "up": "ConvTranspose2d", "space": "Conv3d"}.items()
+        "up": "ConvTranspose2d is not a Conv1d or Conv2d or Conv3d",
+        "space": "padding (0, 0, 0) is not 'same'",
     }
+
+
+class Spaces(nn.Module):
+    """Convolutions on one, two and three axes: a volume, its slices, and their rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = nn.Conv3d(1, 3, 3, padding=1)
+        self.slice = nn.Conv2d(3, 4, (3, 5), padding="same")
+        self.row = nn.Conv1d(4, 2, 4, padding="same")
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        slices = F.relu(self.volume(volumes)).mean(dim=2)
+        rows = F.relu(self.slice(slices)).mean(dim=2)
+        return self.row(rows).flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(("patch_size", "heads"), [(1, (27, 25, 5)), (2, (27, 9, 3))])
+def test_convolutions_of_any_number_of_axes_are_replaced(patch_size: int, heads: tuple[int, ...]) -> None:
+    network = as_if_trained(Spaces()).double()
+    conversion = convert(network, torch.zeros(1, 1, 4, 6, 8, dtype=torch.float64), patch_size)
+    check_the_account(conversion, network)
+    assert conversion.replaced == dict(zip(("volume", "slice", "row"), heads, strict=True)) and not conversion.kept
+    assert error(conversion, network, randn(3, 1, 4, 6, 8)) <= 1e-12
+    odd = convert(network, torch.zeros(1, 1, 4, 6, 9, dtype=torch.float64), 2)
+    assert odd.kept["volume"] == "patch size 2 does not divide its images of 4x6x9 pixels"
+    assert odd.kept["row"] == "patch size 2 does not divide its images of 9 pixels"
 
 
 @pytest.mark.parametrize("parametrization", ["weight_norm", "spectral_norm"])

@@ -35,7 +35,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in images)
     pool = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     assert all(pool[image.tobytes()] == label for image, label in zip(data.test.images, data.test.labels, strict=True))
-    assert data.augmentation == "shift" and data.num_classes == 10 and data.train.images.max() == 255
+    assert data.info.augmentation == "shift" and data.info.num_classes == 10 and data.train.images.max() == 255
     assert abs(len(data.test.labels) - 0.2 * len(images)) <= 5
 
 
@@ -44,8 +44,8 @@ def test_arrays_are_resized() -> None:
     assert large.train.images.shape[-1] == 16
     expected = Image.fromarray(small.train.images[0, 0]).resize((16, 16), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(large.train.images[0, 0], np.asarray(expected))
-    assert small.fingerprint != large.fingerprint
-    assert small.fingerprint == info_of("digits", image_size=8).fingerprint
+    assert small.info.fingerprint != large.info.fingerprint
+    assert small.info.fingerprint == info_of("digits", image_size=8).fingerprint
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "svhn"])
@@ -71,7 +71,7 @@ def test_torchvision_layout_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.train.images[:, 0], train)
     np.testing.assert_array_equal(data.test.images[:, 0], test)
     np.testing.assert_array_equal(data.test.labels, np.arange(10))
-    assert data.class_names[0] == "T-shirt/top" and data.augmentation == "crop_flip"
+    assert data.info.class_names[0] == "T-shirt/top" and data.info.augmentation == "crop_flip"
     path = tmp_path / "FashionMNIST/raw/t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-100])
     assert "could not be read" in error_of("fashion_mnist", tmp_path)
@@ -102,7 +102,7 @@ def test_images_are_cropped_to_the_centre_and_interpolated(tmp_path: Path) -> No
     data = loaded("a", tmp_path, image_size=5)
     centre = picture(0, (12, 8)).crop((2, 0, 10, 8)).resize((5, 5), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(data.train.images[0].transpose(1, 2, 0), np.asarray(centre))
-    assert data.fingerprint != loaded("a", tmp_path, image_size=4).fingerprint
+    assert data.info.fingerprint != loaded("a", tmp_path, image_size=4).info.fingerprint
     assert "must be at least 1" in error_of("a", tmp_path, image_size=0)
 
 
@@ -112,7 +112,7 @@ def test_modes_become_one_or_three_channels(tmp_path: Path) -> None:
     grays.append(Image.fromarray(gray > 100))
     path = write_parquet(tmp_path / "gray.parquet", [encoded(image) for image in grays] * 3, alternating(12))
     data = loaded(path)
-    assert data.augmentation == "shift" and data.train.images.shape[1] == 1
+    assert data.info.augmentation == "shift" and data.train.images.shape[1] == 1
     expected = {gray.tobytes(), ((gray > 100) * np.uint8(255)).tobytes()}
     assert {image.tobytes() for image in data.train.images} == expected
 
@@ -148,7 +148,7 @@ def test_image_folder_with_train_and_test(tmp_path: Path) -> None:
     (tmp_path / "a/train/cat/notes.txt").write_text("no image")
     (tmp_path / "a/train/.cache").mkdir()
     data = loaded("a", tmp_path)
-    assert data.class_names == ("cat", "dog") and data.name == "a"
+    assert data.info.class_names == ("cat", "dog") and data.info.name == "a"
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1] and data.test.labels.tolist() == [1, 1]
     np.testing.assert_array_equal(data.train.images[4].transpose(1, 2, 0), np.asarray(picture(101)))
     write_folder(tmp_path / "a/test/", {"emu": 1})
@@ -158,7 +158,7 @@ def test_image_folder_with_train_and_test(tmp_path: Path) -> None:
 def test_image_folder_of_classes_is_split(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", {"x": 10, "y": 5, "nothing": 0}, size=(6, 4), mode="L")
     data = loaded(tmp_path / "a", image_size=4)
-    assert data.class_names == ("x", "y") and data.augmentation == "shift"
+    assert data.info.class_names == ("x", "y") and data.info.augmentation == "shift"
     assert np.bincount(data.train.labels).tolist() == [8, 4] and np.bincount(data.test.labels).tolist() == [2, 1]
     broken = tmp_path / "a/y/004.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -217,6 +217,35 @@ def test_local_files_come_before_torchvision(tmp_path: Path) -> None:
     assert info_of("svhn", tmp_path).augmentation == "shift"
     (tmp_path / "cifar10").mkdir()
     assert "cifar10/train.parquet" in error_of("cifar10", tmp_path)
+
+
+def test_an_image_folder_comes_before_a_parquet_file_of_its_name(tmp_path: Path) -> None:
+    """And a folder that holds neither images nor Parquet files is passed over."""
+    (tmp_path / "pets").mkdir()
+    write_parquet(tmp_path / "pets.parquet", pictures(10), alternating(10))
+    assert info_of("pets", tmp_path).class_names == ("0", "1")
+    write_folder(tmp_path / "pets", {"cat": 6, "dog": 6})
+    assert info_of("pets", tmp_path).class_names == ("cat", "dog")
+    write_parquet(tmp_path / "pets/a.parquet", pictures(20), alternating(20))
+    assert len(info_of("pets", tmp_path).train_labels) == 16
+
+
+def test_the_digits_are_those_of_scikit_learn_whatever_lies_in_the_data_folder(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "other.parquet", pictures(10), alternating(10))
+    (tmp_path / "digits").symlink_to(tmp_path / "other.parquet")
+    assert info_of("digits", tmp_path).name == "digits"
+    assert info_of("digits", tmp_path).fingerprint == info_of("digits").fingerprint
+
+
+def test_a_path_without_a_data_set_says_what_it_may_hold(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert error_of(tmp_path / "empty") == (
+        f"dataset '{tmp_path}/empty' holds neither Parquet files nor class folders with images"
+    )
+    assert error_of("empty", tmp_path) == (
+        f"dataset 'empty' is neither a path nor a name in {tmp_path}: give digits, cifar10, cifar100, fashion_mnist, "
+        "svhn, or a path to a Parquet file, a folder of Parquet files or an image folder"
+    )
 
 
 def test_describing_imports_no_torch() -> None:

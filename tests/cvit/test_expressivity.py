@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cvit.config import ConfigError
 from cvit.fits import ExpressivityConfig, FitStage
+from cvit.geometry import num_relative_positions
 from cvit.results import Point, load_result
 from cvit.storage import Storage
 from cvit.theorem.counts import heads_needed
@@ -53,9 +54,9 @@ def test_the_error_is_that_of_the_best_layer_as_dense_operators(kernel_size: int
     """Least squares over W_h on the operators themselves, without shifts, maps or any reduction."""
     config = ExpressivityConfig(kernel_size=kernel_size, patch_size=patch_size, fit_image_size=4, fit_channels=2)
     goal = target(kernel(config), patch_size, image_size=4)
-    biases = torch.randn(3, (2 * goal.grid_size - 1) ** 2 + 1, dtype=torch.float64, generator=torch.manual_seed(0))
+    biases = torch.randn(3, num_relative_positions(goal.grid) + 1, dtype=torch.float64, generator=torch.manual_seed(0))
     convolution = convolution_on_patches(kernel(config), patch_size, image_size=4)
-    columns = attention(biases, goal.grid_size)
+    columns = attention(biases, goal.grid)
     operator = convolution.flatten(2).flatten(0, 1)
     best = columns @ (torch.linalg.pinv(columns) @ operator)
     expected = float((best - operator).norm() / operator.norm())
@@ -65,7 +66,7 @@ def test_the_error_is_that_of_the_best_layer_as_dense_operators(kernel_size: int
 def test_attention_matrices_are_the_softmax_of_relative_biases_with_a_zero_slot() -> None:
     """On a 2×2 grid: offsets −1..1 each way, row by row, then the zero slot."""
     biases = torch.arange(10, dtype=torch.float64)[None]
-    found = attention(biases, grid_size=2)[:, 0].reshape(4, 4)
+    found = attention(biases, grid=(2, 2))[:, 0].reshape(4, 4)
     # Patch 0 is at the top left: itself is offset (0, 0), index 4; right 5; below 7; below right 8; zero slot 9.
     weights = torch.tensor([4.0, 5.0, 7.0, 8.0, 9.0], dtype=torch.float64).exp()
     assert torch.allclose(found[0], (weights / weights.sum())[:4], atol=1e-12)

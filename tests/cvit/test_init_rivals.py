@@ -182,7 +182,7 @@ def test_impulse_offsets_are_drawn_evenly_by_head_and_seed() -> None:
 def test_local_bias_falls_with_the_squared_distance_from_the_heads_centre(num_heads: int) -> None:
     for layer in attentions(start("local", num_heads=num_heads)):
         of_patches = layer.relative_bias[:, :-1].unflatten(1, (7, 7))  # offsets −3 to 3
-        for head, (cy, cx) in enumerate(centres(num_heads)):
+        for head, (cy, cx) in enumerate(centres(num_heads, (4, 4))):
             for dy, dx in product(range(-3, 4), repeat=2):
                 distance = (dy - cy) ** 2 + (dx - cx) ** 2
                 assert float(of_patches[head, dy + 3, dx + 3]) == pytest.approx(-distance, abs=1e-5)
@@ -190,12 +190,12 @@ def test_local_bias_falls_with_the_squared_distance_from_the_heads_centre(num_he
 
 
 def test_local_centres_form_a_grid() -> None:
-    assert centres(1) == [(0, 0)]
-    assert set(centres(4)) == set(product((-0.5, 0.5), repeat=2))
-    assert set(centres(9)) == set(product((-1, 0, 1), repeat=2))
-    assert set(centres(16)) == set(product((-1.5, -0.5, 0.5, 1.5), repeat=2))
-    assert centres(5) == [(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)]
-    assert len(set(centres(12))) == 12
+    assert centres(1, (4, 4)) == [(0, 0)]
+    assert set(centres(4, (4, 4))) == set(product((-0.5, 0.5), repeat=2))
+    assert set(centres(9, (4, 4))) == set(product((-1, 0, 1), repeat=2))
+    assert set(centres(16, (4, 4))) == set(product((-1.5, -0.5, 0.5, 1.5), repeat=2))
+    assert centres(5, (4, 4)) == [(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)]
+    assert len(set(centres(12, (4, 4)))) == 12
 
 
 @pytest.mark.parametrize("encoding", choices(PositionEncoding))
@@ -203,7 +203,7 @@ def test_local_maps_of_real_images_fall_with_the_distance(encoding: str) -> None
     """In every block, a patch's map is softmax(−‖δ − Δ‖²) over the patches that there are, without the zero slot."""
     places = list(product(range(4), repeat=2))
     for maps in attention_maps(start("local", position_encoding=encoding)):
-        for head, (cy, cx) in enumerate(centres(9)):
+        for head, (cy, cx) in enumerate(centres(9, (4, 4))):
             for i, (y, x) in enumerate(places):
                 weights = torch.tensor([math.exp(-((v - y - cy) ** 2) - (w - x - cx) ** 2) for v, w in places])
                 expected = (weights / weights.sum()).expand(40, 16)

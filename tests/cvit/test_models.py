@@ -48,7 +48,7 @@ def random_tensor(*shape: int, seed: int = 1) -> Tensor:
 
 def plain_attention(attention: RelativeAttention, tokens: Tensor) -> Tensor:
     """What RelativeAttention documents, patch by patch, in loops."""
-    side, width, heads = attention.grid_size, attention.head_dim, attention.num_heads
+    side, width, heads = attention.grid[0], attention.head_dim, attention.num_heads
     query, key, value = (layer(tokens) for layer in (attention.query, attention.key, attention.value))
     mixed = torch.zeros_like(query)
     for image in range(len(tokens)):
@@ -73,42 +73,42 @@ def plain_attention(attention: RelativeAttention, tokens: Tensor) -> Tensor:
 def test_nearest_offsets_are_square_neighbourhoods() -> None:
     for radius in (0, 1, 2, 3):
         span = range(-radius, radius + 1)
-        offsets = nearest_offsets((2 * radius + 1) ** 2)
+        offsets = nearest_offsets((2 * radius + 1) ** 2, (9, 9))
         assert sorted(offsets) == [(dy, dx) for dy in span for dx in span]
         assert reach(offsets) == radius
 
 
 def test_fewer_offsets_are_the_first_of_more() -> None:
-    all_offsets = nearest_offsets(81)
+    all_offsets = nearest_offsets(81, (9, 9))
     assert len(set(all_offsets)) == 81
     for count in range(1, 82):
-        assert nearest_offsets(count) == all_offsets[:count]
+        assert nearest_offsets(count, (9, 9)) == all_offsets[:count]
 
 
 def test_nearer_offsets_come_first() -> None:
     # The order decides what fewer than 9 heads look at, and thereby stored results: it may not change.
     centre, edges = [(0, 0)], [(-1, 0), (0, -1), (0, 1), (1, 0)]
     corners = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
-    assert list(nearest_offsets(9)) == centre + edges + corners
-    lengths = [dy**2 + dx**2 for dy, dx in nearest_offsets(25)[9:]]
+    assert list(nearest_offsets(9, (9, 9))) == centre + edges + corners
+    lengths = [dy**2 + dx**2 for dy, dx in nearest_offsets(25, (9, 9))[9:]]
     assert lengths == sorted(lengths)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
 def test_relative_positions_are_those_of_the_offsets(side: int) -> None:
-    index = relative_position_index(side)
+    index = relative_position_index((side, side))
     assert index.shape == (side**2, side**2)
     for i in range(side**2):
         for j in range(side**2):
             offset = (j // side - i // side, j % side - i % side)
-            assert index[i, j] == relative_position(offset, side)
-    assert set(index.flatten().tolist()) == set(range(num_relative_positions(side)))
+            assert index[i, j] == relative_position(offset, (side, side))
+    assert set(index.flatten().tolist()) == set(range(num_relative_positions((side, side))))
 
 
 @pytest.mark.parametrize("offset", [(3, 0), (0, -3), (5, 5)])
 def test_an_offset_beyond_the_grid_has_no_position(offset: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"does not occur on a grid of 3x3"):
-        relative_position(offset, 3)
+        relative_position(offset, (3, 3))
 
 
 # Attention
@@ -116,14 +116,14 @@ def test_an_offset_beyond_the_grid_has_no_position(offset: tuple[int, int]) -> N
 
 @pytest.mark.parametrize(("side", "heads", "width"), [(1, 1, 4), (2, 3, 5), (3, 4, 2), (3, 1, 20)])
 def test_attention_is_what_it_documents(side: int, heads: int, width: int) -> None:
-    attention = RelativeAttention(embed_dim=12, num_heads=heads, head_dim=width, grid_size=side).double()
+    attention = RelativeAttention(embed_dim=12, num_heads=heads, head_dim=width, grid=(side, side)).double()
     all_random(attention)
     tokens = random_tensor(2, side**2, 12)
     torch.testing.assert_close(attention(tokens), plain_attention(attention, tokens), rtol=1e-12, atol=1e-12)
 
 
 def test_without_position_terms_attention_is_torchs_with_a_zero_slot() -> None:
-    attention = RelativeAttention(embed_dim=12, num_heads=3, head_dim=4, grid_size=3).double()
+    attention = RelativeAttention(embed_dim=12, num_heads=3, head_dim=4, grid=(3, 3)).double()
     all_random(attention)
     torchs = nn.MultiheadAttention(12, 3, bias=False, add_zero_attn=True, batch_first=True, dtype=torch.float64)
     assert torchs.in_proj_weight is not None
@@ -137,7 +137,7 @@ def test_without_position_terms_attention_is_torchs_with_a_zero_slot() -> None:
 
 
 def test_a_head_on_the_zero_slot_contributes_nothing() -> None:
-    attention = RelativeAttention(embed_dim=6, num_heads=2, head_dim=3, grid_size=2).double()
+    attention = RelativeAttention(embed_dim=6, num_heads=2, head_dim=3, grid=(2, 2)).double()
     all_random(attention)
     with torch.no_grad():
         attention.relative_bias[:, -1] = 1000.0
@@ -147,7 +147,7 @@ def test_a_head_on_the_zero_slot_contributes_nothing() -> None:
 
 @pytest.mark.parametrize("side", [1, 2, 4])
 def test_the_bias_depends_only_on_the_offset(side: int) -> None:
-    attention = RelativeAttention(embed_dim=4, num_heads=2, head_dim=2, grid_size=side)
+    attention = RelativeAttention(embed_dim=4, num_heads=2, head_dim=2, grid=(side, side))
     with torch.no_grad():  # every entry is different
         attention.relative_bias.copy_(torch.arange(attention.relative_bias.numel()).view_as(attention.relative_bias))
     bias = attention.position_bias().detach()
@@ -165,7 +165,7 @@ def test_the_bias_depends_only_on_the_offset(side: int) -> None:
 
 
 def test_the_width_of_a_head_does_not_depend_on_the_tokens() -> None:
-    attention = RelativeAttention(embed_dim=10, num_heads=9, head_dim=7, grid_size=2)
+    attention = RelativeAttention(embed_dim=10, num_heads=9, head_dim=7, grid=(2, 2))
     assert attention.query.weight.shape == attention.key.weight.shape == attention.value.weight.shape == (63, 10)
     assert attention.output.weight.shape == (10, 63)
     assert attention(torch.randn(3, 4, 10)).shape == (3, 4, 10)
@@ -272,11 +272,11 @@ def test_phases_share_everything_but_the_mixing() -> None:
 
 @pytest.mark.parametrize("heads", [1, 4, 9, 12, 25])
 def test_the_factorized_twin_is_a_convolution_with_zero_padding(heads: int) -> None:
-    twin = FactorizedConvolution(embed_dim=6, num_heads=heads, head_dim=4, grid_size=5).double()
+    twin = FactorizedConvolution(embed_dim=6, num_heads=heads, head_dim=4, grid=(5, 5)).double()
     all_random(twin)
     radius = reach(twin.offsets)
     kernel = torch.zeros(6, 6, 2 * radius + 1, 2 * radius + 1, dtype=torch.float64)
-    for head, (dy, dx) in enumerate(nearest_offsets(heads)):
+    for head, (dy, dx) in enumerate(nearest_offsets(heads, (5, 5))):
         part = slice(4 * head, 4 * (head + 1))
         kernel[:, :, dy + radius, dx + radius] = twin.output.weight[:, part] @ twin.value.weight[part]
     tokens = random_tensor(2, 25, 6)
@@ -288,11 +288,11 @@ def test_the_factorized_twin_is_a_convolution_with_zero_padding(heads: int) -> N
 
 @pytest.mark.parametrize("heads", [1, 9, 12, 25])
 def test_the_full_twin_is_a_convolution_with_zero_padding(heads: int) -> None:
-    twin = FullConvolution(embed_dim=6, num_heads=heads, grid_size=5).double()
+    twin = FullConvolution(embed_dim=6, num_heads=heads, grid=(5, 5)).double()
     all_random(twin)
     radius = 1 if heads <= 9 else 2
     kernel = torch.zeros(6, 6, 2 * radius + 1, 2 * radius + 1, dtype=torch.float64)
-    for weight, (dy, dx) in zip(twin.weight, nearest_offsets(max(9, heads)), strict=True):
+    for weight, (dy, dx) in zip(twin.weight, nearest_offsets(max(9, heads), (5, 5)), strict=True):
         kernel[:, :, dy + radius, dx + radius] = weight
     tokens = random_tensor(2, 25, 6)
     expected = nn.functional.conv2d(tokens.transpose(1, 2).reshape(2, 6, 5, 5), kernel, twin.bias, padding=radius)
@@ -310,14 +310,14 @@ def test_the_full_twin_is_a_convolution_with_zero_padding(heads: int) -> None:
 )
 def test_border_patches_see_zeros_beyond_the_border(patch: int, sources: dict[tuple[int, int], int]) -> None:
     tokens = random_tensor(1, 16, 6)
-    full = FullConvolution(embed_dim=6, num_heads=9, grid_size=4).double()
-    factorized = FactorizedConvolution(embed_dim=6, num_heads=9, head_dim=4, grid_size=4).double()
+    full = FullConvolution(embed_dim=6, num_heads=9, grid=(4, 4)).double()
+    factorized = FactorizedConvolution(embed_dim=6, num_heads=9, head_dim=4, grid=(4, 4)).double()
     all_random(full)
     all_random(factorized)
     value, output = factorized.value.weight.view(9, 4, 6), factorized.output.weight.view(6, 9, 4)
     by_full, by_factorized = full.bias.clone(), factorized.output.bias.clone()
     for offset, source in sources.items():
-        head = nearest_offsets(9).index(offset)
+        head = nearest_offsets(9, (9, 9)).index(offset)
         by_full = by_full + full.weight[head] @ tokens[0, source]
         by_factorized = by_factorized + output[:, head] @ value[head] @ tokens[0, source]
     torch.testing.assert_close(full(tokens)[0, patch], by_full, rtol=1e-12, atol=1e-12)

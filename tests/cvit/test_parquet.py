@@ -25,7 +25,9 @@ def test_parquet_pixels_labels_and_class_names(tmp_path: Path) -> None:
     for i in range(10):
         np.testing.assert_array_equal(data.train.images[i].transpose(1, 2, 0), np.asarray(picture(i)))
     assert data.test.labels.tolist() == [1, 0, 0, 1] and data.train.labels.tolist() == alternating(10)
-    assert data.class_names == ("cat", "dog") and data.name == "pets" and data.augmentation == "crop_flip"
+    assert (
+        data.info.class_names == ("cat", "dog") and data.info.name == "pets" and data.info.augmentation == "crop_flip"
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"plain": True}, {"image_column": "image"}, {"label_column": "labels"}])
@@ -42,7 +44,7 @@ def test_parquet_layouts(names: tuple[str, str], options: dict, tmp_path: Path) 
     write_parquet(tmp_path / "a" / names[0], pictures(6), alternating(6), **options)
     write_parquet(tmp_path / "a" / names[1], pictures(2, 50), [0, 1], **options)
     data = loaded("a", tmp_path)
-    assert len(data.train.labels) == 6 and len(data.test.labels) == 2 and data.class_names == ("0", "1")
+    assert len(data.train.labels) == 6 and len(data.test.labels) == 2 and data.info.class_names == ("0", "1")
 
 
 def test_shards_are_joined_in_order_and_test_is_preferred_to_validation(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_one_parquet_file_is_split_by_the_same_rule_everywhere(name: str, tmp_pa
     assert np.bincount(data.test.labels).tolist() == [2, 2] and np.bincount(data.train.labels).tolist() == [8, 8]
     images = {image.tobytes() for part in (data.train, data.test) for image in part.images}
     assert len(images) == 20
-    assert loaded(tmp_path / name).fingerprint == data.fingerprint
+    assert loaded(tmp_path / name).info.fingerprint == data.info.fingerprint
 
 
 def test_names_become_class_indices(tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_names_become_class_indices(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a/train.parquet", pictures(6), pa.array(labels).dictionary_encode())
     write_parquet(tmp_path / "a/test.parquet", pictures(2), ["dog", "ant"])
     data = loaded("a", tmp_path)
-    assert data.class_names == ("ant", "cat", "dog")
+    assert data.info.class_names == ("ant", "cat", "dog")
     assert data.train.labels.tolist() == [2, 1, 1, 2, 0, 0] and data.test.labels.tolist() == [2, 0]
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cvit.theorem.counts import half_width, heads_needed
 from cvit.theorem.kernel import offsets
-from cvit.theorem.layer import PatchAttention, convolution_as_attention, dense_kernel, why_not
+from cvit.theorem.layer import PatchAttention, convolution_as_attention, dense_kernel, reason_not_convertible
 from tests.support.convolutions import convolved, randn, random_conv, relative_error
 
 # Counts
@@ -72,7 +72,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, int, tuple[int, int]]:
 @given(convolutions())
 def test_attention_computes_the_convolution(drawn: tuple[nn.Conv2d, int, tuple[int, int]]) -> None:
     conv, patch_size, (rows, columns) = drawn
-    assert why_not(conv) is None
+    assert reason_not_convertible(conv) is None
     layer = convolution_as_attention(conv, patch_size)
     size = max(d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
     assert layer.num_heads == heads_needed(size, patch_size)
@@ -148,7 +148,7 @@ def test_the_dense_kernel_convolves_as_the_sparse_one() -> None:
 
 def test_the_attention_is_exactly_one_hot() -> None:
     layer = convolution_as_attention(random_conv(1, 1, 3), 2)
-    attention = layer.position_bias(3, 4).softmax(dim=-1)
+    attention = layer.position_bias((3, 4)).softmax(dim=-1)
     assert attention.shape == (9, 12, 13)
     assert set(attention.unique().tolist()) == {0.0, 1.0}
     for head, (dy, dx) in enumerate(offsets(3, 2)):
@@ -200,7 +200,7 @@ def test_content_changes_nothing_until_queries_and_keys_do() -> None:
 @torch.no_grad()
 def test_content_gives_each_image_its_own_attention() -> None:
     """With queries and keys the layer is no longer linear: the logits, by hand, of one head on two patches."""
-    layer = PatchAttention(1, 1, 1, num_heads=1, head_dim=1, half_width=0, bias=False, content=True).double()
+    layer = PatchAttention(1, 1, (1, 1), num_heads=1, head_dim=1, half_widths=(0, 0), bias=False, content=True).double()
     assert layer.query is not None and layer.key is not None
     for parameter, value in ((layer.query, 2.0), (layer.key, 3.0), (layer.value, 1.0), (layer.output, 1.0)):
         parameter.weight.fill_(value)
@@ -213,7 +213,7 @@ def test_content_gives_each_image_its_own_attention() -> None:
 
 
 def test_a_layer_of_its_own_starts_without_bias_and_learns() -> None:
-    layer = PatchAttention(2, 3, 2, num_heads=4, head_dim=5, half_width=1, content=True)
+    layer = PatchAttention(2, 3, (2, 2), num_heads=4, head_dim=5, half_widths=(1, 1), content=True)
     assert {name: tuple(value.shape) for name, value in layer.state_dict().items()} == {
         "bias": (3,),
         "relative_bias": (4, 11),
@@ -337,14 +337,14 @@ def patched() -> nn.Conv2d:
     ],
 )
 def test_why_a_convolution_cannot_be_replaced(conv: nn.Conv2d, reason: str) -> None:
-    assert why_not(conv) == reason
+    assert reason_not_convertible(conv) == reason
     with pytest.raises(ValueError, match=r"^this convolution cannot be replaced by attention: ") as caught:
         convolution_as_attention(conv, 2)
     assert str(caught.value).endswith(reason)
 
 
 def test_subclasses_that_convolve_as_any_other() -> None:
-    assert why_not(OwnName(2, 2, 3, padding=1)) is None
+    assert reason_not_convertible(OwnName(2, 2, 3, padding=1)) is None
     conv = nn.Conv2d(2, 2, 3, padding=1, dtype=torch.float64)
     nn.utils.parametrizations.weight_norm(conv)
     images = randn(1, 2, 4, 4)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cvit.config import ConvolutionForm, ModelConfig
 from cvit.geometry import nearest_offsets
-from cvit.init.transfer import factorize, logit_error, look_at, transfer
+from cvit.init.transfer import factorize, logit_error, point_heads_at, transfer
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FullConvolution
 from cvit.models.vit import VisionTransformer
@@ -126,7 +126,7 @@ def test_the_attention_layer_equals_conv2d_borders_included() -> None:
     transfer(twin, model, sharpness=80.0)
     source, layer = mixing(twin), mixing(model)
     kernel = torch.zeros(12, 12, 3, 3, dtype=torch.float64)
-    for head, (dy, dx) in enumerate(nearest_offsets(9)):
+    for head, (dy, dx) in enumerate(nearest_offsets(9, (4, 4))):
         part = slice(5 * head, 5 * (head + 1))
         kernel[:, :, 1 + dy, 1 + dx] = source.output.weight[:, part] @ source.value.weight[part]
     grid = torch.randn(2, 12, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -160,9 +160,9 @@ def random_kernel(offsets: int = 9, dim: int = 8, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("head_dim", [1, 3, 7, 8, 11])
 def test_the_error_of_the_rank_is_eckart_youngs(head_dim: int) -> None:
     weight = random_kernel()
-    value, output, offsets, error = factorize(weight, nearest_offsets(9), 9, head_dim)
+    value, output, offsets, error = factorize(weight, nearest_offsets(9, (4, 4)), 9, head_dim)
     assert value.shape == (9, head_dim, 8) and output.shape == (9, 8, head_dim)
-    assert offsets == nearest_offsets(9)
+    assert offsets == nearest_offsets(9, (4, 4))
     singular = np.stack([np.linalg.svd(matrix, compute_uv=False) for matrix in weight.numpy()])
     expected = np.sqrt(np.sum(singular[:, head_dim:] ** 2) / np.sum(singular**2))
     actual = float((output @ value - weight).norm() / weight.norm())
@@ -173,14 +173,14 @@ def test_the_error_of_the_rank_is_eckart_youngs(head_dim: int) -> None:
 
 def test_the_error_falls_with_the_width_of_the_heads() -> None:
     weight = random_kernel()
-    errors = [factorize(weight, nearest_offsets(9), 9, head_dim)[3] for head_dim in range(1, 9)]
+    errors = [factorize(weight, nearest_offsets(9, (4, 4)), 9, head_dim)[3] for head_dim in range(1, 9)]
     assert all(wider < narrower for narrower, wider in pairwise(errors))
     assert errors[0] < 1 and errors[-1] < 1e-7
 
 
 def test_the_error_that_the_transfer_reports_is_the_largest_over_the_blocks() -> None:
     twin, model = pair("full", head_dim=4)
-    parts = [factorize(mixing(twin, i).weight.detach(), nearest_offsets(9), 9, 4) for i in range(2)]
+    parts = [factorize(mixing(twin, i).weight.detach(), nearest_offsets(9, (4, 4)), 9, 4) for i in range(2)]
     errors = [error for *_, error in parts]
     assert errors[0] != errors[1]
     assert transfer(twin, model, sharpness=80.0) == max(errors)
@@ -197,9 +197,9 @@ def test_fewer_heads_keep_the_offsets_of_most_energy(num_heads: int) -> None:
     size = torch.tensor([1.0, 5, 3, 9, 2, 8, 4, 7, 6], dtype=torch.float64)
     weight = random_kernel()
     weight *= (size / weight.flatten(1).norm(dim=1))[:, None, None]
-    value, output, offsets, error = factorize(weight, nearest_offsets(9), num_heads, 8)
+    value, output, offsets, error = factorize(weight, nearest_offsets(9, (4, 4)), num_heads, 8)
     kept = sorted(sorted(range(9), key=lambda i: -size[i])[:num_heads])
-    assert offsets == tuple(nearest_offsets(9)[i] for i in kept)
+    assert offsets == tuple(nearest_offsets(9, (4, 4))[i] for i in kept)
     torch.testing.assert_close(output @ value, weight[kept], rtol=0, atol=1e-12)
     lost = sum(float(size[i]) ** 2 for i in range(9) if i not in kept)
     assert error == pytest.approx((lost / float(size.square().sum())) ** 0.5)
@@ -209,7 +209,7 @@ def test_fewer_heads_look_where_the_full_twin_had_most_energy() -> None:
     twin, model = pair("full", num_heads=2, head_dim=12, depth=1)
     weight = mixing(twin).weight
     with torch.no_grad():  # energy at (0, 1) and (1, -1) alone: two heads suffice
-        for i, offset in enumerate(nearest_offsets(9)):
+        for i, offset in enumerate(nearest_offsets(9, (4, 4))):
             if offset not in ((0, 1), (1, -1)):
                 weight[i] = 0.0
     assert transfer(twin, model, sharpness=80.0) < 1e-7
@@ -220,18 +220,18 @@ def test_fewer_heads_look_where_the_full_twin_had_most_energy() -> None:
 def test_in_float32_the_reported_error_is_the_actual_one() -> None:
     for seed in range(8):
         weight = random_kernel(dim=16, seed=seed).float()
-        value, output, _, error = factorize(weight, nearest_offsets(9), 9, 16)
+        value, output, _, error = factorize(weight, nearest_offsets(9, (4, 4)), 9, 16)
         assert float((output @ value - weight).norm() / weight.norm()) < 1e-5
         assert error < 1e-5
 
 
 def test_a_kernel_of_zeros_has_no_error() -> None:
-    assert factorize(torch.zeros(9, 4, 4), nearest_offsets(9), 4, 2)[3] == 0.0
+    assert factorize(torch.zeros(9, 4, 4), nearest_offsets(9, (4, 4)), 4, 2)[3] == 0.0
 
 
 def test_the_full_twins_of_few_heads_have_nine_offsets() -> None:
-    assert FullConvolution(4, 2, 3).offsets == nearest_offsets(9)
-    assert FullConvolution(4, 12, 3).offsets == nearest_offsets(12)
+    assert FullConvolution(4, 2, (3, 3)).offsets == nearest_offsets(9, (3, 3))
+    assert FullConvolution(4, 12, (3, 3)).offsets == nearest_offsets(12, (3, 3))
 
 
 # Sharpness
@@ -241,13 +241,13 @@ def test_the_full_twins_of_few_heads_have_nine_offsets() -> None:
 def test_the_attention_weights_are_those_of_the_sharpness(sharpness: float) -> None:
     """+s on the target, 0 on the zero slot, −s elsewhere: e^s, 1 and e^−s before they are normalised."""
     side, offset = 3, (0, 1)
-    layer = RelativeAttention(embed_dim=9, num_heads=1, head_dim=9, grid_size=side).double()
+    layer = RelativeAttention(embed_dim=9, num_heads=1, head_dim=9, grid=(side, side)).double()
     with torch.no_grad():
         layer.key.weight.zero_()
         layer.value.weight.copy_(torch.eye(9))
         layer.output.weight.copy_(torch.eye(9))
         layer.output.bias.zero_()
-    look_at(layer, (offset,), sharpness)
+    point_heads_at(layer, (offset,), sharpness)
     weights = layer(torch.eye(9, dtype=torch.float64)[None])[0]  # with one-hot tokens: the attention matrix
     for i in range(9):
         target = i + 1 if i % side < side - 1 else None
@@ -268,10 +268,10 @@ def test_leakage_shrinks_with_the_sharpness(num_heads: int) -> None:
 
 
 def test_an_offset_beyond_the_grid_leaves_the_zero_slot() -> None:
-    layer = RelativeAttention(embed_dim=4, num_heads=2, head_dim=4, grid_size=2).double()
+    layer = RelativeAttention(embed_dim=4, num_heads=2, head_dim=4, grid=(2, 2)).double()
     with torch.no_grad():
         layer.key.weight.zero_()
-        look_at(layer, ((0, 0), (2, 0)), 80.0)
+        point_heads_at(layer, ((0, 0), (2, 0)), 80.0)
         layer.output.weight[:, :4] = 0.0  # the second head alone
         mixed = layer(torch.randn(1, 4, 4, dtype=torch.float64))
     torch.testing.assert_close(mixed, layer.output.bias.expand(1, 4, 4), rtol=0, atol=1e-12)

@@ -1,11 +1,18 @@
-"""What the tests of the theorem share: random convolutions, and linear layers as matrices."""
+"""What the tests of the theorem share: random convolutions on any number of axes, and linear layers as matrices."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cvit.theorem.layer import Convolution
+
+Conv = TypeVar("Conv", bound=nn.Module)
+KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -13,28 +20,38 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def random_conv(*args: Any, seed: int = 0, padding: Any = "same", **options: Any) -> nn.Conv2d:
-    conv = nn.Conv2d(*args, padding=padding, dtype=torch.float64, **options)
+    return _drawn(nn.Conv2d(*args, padding=padding, dtype=torch.float64, **options), seed)
+
+
+def random_conv_on(kernel: tuple[int, ...], channels: tuple[int, int], seed: int = 0, **options: Any) -> Convolution:
+    """A convolution on as many axes as its kernel has."""
+    conv = KINDS[len(kernel)](*channels, kernel, padding="same", dtype=torch.float64, **options)
+    return _drawn(conv, seed)
+
+
+def _drawn(conv: Conv, seed: int) -> Conv:
     with torch.no_grad():
         for i, parameter in enumerate(conv.parameters()):
             parameter.copy_(randn(*parameter.shape, seed=seed + i))
     return conv
 
 
-def convolved(conv: nn.Conv2d, images: Tensor) -> Tensor:
+def convolved(conv: Convolution, images: Tensor) -> Tensor:
     """conv(images) by an explicit zero padding: ⌊(size − 1)/2⌋ pixels before and the rest after."""
     sides = []
-    for axis in (1, 0):  # F.pad begins with the last dimension
-        total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-        sides += [total // 2, total - total // 2]
-    return F.conv2d(F.pad(images, sides), conv.weight, conv.bias, dilation=conv.dilation, groups=conv.groups)
+    for size, dilation in zip(reversed(conv.kernel_size), reversed(conv.dilation), strict=True):
+        total = dilation * (size - 1)
+        sides += [total // 2, total - total // 2]  # F.pad begins with the last dimension
+    function = FUNCTIONS[len(conv.kernel_size)]
+    return function(F.pad(images, sides), conv.weight, conv.bias, dilation=conv.dilation, groups=conv.groups)
 
 
-def operator(layer: Callable[[Tensor], Tensor], channels: int, height: int, width: int) -> Tensor:
-    """(D_out, height, width, channels, height, width): what a linear layer makes of every unit image."""
-    unit = torch.eye(channels * height * width, dtype=torch.float64).unflatten(1, (channels, height, width))
+def operator(layer: Callable[[Tensor], Tensor], channels: int, *shape: int) -> Tensor:
+    """(D_out, *shape, channels, *shape): what a linear layer makes of every unit image."""
+    unit = torch.eye(channels * math.prod(shape), dtype=torch.float64).unflatten(1, (channels, *shape))
     with torch.no_grad():
         images = layer(unit)
-    return images.permute(1, 2, 3, 0).unflatten(3, (channels, height, width))
+    return images.movedim(0, -1).unflatten(-1, (channels, *shape))
 
 
 def relative_error(layer: nn.Module, images: Tensor, expected: Tensor) -> float:

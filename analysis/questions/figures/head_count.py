@@ -17,7 +17,7 @@ from analysis.display.figure_style import (
 from analysis.display.wording import value_text
 from analysis.statistics.studies import Study
 from analysis.store.axes import INNER_DIM, NUM_HEADS
-from cvit.config import THREE_BY_THREE
+from cvit.config import OFFSETS_OF_3X3
 
 
 def draw(studies: Sequence[Study]) -> Figure:
@@ -34,8 +34,8 @@ def draw(studies: Sequence[Study]) -> Figure:
                 axes.set_xlabel("number of heads")
                 fixed_ticks(axes.xaxis, heads, str)
                 axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
-                if heads[0] <= THREE_BY_THREE <= heads[-1]:
-                    mark_heads(axes, THREE_BY_THREE, at_top=False)
+                if heads[0] <= OFFSETS_OF_3X3 <= heads[-1]:
+                    mark_heads(axes, OFFSETS_OF_3X3, at_top=False)
             for axes in panels[: len(widths)]:  # only now: the panels share the y axis
                 tidy(axes)
             for axes in panels[1:]:

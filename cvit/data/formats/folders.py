@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cvit.data.formats import Format, Place
 from cvit.data.images import DataError
 from cvit.data.stored import EncodedPart, Stored, hash_files
 from cvit.errors import one_line
@@ -17,7 +18,7 @@ _TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 @dataclass(frozen=True, eq=False)
 class FolderPart(EncodedPart):
-    """Image files."""
+    """Images in a file each."""
 
     files: tuple[Path, ...]
 
@@ -27,6 +28,15 @@ class FolderPart(EncodedPart):
 
     def name_of(self, index: int) -> str:
         return str(self.files[index])
+
+
+def open_image_folder(place: Place) -> Stored | None:
+    """Lists the images of a folder; None where there is no folder, or no class folder in it holds any.
+
+    Raises:
+        DataError: as `read_image_folder`.
+    """
+    return read_image_folder(place.path) if place.path is not None and place.path.is_dir() else None
 
 
 def read_image_folder(folder: Path) -> Stored | None:
@@ -80,3 +90,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+FORMAT = Format(open=open_image_folder, order=60, paths=("an image folder",), contents="class folders with images")

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cvit.data.formats import Format, Place
 from cvit.data.images import DataError
 from cvit.data.stored import EncodedPart, Labels, Stored, hash_files
 from cvit.errors import one_line
@@ -22,7 +23,12 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
 
 @dataclass(frozen=True, eq=False)
 class ParquetPart(EncodedPart):
-    """Rows of Parquet files. `ends`: for each file, the number of rows up to its end."""
+    """Images in rows of Parquet files.
+
+    Attributes:
+        ends: for each file, the number of rows up to its end.
+        column: path of the leaf column that holds the encoded images.
+    """
 
     files: tuple[Path, ...]
     ends: tuple[int, ...]
@@ -41,6 +47,18 @@ class ParquetPart(EncodedPart):
     def name_of(self, index: int) -> str:
         file = bisect.bisect_right(self.ends, index)
         return f"{self.files[file]} row {index - (self.ends[file - 1] if file else 0)}"
+
+
+def open_parquet(place: Place) -> Stored | None:
+    """Reads a Parquet file, or the Parquet files of a folder; None where there are none.
+
+    Raises:
+        DataError: as `parquet_files` and `read_parquet`.
+    """
+    if place.path is None:
+        return None
+    files = [place.path] if place.path.is_file() else parquet_files(place.path) if place.path.is_dir() else []
+    return read_parquet(files) if files else None
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -164,13 +182,13 @@ def _encode(
     if is_text == {True}:
         return _encode_names(names, parts)
     if class_names is None:
-        found = np.unique(parts[0])
-        if found[0] != 0 or found[-1] != len(found) - 1:
+        labels = np.unique(parts[0])
+        if labels[0] != 0 or labels[-1] != len(labels) - 1:
             raise DataError(
-                f"{names[0]} has {len(found)} different labels from {found[0]} to {found[-1]}; "
-                f"they must be 0..{len(found) - 1}"
+                f"{names[0]} has {len(labels)} different labels from {labels[0]} to {labels[-1]}; "
+                f"they must be 0..{len(labels) - 1}"
             )
-        class_names = tuple(map(str, found))
+        class_names = tuple(map(str, labels))
     for name, values in zip(names, parts, strict=True):
         outside = values[(values < 0) | (values >= len(class_names))]
         if len(outside):
@@ -206,3 +224,12 @@ def _encoded_column(path: Path, image: str) -> str:
     if not (pa.types.is_binary(leaf) or pa.types.is_large_binary(leaf)):
         raise DataError(f"{path} column {image} is {kind}; it must be binary, or a struct with binary bytes")
     return column
+
+
+FORMAT = Format(
+    open=open_parquet,
+    order=50,
+    suffix=".parquet",
+    paths=("a Parquet file", "a folder of Parquet files"),
+    contents="Parquet files",
+)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cvit.config import ModelConfig, TrainingConfig
 from cvit.data.datasets import Dataset
-from cvit.models.pack import Pack
+from cvit.models.pack import FusedModels
 from cvit.models.vit import VisionTransformer
 from cvit.storage import Storage
 from cvit.training.optimizer import AdamW, coefficients, decays
@@ -64,7 +64,7 @@ def test_each_phase_has_a_schedule_of_its_own(digits: Dataset, storage: Storage)
 def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: Any, mixing: set[str]) -> None:
     config = ModelConfig(patch_size=2, embed_dim=16, depth=1, position_encoding="relative+absolute")
     model = VisionTransformer(config, phase, form)
-    pack = Pack(model, 2, CPU)
+    pack = FusedModels(model, 2, CPU)
     start = dict(model.named_parameters())
     names = {name for name, parameter in start.items() if decays(name, parameter.shape)}
     assert names == {

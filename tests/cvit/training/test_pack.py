@@ -12,7 +12,7 @@ import cvit.training.pack as training_pack
 from cvit.config import InitSchemeName, TrainingConfig, TrialConfig, choices
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
-from cvit.models.pack import Pack
+from cvit.models.pack import FusedModels
 from cvit.results import Report, StageResult, load_result
 from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
@@ -107,7 +107,7 @@ def test_a_pack_computes_what_its_members_compute(scheme: InitSchemeName, form: 
     for model in members:
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
-    pack = Pack(blank_model(one), 3, CPU)
+    pack = FusedModels(blank_model(one), 3, CPU)
     for i, model in enumerate(members):
         pack.put(i, pack.matrix, dict(model.named_parameters()))
     pack.model.double()
@@ -125,7 +125,7 @@ def test_a_pack_computes_what_its_members_compute(scheme: InitSchemeName, form: 
 def test_the_parameters_lie_in_the_matrix_and_come_back_from_it() -> None:
     one = stage(head_dim=5, embed_dim=7)  # sizes that are no multiples of four
     models = [initial_model(stage(head_dim=5, embed_dim=7, seed=seed), None)[0] for seed in range(2)]
-    pack = Pack(blank_model(one), 2, CPU)
+    pack = FusedModels(blank_model(one), 2, CPU)
     for i, model in enumerate(models):
         pack.put(i, pack.matrix, model.state_dict())
     for taken, model in zip(pack.taken(pack.matrix), models, strict=True):
@@ -151,7 +151,7 @@ def test_every_member_takes_the_steps_of_torchs_adamw() -> None:
     rates = [[1e-3, 3e-2, 1e-1], [2e-3, 1e-2, 5e-2], [5e-3, 0.0, 1e-2], [1e-3, 1e-3, 1e-3]]
     one = stage(position_encoding="relative+absolute")
     models = [initial_model(stage(position_encoding="relative+absolute", seed=seed), None)[0] for seed in range(3)]
-    pack = Pack(blank_model(one), 3, CPU)
+    pack = FusedModels(blank_model(one), 3, CPU)
     optimizers = []
     for i, (model, config) in enumerate(zip(models, configs, strict=True)):
         pack.put(i, pack.matrix, model.state_dict())
@@ -182,7 +182,7 @@ def test_every_member_takes_the_steps_of_torchs_adamw() -> None:
 
 
 def test_a_member_that_does_not_move_keeps_weights_and_moments_whatever_its_gradient() -> None:
-    pack = Pack(blank_model(stage()), 2, CPU)
+    pack = FusedModels(blank_model(stage()), 2, CPU)
     nn.init.normal_(pack.matrix)
     ours = AdamW(pack, [TrainingConfig()] * 2)
     factors = torch.tensor(coefficients([0.1, 0.1], [TrainingConfig()] * 2, 0))

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from cvit.theorem.layer import PatchAttention, convolution_as_attention, why_not
+from cvit.geometry import Grid, by_axis
+from cvit.theorem.layer import (
+    CONVOLUTIONS,
+    Convolution,
+    PatchAttention,
+    convolution_as_attention,
+    reason_not_convertible,
+)
 
-Sizes = set[tuple[int, int]]
-"""(height, width) in pixels of the images that a convolution has met."""
+Sizes = set[Grid]
+"""Pixels along each axis of the images that a convolution has met."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
 
     Args:
         example: an input of the network, of the size it will be used with; it goes through the copy once, in eval mode.
+        patch_size: in pixels, along every axis.
 
     Raises:
         ValueError: the patch size is below 1.
@@ -46,18 +54,16 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
     convolutions = {
         name: module for name, module in network.named_modules(remove_duplicate=False) if isinstance(module, _ConvNd)
     }
-    sizes = _image_sizes(network, {conv for conv in convolutions.values() if isinstance(conv, nn.Conv2d)}, example)
+    sizes = _image_sizes(network, {conv for conv in convolutions.values() if isinstance(conv, CONVOLUTIONS)}, example)
     replacements: dict[nn.Module, PatchAttention] = {}
     replaced: dict[str, int] = {}
     kept: dict[str, str] = {}
     for name, conv in convolutions.items():
-        if not isinstance(conv, nn.Conv2d):
-            kept[name] = f"{type(conv).__name__} is not a Conv2d"
-            continue
-        reason = why_not(conv) or _why_not_there(sizes[conv], patch_size)
+        reason = reason_not_convertible(conv) or _reason_not_convertible_there(sizes[conv], patch_size)
         if reason is not None:
             kept[name] = reason
             continue
+        assert isinstance(conv, CONVOLUTIONS)
         if conv not in replacements:  # in eval mode, in which a parametrised weight stays as it is
             replacements[conv] = convolution_as_attention(conv, patch_size).train(training[conv])
         replaced[name] = replacements[conv].num_heads
@@ -71,13 +77,13 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
 
 
 @torch.no_grad()
-def _image_sizes(network: nn.Module, convolutions: set[nn.Conv2d], example: Tensor) -> dict[nn.Module, Sizes]:
+def _image_sizes(network: nn.Module, convolutions: set[Convolution], example: Tensor) -> dict[nn.Module, Sizes]:
     """The sizes that come out of each convolution; where it has padding "same", they are those that go in."""
     sizes: dict[nn.Module, Sizes] = {conv: set() for conv in convolutions}
 
     def record(conv: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        height, width = output.shape[-2:]
-        sizes[conv].add((height, width))
+        assert isinstance(conv, CONVOLUTIONS)
+        sizes[conv].add(tuple(output.shape[-len(conv.kernel_size) :]))
 
     hooks = [conv.register_forward_hook(record) for conv in convolutions]
     network(example)
@@ -86,10 +92,10 @@ def _image_sizes(network: nn.Module, convolutions: set[nn.Conv2d], example: Tens
     return sizes
 
 
-def _why_not_there(sizes: Sizes, patch_size: int) -> str | None:
+def _reason_not_convertible_there(sizes: Sizes, patch_size: int) -> str | None:
     if not sizes:
         return "not called on the example, so the size of its images is unknown"
-    for height, width in sorted(sizes):
-        if height % patch_size or width % patch_size:
-            return f"patch size {patch_size} does not divide its images of {height}x{width} pixels"
+    for size in sorted(sizes):
+        if any(pixels % patch_size for pixels in size):
+            return f"patch size {patch_size} does not divide its images of {by_axis(size)} pixels"
     return None
