@@ -1,4 +1,4 @@
-"""Looks at what a user named before anything is opened, imported or started."""
+"""Checks URIs, addresses and devices before anything is opened, imported or started."""
 
 import socket
 from urllib.parse import urlparse
@@ -11,16 +11,16 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Looks at a tracking URI without opening it.
+    """Checks a tracking URI without opening it.
 
     Raises:
-        ConfigError: no tracking backend could use it.
+        ConfigError: no tracking backend can use it.
     """
     backend_for(uri)
 
 
 def check_reachable(uri: str) -> None:
-    """Raises ConfigError where nothing listens at a tracking server's address."""
+    """Raises ConfigError if nothing listens at a tracking server's address."""
     server = urlparse(uri)
     if server.scheme not in ("http", "https"):
         return
@@ -32,10 +32,10 @@ def check_reachable(uri: str) -> None:
 
 
 def check_address(address: str | None) -> None:
-    """Raises ConfigError where nothing listens at a cluster's address; Ray itself would look for it for minutes."""
+    """Raises ConfigError if nothing listens at a cluster's address; Ray itself would try for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon:
-        return  # none, or a word that Ray knows, such as auto
+        return  # no address, or a word that Ray knows, such as auto
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
@@ -43,10 +43,10 @@ def check_address(address: str | None) -> None:
 
 
 def check_request(request: Request) -> None:
-    """Looks at what every sweep of a script has in common.
+    """Checks the part of a request that all sweeps of a script have in common.
 
     Raises:
-        ConfigError: the sweeps could not be run so.
+        ConfigError: the sweeps cannot be run like this.
     """
     check_tracking_uri(request.tracking_uri)
     check_address(request.address)
@@ -56,9 +56,9 @@ def check_request(request: Request) -> None:
 
 
 def check_device(device: str, address: str | None) -> None:
-    """Raises ConfigError where a GPU of this machine is asked for and there is none."""
+    """Raises ConfigError if a GPU of this machine is asked for and there is none."""
     if device == "cuda" and address in (None, IN_PROCESS):
-        import torch  # seconds, which nobody else has to wait for here
+        import torch  # takes seconds, which other requests are spared
 
         if not torch.cuda.is_available():
             raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
