@@ -33,19 +33,19 @@ _LINE_HEIGHT = 0.15
 _LOG_X_FROM = 10.0
 _LOG_Y_FROM = 100.0
 _MOST_TICKS = 8
-"""Above this number of values, an axis has round numbers as its ticks rather than the values."""
+"""An axis with more values than this has ticks at round numbers instead of at the values."""
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first, the means of the metric with their 95 % t-intervals, arranged by `arrangement`."""
-    shown = [(study, arrangement(study)) for study in studies[:STUDIES_SHOWN]]
-    places_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in shown]
+    """Draws each study, most recent first: means of the metric with 95 % t-intervals, arranged by `arrangement`."""
+    recent = [(study, arrangement(study)) for study in studies[:STUDIES_SHOWN]]
+    places_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in recent]
     columns = min(_PANELS_PER_ROW, max(map(len, places_of)))
     rows = [math.ceil(len(places) / columns) for places in places_of]
-    title_lines = 1 + max(len(arranged.panels) for _, arranged in shown)
+    title_lines = 1 + max(len(arranged.panels) for _, arranged in recent)
     with new_figure((_PANEL_HEIGHT + _LINE_HEIGHT * title_lines) * sum(rows) + 0.3) as figure:
         grid = figure.subplots(sum(rows), columns, squeeze=False, sharey=True)
-        for i, ((study, arranged), places) in enumerate(zip(shown, places_of, strict=True)):
+        for i, ((study, arranged), places) in enumerate(zip(recent, places_of, strict=True)):
             panels = grid[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
             for axes, place in zip(panels, places, strict=False):
                 title = [label(axis, value, study.head_dim) for axis, value in place.items()]
@@ -55,7 +55,7 @@ def draw(studies: Sequence[Study]) -> Figure:
                 axes.set_axis_off()
         for row in grid:
             row[0].set_ylabel(metric_text(studies[0].metric) + (" (%)" if is_accuracy(studies[0].metric) else ""))
-        _scale_y(grid.flat, [study for study, _ in shown])
+        _scale_y(grid.flat, [study for study, _ in recent])
         legend_below(figure, grid.flat)
     return figure
 
@@ -74,7 +74,7 @@ def _draw_panel(axes: Axes, study: Study, arranged: Arrangement, place: Mapping[
 
 
 def _scale_y(panels: Iterable[Axes], studies: Sequence[Study]) -> None:
-    """Only when all is drawn: the panels share the y axis."""
+    """Scales the y axis. It is called when all panels are drawn, because they share this axis."""
     means = [cell.estimate.mean for study in studies for cell in study.means if cell.estimate.n]
     for axes in panels:
         if is_accuracy(studies[0].metric):
@@ -91,7 +91,7 @@ def _draw_line(axes: Axes, x: Sequence[float], cells: Sequence[Summary], scale: 
 
 
 def _style(arranged: Arrangement, number: int, value: Any) -> dict[str, Any]:
-    """The look of a line: a scheme's own, else by its number."""
+    """The look of a line: by its init scheme, else by its number."""
     if arranged.lines == SCHEME:
         return line_style(value, **({} if value == "-" else {"label": scheme_text(value)}))
     colours, markers = list(COLOURS.values()), list(MARKERS.values())

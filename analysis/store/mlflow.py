@@ -1,4 +1,4 @@
-"""Reads an MLflow store into frames, the same that the journal of its sweeps gives. Only this module knows MLflow."""
+"""Reads an MLflow store into frames, the same as from the journals of its sweeps. Only this module knows MLflow."""
 
 import contextlib
 import itertools
@@ -21,10 +21,10 @@ from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import redacted
 
 RUNS_PER_PAGE = 1000
-"""Runs asked of MLflow at once."""
+"""The number of runs in one request to MLflow."""
 
 HISTORIES_AT_ONCE = 8
-"""Metric histories asked of a server at the same time: it is waited for, not worked for."""
+"""The number of metric histories requested from a server at the same time: most of the time is waiting."""
 
 History = list[tuple[int, float]]
 """Steps and values, ascending by step."""
@@ -34,7 +34,7 @@ def load_mlflow(uri: str, curves_of: CurvesOf = no_curves) -> Frames:
     """Reads all studies of an MLflow store; a local store that does not exist is not created.
 
     Raises:
-        LoadError: the store does not exist, cannot be read, or has no study in it.
+        LoadError: the store does not exist, cannot be read, or has no study.
     """
     _require_existing_store(uri)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -61,7 +61,7 @@ def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
     for run in _runs(client, list(experiments), names.ROLE_STUDY):
         sweep = experiments[run.info.experiment_id]
         raw.add_study(sweep, _study_record(sweep, run))
-    # Should a trial have two runs, the first that has ended counts.
+    # If a trial has two runs, the first that has ended counts.
     runs = sorted(
         _runs(client, list(experiments), names.ROLE_TRIAL), key=lambda run: names.TAG_STATUS not in run.data.tags
     )
@@ -95,7 +95,7 @@ def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
 
 
 def _runs(client: Any, experiment_ids: list[str], role: str) -> Iterator[Any]:
-    """The runs of studies or of trials, in the order in which they were started."""
+    """The runs of studies or of trials, in the order of their starts."""
     if not experiment_ids:
         return iter(())
     filter_string = f"tags.`{names.TAG_ROLE}` = '{role}'"
@@ -125,7 +125,7 @@ def _study_record(sweep: str, run: Any) -> StudyRecord:
 
 
 def _histories_of_server(client: Any, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
-    """A history per (trial key, run id, metric)."""
+    """The histories of the wanted (trial key, run id, metric), from a server."""
 
     def history(run_id: str, metric: str) -> History:
         points = client.get_metric_history(run_id, metric)
@@ -136,7 +136,7 @@ def _histories_of_server(client: Any, wanted: Sequence[tuple[str, str, str]]) ->
 
 
 def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
-    """The same histories in one query per metric: through the client, each of a thousand would cost a query."""
+    """The histories from SQLite, with one query per metric; the client would need a query per run and metric."""
     by_place: dict[tuple[str, str], History] = {(run_id, metric): [] for _, run_id, metric in wanted}
     with contextlib.closing(_open_sqlite(path)) as connection:
         for metric in {metric for _, _, metric in wanted}:
@@ -158,24 +158,25 @@ def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def _require_existing_store(uri: str) -> None:
-    """Refuses a local store that does not exist: MLflow would create it, and fill a database that is not its own."""
-    shown = f"MLflow store {redacted(uri)}"
+    """Raises LoadError for a local store that does not exist, because MLflow would create it, or add its tables to a
+    database of another kind."""
+    store = f"MLflow store {redacted(uri)}"
     if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():
-            raise LoadError(f"{shown} does not exist: no file {str(path)!r}")
+            raise LoadError(f"{store} does not exist: no file {str(path)!r}")
         try:
             with contextlib.closing(_open_sqlite(path)) as connection:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
-            raise LoadError(f"{shown} cannot be read: {one_line(error)}") from error
+            raise LoadError(f"{store} cannot be read: {one_line(error)}") from error
         if not {"experiments", "runs", "metrics"} <= tables:
-            raise LoadError(f"{shown} is not an MLflow store: {str(path)!r} has none of its tables")
+            raise LoadError(f"{store} is not an MLflow store: {str(path)!r} has none of its tables")
     elif uri.startswith("file:") or "://" not in uri:
         path = Path(unquote(re.sub(r"^file:(//)?", "", uri)))
         if not any(path.glob("*/meta.yaml")):
-            raise LoadError(f"{shown} does not exist: no experiment in the folder {str(path)!r}")
+            raise LoadError(f"{store} does not exist: no experiment in the folder {str(path)!r}")
     elif urlparse(uri).scheme.partition("+")[0] not in names.TRACKING_SCHEMES:
-        raise LoadError(f"{shown} is not valid: it must begin with one of {', '.join(names.TRACKING_SCHEMES)}, or file")
+        raise LoadError(f"{store} is not valid: it must begin with one of {', '.join(names.TRACKING_SCHEMES)}, or file")
 
 
 def _sqlite_path(uri: str) -> Path | None:
@@ -188,6 +189,6 @@ def _open_sqlite(path: Path) -> sqlite3.Connection:
 
 
 def _joined(tags: Mapping[str, str], tag: str) -> str:
-    """The text of a tag that, being long, may go on in `tag.1`, `tag.2`, …"""
+    """The text of a tag, which continues in `tag.1`, `tag.2`, … if it is long."""
     further = itertools.takewhile(tags.__contains__, (f"{tag}.{number}" for number in itertools.count(1)))
     return "".join(tags[part] for part in (tag, *further))
