@@ -177,6 +177,6 @@ class _Lease:
 
 
 def _decoded(data: bytes) -> dict[str, Any]:
-    """The record in a lease file. A damaged file counts as a held lease: its changes still show that its driver lives."""
+    """The record in a lease file. A damaged file counts as a held lease: its changes still show a living driver."""
     records = decode_records(data)
     return records[0] if records else {"process": "", "holds": True, "seconds": 0.0, "removed": []}
