@@ -29,13 +29,13 @@ def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
     return ["", f"{title}:", "", *items] if items else []
 
 
-def settings_lines(study: Study, shown: Collection[str] = ()) -> list[str]:
+def settings_lines(study: Study, in_tables: Collection[str] = ()) -> list[str]:
     """A section's footer in Markdown: the settings of the schemes, and the command.
 
     Args:
-        shown: the parameters that the tables already show.
+        in_tables: the parameters that the tables already show.
     """
-    shared, differing = split_settings(study, shown)
+    shared, differing = split_settings(study, in_tables)
     lines = []
     if differing:
         rows = [
@@ -49,7 +49,7 @@ def settings_lines(study: Study, shown: Collection[str] = ()) -> list[str]:
     return [*lines, "Command:", "", *(f"    {line}" for line in study.command.splitlines() or ["unknown"])]
 
 
-def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def split_settings(study: Study, in_tables: Collection[str] = ()) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """The settings of a study without axes and seed: those that all trials share, then those that differ, by scheme.
 
     A setting that varies within a scheme is listed by the first axis that determines it, else by all axes. Without
@@ -59,7 +59,7 @@ def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str,
     differing: dict[str, dict[str, str]] = {}
     trials: Sequence[Mapping[str, Any]] = study.trials or [study.params]
     for name, parameter in parameters_of_task(study.task).items():
-        if name in (*study.axes, SCHEME, SEED, "dataset", *shown):
+        if name in (*study.axes, SCHEME, SEED, "dataset", *in_tables):
             continue
         if all(trial.get(name) in (None, parameter.unset, "") for trial in trials):
             continue  # not set: another setting, such as head_dim or learning_rate, applies

@@ -93,7 +93,7 @@ class Study:
         return (*map(sort_key, self.row_of(item)), self.schemes.index(item.axes[SCHEME]))
 
     def trials_at(self, place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The expected trials at a place on some of the axes, as far as they have started."""
+        """The expected trials at a place on some of the axes, without those that have not started."""
         return [
             result.trial
             for result in self.results

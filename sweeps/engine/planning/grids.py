@@ -22,7 +22,7 @@ def as_grids(cells: Iterable[Cell]) -> tuple[Grid, ...]:
         merged: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
         for grid in grids:
             others = tuple(values for name, values in grid.items() if name != axis)
-            known = merged.setdefault(others, grid | {axis: ()})
-            known[axis] = tuple(dict.fromkeys((*known[axis], *grid[axis])))
+            union = merged.setdefault(others, grid | {axis: ()})
+            union[axis] = tuple(dict.fromkeys((*union[axis], *grid[axis])))
         grids = list(merged.values())
     return tuple(grids)

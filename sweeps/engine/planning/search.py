@@ -80,8 +80,8 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
         study.add_trial(create_trial(params=params, distributions=distributions, value=value))
     parameters = task_named(progress.plan.study.task).parameters
     defaults = {name: parameters[name].default for name in search.space}
-    asked = [study.ask(distributions).params for _ in range(count)]
-    return [defaults | {name: _rounded(value, search.space[name]) for name, value in a.items()} for a in asked]
+    samples = [study.ask(distributions).params for _ in range(count)]
+    return [defaults | {name: _rounded(value, search.space[name]) for name, value in s.items()} for s in samples]
 
 
 def _rounded(value: float, within: Range) -> float:

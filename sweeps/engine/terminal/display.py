@@ -96,11 +96,11 @@ class Display:
         return ", ".join(parts)
 
     def _time_left(self) -> str:
-        done = sum(steps - self._first_steps.get(key, 0) for key, steps in list(self._steps.items()))
-        left = sum(stage.steps - self._steps.get(key, 0) for key, stage in self._todo.items())
-        if not done:
+        num_done = sum(steps - self._first_steps.get(key, 0) for key, steps in list(self._steps.items()))
+        num_left = sum(stage.steps - self._steps.get(key, 0) for key, stage in self._todo.items())
+        if not num_done:
             return "time left unknown"
-        return f"about {duration((time.monotonic() - self._started_at) / done * left)} left"
+        return f"about {duration((time.monotonic() - self._started_at) / num_done * num_left)} left"
 
     def _accuracies(self) -> str:
         return "; ".join(
