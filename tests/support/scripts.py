@@ -45,7 +45,7 @@ def sweeps_of(script: str) -> list[Sweep]:
 
 
 def sweep(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_code: int = 0) -> str:
-    """Runs a sweep to its end in this process, without Ray, and returns what it printed."""
+    """Runs a sweep to its end in this process and returns what it printed; without Ray unless it is told an address."""
     ended = call(folder, *options, script=script)
     assert ended.exit_code == exit_code, ended.output + ended.errors
     return ended.output
