@@ -13,14 +13,13 @@ from optuna.trial import create_trial
 from cvit.randomness import derived_seed
 from cvit.stages import depends_on
 from cvit.tasks import task_named
+from cvit.vocabulary import SEARCH_SEED
 from sweeps.engine.declaration import Range, Search
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.trials import Trial
 
 SCHEME = "init_scheme"
-SEARCH_SEED = 0
-"""The winners' seeds are those after it."""
 DIGITS = 3
 """Values are tried to so many significant digits: as good, and readable."""
 STARTUP_TRIALS = 4
