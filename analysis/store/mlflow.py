@@ -1,14 +1,14 @@
 """Reads an MLflow store into frames, the same that the journal of its sweeps gives. Only this module knows MLflow."""
 
 import contextlib
-import itertools
+import functools
 import json
 import logging
 import math
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from cvit import vocabulary as names
 from cvit.errors import one_line
 from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import redacted
-
-RUNS_PER_PAGE = 1000
-"""Runs asked of MLflow at once."""
+from cvit.tracking import all_pages, joined_tag
 
 HISTORIES_AT_ONCE = 8
 """Metric histories asked of a server at the same time: it is waited for, not worked for."""
@@ -54,10 +52,7 @@ def load_mlflow(uri: str, curves_of: CurvesOf = no_curves) -> Frames:
 
 def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
     raw = Raw(curves_of)
-    experiments = {
-        experiment.experiment_id: experiment.name
-        for experiment in _paged(lambda token: client.search_experiments(max_results=RUNS_PER_PAGE, page_token=token))
-    }
+    experiments = {each.experiment_id: each.name for each in all_pages(client.search_experiments)}
     for run in _runs(client, list(experiments), names.ROLE_STUDY):
         sweep = experiments[run.info.experiment_id]
         raw.add_study(sweep, _study_record(sweep, run))
@@ -99,15 +94,8 @@ def _runs(client: Any, experiment_ids: list[str], role: str) -> Iterator[Any]:
     if not experiment_ids:
         return iter(())
     filter_string = f"tags.`{names.TAG_ROLE}` = '{role}'"
-    return _paged(
-        lambda token: client.search_runs(
-            experiment_ids,
-            filter_string,
-            max_results=RUNS_PER_PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-    )
+    order = ["attributes.start_time ASC"]
+    return all_pages(functools.partial(client.search_runs, experiment_ids, filter_string, order_by=order))
 
 
 def _study_record(sweep: str, run: Any) -> StudyRecord:
@@ -119,7 +107,7 @@ def _study_record(sweep: str, run: Any) -> StudyRecord:
         command=tags.get(names.TAG_COMMAND, ""),
         start_time_ms=run.info.start_time,
         params=run.data.params,
-        cells=json.loads(_joined(tags, names.TAG_GRID)),
+        cells=json.loads(joined_tag(names.TAG_GRID, tags)),
         tags=tags,
     )
 
@@ -145,16 +133,6 @@ def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> 
                 if (run_id, metric) in by_place:
                     by_place[run_id, metric].append((step, math.nan if is_nan else value))
     return [by_place[run_id, metric] for _, run_id, metric in wanted]
-
-
-def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _require_existing_store(uri: str) -> None:
@@ -185,9 +163,3 @@ def _sqlite_path(uri: str) -> Path | None:
 
 def _open_sqlite(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-
-
-def _joined(tags: Mapping[str, str], tag: str) -> str:
-    """The text of a tag that, being long, may go on in `tag.1`, `tag.2`, …"""
-    further = itertools.takewhile(tags.__contains__, (f"{tag}.{number}" for number in itertools.count(1)))
-    return "".join(tags[part] for part in (tag, *further))

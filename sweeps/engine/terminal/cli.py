@@ -13,6 +13,7 @@ from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.errors import one_line
 from cvit.tasks import task_named
+from cvit.tracking import chosen_uri
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 from sweeps.engine.declaration import Preset, Search, Sweep
 from sweeps.engine.planning.request import IN_PROCESS, Request
@@ -119,7 +120,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         download=not given.get("no_download", False),
         image_size=given.get("image_size"),
         storage=given.get("storage", "storage"),
-        tracking_uri=given.get("tracking_uri") or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI,
+        tracking_uri=chosen_uri(given.get("tracking_uri")),
         address=given.get("address") or _address_in_environment(),
         device=given.get("device", "auto"),
         max_pack=max_pack,
