@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.transfer import logit_error
-from cvit.results import Report, Reports, StageResult, load_result
+from cvit.results import Report, Reports, StageResult, last_value, load_result
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
@@ -128,7 +128,7 @@ def train_pack(
 def _train_together(
     stages: Sequence[TrainingStage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
 ) -> Iterator[Reports]:
-    remaining = [_restored_or_started(place, stage, data, storage, device) for place, stage in enumerate(stages)]
+    remaining = [_restored_or_started(place, stage, data, storage) for place, stage in enumerate(stages)]
     group: list[_Member] = []
     pack: TrainingPack | None = None
     saved_at, saving_s = time.monotonic(), 0.0
@@ -162,9 +162,7 @@ def _train_together(
             yield reports
 
 
-def _restored_or_started(
-    place: int, stage: TrainingStage, data: PackData, storage: Storage, device: torch.device
-) -> _Member:
+def _restored_or_started(place: int, stage: TrainingStage, data: PackData, storage: Storage) -> _Member:
     """A stage at its last whole checkpoint, or at its start."""
     saved = ckpt.load_checkpoint(storage, stage.key)
     if saved is not None:
@@ -275,7 +273,8 @@ def _result(member: _Member, test_accuracy: float, device: torch.device) -> Stag
     if diverged_step is None:
         name = CONVOLUTION_TEST_ACCURACY if stage.phase == CONVOLUTION else TEST_ACCURACY
         _record(progress, stage.last_step, {name: test_accuracy})
-        final_loss = next(value for metric, _, value, _ in reversed(progress.points) if metric == TRAIN_LOSS)
+        final_loss = last_value(progress.points, TRAIN_LOSS)
+        assert final_loss is not None
         if final_loss > DIVERGENCE_MARGIN * progress.initial_loss:
             diverged_step = stage.last_step
     return StageResult(

@@ -11,6 +11,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import create_trial
 
 from cvit.randomness import derived_seed
+from cvit.results import last_value
 from cvit.stages import depends_on
 from cvit.tasks import task_named
 from cvit.vocabulary import SEARCH_SEED
@@ -38,9 +39,9 @@ def next_plan(progress: Progress) -> Plan | None:
     assert plan.search is not None
     schemes = plan.study.cells[SCHEME]
     tried = {s: [t for t in plan.trials if t.cell[SCHEME] == s and t.cell["seed"] == SEARCH_SEED] for s in schemes}
-    left = plan.search.trials - len(tried[schemes[0]])
-    if left > 0:
-        count = min(left, plan.search.round_size)
+    trials_left = plan.search.trials - len(tried[schemes[0]])
+    if trials_left > 0:
+        count = min(trials_left, plan.search.round_size)
         return plan.extended(
             [
                 plan.make_trial({SCHEME: scheme, "seed": SEARCH_SEED, **settings})
@@ -62,9 +63,9 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
 
     A parameter that has no influence on the scheme keeps its default.
     """
-    own = {name: r for name, r in search.space.items() if depends_on(scheme, name)}
+    space = {name: r for name, r in search.space.items() if depends_on(scheme, name)}
     distributions: dict[str, BaseDistribution] = {
-        name: FloatDistribution(r.low, r.high, log=r.log) for name, r in own.items()
+        name: FloatDistribution(r.low, r.high, log=r.log) for name, r in space.items()
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = TPESampler(
@@ -74,7 +75,7 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in tried:
-        params = {name: trial.cell[name] for name in own}
+        params = {name: trial.cell[name] for name in space}
         value = validation_accuracy(progress, trial)
         study.add_trial(create_trial(params=params, distributions=distributions, value=value))
     parameters = task_named(progress.plan.study.task).parameters
@@ -95,4 +96,4 @@ def validation_accuracy(progress: Progress, trial: Trial) -> float:
     if result is None or result.diverged_step is not None:
         return 0.0
     metric = task_named(progress.plan.study.task).selection_metric
-    return next((value for name, _, value, _ in reversed(result.points) if name == metric), 0.0)
+    return 0.0 if metric is None else last_value(result.points, metric) or 0.0
