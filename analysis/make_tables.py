@@ -32,6 +32,7 @@ from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
 from cvit.tracking import chosen_uri
+from cvit.vocabulary import NO_TRACKING
 
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
@@ -106,7 +107,9 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
     """
     if storage is not None:
         return load_journal(Storage.open(storage), curves_of=curves_of)
-    return load_mlflow(chosen_uri(tracking_uri), curves_of)
+    if (uri := chosen_uri(tracking_uri)) == NO_TRACKING:
+        raise LoadError(f"tracking URI {uri!r}: there is no store to read; give --storage")
+    return load_mlflow(uri, curves_of)
 
 
 def main(arguments: list[str] | None = None) -> int:
