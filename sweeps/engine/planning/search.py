@@ -37,7 +37,7 @@ def next_plan(progress: Progress) -> Plan | None:
     """
     plan = progress.plan
     assert plan.search is not None
-    schemes = plan.study.cells[SCHEME]
+    schemes = plan.study.grid[SCHEME]
     tried = {s: [t for t in plan.trials if t.cell[SCHEME] == s and t.cell["seed"] == SEARCH_SEED] for s in schemes}
     trials_left = plan.search.trials - len(tried[schemes[0]])
     if trials_left > 0:
@@ -53,7 +53,7 @@ def next_plan(progress: Progress) -> Plan | None:
         return None
     ended = {s: [trial for trial in tried[s] if trial.key not in progress.pruned] or tried[s] for s in schemes}
     winners = [max(ended[scheme], key=lambda trial: validation_accuracy(progress, trial)) for scheme in schemes]
-    seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.cells["seed"]))
+    seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.grid["seed"]))
     fresh = [plan.make_trial({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
     return plan.extended(fresh)
 

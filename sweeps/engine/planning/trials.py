@@ -20,7 +20,7 @@ class Study:
 
     Attributes:
         params: the flat parameters that do not vary.
-        cells: the grid of this request.
+        grid: the values of every axis that this request asks for, the seed among them.
     """
 
     key: str
@@ -29,7 +29,7 @@ class Study:
     question: str
     command: str
     params: Mapping[str, Any]
-    cells: Grid
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def study_of(
         for scheme, settings in preset.scheme_settings.items()
     }
     shared |= request.given
-    cells = {**request.grid, "seed": tuple(range(request.seeds))}
+    grid = {**request.grid, "seed": tuple(range(request.seeds))}
     axes = (*request.grid, *(preset.search.space if preset.search else ()), "seed")
     # The data set's name is not part of its identity: the same files under another name are the same study. Nor are
     # neutral values: a study stays the same when the configuration gains a parameter.
@@ -88,5 +88,5 @@ def study_of(
         trial_key = short_hash([study_key, stages[-1].key, with_numbers(cell, parameters)], digits=16)
         return Trial(trial_key, cell, config.flat(), stages)
 
-    study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, cells)
+    study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, grid)
     return study, make_trial

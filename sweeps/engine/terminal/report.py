@@ -53,7 +53,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
-        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.cells.items()),
+        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.grid.items()),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -61,7 +61,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"  tracking  {request.tracking_uri}",
     ]
     if plan.search is not None:
-        s, fresh = plan.search, len(plan.study.cells["seed"])
+        s, fresh = plan.search, len(plan.study.grid["seed"])
         lines += [
             f"  search    {s.trials} trials per scheme in rounds of {s.round_size}, then each winner on {fresh} seeds"
         ]
@@ -91,8 +91,8 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
         f"on this machine's {workers.device.upper()}, evaluation not counted",
     ]
     if plan.search is not None:
-        per_scheme = len(plan.trials) / len(plan.study.cells["init_scheme"])
-        share = (plan.search.trials + len(plan.study.cells["seed"])) / per_scheme
+        per_scheme = len(plan.trials) / len(plan.study.grid["init_scheme"])
+        share = (plan.search.trials + len(plan.study.grid["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
     seconds = cost_of(plan.shared, limits, device).worker_seconds
     saved = f"{seconds:.1f} s" if seconds < SMALL_S else duration(seconds)
@@ -169,7 +169,7 @@ def _dropped(plan: Plan) -> list[str]:
     lines = []
     for reason, cells in by_reason.items():
         for grid in as_grids(cells):
-            partial = {axis: values for axis, values in grid.items() if set(values) != set(plan.study.cells[axis])}
+            partial = {axis: values for axis, values in grid.items() if set(values) != set(plan.study.grid[axis])}
             place = ", ".join(f"{axis} {' '.join(map(as_text, values))}" for axis, values in partial.items())
             lines.append(f"            {place or 'all'}: {reason}")
     return lines
