@@ -137,23 +137,25 @@ def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> 
 
 def _require_existing_store(uri: str) -> None:
     """Refuses a local store that does not exist: MLflow would create it, and fill a database that is not its own."""
-    shown = f"MLflow store {redacted(uri)}"
+    source = f"MLflow store {redacted(uri)}"
     if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():
-            raise LoadError(f"{shown} does not exist: no file {str(path)!r}")
+            raise LoadError(f"{source} does not exist: no file {str(path)!r}")
         try:
             with contextlib.closing(_open_sqlite(path)) as connection:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
-            raise LoadError(f"{shown} cannot be read: {one_line(error)}") from error
+            raise LoadError(f"{source} cannot be read: {one_line(error)}") from error
         if not {"experiments", "runs", "metrics"} <= tables:
-            raise LoadError(f"{shown} is not an MLflow store: {str(path)!r} has none of its tables")
+            raise LoadError(f"{source} is not an MLflow store: {str(path)!r} has none of its tables")
     elif uri.startswith("file:") or "://" not in uri:
         path = Path(unquote(re.sub(r"^file:(//)?", "", uri)))
         if not any(path.glob("*/meta.yaml")):
-            raise LoadError(f"{shown} does not exist: no experiment in the folder {str(path)!r}")
+            raise LoadError(f"{source} does not exist: no experiment in the folder {str(path)!r}")
     elif urlparse(uri).scheme.partition("+")[0] not in names.TRACKING_SCHEMES:
-        raise LoadError(f"{shown} is not valid: it must begin with one of {', '.join(names.TRACKING_SCHEMES)}, or file")
+        raise LoadError(
+            f"{source} is not valid: it must begin with one of {', '.join(names.TRACKING_SCHEMES)}, or file"
+        )
 
 
 def _sqlite_path(uri: str) -> Path | None:
