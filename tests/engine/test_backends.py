@@ -87,7 +87,7 @@ class JsonLines:
         self._sweep = sweep
 
     def existing(self, own):
-        return [ExistingRun(key, key, run["status"], run["tags"]) for key, run in self._runs().items()]
+        return [ExistingRun(key, key, r["status"], r["tags"], r["params"]) for key, r in self._runs().items()]
 
     def create(self, run):
         if run.key not in self._runs():
@@ -119,8 +119,9 @@ class JsonLines:
         for line in self._path.read_text().splitlines():
             change = json.loads(line)
             if change["sweep"] == self._sweep:
-                run = runs.setdefault(change["run"], {"status": "", "tags": {}, "points": []})
+                run = runs.setdefault(change["run"], {"status": "", "params": {}, "tags": {}, "points": []})
                 run["status"] = change.get("status", run["status"])
+                run["params"] |= change.get("params", {})
                 run["tags"] |= change.get("tags", {})
                 run["points"] += change.get("points", [])
         return runs

@@ -10,9 +10,10 @@ import pytest
 
 from cvit import vocabulary as v
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, to_json
-from cvit.storage import Storage, StorageError, encode_record
+from cvit.storage import Storage, StorageError, decode_records, encode_record
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.recording.journal import Journal
+from sweeps.head_count import HEAD_COUNT
 from tests.support.plans import SMALL, make_plan
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -269,6 +270,21 @@ def test_a_plan_recorded_on_top_of_the_version_before_adds_only_what_is_new(tmp_
     assert grown.study.key == plan.study.key
     journal.record_plan(grown.study, grown.trials, {})
     assert [record.type for record in journal.records[len(before) :]] == ["study"] + ["trial"] * 6
+
+
+def test_a_grid_that_the_version_before_wrote_with_numbers_for_auto_is_known(tmp_path: Path) -> None:
+    """Its journals hold `inner_dim` 0 where this version has None."""
+    plan = make_plan(tmp_path, "--preset", "smoke", sweep=HEAD_COUNT)
+    Journal(Storage.open(str(tmp_path)), "head_count").record_plan(plan.study, plan.trials, {})
+    (segment,) = (tmp_path / "journal/head_count").iterdir()
+    (study, *trials) = decode_records(segment.read_bytes())
+    assert study["cells"][0]["inner_dim"] == [None, 144]
+    study["cells"][0]["inner_dim"] = [0, 144]
+    segment.write_bytes(b"".join(map(encode_record, [study, *trials])))
+    journal = Journal(Storage.open(str(tmp_path)), "head_count")
+    before = journal.records
+    journal.record_plan(plan.study, plan.trials, {})
+    assert journal.records == before
 
 
 def test_a_record_of_a_type_of_a_later_version_is_passed_over(tmp_path: Path) -> None:

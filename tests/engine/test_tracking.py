@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
-from cvit.records import StudyRecord
+from cvit.records import StudyRecord, TrialRecord
 from sweeps.engine.terminal.preflight import check_tracking_uri
 from sweeps.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
 from sweeps.engine.tracking.tracker import Tracker
@@ -49,6 +50,22 @@ def test_every_measurement_arrives_once_however_often_it_is_copied(tmp_path: Pat
     assert {(r.data.tags[v.TAG_STATUS], r.data.tags[v.TAG_DEVICE], r.data.tags[v.TAG_NOTE]) for r in trials} == {
         (v.STATUS_OK, "cpu", "a note")
     }
+
+
+def test_runs_whose_parameters_the_version_before_wrote_otherwise_are_completed(tmp_path: Path, uri: str) -> None:
+    """It wrote 0 for `auto`, MLflow refuses to change a parameter, and here the journal was lost in between."""
+    plan = make_plan(tmp_path, *SMALL)
+    records = [
+        replace(record, params={**record.params, "inner_dim": 0}) if isinstance(record, TrialRecord) else record
+        for record in journal_of(tmp_path / "before", plan, 3, ended=False).records
+    ]
+    tracker = Tracker(uri, "numbers", keys(plan), records)
+    assert tracker.close("KILLED", timeout_s=60), tracker.error
+    copy(uri, "numbers", plan, journal_of(tmp_path / "after", plan, 5, ended=True))
+    trials = trial_runs(uri, "numbers")
+    assert len(trials) == 8 and {run.data.params["inner_dim"] for run in trials} == {"0"}
+    assert {run.info.status for run in trials} == {"FINISHED"}
+    assert all(history(uri, run) == expected(5) for run in trials)
 
 
 def test_runs_that_a_dead_driver_left_running_are_taken_up_or_ended(tmp_path: Path, uri: str) -> None:

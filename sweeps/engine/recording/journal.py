@@ -14,12 +14,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from cvit.config import Parameter, with_numbers
 from cvit.errors import one_line
 from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord, from_json, to_json
 from cvit.redaction import redacted
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, decode_records, encode_record
+from cvit.tasks import parameters_of_task
 from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED
 from sweeps.engine.planning.grids import as_grids
 from sweeps.engine.planning.trials import Study, Trial
@@ -109,9 +112,10 @@ class Journal:
     def record_plan(self, study: Study, trials: Iterable[Trial], tags: Mapping[str, str]) -> None:
         """Records a study, or that it has grown, and its trials."""
         trials = list(trials)
-        known = self._contents.cells.get(study.key, [])
+        parameters = parameters_of_task(study.task)
+        known = [_in_numbers(grid, parameters) for grid in self._contents.cells.get(study.key, [])]
         grids = [{a: list(values) for a, values in grid.items()} for grid in as_grids(trial.cell for trial in trials)]
-        cells = [grid for grid in grids if grid not in known]
+        cells = [grid for grid in grids if _in_numbers(grid, parameters) not in known]
         new: list[Record] = []
         if cells:
             new.append(
@@ -219,6 +223,11 @@ class Journal:
         """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
         self._number = max(self._number + 1, time.time_ns())
         self._segment, self._segment_name = b"", f"{self._number:020d}-{os.getpid()}.jsonl"
+
+
+def _in_numbers(grid: Grid, parameters: Mapping[str, Parameter]) -> dict[str, list[Any]]:
+    """A grid with the numbers that versions before wrote for values that are not set: 0 for None, say."""
+    return {axis: [with_numbers({axis: value}, parameters)[axis] for value in grid[axis]] for axis in grid}
 
 
 def _number_of(segment: str) -> int:

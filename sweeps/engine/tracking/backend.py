@@ -52,6 +52,7 @@ class ExistingRun:
     key: str
     status: str
     tags: Mapping[str, str]
+    params: Mapping[str, str]
 
 
 class Backend(Protocol):

@@ -95,7 +95,10 @@ class MlflowBackend:
             if by_key.setdefault(key, run) is not run and key in own:
                 self._client.delete_run(run.info.run_id)
         self._used_ids |= {run.info.run_id for run in by_key.values()}
-        return [ExistingRun(run.info.run_id, key, run.info.status, run.data.tags) for key, run in by_key.items()]
+        return [
+            ExistingRun(run.info.run_id, key, run.info.status, run.data.tags, run.data.params)
+            for key, run in by_key.items()
+        ]
 
     def create(self, run: NewRun) -> str:
         with self._refusals():

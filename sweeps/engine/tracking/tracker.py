@@ -243,6 +243,8 @@ class Tracker:
 
     def _adopt_run(self, run: TrackedRun, existing: ExistingRun) -> None:
         run.run_id, run.is_open, run.was_copied_before = existing.id, existing.status == RUNNING, True
+        # A store may refuse another text for a parameter, and a version before may have written one: 0 for auto.
+        run.params = {name: value for name, value in run.params.items() if name not in existing.params}
         if run.status is None:
             is_settled = run.key not in self._planned
         else:
