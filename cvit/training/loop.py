@@ -21,7 +21,7 @@ from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import PackData, pack_data
-from cvit.training.checkpoint import Progress
+from cvit.training.checkpoint import StageProgress
 from cvit.training.pack import Measured, TrainingPack, rate_at
 from cvit.vocabulary import (
     CONVOLUTION,
@@ -63,7 +63,7 @@ class _Member:
 
     place: int
     stage: TrainingStage
-    progress: Progress
+    progress: StageProgress
     state: Mapping[str, Tensor]
     reported: int = 0
     diverged_step: int | None = None
@@ -170,7 +170,7 @@ def _restored_or_started(place: int, stage: TrainingStage, data: PackData, stora
         return _Member(place, stage, progress, tensors)
     if stage.parent is None:
         model, measured = initial_model(stage, None)
-        member = _Member(place, stage, Progress(), model.state_dict())
+        member = _Member(place, stage, StageProgress(), model.state_dict())
     else:
         parent_result = load_result(storage, stage.parent.key)
         weights = ckpt.load_weights(storage, stage.parent.key)
@@ -179,7 +179,7 @@ def _restored_or_started(place: int, stage: TrainingStage, data: PackData, stora
         parent = blank_model(stage.parent)
         parent.load_state_dict(weights)
         model, measured = initial_model(stage, parent)
-        member = _Member(place, stage, Progress(initial_loss=parent_result.initial_loss), model.state_dict())
+        member = _Member(place, stage, StageProgress(initial_loss=parent_result.initial_loss), model.state_dict())
         images = data.of([place]).normalised(data.validation.images[None, :TRANSFER_IMAGES])[0]
         measured[TRANSFER_LOGIT_ERROR] = _error_of_transfer(parent, model, images)
     _record(member.progress, stage.first_step, measured)
@@ -287,7 +287,7 @@ def _result(member: _Member, test_accuracy: float, device: torch.device) -> Stag
     )
 
 
-def _record(progress: Progress, step: int, measured: Mapping[str, float]) -> None:
+def _record(progress: StageProgress, step: int, measured: Mapping[str, float]) -> None:
     """Adds finite values; a value that is not finite is divergence, which has its own place in the result."""
     now = time.time_ns() // 1_000_000
     progress.points += [(name, step, value, now) for name, value in measured.items() if math.isfinite(value)]
