@@ -20,7 +20,6 @@ from sweeps.engine.planning.grids import Cell, as_grids
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import Request
-from sweeps.engine.tracking.backend import backend_for
 from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
@@ -33,13 +32,15 @@ class Closing:
     """The end of a session, as far as a person is told.
 
     Attributes:
-        storage_error: why the storage could not be written any more.
-        tracking_error: why the tracking store is incomplete.
+        tracking_place: the tracking store.
         how_to_look: where the runs can be looked at, in lines.
+        tracking_error: why the tracking store is incomplete.
+        storage_error: why the storage could not be written any more.
     """
 
     is_interrupted: bool
     time_line: str
+    tracking_place: str
     how_to_look: list[str]
     tracking_error: str | None = None
     storage_error: str | None = None
@@ -119,9 +120,8 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
     lines = ["", answer_text(load_journal(storage, study.sweep), study.key), ""]
     lines += [f"Time:                {closing.time_line}"]
     if closing.tracking_error is not None:
-        place = f"{backend_for(request.tracking_uri).title} at {request.tracking_uri}"
         lines += [
-            f"{place} is incomplete ({closing.tracking_error}); "
+            f"{closing.tracking_place} is incomplete ({closing.tracking_error}); "
             f"nothing is lost: the results are in the journal, and running the command again copies them, or:",
             f"  python -m sweeps.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
         ]
