@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from cvit.config import ConfigError
-from sweeps.engine.terminal.preflight import check_address
+from sweeps.engine.terminal.preflight import check_address, check_tracking_uri
 
 
 @pytest.fixture
@@ -30,3 +30,10 @@ def test_a_word_that_is_no_address_is_refused_at_once(address: str) -> None:
 def test_an_address_where_nothing_listens_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="cannot be reached"):
         check_address(address)
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite://mlflow.db", "sqlite+pysqlite://mlflow.db"])
+def test_a_database_file_needs_three_slashes(uri: str) -> None:
+    """SQLAlchemy takes what stands behind two for a host, and no sweep would ever be copied there."""
+    with pytest.raises(ConfigError, match=r"is not valid: give sqlite:///FILE, with three slashes"):
+        check_tracking_uri(uri)
