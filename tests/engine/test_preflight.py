@@ -37,3 +37,10 @@ def test_a_database_file_needs_three_slashes(uri: str) -> None:
     """SQLAlchemy takes what stands behind two for a host, and no sweep would ever be copied there."""
     with pytest.raises(ConfigError, match=r"is not valid: give sqlite:///FILE, with three slashes"):
         check_tracking_uri(uri)
+
+
+@pytest.mark.parametrize("uri", ["none:", "none://host", "none:///none.db"])
+def test_no_tracking_is_a_word_alone(uri: str) -> None:
+    check_tracking_uri("none")
+    with pytest.raises(ConfigError, match="is not valid: none stands alone"):
+        check_tracking_uri(uri)
