@@ -47,8 +47,8 @@ def caption(study: Study) -> str:
         parts.append(f"a line per {in_caption(arranged.lines)}")
     *panels, last = ["", *(in_caption(axis) for axis in arranged.panels if len(study.values(axis)) > 1)]
     if last:
-        shown = f", the first {PANELS_SHOWN} of them" if len(arranged.places(study)) > PANELS_SHOWN else ""
-        parts.append(f"a panel per {' and '.join(filter(None, [', '.join(panels[1:]), last]))}{shown}")
+        limit = f", the first {PANELS_SHOWN} of them" if len(arranged.places(study)) > PANELS_SHOWN else ""
+        parts.append(f"a panel per {' and '.join(filter(None, [', '.join(panels[1:]), last]))}{limit}")
     return f"{', '.join(parts)}. Means over seeds, bands 95 % intervals."
 
 

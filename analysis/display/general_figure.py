@@ -38,14 +38,14 @@ _MOST_TICKS = 8
 
 def draw(studies: Sequence[Study]) -> Figure:
     """Per study, most recent first, the means of the metric with their 95 % t-intervals, arranged by `arrangement`."""
-    shown = [(study, arrangement(study)) for study in studies[:STUDIES_SHOWN]]
-    places_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in shown]
+    recent = [(study, arrangement(study)) for study in studies[:STUDIES_SHOWN]]
+    places_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in recent]
     columns = min(_PANELS_PER_ROW, max(map(len, places_of)))
     rows = [math.ceil(len(places) / columns) for places in places_of]
-    title_lines = 1 + max(len(arranged.panels) for _, arranged in shown)
+    title_lines = 1 + max(len(arranged.panels) for _, arranged in recent)
     with new_figure((_PANEL_HEIGHT + _LINE_HEIGHT * title_lines) * sum(rows) + 0.3) as figure:
         grid = figure.subplots(sum(rows), columns, squeeze=False, sharey=True)
-        for i, ((study, arranged), places) in enumerate(zip(shown, places_of, strict=True)):
+        for i, ((study, arranged), places) in enumerate(zip(recent, places_of, strict=True)):
             panels = grid[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
             for axes, place in zip(panels, places, strict=False):
                 title = [label(axis, value, study.head_dim) for axis, value in place.items()]
@@ -55,7 +55,7 @@ def draw(studies: Sequence[Study]) -> Figure:
                 axes.set_axis_off()
         for row in grid:
             row[0].set_ylabel(metric_text(studies[0].metric) + (" (%)" if is_accuracy(studies[0].metric) else ""))
-        _scale_y(grid.flat, [study for study, _ in shown])
+        _scale_y(grid.flat, [study for study, _ in recent])
         legend_below(figure, grid.flat)
     return figure
 

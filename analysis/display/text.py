@@ -43,8 +43,8 @@ def gain_text(cell: Summary | None) -> str:
     """Such as `+2.1 [+0.4, +3.8] (5)`: difference, interval, number of pairs."""
     if cell is None:
         return "-"
-    shown = "" if math.isnan(cell.estimate.ci_low) else f" {interval(cell.estimate, sign='+')}"
-    return f"{percent(cell.estimate.mean, sign='+')}{shown} ({cell.estimate.n})"
+    limits = "" if math.isnan(cell.estimate.ci_low) else f" {interval(cell.estimate, sign='+')}"
+    return f"{percent(cell.estimate.mean, sign='+')}{limits} ({cell.estimate.n})"
 
 
 def error_text(value: float) -> str:
@@ -103,8 +103,8 @@ def latex_table(
 def latex_estimate(text: str) -> str:
     """`63.2 \\pm 2.1 (5)`: the numbers in mathematics, the count in text."""
     numbers, _, count = text.partition(" (")
-    shown = "--" if numbers == "-" else f"${numbers}$"
-    return f"{shown} ({latex(count)}" if count else shown
+    mathematics = "--" if numbers == "-" else f"${numbers}$"
+    return f"{mathematics} ({latex(count)}" if count else mathematics
 
 
 def latex(text: str) -> str:

@@ -14,7 +14,7 @@ def load_journal(storage: Storage, sweep: str | None = None, curves_of: CurvesOf
     Raises:
         LoadError: the storage cannot be read, has no journal, or no study in it.
     """
-    raw, shown = Raw(curves_of), redacted(f"storage {storage.url!r}")
+    raw, source = Raw(curves_of), redacted(f"storage {storage.url!r}")
     try:
         sweeps = [sweep] if sweep is not None else storage.names(names.JOURNAL_FOLDER)
         for name in sweeps:
@@ -23,10 +23,10 @@ def load_journal(storage: Storage, sweep: str | None = None, curves_of: CurvesOf
                 if segment.endswith(".jsonl"):
                     _read_segment(raw, name, storage.read(f"{folder}/{segment}"))
     except (OSError, StorageError) as error:
-        raise LoadError(f"{shown} cannot be read: {one_line(error)}") from error
+        raise LoadError(f"{source} cannot be read: {one_line(error)}") from error
     if not sweeps:
-        raise LoadError(f"{shown} has no journal: no folder {names.JOURNAL_FOLDER!r} with sweeps in it")
-    return raw.frames(shown)
+        raise LoadError(f"{source} has no journal: no folder {names.JOURNAL_FOLDER!r} with sweeps in it")
+    return raw.frames(source)
 
 
 def _read_segment(raw: Raw, sweep: str, data: bytes) -> None:

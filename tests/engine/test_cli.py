@@ -179,9 +179,9 @@ def test_every_preset_of_every_sweep_can_be_planned(script: str, declared: Sweep
         assert request is not None
         plan = first_round(declared, request, info, Storage.open(str(tmp_path))).plan
         if plan.search is not None:
-            assert len(plan.trials) == len(plan.study.cells["init_scheme"]) * plan.search.round_size
+            assert len(plan.trials) == len(plan.study.grid["init_scheme"]) * plan.search.round_size
             continue
-        assert len(plan.trials) + len(plan.dropped) == math.prod(map(len, plan.study.cells.values()))
+        assert len(plan.trials) + len(plan.dropped) == math.prod(map(len, plan.study.grid.values()))
         assert len({trial.key for trial in plan.trials}) == len(plan.trials)
 
 

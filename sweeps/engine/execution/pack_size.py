@@ -48,8 +48,8 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
 
         num_gpus = workers.resources.get("gpu", 0)
         sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
-    found = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}
-    return {shape: found.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
+    size_of = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}
+    return {shape: size_of.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
 
 
 def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_device: int) -> list[int]:
