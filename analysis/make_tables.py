@@ -5,7 +5,6 @@ python analysis/make_tables.py --storage runs       # from the journal, without 
 python analysis/make_tables.py --strict             # exit code 3 when a claim of the paper does not hold
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -32,7 +31,8 @@ from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
+from cvit.tracking import chosen_uri
+from cvit.vocabulary import NO_TRACKING
 
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
@@ -94,7 +94,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def command_of(tracking_uri: str | None, storage: str | None) -> str:
     """The command that makes the tables of this source, without passwords."""
-    options = ["--storage", storage] if storage is not None else ["--tracking-uri", _uri(tracking_uri)]
+    options = ["--storage", storage] if storage is not None else ["--tracking-uri", chosen_uri(tracking_uri)]
     return shlex.join(["python", "analysis/make_tables.py", *map(redacted, options)])
 
 
@@ -107,11 +107,9 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
     """
     if storage is not None:
         return load_journal(Storage.open(storage), curves_of=curves_of)
-    return load_mlflow(_uri(tracking_uri), curves_of)
-
-
-def _uri(given: str | None) -> str:
-    return given or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI
+    if (uri := chosen_uri(tracking_uri)) == NO_TRACKING:
+        raise LoadError(f"tracking URI {uri!r}: there is no store to read; give --storage")
+    return load_mlflow(uri, curves_of)
 
 
 def main(arguments: list[str] | None = None) -> int:

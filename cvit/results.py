@@ -1,5 +1,6 @@
 """Results of finished stages. Reading them needs no torch, so that planning a sweep is fast."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,11 @@ def read_record(storage: Storage, path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return records[0] if len(records) == 1 else None
+
+
+def last_value(points: Sequence[Point], metric: str) -> float | None:
+    """The value of a metric that was measured last; None where it never was."""
+    return next((value for name, _, value, _ in reversed(points) if name == metric), None)
 
 
 def as_point(values: list[Any]) -> Point:

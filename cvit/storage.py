@@ -63,14 +63,16 @@ class Storage:
         """Opens a folder or a filesystem URL without creating or reading anything there.
 
         Raises:
-            StorageError: the URL's scheme is unknown, its options are wrong, or it contains a key, which would appear
-                in logs and process lists.
+            StorageError: the URL's scheme is unknown, its options are wrong, it names no bucket, or it contains a key,
+                which would appear in logs and process lists.
         """
         if re.match(r"\w+://[^/@]*:[^@]*@", url):
             raise StorageError(redacted(f"storage {url!r} holds a key: give it to AWS_ACCESS_KEY_ID and so on instead"))
         try:
             if "://" in url:
                 filesystem, root = pafs.FileSystem.from_uri(url)
+                if not root:
+                    raise ValueError("it names no folder or bucket")
                 if isinstance(filesystem, pafs.S3FileSystem):
                     filesystem = _patient(filesystem)
             else:

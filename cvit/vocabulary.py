@@ -59,6 +59,9 @@ STATUS_PRUNED = "pruned"
 TRAINING = "training"
 EXPRESSIVITY = "expressivity"
 
+# Seed of the trials by which a search finds settings. The winners are trained again on the seeds after it.
+SEARCH_SEED = 0
+
 # Phases of a trial.
 CONVOLUTION = "convolution"
 ATTENTION = "attention"

@@ -9,12 +9,20 @@ Impossible combinations (more heads than there are offsets between patches) are 
 Expected on digits: 60 trials, 12 combinations left out (16 heads on 2×2 patches).
 """
 
-from cvit.recipes import ABSOLUTE, FULL_TWIN, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMALLEST_SMOKE
+from cvit.recipes import (
+    ABSOLUTE,
+    FULL_TWIN,
+    PAPER_TRAINING,
+    PAPER_VIT,
+    SMALL_TRAINING,
+    SMALL_VIT,
+    SMALLEST_SMOKE,
+    WIDE_HEADS,
+)
 from sweeps.engine.declaration import Preset, Sweep
 from sweeps.engine.main import main
 
 SCHEMES = ("random", "conv_structured", "two_phase")
-WIDE_HEADS = {"head_dim": 16}
 BEST = ABSOLUTE | {"learning_rate": 4e-3}
 
 SWEEP = Sweep(

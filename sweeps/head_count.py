@@ -10,7 +10,7 @@ error is at rounding level. In training on digits (5 seeds), accuracy is flat fr
 86 % for random, 87 % for two phases.
 """
 
-from cvit.recipes import ABSOLUTE, FULL_TWIN, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
+from cvit.recipes import ABSOLUTE, FULL_TWIN, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE, WIDE_HEADS
 from sweeps.engine.declaration import Preset, Sweep
 from sweeps.engine.main import main
 
@@ -18,7 +18,6 @@ HEADS = (1, 2, 4, 6, 8, 9, 12, 16)
 INNER_DIM = 144
 """The smallest width that all these head counts divide."""
 SCHEMES = ("random", "two_phase")
-WIDE_HEADS = {"head_dim": 16}
 
 EXPRESSIVITY = Sweep(
     name="expressivity",

@@ -19,6 +19,7 @@ LIGHT_MODULES = (
     "cvit.storage",
     "cvit.tasks",
     "cvit.theorem.counts",
+    "cvit.tracking",
 )
 ORCHESTRATION = ("ray", "mlflow")
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]

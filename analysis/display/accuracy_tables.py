@@ -192,8 +192,8 @@ def _markdown_section(study: Study, layout: Layout) -> str:
     unmeasured = [result for result in study.results if result.diverged and math.isnan(result.value)]
     lines += listed(study, "Missing", study.missing)
     lines += listed(study, "Diverged before the first test accuracy, so left out of the means", unmeasured)
-    columns = {name for column in layout.columns for name in column.csv_names}
-    return "\n".join([*lines, *settings_lines(study, columns), ""])
+    in_table = {name for column in layout.columns for name in column.csv_names}
+    return "\n".join([*lines, *settings_lines(study, in_table), ""])
 
 
 def _markdown_cells(study: Study, cell: Summary, sign: str = "") -> list[str]:

@@ -103,8 +103,8 @@ def latex_table(
 def latex_estimate(text: str) -> str:
     """An estimate such as `63.2 \\pm 2.1 (5)` in LaTeX: the numbers in mathematics, the count in text."""
     numbers, _, count = text.partition(" (")
-    estimate = "--" if numbers == "-" else f"${numbers}$"
-    return f"{estimate} ({latex(count)}" if count else estimate
+    mathematics = "--" if numbers == "-" else f"${numbers}$"
+    return f"{mathematics} ({latex(count)}" if count else mathematics
 
 
 def latex(text: str) -> str:

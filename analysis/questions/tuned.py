@@ -24,7 +24,6 @@ from cvit import vocabulary as names
 
 SETTINGS = (LEARNING_RATE, "weight_decay", WARMUP, "attention_sharpness")
 AXES = (*SETTINGS, SCHEME)
-SEARCH_SEED = 0
 
 _RULES = (
     "Each init scheme's own settings, found by a search of equal budget: the trial with the highest accuracy on the "
@@ -65,13 +64,16 @@ def searches(study: Study) -> list[Tuned]:
         tried = [
             result if result.state == names.STATUS_OK else replace(result, value=0.0)
             for result in on_validation
-            if result.axes[SCHEME] == scheme and result.seed == SEARCH_SEED and result.trial and result.trial["status"]
+            if result.axes[SCHEME] == scheme
+            and result.seed == names.SEARCH_SEED
+            and result.trial
+            and result.trial["status"]
         ]
         winner = max(tried, key=lambda result: result.value, default=None)
         fresh = [
             replace(result, axes={SCHEME: scheme})
             for result in study.results
-            if winner and result.axes == winner.axes and result.seed != SEARCH_SEED
+            if winner and result.axes == winner.axes and result.seed != names.SEARCH_SEED
         ]
         outcomes.append(Tuned(scheme, tried, winner, fresh))
     return outcomes

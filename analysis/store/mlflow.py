@@ -1,14 +1,14 @@
 """Reads an MLflow store into frames, the same as from the journals of its sweeps. Only this module knows MLflow."""
 
 import contextlib
-import itertools
+import functools
 import json
 import logging
 import math
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ from cvit import vocabulary as names
 from cvit.errors import one_line
 from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import redacted
-
-RUNS_PER_PAGE = 1000
-"""The number of runs in one request to MLflow."""
+from cvit.tracking import all_pages, joined_tag
 
 HISTORIES_AT_ONCE = 8
 """The number of metric histories requested from a server at the same time: most of the time is waiting."""
@@ -54,10 +52,7 @@ def load_mlflow(uri: str, curves_of: CurvesOf = no_curves) -> Frames:
 
 def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
     raw = Raw(curves_of)
-    experiments = {
-        experiment.experiment_id: experiment.name
-        for experiment in _paged(lambda token: client.search_experiments(max_results=RUNS_PER_PAGE, page_token=token))
-    }
+    experiments = {each.experiment_id: each.name for each in all_pages(client.search_experiments)}
     for run in _runs(client, list(experiments), names.ROLE_STUDY):
         sweep = experiments[run.info.experiment_id]
         raw.add_study(sweep, _study_record(sweep, run))
@@ -99,15 +94,8 @@ def _runs(client: Any, experiment_ids: list[str], role: str) -> Iterator[Any]:
     if not experiment_ids:
         return iter(())
     filter_string = f"tags.`{names.TAG_ROLE}` = '{role}'"
-    return _paged(
-        lambda token: client.search_runs(
-            experiment_ids,
-            filter_string,
-            max_results=RUNS_PER_PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-    )
+    order = ["attributes.start_time ASC"]
+    return all_pages(functools.partial(client.search_runs, experiment_ids, filter_string, order_by=order))
 
 
 def _study_record(sweep: str, run: Any) -> StudyRecord:
@@ -119,7 +107,7 @@ def _study_record(sweep: str, run: Any) -> StudyRecord:
         command=tags.get(names.TAG_COMMAND, ""),
         start_time_ms=run.info.start_time,
         params=run.data.params,
-        cells=json.loads(_joined(tags, names.TAG_GRID)),
+        cells=json.loads(joined_tag(names.TAG_GRID, tags)),
         tags=tags,
     )
 
@@ -147,36 +135,28 @@ def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> 
     return [by_place[run_id, metric] for _, run_id, metric in wanted]
 
 
-def _paged(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _require_existing_store(uri: str) -> None:
     """Raises LoadError for a local store that does not exist, because MLflow would create it, or add its tables to a
     database of another kind."""
-    store = f"MLflow store {redacted(uri)}"
+    source = f"MLflow store {redacted(uri)}"
     if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():
-            raise LoadError(f"{store} does not exist: no file {str(path)!r}")
+            raise LoadError(f"{source} does not exist: no file {str(path)!r}")
         try:
             with contextlib.closing(_open_sqlite(path)) as connection:
                 tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
-            raise LoadError(f"{store} cannot be read: {one_line(error)}") from error
+            raise LoadError(f"{source} cannot be read: {one_line(error)}") from error
         if not {"experiments", "runs", "metrics"} <= tables:
-            raise LoadError(f"{store} is not an MLflow store: {str(path)!r} has none of its tables")
+            raise LoadError(f"{source} is not an MLflow store: {str(path)!r} has none of its tables")
     elif uri.startswith("file:") or "://" not in uri:
         path = Path(unquote(re.sub(r"^file:(//)?", "", uri)))
         if not any(path.glob("*/meta.yaml")):
-            raise LoadError(f"{store} does not exist: no experiment in the folder {str(path)!r}")
+            raise LoadError(f"{source} does not exist: no experiment in the folder {str(path)!r}")
     elif urlparse(uri).scheme.partition("+")[0] not in names.TRACKING_SCHEMES:
-        raise LoadError(f"{store} is not valid: it must begin with one of {', '.join(names.TRACKING_SCHEMES)}, or file")
+        raise LoadError(
+            f"{source} is not valid: it must begin with one of {', '.join(names.TRACKING_SCHEMES)}, or file"
+        )
 
 
 def _sqlite_path(uri: str) -> Path | None:
@@ -186,9 +166,3 @@ def _sqlite_path(uri: str) -> Path | None:
 
 def _open_sqlite(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-
-
-def _joined(tags: Mapping[str, str], tag: str) -> str:
-    """The text of a tag, which continues in `tag.1`, `tag.2`, … if it is long."""
-    further = itertools.takewhile(tags.__contains__, (f"{tag}.{number}" for number in itertools.count(1)))
-    return "".join(tags[part] for part in (tag, *further))

@@ -174,7 +174,9 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
             book.ending = run.Ending("FINISHED", 0)
         assert book.tracking_error is None, book.tracking_error
         lap("the tracking store has caught up")
-        print_closing(console, progress, request, storage, Closing(False, "", book.tracker.how_to_look()))
+        print_closing(
+            console, progress, request, storage, Closing(False, "", book.tracker.place, book.tracker.how_to_look())
+        )
         lap("answer")
         again = first_round(SWEEP, request, info, storage)
         Journal(storage, plan.study.sweep)

@@ -22,7 +22,7 @@ _KEPT = 2
 
 
 @dataclass
-class Progress:
+class StageProgress:
     """The state of a stage that is being trained. All of it is saved with each checkpoint.
 
     Attributes:
@@ -40,7 +40,7 @@ class Progress:
     stability: Stability = field(default_factory=Stability)
 
 
-def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], progress: Progress) -> None:
+def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], progress: StageProgress) -> None:
     """Writes a checkpoint and deletes all but the newest two."""
     name = f"{stage_folder(key)}/step-{progress.step:08d}"
     data = safetensors.torch.save(tensors)
@@ -51,7 +51,7 @@ def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], prog
         storage.delete(f"{stage_folder(key)}/{old}.safetensors")
 
 
-def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Progress] | None:
+def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], StageProgress] | None:
     """The newest checkpoint that is whole, or None."""
     for name in reversed(_checkpoint_names(storage, key)):
         path = f"{stage_folder(key)}/{name}"
@@ -64,7 +64,7 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Prog
             continue
         record["points"] = [as_point(p) for p in record["points"]]
         record["stability"] = Stability(**record.get("stability", {}))
-        return safetensors.torch.load(data), Progress(**record)
+        return safetensors.torch.load(data), StageProgress(**record)
     return None
 
 

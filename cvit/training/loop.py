@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.transfer import logit_error
-from cvit.results import Report, Reports, StageResult, load_result
+from cvit.results import Report, Reports, StageResult, last_value, load_result
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import PackData, pack_data
-from cvit.training.checkpoint import Progress
+from cvit.training.checkpoint import StageProgress
 from cvit.training.pack import Measured, TrainingPack, rate_at
 from cvit.vocabulary import (
     CONVOLUTION,
@@ -63,7 +63,7 @@ class _Member:
 
     place: int
     stage: TrainingStage
-    progress: Progress
+    progress: StageProgress
     state: Mapping[str, Tensor]
     reported: int = 0
     diverged_step: int | None = None
@@ -128,7 +128,7 @@ def train_pack(
 def _train_together(
     stages: Sequence[TrainingStage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
 ) -> Iterator[Reports]:
-    remaining = [_restored_or_started(place, stage, data, storage, device) for place, stage in enumerate(stages)]
+    remaining = [_restored_or_started(place, stage, data, storage) for place, stage in enumerate(stages)]
     group: list[_Member] = []
     pack: TrainingPack | None = None
     saved_at, saving_s = time.monotonic(), 0.0
@@ -162,9 +162,7 @@ def _train_together(
             yield reports
 
 
-def _restored_or_started(
-    place: int, stage: TrainingStage, data: PackData, storage: Storage, device: torch.device
-) -> _Member:
+def _restored_or_started(place: int, stage: TrainingStage, data: PackData, storage: Storage) -> _Member:
     """A stage at its last whole checkpoint, or at its start."""
     saved = ckpt.load_checkpoint(storage, stage.key)
     if saved is not None:
@@ -172,7 +170,7 @@ def _restored_or_started(
         return _Member(place, stage, progress, tensors)
     if stage.parent is None:
         model, measured = initial_model(stage, None)
-        member = _Member(place, stage, Progress(), model.state_dict())
+        member = _Member(place, stage, StageProgress(), model.state_dict())
     else:
         parent_result = load_result(storage, stage.parent.key)
         weights = ckpt.load_weights(storage, stage.parent.key)
@@ -181,7 +179,7 @@ def _restored_or_started(
         parent = blank_model(stage.parent)
         parent.load_state_dict(weights)
         model, measured = initial_model(stage, parent)
-        member = _Member(place, stage, Progress(initial_loss=parent_result.initial_loss), model.state_dict())
+        member = _Member(place, stage, StageProgress(initial_loss=parent_result.initial_loss), model.state_dict())
         images = data.of([place]).normalised(data.validation.images[None, :TRANSFER_IMAGES])[0]
         measured[TRANSFER_LOGIT_ERROR] = _error_of_transfer(parent, model, images)
     _record(member.progress, stage.first_step, measured)
@@ -276,7 +274,8 @@ def _result(member: _Member, test_accuracy: float, device: torch.device) -> Stag
     if diverged_step is None:
         name = CONVOLUTION_TEST_ACCURACY if stage.phase == CONVOLUTION else TEST_ACCURACY
         _record(progress, stage.last_step, {name: test_accuracy})
-        final_loss = next(value for metric, _, value, _ in reversed(progress.points) if metric == TRAIN_LOSS)
+        final_loss = last_value(progress.points, TRAIN_LOSS)
+        assert final_loss is not None
         if final_loss > DIVERGENCE_MARGIN * progress.initial_loss:
             diverged_step = stage.last_step
     return StageResult(
@@ -289,7 +288,7 @@ def _result(member: _Member, test_accuracy: float, device: torch.device) -> Stag
     )
 
 
-def _record(progress: Progress, step: int, measured: Mapping[str, float]) -> None:
+def _record(progress: StageProgress, step: int, measured: Mapping[str, float]) -> None:
     """Adds finite values. A value that is not finite means divergence, which the result holds separately."""
     now = time.time_ns() // 1_000_000
     progress.points += [(name, step, value, now) for name, value in measured.items() if math.isfinite(value)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
@@ -36,6 +36,7 @@ from sweeps.engine.terminal.report import (
     print_lost_head,
     print_plan,
 )
+from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED
 from sweeps.engine.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Ending:
     """The ending of a session: its status in the tracking store, its exit code, and the error of a storage that refused
     to be written."""
 
-    status: Literal["FINISHED", "FAILED", "KILLED"]
+    status: str
     exit_code: int
     storage_error: str | None = None
 
@@ -110,8 +111,9 @@ def run_sweep(progress: Progress, session: Session) -> int:
     closing = Closing(
         is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
         time_line=session.timing.line(progress.num_ended_here),
-        how_to_look=book.tracker.how_to_look(),
+        tracking_place=book.tracker.place,
         tracking_error=book.tracking_error,
+        how_to_look=book.tracker.how_to_look(),
         storage_error=book.ending.storage_error or book.storage_error,
     )
     print_closing(console, progress, request, session.storage, closing)
@@ -129,12 +131,12 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
             if progress.todo:
                 record_failures(progress, journal, _train(progress, journal, session))
     except KeyboardInterrupt:
-        return Ending("KILLED", exit_codes.INTERRUPTED)
+        return Ending(KILLED, exit_codes.INTERRUPTED)
     except StorageError as error:
-        return Ending("FAILED", exit_codes.FAILED_TRIALS, str(error))
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, str(error))
     if progress.is_finished:
-        return Ending("FINISHED", exit_codes.FINISHED)
-    return Ending("FAILED", exit_codes.FAILED_TRIALS)
+        return Ending(FINISHED, exit_codes.FINISHED)
+    return Ending(FAILED, exit_codes.FAILED_TRIALS)
 
 
 def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
@@ -164,7 +166,7 @@ class Book:
         self._tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: progress.plan.study.task}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
-        self.ending = Ending("FAILED", exit_codes.FAILED_TRIALS)
+        self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
         self.tracking_error: str | None = None
         self.storage_error: str | None = None
         self._write_plan()

@@ -3,7 +3,6 @@
 python -m sweeps.engine.sync --storage s3://bucket/folder --tracking-uri http://127.0.0.1:5000
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Annotated
@@ -16,6 +15,7 @@ from cvit.errors import one_line
 from cvit.records import EndRecord, Record, StudyRecord, TrialRecord
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
+from cvit.tracking import chosen_uri
 from sweeps.engine import exit_codes
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.recording.lease import lease
@@ -35,7 +35,7 @@ def sync(
 ) -> int:
     """Copies to the store what it lacks of the journals; copying again adds nothing. Unfinished trials are ended as
     KILLED: the sweep's own command continues them."""
-    uri = tracking_uri or os.environ.get(v.TRACKING_URI_VARIABLE) or v.DEFAULT_TRACKING_URI
+    uri = chosen_uri(tracking_uri)
     check_tracking_uri(uri)
     check_reachable(uri)
     if uri == v.NO_TRACKING:

@@ -13,10 +13,10 @@ from analysis.answers import answer_text
 from analysis.files import files_of
 from analysis.questions import curves_of
 from analysis.statistics import stats
-from analysis.store import mlflow
 from analysis.store.frames import Frames, rows_of
 from analysis.store.journal import load_journal
 from analysis.store.mlflow import load_mlflow
+from cvit import tracking
 from cvit import vocabulary as names
 from cvit.config import TrialConfig
 from cvit.storage import Storage
@@ -138,7 +138,7 @@ def test_frames_hold_every_trial_once(frames: Frames) -> None:
 def test_mlflow_gives_the_same_frames_page_by_page(
     frames: Frames, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlflow, "RUNS_PER_PAGE", 4)
+    monkeypatch.setattr(tracking, "PER_PAGE", 4)
     again = load_mlflow(mlflow_uri, curves_of)
     for name in ("studies", "trials", "curves"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(frames, name), check_exact=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cvit.results import StageResult, load_result
 from cvit.storage import Storage
 from cvit.training.checkpoint import (
-    Progress,
+    StageProgress,
     load_checkpoint,
     load_weights,
     save_checkpoint,
@@ -39,8 +39,8 @@ def tensors(step: int) -> dict[str, Tensor]:
     return {"weight": torch.arange(12.0).view(3, 4) + step, "exp_avg/weight": torch.full((3, 4), 0.5 * step)}
 
 
-def progress(step: int) -> Progress:
-    return Progress(step=step, initial_loss=2.3, seconds=0.25 * step, points=list(POINTS))
+def progress(step: int) -> StageProgress:
+    return StageProgress(step=step, initial_loss=2.3, seconds=0.25 * step, points=list(POINTS))
 
 
 def result() -> StageResult:

@@ -20,7 +20,7 @@ from cvit.records import EndRecord, Record, StudyRecord
 from cvit.redaction import redacted
 from cvit.results import StageResult
 from cvit.storage import Storage, StorageError, checksum, encode_record
-from cvit.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_result
+from cvit.training.checkpoint import StageProgress, load_checkpoint, load_weights, save_checkpoint, save_result
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.tracking.mlflow_views import page
 from tests.support.plans import SMALL, make_plan
@@ -166,7 +166,7 @@ def test_a_pickle_in_the_storage_is_not_opened(tmp_path: Path) -> None:
     storage.write("stages/key/result.json", encode_record(record))
     with pytest.raises(safetensors.SafetensorError):
         load_weights(storage, "key")
-    save_checkpoint(storage, "other", {"w": torch.ones(1)}, Progress(step=1))
+    save_checkpoint(storage, "other", {"w": torch.ones(1)}, StageProgress(step=1))
     storage.write("stages/other/step-00000001.safetensors", trap)
     assert load_checkpoint(storage, "other") is None
     storage.write("stages/other/step-00000001.json", trap)

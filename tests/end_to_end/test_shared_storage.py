@@ -13,7 +13,7 @@ import torch
 from cvit import vocabulary as v
 from cvit.results import StageResult, load_result
 from cvit.storage import Storage, StorageError, decode_records
-from cvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_result
+from cvit.training.checkpoint import StageProgress, load_checkpoint, save_checkpoint, save_result
 from tests.support.faulty_s3 import CUT, SECRET, SLOW_DOWN, STALE, FaultyS3, faulty_s3, set_credentials
 from tests.support.scripts import TINY, call, sweep, sweep_with_ray
 
@@ -28,13 +28,13 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
 def test_a_listing_that_lags_costs_a_checkpoint_and_no_more(s3: FaultyS3) -> None:
     storage = Storage.open(s3.url("lag"))
     for step in (1, 2, 3):
-        save_checkpoint(storage, "key", {"w": torch.full((3,), step)}, Progress(step=step))
+        save_checkpoint(storage, "key", {"w": torch.full((3,), step)}, StageProgress(step=step))
     assert newest_step(storage) == 3
     s3.fault = lambda method, path: STALE if "list-type=2" in path else None
     for step in (4, 5):  # unseen, and those that were listed last are pruned
-        save_checkpoint(storage, "key", {"w": torch.full((3,), step)}, Progress(step=step))
+        save_checkpoint(storage, "key", {"w": torch.full((3,), step)}, StageProgress(step=step))
     assert newest_step(storage) == 3
-    save_checkpoint(storage, "key", {"w": torch.full((3,), 6)}, Progress(step=6))
+    save_checkpoint(storage, "key", {"w": torch.full((3,), 6)}, StageProgress(step=6))
     result = StageResult(v.STATUS_OK, 2.3, 1.0, "cpu", [])
     save_result(storage, "key", {"w": torch.ones(3)}, result)
     assert load_result(storage, "key") == result, "what decides whether a stage is done needs no listing"

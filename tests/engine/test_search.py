@@ -7,10 +7,10 @@ import pytest
 
 from cvit.stages import depends_on
 from cvit.storage import Storage
-from cvit.vocabulary import VAL_ACCURACY
+from cvit.vocabulary import SEARCH_SEED, VAL_ACCURACY
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.rounds import rounds
-from sweeps.engine.planning.search import SEARCH_SEED, validation_accuracy
+from sweeps.engine.planning.search import validation_accuracy
 from sweeps.tuned import SPACE, SWEEP
 from tests.support.plans import make_progress, walk
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cvit.storage import Storage, StorageError
-from cvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from cvit.training.checkpoint import StageProgress, load_checkpoint, save_checkpoint
 
 WRITES = 15
 # Writes one file over and over, each time with other content of another length, all of it the same byte.
@@ -123,11 +123,11 @@ class StorageContract:
     def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(self, storage: Storage) -> None:
         for step in (1, 2, 3):
             weights = {"w": torch.full((3,), step)}
-            save_checkpoint(storage, "key", weights, Progress(step=step, points=[("m", 1, 0.5, 7)]))
+            save_checkpoint(storage, "key", weights, StageProgress(step=step, points=[("m", 1, 0.5, 7)]))
         newest = storage.names("stages/key")[-1]
         assert newest == "step-00000003.safetensors"
         storage.write(f"stages/key/{newest}", storage.read(f"stages/key/{newest}")[:-1])
         loaded = load_checkpoint(storage, "key")
         assert loaded is not None
         assert loaded[0]["w"].tolist() == [2, 2, 2]
-        assert loaded[1] == Progress(step=2, points=[("m", 1, 0.5, 7)])
+        assert loaded[1] == StageProgress(step=2, points=[("m", 1, 0.5, 7)])

@@ -47,7 +47,7 @@ class Plan:
             return cls(study, make_trial, search=search)
         trials: list[Trial] = []
         dropped: list[tuple[Cell, str]] = []
-        for cell in product({"seed": study.cells["seed"], **request.grid}):
+        for cell in product({"seed": study.grid["seed"], **request.grid}):
             try:
                 trials.append(make_trial(cell))
             except CombinationError as error:

@@ -11,16 +11,16 @@ from optuna.samplers import TPESampler
 from optuna.trial import create_trial
 
 from cvit.randomness import derived_seed
+from cvit.results import last_value
 from cvit.stages import depends_on
 from cvit.tasks import task_named
+from cvit.vocabulary import SEARCH_SEED
 from sweeps.engine.declaration import Range, Search
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.trials import Trial
 
 SCHEME = "init_scheme"
-SEARCH_SEED = 0
-"""The seed of all trials of a search; the seeds after it are for the winners."""
 DIGITS = 3
 """Proposed values are rounded to so many significant digits: as good, and readable."""
 STARTUP_TRIALS = 4
@@ -37,11 +37,11 @@ def next_plan(progress: Progress) -> Plan | None:
     """
     plan = progress.plan
     assert plan.search is not None
-    schemes = plan.study.cells[SCHEME]
+    schemes = plan.study.grid[SCHEME]
     tried = {s: [t for t in plan.trials if t.cell[SCHEME] == s and t.cell["seed"] == SEARCH_SEED] for s in schemes}
-    num_left = plan.search.trials - len(tried[schemes[0]])
-    if num_left > 0:
-        count = min(num_left, plan.search.round_size)
+    trials_left = plan.search.trials - len(tried[schemes[0]])
+    if trials_left > 0:
+        count = min(trials_left, plan.search.round_size)
         return plan.extended(
             [
                 plan.make_trial({SCHEME: scheme, "seed": SEARCH_SEED, **settings})
@@ -53,7 +53,7 @@ def next_plan(progress: Progress) -> Plan | None:
         return None
     ended = {s: [trial for trial in tried[s] if trial.key not in progress.pruned] or tried[s] for s in schemes}
     winners = [max(ended[scheme], key=lambda trial: validation_accuracy(progress, trial)) for scheme in schemes]
-    seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.cells["seed"]))
+    seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.grid["seed"]))
     fresh = [plan.make_trial({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
     return plan.extended(fresh)
 
@@ -63,9 +63,9 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
 
     A parameter that has no influence on the scheme keeps its default.
     """
-    ranges = {name: r for name, r in search.space.items() if depends_on(scheme, name)}
+    space = {name: r for name, r in search.space.items() if depends_on(scheme, name)}
     distributions: dict[str, BaseDistribution] = {
-        name: FloatDistribution(r.low, r.high, log=r.log) for name, r in ranges.items()
+        name: FloatDistribution(r.low, r.high, log=r.log) for name, r in space.items()
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = TPESampler(
@@ -75,7 +75,7 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in tried:
-        params = {name: trial.cell[name] for name in ranges}
+        params = {name: trial.cell[name] for name in space}
         value = validation_accuracy(progress, trial)
         study.add_trial(create_trial(params=params, distributions=distributions, value=value))
     parameters = task_named(progress.plan.study.task).parameters
@@ -96,4 +96,4 @@ def validation_accuracy(progress: Progress, trial: Trial) -> float:
     if result is None or result.diverged_step is not None:
         return 0.0
     metric = task_named(progress.plan.study.task).selection_metric
-    return next((value for name, _, value, _ in reversed(result.points) if name == metric), 0.0)
+    return 0.0 if metric is None else last_value(result.points, metric) or 0.0

@@ -20,7 +20,7 @@ class Study:
 
     Attributes:
         params: the flat parameters that all trials share.
-        cells: the grid of this request.
+        grid: the values of every axis in this request, seed included.
     """
 
     key: str
@@ -29,7 +29,7 @@ class Study:
     question: str
     command: str
     params: Mapping[str, Any]
-    cells: Grid
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ def study_of(
     parameters = task.parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     shared = {**defaults, **(task.defaults_of_data(info) if info is not None else {}), **preset.settings}
-    scheme_settings = {
+    settings_of = {
         scheme: {name: value for name, value in settings.items() if name not in request.given}
         for scheme, settings in preset.scheme_settings.items()
     }
     shared |= request.given
-    cells = {**request.grid, "seed": tuple(range(request.seeds))}
+    grid = {**request.grid, "seed": tuple(range(request.seeds))}
     axes = (*request.grid, *(preset.search.space if preset.search else ()), "seed")
     # The data set's name is not part of the identity: the same files under another name are the same study. Neutral
     # values are left out too, so that a study stays the same when the configuration gains a parameter.
@@ -76,23 +76,23 @@ def study_of(
         for name, value in shared.items()
         if name not in axes and name != "dataset" and value != parameters[name].neutral
     }
-    varying = set(axes).union(*scheme_settings.values())
+    varying = set(axes).union(*settings_of.values())
     constant = {name: value for name, value in shared.items() if name not in varying}
     hashed = {
         "sweep": sweep.name,
         "shared": with_numbers(identity, parameters),
-        "own": {scheme: with_numbers(settings, parameters) for scheme, settings in scheme_settings.items()},
+        "own": {scheme: with_numbers(settings, parameters) for scheme, settings in settings_of.items()},
         "axes": sorted(axes),
     }
     study_key = short_hash(hashed, digits=16)
 
     def make_trial(values: Mapping[str, Any]) -> Trial:
         cell = {axis: values[axis] for axis in axes}
-        flat = {**shared, **scheme_settings.get(cell.get("init_scheme", ""), {}), **cell}
+        flat = {**shared, **settings_of.get(cell.get("init_scheme", ""), {}), **cell}
         config, stages = task.stages(flat, info)
         # Two cells may need the same stages, such as two rules for the width that agree at one number of heads.
         trial_key = short_hash([study_key, stages[-1].key, with_numbers(cell, parameters)], digits=16)
         return Trial(trial_key, cell, config.flat(), stages)
 
-    study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, cells)
+    study = Study(study_key, sweep.name, sweep.task, sweep.question, request.command, constant, grid)
     return study, make_trial

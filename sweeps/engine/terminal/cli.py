@@ -13,6 +13,7 @@ from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.errors import one_line
 from cvit.tasks import task_named
+from cvit.tracking import chosen_uri
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 from sweeps.engine.declaration import Preset, Search, Sweep
 from sweeps.engine.planning.request import IN_PROCESS, Request
@@ -119,7 +120,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         download=not given.get("no_download", False),
         image_size=given.get("image_size"),
         storage=given.get("storage", "storage"),
-        tracking_uri=given.get("tracking_uri") or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI,
+        tracking_uri=chosen_uri(given.get("tracking_uri")),
         address=given.get("address") or _address_in_environment(),
         device=given.get("device", "auto"),
         max_pack=max_pack,
@@ -146,9 +147,9 @@ def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequenc
     options: dict[str, Any] = {}
     for part in (sweep, *beside):
         preset = part.presets[preset_name]
-        part_options = _run_options(part, preset, preset_name, parts) | _data_options(part)
-        part_options |= _grid_options(part, preset) | _parameter_options(part, preset)
-        options = part_options | options
+        options_of_part = _run_options(part, preset, preset_name, parts) | _data_options(part)
+        options_of_part |= _grid_options(part, preset) | _parameter_options(part, preset)
+        options = options_of_part | options
 
     def given_options(**given: Any) -> dict[str, Any]:
         return given
@@ -245,9 +246,10 @@ def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
         if name in _NOT_OPTIONS or name in preset.grid or (preset.search and name in preset.search.space):
             continue
         default = preset.settings.get(name, parameter.default)
-        by_scheme = {s: settings[name] for s, settings in preset.scheme_settings.items() if name in settings}
-        default_text = ", ".join([as_text(default), *(f"{scheme}: {value}" for scheme, value in by_scheme.items())])
-        default_text = _CHOSEN_BY_THE_DATA.get(name, default_text) if name not in preset.settings else default_text
+        of_schemes = [f"{s}: {settings[name]}" for s, settings in preset.scheme_settings.items() if name in settings]
+        default_text = ", ".join([as_text(default), *of_schemes])
+        if name not in preset.settings:
+            default_text = _CHOSEN_BY_THE_DATA.get(name, default_text)
         group = _GROUPS.get(parameter.part) or Group(parameter.part.replace("_", " ").capitalize())
         options[name] = _option(_type(parameter), parameter.help, default_text, group)
     return options

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cvit.config import as_text
-from cvit.results import Report, StageResult
+from cvit.results import Report, last_value
 from cvit.tasks import task_named
 from cvit.vocabulary import IMAGES_PER_SECOND, is_accuracy
 from sweeps.engine.execution.queue import StagePack
@@ -96,11 +96,11 @@ class Display:
         return ", ".join(parts)
 
     def _time_left(self) -> str:
-        num_done = sum(steps - self._first_steps.get(key, 0) for key, steps in list(self._steps.items()))
-        num_left = sum(stage.steps - self._steps.get(key, 0) for key, stage in self._todo.items())
-        if not num_done:
+        done = sum(steps - self._first_steps.get(key, 0) for key, steps in list(self._steps.items()))
+        steps_left = sum(stage.steps - self._steps.get(key, 0) for key, stage in self._todo.items())
+        if not done:
             return "time left unknown"
-        return f"about {duration((time.monotonic() - self._started_at) / num_done * num_left)} left"
+        return f"about {duration((time.monotonic() - self._started_at) / done * steps_left)} left"
 
     def _accuracies(self) -> str:
         return "; ".join(
@@ -124,7 +124,7 @@ class Display:
             return {}
         for trial in self._progress.plan.trials:
             result = self._progress.results.get(trial.stages[-1].key)
-            value = last_value(result, metric) if result is not None else None
+            value = last_value(result.points, metric) if result is not None else None
             if value is not None:
                 accuracies.setdefault(trial.cell.get("init_scheme", "all"), []).append(value)
         return accuracies
@@ -149,16 +149,10 @@ class Display:
                 cell = self._progress.plan.trials_of[stage.key][0].cell
                 step = f"{self._steps.get(stage.key, 0)}/{stage.steps}"
                 packs.add_row(stage.phase, *(as_text(cell[axis]) for axis in axes), step)
-        accuracies = self._by_scheme()
         schemes = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("scheme", "trials", f"mean {self._images()} accuracy", "best"):
             schemes.add_column(heading)
-        for scheme, values in accuracies.items():
+        for scheme, values in self._by_scheme().items():
             mean, best = 100 * statistics.fmean(values), 100 * max(values)
             schemes.add_row(scheme, str(len(values)), f"{mean:.1f} %", f"{best:.1f} %")
-        return Group(Text(self._headline(), style="bold"), bar, packs, *([schemes] if accuracies else []))
-
-
-def last_value(result: StageResult, metric: str) -> float | None:
-    """A metric's last value; None if the stage diverged before it was measured."""
-    return next((value for name, _, value, _ in reversed(result.points) if name == metric), None)
+        return Group(Text(self._headline(), style="bold"), bar, packs, *([schemes] if schemes.row_count else []))

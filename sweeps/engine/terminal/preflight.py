@@ -8,6 +8,8 @@ from sweeps.engine.planning.request import IN_PROCESS, Request
 from sweeps.engine.tracking.backend import backend_for
 
 CONNECT_TIMEOUT_S = 5.0
+ANY_CLUSTER = "auto"
+"""The address by which Ray finds a cluster that runs on this machine."""
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -32,10 +34,14 @@ def check_reachable(uri: str) -> None:
 
 
 def check_address(address: str | None) -> None:
-    """Raises ConfigError if nothing listens at a cluster's address; Ray itself would try for minutes."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    """Raises ConfigError if an address is invalid or nothing listens there; Ray itself would try for minutes."""
+    if address is None or address in (IN_PROCESS, ANY_CLUSTER):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
-        return  # no address, or a word that Ray knows, such as auto
+        raise ConfigError(
+            f"Ray address {address!r} is not valid: give host:port, ray://host:port, {ANY_CLUSTER}, or {IN_PROCESS}"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:

@@ -20,7 +20,6 @@ from sweeps.engine.planning.grids import Cell, as_grids
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import Request
-from sweeps.engine.tracking.backend import backend_for
 from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
@@ -33,6 +32,7 @@ class Closing:
     """The facts about the end of a session that are printed.
 
     Attributes:
+        tracking_place: the name of the tracking store.
         how_to_look: lines that tell where the runs can be seen.
         tracking_error: why the tracking store is incomplete.
         storage_error: why the storage cannot be written any more.
@@ -40,6 +40,7 @@ class Closing:
 
     is_interrupted: bool
     time_line: str
+    tracking_place: str
     how_to_look: list[str]
     tracking_error: str | None = None
     storage_error: str | None = None
@@ -53,7 +54,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
-        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.cells.items()),
+        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.grid.items()),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -61,7 +62,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"  tracking  {request.tracking_uri}",
     ]
     if plan.search is not None:
-        s, fresh = plan.search, len(plan.study.cells["seed"])
+        s, fresh = plan.search, len(plan.study.grid["seed"])
         lines += [
             f"  search    {s.trials} trials per scheme in rounds of {s.round_size}, then each winner on {fresh} seeds"
         ]
@@ -91,8 +92,8 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
         f"on this machine's {workers.device.upper()}, evaluation not counted",
     ]
     if plan.search is not None:
-        per_scheme = len(plan.trials) / len(plan.study.cells["init_scheme"])
-        share = (plan.search.trials + len(plan.study.cells["seed"])) / per_scheme
+        per_scheme = len(plan.trials) / len(plan.study.grid["init_scheme"])
+        share = (plan.search.trials + len(plan.study.grid["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
     seconds = cost_of(plan.shared, limits, device).worker_seconds
     saved = f"{seconds:.1f} s" if seconds < SMALL_S else duration(seconds)
@@ -119,9 +120,8 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
     lines = ["", answer_text(load_journal(storage, study.sweep), study.key), ""]
     lines += [f"Time:                {closing.time_line}"]
     if closing.tracking_error is not None:
-        place = f"{backend_for(request.tracking_uri).title} at {request.tracking_uri}"
         lines += [
-            f"{place} is incomplete ({closing.tracking_error}); "
+            f"{closing.tracking_place} is incomplete ({closing.tracking_error}); "
             f"nothing is lost: the results are in the journal, and running the command again copies them, or:",
             f"  python -m sweeps.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
         ]
@@ -170,7 +170,7 @@ def _dropped(plan: Plan) -> list[str]:
     lines = []
     for reason, cells in by_reason.items():
         for grid in as_grids(cells):
-            partial = {axis: values for axis, values in grid.items() if set(values) != set(plan.study.cells[axis])}
+            partial = {axis: values for axis, values in grid.items() if set(values) != set(plan.study.grid[axis])}
             place = ", ".join(f"{axis} {' '.join(map(as_text, values))}" for axis, values in partial.items())
             lines.append(f"            {place or 'all'}: {reason}")
     return lines

@@ -1,6 +1,7 @@
 """MLflow: one experiment per sweep, a parent run per study, a nested run per trial."""
 
 import contextlib
+import functools
 import logging
 import shlex
 from collections import Counter
@@ -14,16 +15,15 @@ from cvit.config import ConfigError, as_text
 from cvit.errors import one_line
 from cvit.records import StudyRecord
 from cvit.results import Point
+from cvit.tracking import MAX_TAG_LENGTH, all_pages, split_tag
 from sweeps.engine.environment import prepare
 from sweeps.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
 from sweeps.engine.tracking.mlflow_views import page, views
 
 SCHEMES = v.TRACKING_SCHEMES
 
-MAX_TAG_LENGTH = 5000
 _BATCH_METRICS = 1000
 """The most that MLflow takes at once, parameters and tags included."""
-_RUNS_PER_PAGE = 1000
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
 
 
@@ -36,7 +36,10 @@ def open(uri: str) -> Backend:
     if "://" not in uri:
         raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with {uri.partition(':')[0]}://")
     if urlparse(uri).scheme.partition("+")[0] == "sqlite":
-        folder = Path(uri.partition(":///")[2]).absolute().parent
+        path = uri.partition("://")[2]
+        if len(path) < 2 or not path.startswith("/"):
+            raise ConfigError(f"tracking URI {uri!r} is not valid: give sqlite:///FILE, with three slashes")
+        folder = Path(path[1:]).absolute().parent
         if not folder.is_dir():
             raise ConfigError(f"tracking URI {uri!r}: there is no folder {folder}")
     return MlflowBackend(uri)
@@ -82,7 +85,7 @@ class MlflowBackend:
         self._client, self._experiment_id = client, experiment.experiment_id
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
-        runs = list(self._all_runs())
+        runs = list(all_pages(functools.partial(self._client.search_runs, [self._experiment_id])))
         num_children = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
 
         def use(run: Any) -> tuple[bool, bool, int, int]:
@@ -150,15 +153,6 @@ class MlflowBackend:
             heading = f"{'... and then:':<{len(heading)}}"
         return [*commands, f"{heading}{address}{page(self._experiment_id)}"]
 
-    def _all_runs(self) -> Iterator[Any]:
-        token = None
-        while True:
-            runs = self._client.search_runs([self._experiment_id], max_results=_RUNS_PER_PAGE, page_token=token)
-            yield from runs
-            token = runs.token
-            if not token:
-                return
-
     def _find(self, run: NewRun) -> str | None:
         """The id of a run that a create without an answer has made."""
         tag = v.TAG_STUDY_KEY if run.parent_id is None else v.TAG_TRIAL_KEY
@@ -186,9 +180,6 @@ def _key_of(run: Any) -> str:
 
 
 def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags as MLflow takes them: a long grid in several, `tag`, `tag.1`, `tag.2`, …; any other text is cut."""
+    """The tags as MLflow takes them: a long grid in several parts; any other text is cut."""
     fitting = {name: text[:MAX_TAG_LENGTH] for name, text in tags.items()}
-    grid = tags.get(v.TAG_GRID, "")
-    for number, start in enumerate(range(MAX_TAG_LENGTH, len(grid), MAX_TAG_LENGTH), start=1):
-        fitting[f"{v.TAG_GRID}.{number}"] = grid[start : start + MAX_TAG_LENGTH]
-    return fitting
+    return fitting | (split_tag(v.TAG_GRID, tags[v.TAG_GRID]) if v.TAG_GRID in tags else {})

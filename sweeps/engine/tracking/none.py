@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 
+from cvit.config import ConfigError
 from cvit.records import StudyRecord
 from cvit.results import Point
 from cvit.vocabulary import NO_TRACKING
@@ -11,7 +12,13 @@ SCHEMES = (NO_TRACKING,)
 
 
 def open(uri: str) -> Backend:
-    """A backend that keeps nothing."""
+    """A backend that keeps nothing.
+
+    Raises:
+        ConfigError: the URI is more than the word.
+    """
+    if uri != NO_TRACKING:
+        raise ConfigError(f"tracking URI {uri!r} is not valid: {NO_TRACKING} stands alone")
     return NoTracking()
 
 

@@ -65,7 +65,12 @@ class TrackedRun:
 
 
 class Tracker:
-    """The copier. `feed` takes journal records and returns at once; `close` waits until the store has them all."""
+    """The copier. `feed` takes journal records and returns at once; `close` waits until the store has them all.
+
+    Attributes:
+        place: the store, as a person is told.
+        error: why something is not copied.
+    """
 
     def __init__(self, uri: str, sweep: str, planned: set[str], records: Iterable[Record]) -> None:
         """
@@ -79,6 +84,7 @@ class Tracker:
             ConfigError: the URI is not valid.
         """
         self._backend, self._sweep, self._planned = backend_for(uri), sweep, planned
+        self.place = f"{self._backend.title} at {uri}"
         self._inbox: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
         self._runs: dict[str, TrackedRun] = {}
         self._studies: dict[str, StudyRecord] = {}
