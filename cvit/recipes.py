@@ -41,7 +41,7 @@ SMALLEST_SMOKE: dict[str, Any] = SMOKE | {
 """The same, smaller, for images with many tokens: patches of 2 on 32 × 32 photographs make 256."""
 
 WIDE_HEADS: dict[str, Any] = {"head_dim": 16}
-"""Heads of a third of the small transformer's width, so that a few of them are enough."""
+"""Heads with a third of the small transformer's width, so that few heads are enough."""
 FULL_TWIN: dict[str, Any] = {"convolution_form": "full"}
 """A twin of full rank is the same 3×3 convolution whatever the number of heads, and is trained once for all of them:
 with fewer than 9 heads, the attention keeps the offsets that carry most of its energy."""

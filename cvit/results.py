@@ -82,7 +82,7 @@ def read_record(storage: Storage, path: str) -> dict[str, Any] | None:
 
 
 def last_value(points: Sequence[Point], metric: str) -> float | None:
-    """The value of a metric that was measured last; None where it never was."""
+    """The last measured value of a metric; None if it was never measured."""
     return next((value for name, _, value, _ in reversed(points) if name == metric), None)
 
 

@@ -59,7 +59,7 @@ STATUS_PRUNED = "pruned"
 TRAINING = "training"
 EXPRESSIVITY = "expressivity"
 
-# Seed of the trials by which a search finds settings. The winners are trained again on the seeds after it.
+# The seed of all trials of a search. The winners are trained again on the seeds after it.
 SEARCH_SEED = 0
 
 # Phases of a trial.
