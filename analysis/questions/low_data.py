@@ -47,9 +47,9 @@ def _steps_saved(study: Study, fraction: float) -> list[float]:
     """Per seed, the share of the steps by which two phases reach random's last validation accuracy sooner than random
     does; where they never do, they count as having taken PENALTY times all steps."""
     trials = {
-        (result.axes[SCHEME], result.seed): result.trial
+        (result.place[SCHEME], result.seed): result.trial
         for result in study.results
-        if result.axes[FRACTION] == fraction and result.trial and not result.missing
+        if result.place[FRACTION] == fraction and result.trial and not result.missing
     }
     saved = []
     for (scheme, seed), trial in trials.items():

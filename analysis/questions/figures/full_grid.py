@@ -56,6 +56,6 @@ def draw(studies: Sequence[Study]) -> Figure:
 def _draw_trials(axes: Axes, study: Study, place: Mapping[str, Any]) -> None:
     """With so few seeds as a large grid has, an interval would say less than the trials themselves."""
     for scheme in study.schemes:
-        results = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.axes.items()]
-        heads, values = [r.axes[NUM_HEADS] for r in results], [100 * r.value for r in results]
+        results = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.place.items()]
+        heads, values = [r.place[NUM_HEADS] for r in results], [100 * r.value for r in results]
         axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=line_style(scheme)["color"], alpha=0.4)
