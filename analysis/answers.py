@@ -9,7 +9,7 @@ from analysis.store.frames import Frames
 
 
 def answer_text(frames: Frames, study_key: str) -> str:
-    """The answer of a study: its sweep's own, or the general table where it varies other axes than its sweep does.
+    """The answer of a study: the table of its sweep, or the general table if it varies other axes than its sweep.
 
     Raises:
         KeyError: there is no such study.

@@ -1,7 +1,7 @@
-"""The paper's claims, each judged on the most recent study per data set of the sweep that is asked about it.
+"""The paper's claims, each judged on its sweep: on the most recent study of each data set.
 
-The claims and their judges stand with the question of their sweep (`analysis/questions/`). A claim that nothing in the
-store is about has n = 0.
+The claims and their judges are part of the question of their sweep (`analysis/questions/`). A claim without a study in
+the store has n = 0.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Verdict:
 
 @cache
 def all_claims() -> list[tuple[str, Claim]]:
-    """The claims of all questions with their sweeps, in the order in which they are listed."""
+    """(sweep, claim) for the claims of all questions, in the order of the lists."""
     claims = [(sweep, claim) for sweep, question in all_questions().items() for claim in question.claims]
     return sorted(claims, key=lambda item: (item[1].order, item[0]))
 
@@ -64,7 +64,7 @@ def latest_studies(frames: Frames, sweep: str) -> list[Study]:
 
 
 def source_of(study: Study) -> str:
-    """The sweep and the study, whose label begins with the data set."""
+    """The source of a verdict as text: the sweep, and the study, whose label begins with the data set."""
     return f"{study.sweep}/{study.label}"
 
 

@@ -16,7 +16,7 @@ class SweepFiles:
     """The files of a sweep.
 
     Attributes:
-        by_name: their content, the Markdown table first.
+        by_name: their contents, the Markdown table first.
         markdown: the tables as Markdown.
         svg: the figure.
         caption: the text below the figure.
@@ -29,7 +29,7 @@ class SweepFiles:
 
 
 def files_of(frames: Frames, sweep: str) -> SweepFiles:
-    """The files of a sweep, general ones where it has none of its own.
+    """The files of a sweep: those of its question, or general ones.
 
     Raises:
         TableError: a study varies other axes than the tables of its sweep show.
@@ -39,7 +39,7 @@ def files_of(frames: Frames, sweep: str) -> SweepFiles:
     tables = tables_of(sweep, studies)
     markdown = tables.markdown(studies)
     figure = draw_figure(sweep, studies)
-    # Only now: matplotlib is slow to load, and a store that cannot be shown is refused before.
+    # Imported here because matplotlib is slow to load, and a store that cannot be shown is refused before.
     from analysis.display.figure_style import image_bytes
 
     stem = file_stem(sweep)
@@ -51,6 +51,6 @@ def files_of(frames: Frames, sweep: str) -> SweepFiles:
 
 
 def file_stem(sweep: str) -> str:
-    """The name of a sweep's files without their ending: the sweep's, made safe since a store may hold any name."""
+    """The name of a sweep's files without the ending: the sweep's name, made safe because a store may hold any name."""
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", sweep)
     return sweep if safe == sweep and sweep not in _TAKEN else f"sweep-{safe}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 if __name__ == "__main__":
-    # Not this folder: its package `statistics` must not pass for Python's own.
+    # Python puts this folder on the path, where its package `statistics` would hide Python's own.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -93,16 +93,16 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def command_of(tracking_uri: str | None, storage: str | None) -> str:
-    """The command that reads this source, without passwords."""
+    """The command that makes the tables of this source, without passwords."""
     options = ["--storage", storage] if storage is not None else ["--tracking-uri", chosen_uri(tracking_uri)]
     return shlex.join(["python", "analysis/make_tables.py", *map(redacted, options)])
 
 
 def read(tracking_uri: str | None, storage: str | None) -> Frames:
-    """The frames of the source that was asked for.
+    """The frames of the given source.
 
     Raises:
-        LoadError: it cannot be read or holds no study.
+        LoadError: the source cannot be read or holds no study.
         StorageError: the storage's URL is wrong.
     """
     if storage is not None:

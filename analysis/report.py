@@ -23,7 +23,7 @@ _CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "open"}
 
 
 def report(frames: Frames, sections: Mapping[str, SweepFiles], verdicts: Sequence[Verdict], command: str) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
         sections: the files of each sweep.
@@ -82,7 +82,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 
 def _sweep(files: SweepFiles) -> str:
-    """The Markdown of a sweep with its figure before the first study."""
+    """A sweep's section: its Markdown as HTML, with its figure before the first study."""
     rules, heading, studies = from_markdown(files.markdown).partition("<h3>")
     return rules + figure(files.svg, files.caption) + heading + studies
 

@@ -1,4 +1,4 @@
-"""The verdicts on the claims as files and for the terminal."""
+"""The verdicts on the claims as text, for files and the terminal."""
 
 import math
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ RULE = (
 )
 _RULE_OF_STUDIES = "Of each data set the most recent study of a sweep is judged."
 _PAIRED_UNITS = (POINTS, STEPS_SHARE)
-"""The units of claims that are judged by RULE; others explain themselves."""
+"""The units of claims that are judged by RULE; claims in other units have rules of their own."""
 
 
 def rules() -> list[str]:
-    """The paragraphs that say how claims are judged: the common rule, those of claims that have another, the rest."""
+    """The paragraphs about how claims are judged: the common rule, other rules, then details of the common rule."""
     claims = [claim for _, claim in all_claims() if claim.rule]
     others = [claim.rule for claim in claims if claim.unit not in _PAIRED_UNITS]
     details = [claim.rule for claim in claims if claim.unit in _PAIRED_UNITS]
@@ -48,7 +48,7 @@ def csv(verdicts: Sequence[Verdict]) -> str:
 
 
 def markdown(frames: Frames, verdicts: Sequence[Verdict]) -> str:
-    """The verdicts with the rules, the statements of the claims, and the commands of the studies that they rest on."""
+    """The verdicts as Markdown, with the rules, the statements of the claims, and the commands of their studies."""
     head = ["claim", "verdict", "estimate", "interval", "n", "unit", "source"]
     rows = [
         [f"`{v.claim}`", v.verdict, estimate_text(v), interval_text(v), str(v.n), claim_of(v).unit, v.source]

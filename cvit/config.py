@@ -1,8 +1,8 @@
 """The configuration of one trial: frozen dataclasses that validate themselves, and their flat form.
 
 A parameter is a field made by `option`. It becomes an option of every sweep's command line, an MLflow parameter and,
-unless it stands at its neutral value, a part of stage keys and study keys: so a new one with a default that trains as
-before changes no key. None means that a parameter is not set, and is shown as `auto`.
+unless it has its neutral value, a part of stage keys and study keys. So a new parameter whose default trains as before
+changes no key. None means that a parameter is not set, and is shown as `auto`.
 
 This is the configuration of the task `training`; other tasks have theirs in `cvit.tasks`.
 """
@@ -28,21 +28,21 @@ Precision = Literal["float32", "bfloat16"]
 
 
 LARGEST_LEARNING_RATE = 1e30
-"""Beyond it float32 overflows inside the optimiser, before the loss could diverge."""
+"""The largest valid learning rate: beyond it float32 overflows inside the optimiser, before the loss could diverge."""
 
 
 OFFSETS_OF_3X3 = 9
-"""Offsets of a 3×3 neighbourhood: the least that a convolutional twin of full rank has."""
+"""The number of offsets of a 3×3 neighbourhood, the fewest that a convolutional twin of full rank has."""
 AUTO = "auto"
-"""None as text: on the command line, in MLflow and on the screen."""
+"""The text for None: on the command line, in MLflow and on the screen."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be trained; the message is one line that names the value and what is valid."""
+    """A configuration that cannot be trained; the message is one line with the value and the valid ones."""
 
 
 class CombinationError(ConfigError):
-    """Values that are valid each by itself and not together, such as a patch size and a number of heads."""
+    """Values that are valid one by one but not together, such as a patch size and a number of heads."""
 
 
 def choices(literal: Any) -> tuple[str, ...]:
@@ -51,24 +51,24 @@ def choices(literal: Any) -> tuple[str, ...]:
 
 
 def require(condition: bool, name: str, value: Any, rule: str) -> None:
-    """Raises ConfigError with the name, the value and the rule where the condition does not hold."""
+    """Raises ConfigError with the name, the value and the rule if the condition does not hold."""
     if not condition:
         raise ConfigError(f"{name} {value!r} {rule}")
 
 
 def require_choice(config: Any, name: str, literal: Any) -> None:
-    """Raises ConfigError where a field is none of the values of a Literal type."""
+    """Raises ConfigError if a field is none of the values of a Literal type."""
     value, valid = getattr(config, name), choices(literal)
     require(value in valid, name, value, f"is not valid: one of {', '.join(valid)}")
 
 
 def require_at_least_1_or_auto(name: str, value: int | None) -> None:
-    """Raises ConfigError where a number that may be left open is given and not positive."""
+    """Raises ConfigError if a value is neither None nor positive."""
     require(value is None or value >= 1, name, value, f"must be at least 1, or {AUTO}")
 
 
 def require_divisor(name: str, value: int, image_size: int) -> None:
-    """Raises ConfigError where a value does not divide the image size."""
+    """Raises ConfigError if a value does not divide the image size."""
     divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
     valid = ", ".join(map(str, divisors))
     require(value in divisors, name, value, f"must divide the image size {image_size}: one of {valid}")
@@ -79,10 +79,10 @@ def option(help_text: str, default: Any, *, neutral: Any = dataclasses.MISSING, 
 
     Args:
         help_text: the line that the command line shows.
-        default: None where the parameter may be left to the program: `auto`.
-        neutral: the value that keys leave out, the first default that the field had. Given once the default changes:
+        default: None if the program may choose the value: `auto`.
+        neutral: the value that keys leave out, the first default of the field. It is given once the default changes:
             without it, trainings at the old default and at the new one would have the same key.
-        unset: the number that stood for None in versions before there was None; keys and stores hold it.
+        unset: the number that earlier versions used in place of None; keys and stores hold it.
     """
     neutral = default if neutral is dataclasses.MISSING else neutral
     return field(default=default, metadata={"help": help_text, "neutral": neutral, "unset": unset})
@@ -90,7 +90,7 @@ def option(help_text: str, default: Any, *, neutral: Any = dataclasses.MISSING, 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The images that are trained on. `data_fingerprint` identifies their content, wherever they lie."""
+    """The images of a trial. `data_fingerprint` identifies their content, wherever they are stored."""
 
     dataset: str = "digits"
     data_fingerprint: str = ""
@@ -113,7 +113,7 @@ class DataConfig:
 
     @property
     def evaluation_images(self) -> tuple[str, float, int, int | None]:
-        """The settings that determine the images a trial is validated and tested on. Seed and fraction do not."""
+        """The settings that determine the images for validation and testing. Seed and fraction have no influence."""
         return self.data_fingerprint, self.validation_fraction, self.max_validation_images, self.max_test_images
 
 
@@ -182,7 +182,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """The start of the transformer. Parameters that the scheme does not use have no influence on a trial."""
+    """The initialisation of the transformer. Parameters that the scheme does not use have no influence on a trial."""
 
     init_scheme: InitSchemeName = option(
         "How the transformer's weights start; convolution and resnet are other models, for reference.", "random"
@@ -303,7 +303,7 @@ class TrialConfig:
 
 
 def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]) -> None:
-    """Raises ConfigError for the first name that is no parameter."""
+    """Raises ConfigError for the first name that is not a parameter."""
     unknown = sorted(set(flat) - set(parameters))
     if unknown:
         raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(parameters)}")
@@ -317,12 +317,12 @@ class Parameter:
     """A flat parameter.
 
     Attributes:
-        type: of its values, None left out.
-        default: None where it may be left to the program.
+        type: the type of its values, without None.
+        default: None if the program may choose the value.
         help: the line that the command line shows.
-        part: the part of the configuration it belongs to, a group of options on the command line.
+        part: its part of the configuration, which is a group of options on the command line.
         neutral: the value that keys leave out; see `option`.
-        unset: the number that stood for None in versions before there was None.
+        unset: the number that earlier versions used in place of None.
     """
 
     name: str
@@ -334,7 +334,7 @@ class Parameter:
     unset: Any = None
 
     def parse(self, text: str) -> Any:
-        """The value that a tracking store gave back as text, or that a user typed."""
+        """The value of a text, from a tracking store or from a user."""
         if self.default is None and text in (AUTO, "None"):
             return None
         if self.type is bool:
@@ -345,13 +345,13 @@ class Parameter:
 
 
 def as_text(value: Any) -> str:
-    """A parameter's value as MLflow and the screen have it; the inverse of `Parameter.parse`."""
+    """A parameter's value as text, for MLflow and the screen; the inverse of `Parameter.parse`."""
     return AUTO if value is None else str(value)
 
 
 def with_numbers(flat: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
-    """The values with a number in place of None where versions before there was None had one. Keys are made of them, so
-    that they stay."""
+    """The values, with the numbers that earlier versions used in place of None. Keys are made of these, so that keys
+    stay the same."""
     return {name: parameters[name].unset if value is None else value for name, value in flat.items()}
 
 
@@ -376,7 +376,7 @@ def parameters_of(parts: Mapping[str, Any]) -> Mapping[str, Parameter]:
 
 
 def _without_none(hint: Any) -> Any:
-    """`int` of `int | None`; other types as they are."""
+    """The type without None: `int` for `int | None`."""
     others = [base for base in typing.get_args(hint) if base is not types.NoneType]
     return others[0] if isinstance(hint, types.UnionType) else hint
 

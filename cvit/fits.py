@@ -1,4 +1,4 @@
-"""Fits: the configuration and the one stage of a trial of the task `expressivity`.
+"""Fits: the configuration and the single stage of a trial of the task `expressivity`.
 
 A trial is an attempt to fit an attention layer to a random convolution; see `cvit.training.fit`.
 """
@@ -40,7 +40,7 @@ class ExpressivityConfig:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
 
     def flat(self) -> dict[str, Any]:
-        """Every field by its name."""
+        """Every field, by name."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -56,7 +56,7 @@ class ExpressivityConfig:
 
 @dataclass(frozen=True)
 class FitStage:
-    """The one stage of an expressivity trial."""
+    """The single stage of an expressivity trial."""
 
     trial: ExpressivityConfig
     task: ClassVar[str] = EXPRESSIVITY
@@ -65,7 +65,7 @@ class FitStage:
 
     @property
     def key(self) -> str:
-        """24 hexadecimal digits."""
+        """The stage key, 24 hexadecimal digits."""
         return self._key
 
     @cached_property
@@ -74,17 +74,17 @@ class FitStage:
 
     @property
     def shape(self) -> Hashable:
-        """Fits are not packed: each is a shape of its own."""
+        """A shape of its own for each fit, because fits are not packed."""
         return (self.key,)
 
     @property
     def cost_kind(self) -> Hashable:
-        """Everything but the seed."""
+        """The configuration without the seed."""
         return dataclasses.replace(self.trial, seed=0)
 
     @property
     def report_interval(self) -> int:
-        """A fit reports at its end only."""
+        """All steps, because a fit reports only at its end."""
         return self.steps
 
     @property
@@ -97,4 +97,4 @@ class FitStage:
 
 
 PARAMETERS: Mapping[str, Parameter] = parameters_of({"fit": ExpressivityConfig})
-"""Every flat parameter of a fit."""
+"""Every flat parameter of a fit, by name."""

@@ -13,17 +13,17 @@ from torch import Tensor
 Grid = tuple[int, ...]
 """Patches along each axis."""
 Offset = tuple[int, ...]
-"""Steps along each axis, from the patch that attends to the patch attended to; (rows, columns) on an image."""
+"""Steps along each axis, from the attending patch to the patch attended to; (rows, columns) on an image."""
 
 
 def nearest_offsets(count: int, grid: Grid) -> tuple[Offset, ...]:
-    """The `count` offsets nearest to the centre among those that occur on a grid, ring by ring.
+    """The `count` offsets on a grid that are nearest to the centre, ring by ring.
 
     On a large square grid 9 make a 3×3 neighbourhood and 25 a 5×5 one. Within a ring the nearer offsets come first,
     then those further back along the first axis (further up), then along the second (further left), and so on.
 
     Raises:
-        ValueError: there are fewer offsets on the grid.
+        ValueError: the grid has fewer offsets.
     """
     if count > num_relative_positions(grid):
         raise ValueError(f"{count} offsets do not occur on a grid of {by_axis(grid)} patches")
@@ -37,7 +37,7 @@ def nearest_offsets(count: int, grid: Grid) -> tuple[Offset, ...]:
 
 
 def neighbourhood(grid: Grid) -> tuple[Offset, ...]:
-    """The offsets of at most one step along each axis that occur on a grid, nearest first: on images 3×3, so 9."""
+    """The offsets on a grid of at most one step along each axis, nearest first: on images the 9 of a 3×3 square."""
     return nearest_offsets(math.prod(min(3, 2 * length - 1) for length in grid), grid)
 
 
@@ -47,7 +47,7 @@ def reach(offsets: tuple[Offset, ...]) -> int:
 
 
 def occurs(offset: Offset, grid: Grid) -> bool:
-    """True if two patches of the grid lie that far apart."""
+    """True if some two patches of the grid lie at this offset."""
     return all(abs(step) < length for step, length in zip(offset, grid, strict=True))
 
 
@@ -60,7 +60,7 @@ def relative_position(offset: Offset, grid: Grid) -> int:
     """Index of an offset among the relative positions of a grid, the last axis fastest.
 
     Raises:
-        ValueError: no two patches of the grid are that far apart.
+        ValueError: no two patches of the grid lie at this offset.
     """
     if not occurs(offset, grid):
         raise ValueError(f"offset {offset} does not occur on a grid of {by_axis(grid)} patches")
@@ -71,7 +71,7 @@ def relative_position(offset: Offset, grid: Grid) -> int:
 
 
 def relative_position_index(grid: Grid) -> Tensor:
-    """(N, N) int64: index of the relative position of key patch j seen from query patch i, N patches in all."""
+    """(N, N) int64 for N patches: the index of the relative position of key patch j, seen from query patch i."""
     index = torch.zeros(1, dtype=torch.int64)
     for place, length in zip(patch_places(grid).unbind(dim=1), grid, strict=True):
         index = index * (2 * length - 1) + place[None, :] - place[:, None] + length - 1
@@ -79,11 +79,11 @@ def relative_position_index(grid: Grid) -> Tensor:
 
 
 def patch_places(grid: Grid) -> Tensor:
-    """(N, axes) int64: where on the grid each patch lies."""
+    """(N, axes) int64: the place of each patch on the grid."""
     places = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
     return torch.stack([place.flatten() for place in places], dim=1)
 
 
 def by_axis(sizes: Grid) -> str:
-    """Sizes along the axes as they are written: 3x4."""
+    """Sizes along the axes as text, such as 3x4."""
     return "x".join(map(str, sizes))

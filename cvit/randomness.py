@@ -1,7 +1,7 @@
-"""Randomness by address: every draw comes from a generator seeded by (seed, purpose, index), and no state is carried.
+"""Randomness by address: every draw comes from a generator seeded by (seed, purpose, index), and no state is kept.
 
-So a resumed run equals an uninterrupted one, and no draw depends on the worker or machine that makes it. Importing this
-module does not import torch.
+So a resumed run equals an uninterrupted one, and no draw depends on the worker or the machine. Importing this module
+does not import torch.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Recipes: models and trainings at the scales that presets share, as flat parameters. `|` puts them together."""
+"""Recipes: models and settings that several presets share, as flat parameters. `|` combines them."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ PHOTO_VIT: dict[str, Any] = SMALL_VIT | {"embed_dim": 96, "head_dim": 12}
 PHOTO_TRAINING: dict[str, Any] = {"batch_size": 64, "epochs": 12, "min_steps": 400, "max_validation_images": 1000}
 
 PAPER_VIT: dict[str, Any] = {"embed_dim": 384, "depth": 12, "num_heads": 9, "head_dim": 32}
-"""A transformer of the depth and width of the paper's, meant for GPUs."""
+"""A transformer of the paper's depth and width, meant for GPUs."""
 PAPER_TRAINING: dict[str, Any] = {
     "batch_size": 128,
     "epochs": 100,
@@ -30,7 +30,7 @@ SMOKE: dict[str, Any] = {
     "max_validation_images": 500,
     "max_test_images": 500,
 }
-"""Does it run? One block, a few steps and a few images, in place of a model's and a training's own."""
+"""Does it run? One block, a few steps and a few images; these override a model's and a training's settings."""
 SMALLEST_SMOKE: dict[str, Any] = SMOKE | {
     "batch_size": 16,
     "epochs": 0,
@@ -38,7 +38,7 @@ SMALLEST_SMOKE: dict[str, Any] = SMOKE | {
     "max_validation_images": 200,
     "max_test_images": 200,
 }
-"""The same where images have many tokens: patches of 2 on 32 × 32 photographs make 256."""
+"""The same, smaller, for images with many tokens: patches of 2 on 32 × 32 photographs make 256."""
 
 WIDE_HEADS: dict[str, Any] = {"head_dim": 16}
 """Heads of a third of the small transformer's width, so that a few of them are enough."""
@@ -46,4 +46,4 @@ FULL_TWIN: dict[str, Any] = {"convolution_form": "full"}
 """A twin of full rank is the same 3×3 convolution whatever the number of heads, and is trained once for all of them:
 with fewer than 9 heads, the attention keeps the offsets that carry most of its energy."""
 ABSOLUTE: dict[str, Any] = {"position_encoding": "relative+absolute"}
-"""A learned absolute embedding beside the relative bias: what most schemes do best with (docs/LOG.md)."""
+"""A learned absolute embedding beside the relative bias, which is best for most schemes (docs/LOG.md)."""

@@ -17,12 +17,12 @@ from cvit.results import Point, as_point
 from cvit.vocabulary import RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
 
 Grid = Mapping[str, Sequence[Any]]
-"""The values of every axis by name, the seed among them; the cells are the values' product."""
+"""The values of every axis by name, seed included; the cells are the values' product."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """A study, or that it has grown: `cells` are the grids that are new, `params` the parameters that do not vary."""
+    """A study, or its extension: `cells` are the new grids, `params` the parameters that all trials share."""
 
     type: ClassVar[str] = RECORD_STUDY
 
@@ -60,7 +60,7 @@ class PointsRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EndRecord:
-    """The end of a trial: its status, and a note that a person reads. The last one of a trial counts."""
+    """The end of a trial: its status, and a note for people. The last one of a trial counts."""
 
     type: ClassVar[str] = RECORD_END
 
@@ -83,7 +83,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> Record | None:
-    """The record that a JSON object states; None where its type is not known. Fields that are not known are left out.
+    """The record in a JSON object; None if its type is unknown. Unknown fields are ignored.
 
     Raises:
         TypeError: a field is missing.

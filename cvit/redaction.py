@@ -4,12 +4,12 @@ import re
 from typing import Any, TextIO
 
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/@\"':]+:(?!\d+/)[^\s@\"']*|[^\s/@\"']+)@")
-"""`user:password@` or `token@` after a scheme. A password may contain slashes; a port and a path are not a password."""
+"""`user:password@` or `token@` after a scheme. A password may contain slashes; a port with a path is no password."""
 
 _PARAMETER = re.compile(
     r"(?i)([?&](?!viewStateShareKey=)(?:[\w-]*(?:key|password|secret|token|signature)[\w-]*)=)[^\s&\"']+"
 )
-"""A parameter with a secret. The key of a view in MLflow's UI is none, and the view's address is useless without it."""
+"""A parameter with a secret. The key of a view in MLflow's UI is kept: it is no secret, and the address needs it."""
 
 
 def redacted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Results of finished stages. Reading them needs no torch, so that a sweep can be planned at once."""
+"""Results of finished stages. Reading them needs no torch, so that planning a sweep is fast."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,15 @@ Point = tuple[str, int, float, int]
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage: status `ok` or `diverged` (then with its step, counted over the trial) and all points."""
+    """The result of a finished stage.
+
+    Attributes:
+        status: `ok` or `diverged`.
+        initial_loss: training loss of the trial's first step.
+        seconds: time spent training and evaluating the stage.
+        points: all measurements.
+        diverged_step: the step at which it diverged, counted over the trial.
+    """
 
     status: str
     initial_loss: float
@@ -25,9 +33,9 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Report:
-    """The measurements that a stage has made since its last report; all of them are already saved in the storage.
+    """The measurements of a stage since its last report; all of them are already saved in the storage.
 
-    `step` is the stage's own; a stage's last report carries its result.
+    `step` is counted within the stage. The last report of a stage has its result.
     """
 
     points: list[Point]
@@ -36,7 +44,7 @@ class Report:
 
 
 Reports = list[tuple[str, Report]]
-"""(stage key, report) of the stages of a pack that report at the same time."""
+"""(stage key, report) for the stages of a pack that report at the same time."""
 
 
 def stage_folder(key: str) -> str:
@@ -45,7 +53,7 @@ def stage_folder(key: str) -> str:
 
 
 def load_result(storage: Storage, key: str) -> StageResult | None:
-    """The result of a stage that is done, else None."""
+    """The result of a stage; None while it is not done."""
     record = read_record(storage, f"{stage_folder(key)}/result.json")
     if record is None:
         return None
@@ -55,7 +63,7 @@ def load_result(storage: Storage, key: str) -> StageResult | None:
 
 
 def read_weights(storage: Storage, key: str) -> bytes | None:
-    """The trained weights of a stage that is done, as saved; None where they or the result are missing or altered."""
+    """The trained weights of a stage, as saved; None if they or the result are missing or altered."""
     record = read_record(storage, f"{stage_folder(key)}/result.json")
     try:
         data = storage.read(f"{stage_folder(key)}/weights.safetensors")
@@ -65,7 +73,7 @@ def read_weights(storage: Storage, key: str) -> bytes | None:
 
 
 def read_record(storage: Storage, path: str) -> dict[str, Any] | None:
-    """The one record that a file holds; None where it is missing, torn or altered."""
+    """The single record of a file; None if it is missing, torn or altered."""
     try:
         records = decode_records(storage.read(path))
     except FileNotFoundError:
@@ -79,6 +87,6 @@ def last_value(points: Sequence[Point], metric: str) -> float | None:
 
 
 def as_point(values: list[Any]) -> Point:
-    """A point as JSON gives it back."""
+    """A point from the list that JSON makes of it."""
     metric, step, value, time_ms = values
     return str(metric), int(step), float(value), int(time_ms)

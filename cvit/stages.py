@@ -2,11 +2,11 @@
 
 A stage's key is a hash of everything that determines its outcome, its parent's key included. Two trials whose
 convolution phases have the same key share that stage. A key leaves out a parameter at its neutral value, so that stored
-stages are found again when the configuration gains a parameter; the parameters of the first versions are hashed always,
-as they were then, so that no key has ever changed.
+stages are found again when the configuration gains a parameter. The parameters of the first versions are always hashed,
+as those versions did, so that no key has ever changed.
 
-A stage belongs to a task (`cvit.tasks`). `Stage` says what the engine knows of one, whatever its task; `TrainingStage`
-is a phase of a training.
+A stage belongs to a task (`cvit.tasks`). `Stage` is the protocol that the engine knows; `TrainingStage` is a phase of a
+training.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from cvit.init.schemes import SCHEMES
 from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, REFERENCE, TRAINING
 
 SCIENCE_VERSION = 1
-"""Raised whenever training the same configuration gives another result, so that old stages are not reused."""
+"""The version of the science, raised whenever the same configuration comes to train differently, so that old stages are
+not reused."""
 
 _KEY_DIGITS = 24
 _ALWAYS_HASHED: Mapping[str, frozenset[str]] = {
@@ -41,11 +42,11 @@ _ALWAYS_HASHED: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-"""Parameters that the keys of a task's first stored stages hold, whatever their value. The table never grows: every
-other parameter, and every parameter of another task, is left out at its neutral value."""
+"""The parameters that the keys of a task's first stored stages contain, whatever their value. The table never grows:
+every other parameter, and every parameter of another task, is left out at its neutral value."""
 
-# The number of steps stands in the stage itself, the width of all heads in that of each; the data set's name does not
-# change its images.
+# The stage itself has the number of steps, and the width of each head includes the width of all heads. The name of a
+# data set does not change its images.
 _NEVER_DECISIVE = {
     "dataset",
     "inner_dim",
@@ -92,17 +93,17 @@ class Stage(Protocol):
 
     @property
     def report_interval(self) -> int:
-        """Steps from one report to the next, at least."""
+        """The smallest number of steps from one report to the next."""
         ...
 
     @property
     def shape(self) -> Hashable:
-        """Equal for stages that one worker may train together, as a pack."""
+        """A value that is equal for stages that one worker may train together, as a pack."""
         ...
 
     @property
     def cost_kind(self) -> Hashable:
-        """Equal for stages whose optimiser steps cost the same time and memory."""
+        """A value that is equal for stages whose optimiser steps cost the same time and memory."""
         ...
 
 
@@ -112,7 +113,7 @@ class TrainingStage:
 
     Attributes:
         phase: `convolution`, `attention` or `reference`.
-        trial: the configuration of (one of) the trials that the stage belongs to.
+        trial: the configuration of the trial, or of one of the trials, that the stage belongs to.
         steps: optimiser steps of this stage.
         first_step: optimiser steps of the trial before this stage.
         evaluation_interval: steps between evaluations, counted over the whole trial.
@@ -130,7 +131,7 @@ class TrainingStage:
 
     @property
     def key(self) -> str:
-        """24 hexadecimal digits."""
+        """The stage key, 24 hexadecimal digits."""
         return self._key
 
     @cached_property
@@ -145,7 +146,7 @@ class TrainingStage:
         decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
         is_twin = self.phase == CONVOLUTION or scheme.is_twin
         if is_twin and self.trial.init.convolution_form == "full":
-            # A full convolution has no heads, only a neighbourhood: trials with fewer heads than that share it.
+            # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
             decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
         return stage_key(
@@ -173,7 +174,7 @@ class TrainingStage:
 
     @property
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
-        """The settings that determine the model, its weights aside."""
+        """The settings that determine the model without its weights."""
         init = self.trial.init
         kind = init.init_scheme if self.phase == REFERENCE else ""
         form = "" if self.phase == ATTENTION else init.convolution_form
@@ -197,7 +198,7 @@ class TrainingStage:
         return self.architecture, training.batch_size, training.precision, schedule, self.trial.data.evaluation_images
 
     def next_evaluation(self, step: int) -> int:
-        """The step at which the first evaluation after `step` takes place; both are counted within the stage."""
+        """The step of the first evaluation after `step`; both are counted within the stage."""
         interval = self.evaluation_interval
         return min(self.steps, step + interval - (self.first_step + step) % interval)
 
@@ -215,7 +216,7 @@ def depends_on(init_scheme: str, parameter: str) -> bool:
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:
     """The stages of a trial on a subset of `num_images` images, in the order of training.
 
-    Every scheme gets the same number of steps in all: a trial of two phases divides them between the phases.
+    Every scheme gets the same total number of steps: a trial of two phases divides them between the phases.
     """
     total = trial.training.total_steps(num_images)
     interval = max(1, round(total / trial.training.evaluations))
@@ -232,21 +233,21 @@ def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:
 def stage_key(task: str, config: Mapping[str, Any], parameters: Mapping[str, Parameter], **others: Any) -> str:
     """The key of a stage of any task: 24 hexadecimal digits.
 
-    A parameter at its neutral value is left out, as in a study's key. So a new parameter changes no key as long as
-    nothing is changed by it.
+    A parameter at its neutral value is left out, as in a study's key. So a new parameter with a neutral default changes
+    no key.
 
     Args:
-        config: flat parameters that have an influence on the stage.
-        parameters: those of the task, by name.
-        others: what else determines the outcome.
+        config: the flat parameters that have an influence on the stage.
+        parameters: the parameters of the task, by name.
+        others: further values that determine the outcome.
     """
     always = _ALWAYS_HASHED.get(task, frozenset())
     decisive = {name: value for name, value in config.items() if name in always or value != parameters[name].neutral}
-    of_task = {} if task == TRAINING else {"task": task}  # trainings were there before there were tasks
+    of_task = {} if task == TRAINING else {"task": task}  # the keys of trainings are older than tasks
     return short_hash({"science_version": SCIENCE_VERSION, **of_task, **decisive, **others}, _KEY_DIGITS)
 
 
 def short_hash(content: Any, digits: int) -> str:
-    """The first digits of the SHA-256 of a JSON value's canonical text."""
+    """The first hexadecimal digits of the SHA-256 of a JSON value's canonical text."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:digits]

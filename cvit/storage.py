@@ -1,7 +1,8 @@
 """A storage holds files under one root: a local folder, or a URL that pyarrow opens (s3://, gs://, file://).
 
-Writes are atomic: a reader sees the old content or the new, never a torn one. A local file is written beside its place,
-flushed to the disk and renamed. An object store publishes an object only when its upload is complete.
+Writes are atomic: a reader sees the old content or the new one, never a mixture. A local file is written under another
+name beside its target, flushed to the disk and renamed. An object store publishes an object only when its upload is
+complete.
 
 A *record* is a JSON object on one line after a checksum, so that torn and altered lines are noticed.
 """
@@ -21,7 +22,7 @@ from cvit.errors import one_line
 from cvit.redaction import redacted
 
 _ATTEMPTS = 8
-"""Tries of a request to S3 that fails for a passing reason; with the growing pauses between them about 40 s in all."""
+"""The number of tries of a request to S3 that fails for a passing reason; with growing pauses, about 40 s in all."""
 
 
 class StorageError(Exception):
@@ -59,11 +60,11 @@ class Storage:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Opens a folder or a filesystem URL, and creates and reads nothing there.
+        """Opens a folder or a filesystem URL without creating or reading anything there.
 
         Raises:
             StorageError: the URL's scheme is unknown, its options are wrong, it names no bucket, or it contains a key,
-                which would end up in logs and process lists.
+                which would appear in logs and process lists.
         """
         if re.match(r"\w+://[^/@]*:[^@]*@", url):
             raise StorageError(redacted(f"storage {url!r} holds a key: give it to AWS_ACCESS_KEY_ID and so on instead"))
@@ -97,7 +98,7 @@ class Storage:
         """Checks that files can be written, and leaves nothing behind.
 
         Raises:
-            StorageError: they cannot.
+            StorageError: files cannot be written.
         """
         try:
             if self.is_local and not os.path.exists(self._root):
@@ -107,7 +108,7 @@ class Storage:
                 if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
                     raise PermissionError(f"{folder} is not a folder that can be written")
                 return
-            # Arrow's own file system gives up at once: a mistyped endpoint should not cost a minute.
+            # The file system without retries, so that a mistyped endpoint does not cost a minute.
             at_once = self if self.is_local else Storage(self.url, pafs.FileSystem.from_uri(self.url)[0], self._root)
             probe = f".probe-{uuid.uuid4().hex}"
             at_once.write(probe, b"cvit")
@@ -123,9 +124,9 @@ class Storage:
         """
         place = self._path(path)
         while True:
-            with self._filesystem.open_input_file(place) as file:  # asks for the size, then for all of it at once
+            with self._filesystem.open_input_file(place) as file:  # one request for the size, one for the content
                 data = file.read()
-            # Read again if another writer replaced the object between the two requests: a longer one comes cut off.
+            # If another writer replaces the object between the two requests, a longer one is cut off: read again.
             if self.is_local or self._filesystem.get_file_info(place).size == len(data):
                 return data
 
@@ -165,7 +166,7 @@ class Storage:
             return
 
     def delete_others(self, folder: str, kept: set[str]) -> None:
-        """Removes all files directly in a folder except the named ones, also partial files that killed writers left."""
+        """Removes all files directly in a folder except the named ones, including partial files of killed writers."""
         for info in self._filesystem.get_file_info(pafs.FileSelector(self._path(folder), allow_not_found=True)):
             if info.is_file and info.base_name not in kept:
                 self.delete(f"{folder}/{info.base_name}")
@@ -178,8 +179,8 @@ class Storage:
 
 
 def _patient(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
-    """The same file system with AWS's own strategy for failed requests. Arrow's default, which a URL cannot change,
-    gives up after 6 s of broken connections and after 1.4 s of "slow down"."""
+    """The file system with AWS's own strategy for failed requests. Arrow's default, which a URL cannot change, gives up
+    after 6 s of broken connections and after 1.4 s of "slow down"."""
     _, (options,) = filesystem.__reduce__()
     return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
 

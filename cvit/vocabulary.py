@@ -13,7 +13,8 @@ TEST_ACCURACY = "test/accuracy"
 LEARNING_RATE = "lr"
 GRAD_NORM = "grad_norm"
 IMAGES_PER_SECOND = "images_per_second"
-# Metrics of stability; see cvit/training/stability.py. The norms of a stage's first steps are recorded one by one.
+# Metrics of stability; see cvit/training/stability.py. The gradient norms of a stage's first steps are recorded one by
+# one.
 EARLY_GRAD_NORM = "early/grad_norm"
 EARLY_LOSS = "stability/early_loss"
 GRAD_NORM_MAX = "stability/grad_norm_max"
@@ -67,8 +68,9 @@ ATTENTION = "attention"
 REFERENCE = "reference"
 FIT = "fit"
 
-# Tracking URIs: the MLflow store that a plain `mlflow ui` opens in the working folder; the word for none; the variable
-# that names another; the schemes of MLflow stores, which a driver may follow, as in postgresql+psycopg2.
+# Tracking URIs: the MLflow store that a plain `mlflow ui` opens in the working folder; the word for no tracking; the
+# environment variable with another URI; the schemes of MLflow stores, which a driver may follow, as in
+# postgresql+psycopg2.
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 NO_TRACKING = "none"
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -87,5 +89,5 @@ RECORD_END = "end"
 
 
 def is_accuracy(metric: str) -> bool:
-    """True for a metric that is a share of images, which is shown as a percentage."""
+    """True for a metric that is a share of images and is shown as a percentage."""
     return metric.endswith("accuracy")

@@ -4,7 +4,7 @@ python sweeps/full_grid.py                                     # digits, about 5
 python sweeps/full_grid.py --patch-size 4 --num-heads 4 9 16   # 16 heads do not fit a grid of 2x2 patches: left out
 python sweeps/full_grid.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 
-Combinations that cannot be (more heads than there are offsets between patches) are left out, and listed.
+Impossible combinations (more heads than there are offsets between patches) are left out, and listed.
 
 Expected on digits: 60 trials, 12 combinations left out (16 heads on 2×2 patches).
 """

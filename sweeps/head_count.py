@@ -58,7 +58,7 @@ HEAD_COUNT = Sweep(
             | FULL_TWIN
             | SMALL_TRAINING
             | {"data_fraction": 0.05, "learning_rate": 2e-3},
-            # Each scheme's own best of six settings on validation images at 9 heads (docs/LOG.md).
+            # The best of six settings for each scheme, on validation images at 9 heads (docs/LOG.md).
             scheme_settings={"random": ABSOLUTE | {"learning_rate": 4e-3}},
         ),
         "smoke": Preset(

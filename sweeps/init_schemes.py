@@ -5,10 +5,11 @@ python sweeps/init_schemes.py --init-scheme random mimetic two_phase --data-frac
 python sweeps/init_schemes.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 
 Reference rows: `convolution`, the convolutional twin alone, and `resnet`, a small residual network of about as many
-parameters. Every scheme is at its own best position encoding and learning rate on validation images (docs/LOG.md).
+parameters. Every scheme runs at the position encoding and learning rate that are best for it on validation images
+(docs/LOG.md).
 
-Expected on digits (5 seeds, docs/RESULTS.md): every way of telling attention where to look beats random, by 6 to 8
-points at 2 % of the data, and they can hardly be told apart; `convolution` (+10.6) and `resnet` (+13.3) are ahead.
+Expected on digits (5 seeds, docs/RESULTS.md): every scheme that tells attention where to look beats random, by 6 to 8
+points at 2 % of the data, and they hardly differ; `convolution` (+10.6) and `resnet` (+13.3) are ahead.
 """
 
 from cvit.recipes import ABSOLUTE, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE

@@ -27,7 +27,7 @@ SCHEMES = ("random", "conv_structured", "two_phase")
 SWEEP = Sweep(
     name="low_data",
     question="Do two phases beat random initialisation where data are few, and by how much?",
-    # Settings of single schemes are their own best on validation images, found with equal budget (docs/LOG.md).
+    # Settings of single schemes are the best for them on validation images, found with equal budget (docs/LOG.md).
     presets={
         "laptop": Preset(
             description="the default: digits, 45 trials, 90 s on 2 cores",

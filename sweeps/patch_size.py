@@ -22,7 +22,7 @@ from sweeps.engine.declaration import Preset, Sweep
 from sweeps.engine.main import main
 
 SCHEMES = ("random", "two_phase")
-# The best of six settings on validation images for both schemes, at patches of one pixel, where it matters most
+# For both schemes the best of six settings on validation images, at patches of one pixel, where settings matter most
 # (docs/LOG.md).
 BEST = ABSOLUTE | {"learning_rate": 4e-3}
 

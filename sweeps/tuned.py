@@ -4,9 +4,9 @@ python sweeps/tuned.py                                          # digits, about 
 python sweeps/tuned.py --search-trials 24 --seeds 10
 python sweeps/tuned.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 
-Searched: learning rate, weight decay, warm-up and, where the scheme has one, attention sharpness. Selection is by the
-accuracy on validation images at the end, and test images have no part in it: what counts is the test accuracy of the
-winners alone, trained on seeds that the search has not seen.
+The search covers learning rate, weight decay, warm-up and, if the scheme has one, attention sharpness. It selects by
+the final accuracy on validation images; test images play no part in it. The answer is the test accuracy of the winners,
+trained on seeds that the search has not seen.
 
 Expected on digits (51 trials at 5 % of the data, docs/RESULTS.md): two_phase − random is +2.4 points, [+1.5, +3.3]; the
 winners are no better than the other sweeps' presets, since 12 trials of a search are few.

@@ -1,8 +1,8 @@
 """Tables of any sweep of trainings: CSV, Markdown, LaTeX, and the short table of one study for the terminal.
 
-A row per combination of the axes, a column per init scheme, the paired gain last; a sweep may add columns and further
-comparisons (`Layout`). Only what is printed is rounded; the CSV holds fractions in full precision. See
-analysis/statistics/stats.py for the statistics and for the rule on diverged trials.
+A table has a row per combination of the axes, a column per init scheme, and the paired gain last; a sweep may add
+columns and comparisons (`Layout`). Printed numbers are rounded; the CSV has fractions in full precision. The statistics
+and the rule on diverged trials are in analysis/statistics/stats.py.
 """
 
 import math
@@ -39,14 +39,14 @@ _COUNTS = ("expected", "diverged", "missing")
 
 @dataclass(frozen=True)
 class Column:
-    """A further column of a sweep's tables; in the CSV it may be several.
+    """A further column of a sweep's tables; in the CSV it may be several columns.
 
     Attributes:
-        heading: its heading in texts.
-        csv_names: its headings in the CSV.
-        values: from a study and a place on its axes to a value per CSV column, NaN where unknown.
-        is_measured: belongs to trials, so that the CSV has none for a difference between them.
-        in_overview: it is also a column of the short table, where all schemes share a row.
+        heading: the heading in texts.
+        csv_names: the headings in the CSV.
+        values: (study, place on its axes) → a value per CSV column, NaN if unknown.
+        is_measured: True for a value of trials, which the CSV omits for a difference between trials.
+        in_overview: True if the short table, where all schemes share a row, has the column too.
     """
 
     heading: str
@@ -66,9 +66,9 @@ class Comparison:
 
     Attributes:
         kind: their `kind` in the CSV.
-        heading: the heading of the column that names their scheme.
-        summaries: a study's differences, their scheme among the axes.
-        title: the heading of a section of its own; none for the paired gain, which is a column of the short table.
+        heading: the heading of the column with their scheme.
+        summaries: study → its differences, with the scheme among their axes.
+        title: the heading of their section; empty for the paired gain, which is a column of the short table.
     """
 
     kind: str
@@ -86,10 +86,10 @@ class Layout:
 
     Attributes:
         columns: further columns.
-        gain: the comparison that stands first.
+        gain: the first comparison.
         comparisons: further differences.
         across: the axis whose values are the columns of the short table.
-        notes: how the further columns are measured.
+        notes: sentences about how the further columns are measured.
     """
 
     columns: tuple[Column, ...] = ()
@@ -104,10 +104,10 @@ GENERAL_LAYOUT = Layout()
 
 
 def csv(studies: Sequence[Study], layout: Layout) -> str:
-    """All studies as CSV; `kind` is `accuracy` or that of a comparison, accuracies and differences are fractions.
+    """All studies as CSV. `kind` is `accuracy` or the kind of a comparison; accuracies and differences are fractions.
 
-    Columns: sweep, study, dataset, kind, the axes but the scheme, init_scheme (of the paired gain
-    `two_phase-random`), mean, ci_low, ci_high, n, expected, diverged, and those that the layout adds.
+    Columns: sweep, study, dataset, kind, the axes without the scheme, init_scheme (`two_phase-random` for the paired
+    gain), mean, ci_low, ci_high, n, expected, diverged, and the columns of the layout.
     """
     axes = list(dict.fromkeys(axis for study in studies for axis in study.axes))
     rows = []
@@ -129,23 +129,23 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
                 rows.append(row)
     columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
     columns += [name for column in layout.columns for name in column.csv_names]
-    # As objects: beside a missing value pandas would make integers floats.
+    # As objects, because beside a missing value pandas would turn integers into floats.
     return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def markdown(studies: Sequence[Study], layout: Layout) -> str:
-    """All studies of a sweep, a section each."""
+    """All studies of a sweep as Markdown, a section each."""
     rules = f"{_RULES} {layout.notes}".rstrip()
     return "\n".join([f"# {studies[0].sweep}\n\n{rules}\n", *(_markdown_section(study, layout) for study in studies)])
 
 
 def latex_tables(studies: Sequence[Study], layout: Layout) -> str:
-    """All studies, a `table` each (package booktabs)."""
+    """All studies as LaTeX, a `table` each (package booktabs)."""
     return "\n".join(_latex_table(study, layout) for study in studies)
 
 
 def answer(study: Study, layout: Layout) -> str:
-    """One study in a few lines for the terminal: as a rule a column per scheme, the gain last."""
+    """One study in a few lines for the terminal: by default a column per scheme, the gain last."""
     lines = markdown_table(*_overview(study, layout, plus_minus=" ± "))
     lines += ["", "Test accuracy in %: mean ± half of the 95 % interval (number of seeds)."]
     if _has_gain(study, layout):
@@ -215,7 +215,7 @@ def _latex_table(study: Study, layout: Layout) -> str:
 
 
 def _overview(study: Study, layout: Layout, plus_minus: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the short table, with the paired gain and what the layout adds behind the accuracies."""
+    """Head and rows of the short table: the accuracies, then the paired gain and the columns of the layout."""
     head, rows = _pivot(study, study.means, lambda cell: mean_text(cell, plus_minus), layout.across)
     columns = _overview_columns(layout)
     if layout.across == SCHEME:  # a row is a place on the study's axes

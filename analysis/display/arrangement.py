@@ -1,4 +1,4 @@
-"""The arrangement of the general figure: which axis of a study runs along x, which parts lines, which parts panels."""
+"""The arrangement of the general figure: which axis of a study is x, which separates lines, which separate panels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +10,26 @@ from analysis.store.axes import SCHEME
 from cvit.tasks import TASK_NAMES, task_named
 
 PANELS_SHOWN = 12
-"""The panels of a study that the general figure shows, at most."""
+"""The largest number of panels that the general figure shows of a study."""
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The axes of a study in the general figure; `lines` is None where there is a single line."""
+    """The axes of a study in the general figure; `lines` is None for a single line."""
 
     x: str
     lines: str | None
     panels: tuple[str, ...]
 
     def places(self, study: Study) -> list[dict[str, Any]]:
-        """The places of the panels on their axes, those that the study has, ascending."""
+        """The places of the study's panels on their axes, ascending."""
         rows = (tuple(row[axis] for axis in self.panels) for row in study.rows)
         return [dict(zip(self.panels, row, strict=True)) for row in dict.fromkeys(rows)]
 
 
 def arrangement(study: Study) -> Arrangement:
-    """Lines by the parameter that the task compares by, along x the first numeric axis that varies besides."""
+    """The arrangement for a study: a line per value of the task's `compared_by`, along x the first other numeric axis
+    that varies."""
     compared_by = task_named(study.task).compared_by if study.task in TASK_NAMES else SCHEME
     others = [axis for axis in study.axes if axis != compared_by]
     varied = [axis for axis in others if len(study.values(axis)) > 1] or others
@@ -40,7 +41,7 @@ def arrangement(study: Study) -> Arrangement:
 
 
 def caption(study: Study) -> str:
-    """The caption of the general figure, as the most recent study has it arranged."""
+    """The caption of the general figure, by the arrangement of the most recent study."""
     arranged = arrangement(study)
     parts = [f"{metric_text(study.metric).capitalize()} against {in_caption(arranged.x)}"]
     if arranged.lines is not None:
@@ -53,12 +54,12 @@ def caption(study: Study) -> str:
 
 
 def values(study: Study, axis: str) -> list[Any]:
-    """The values of an axis, init scheme included, in their order."""
+    """The values of an axis, which may be the init scheme, in their order."""
     return list(study.schemes) if axis == SCHEME else study.values(axis)
 
 
 def is_spread(numbers: Sequence[float], ratio: float) -> bool:
-    """True if positive numbers differ by more than this ratio, so that a logarithmic scale shows them better."""
+    """True if all numbers are positive and differ by more than a ratio: a logarithmic scale then shows them better."""
     return len(numbers) > 0 and min(numbers) > 0 and max(numbers) > ratio * min(numbers)
 
 

@@ -1,7 +1,7 @@
 """The parts that all figures share: the style, lines with their intervals, axes, and the bytes of a file.
 
-Figures are drawn without pyplot and are the same bytes for the same data. Colours are Okabe and Ito's, told apart by
-colour-blind readers; markers and line styles tell curves apart in grey.
+Figures are drawn without pyplot and are the same bytes for the same data. The colours are Okabe and Ito's, which
+colour-blind readers can distinguish; markers and line styles distinguish curves in grey.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ STUDIES_SHOWN = 3
 """The number of studies that a figure shows, the most recent ones."""
 
 WIDTH, ROW_HEIGHT = 7.0, 2.8
-"""Inches: the width of a figure, the height of a study's row of panels."""
+"""The width of a figure and the height of a study's row of panels, in inches."""
 
 COLOURS = {
     "random": "#D55E00",
@@ -42,7 +42,7 @@ COLOURS = {
     "resnet": "#7F7F7F",
 }
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (3.2, 1.6)))
-"""The line styles of the largest fraction and the smallest, or of no warm-up and the longest."""
+"""The line styles for the largest fraction and the smallest, or for no warm-up and the longest."""
 REMARK: Mapping[str, Any] = {"fontsize": "small", "color": "0.35"}
 """The look of a remark inside a panel."""
 _STYLE: dict[Any, Any] = {
@@ -85,7 +85,7 @@ def new_figure(height: float) -> Iterator[Figure]:
 
 
 def image_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as `png` (200 dots per inch) or `svg`, without dates, so that equal figures give equal bytes."""
+    """The figure as `png` (200 dots per inch) or `svg`, without dates, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
     with rc_context(_STYLE):
         figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
@@ -95,7 +95,7 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
 def draw_accuracy(
     axes: Axes, study: Study, axis: str, place: Mapping[str, Any], has_band: bool = True, **line: Any
 ) -> None:
-    """Test accuracy against one axis, a line per scheme, at a place on the other axes."""
+    """Draws test accuracy against one axis, a line per scheme, at a place on the other axes."""
     for scheme in study.schemes:
         at = {**place, SCHEME: scheme}
         cells = [c for c in study.means if c.estimate.n and at.items() <= c.place.items()]
@@ -107,7 +107,7 @@ def draw_accuracy(
 def draw_line(
     axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, has_band: bool = True, **line: Any
 ) -> None:
-    """A scheme's means in percent, with their interval as a band unless that is switched off."""
+    """Draws a scheme's means in percent, with their intervals as a band if `has_band`."""
     low, mean, high = (100 * np.array([getattr(e, end) for e in estimates]) for end in ("ci_low", "mean", "ci_high"))
     every = math.ceil(len(x) / _MARKERS_PER_LINE) or None
     axes.plot(x, mean, **line_style(scheme, markevery=every, **line))
@@ -116,8 +116,8 @@ def draw_line(
 
 
 def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
-    """Colour and marker of a scheme's line, but for the changes; the baseline's markers are hollow, references' lines
-    dotted."""
+    """Colour and marker of a scheme's line, with changes. The markers of the baseline are hollow, the lines of
+    references dotted."""
     colour = COLOURS.get(scheme, _OTHER_COLOUR)
     face = "white" if scheme == BASELINE else colour
     style = {"color": colour, "marker": MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
@@ -125,13 +125,13 @@ def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
 
 
 def fraction_styles(fractions: Sequence[float]) -> dict[float, Any]:
-    """Line styles of the largest and of the smallest data fraction; the others are not drawn."""
+    """The line styles of the largest and of the smallest data fraction; the others are not drawn."""
     ascending = sorted(fractions)
     return dict(zip(dict.fromkeys([*ascending[-1:], *ascending[:1]]), LINE_STYLES, strict=False))
 
 
 def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
-    """Legend entries that say which line style is which data fraction."""
+    """Legend entries for the line styles of data fractions."""
     return [
         Line2D([], [], color="black", linestyle=style, label=f"{fraction_text(fraction)} of images")
         for fraction, style in sorted(styles.items())
@@ -139,13 +139,13 @@ def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
 
 
 def scheme_handles(studies: Sequence[Study]) -> list[Line2D]:
-    """Legend entries of the studies' init schemes."""
+    """Legend entries for the init schemes of studies."""
     schemes = dict.fromkeys(scheme for study in studies for scheme in study.schemes)
     return [Line2D([], [], label=scheme_text(scheme), **line_style(scheme)) for scheme in schemes]
 
 
 def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
-    """A legend in one line above the panel; nothing without entries."""
+    """Draws a legend in one line above the panel, if there are entries."""
     if handles:
         legend = axes.legend(
             handles=handles,
@@ -162,21 +162,21 @@ def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
 
 
 def fixed_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -> None:
-    """Ticks at these values and no others."""
+    """Sets the ticks of an axis to these values."""
     axis.set_major_locator(FixedLocator(values))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
 
 
 def log_x(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
-    """A logarithmic x axis with ticks at these ascending values, and some room beside them."""
+    """Makes the x axis logarithmic, with ticks at these ascending values and some room beside them."""
     axes.set_xscale("log")
     fixed_ticks(axes.xaxis, values, text)
     axes.set_xlim(values[0] / 1.25, values[-1] * 1.25)
 
 
 def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend for all panels, below them, that names every curve once."""
+    """Draws one legend for all panels below them, with every curve once."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -187,7 +187,7 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
 
 
 def mark_heads(axes: Axes, count: int, at_top: bool) -> None:
-    """A vertical line at a number of heads, its label right of the upper or left of the lower end."""
+    """Draws a vertical line at a number of heads, with a label right of its upper or left of its lower end."""
     axes.axvline(count, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
     height, horizontal, vertical, distance = (1.0, "left", "top", 3) if at_top else (0.02, "right", "bottom", -3)
     axes.annotate(
@@ -203,13 +203,13 @@ def mark_heads(axes: Axes, count: int, at_top: bool) -> None:
 
 
 def tidy(axes: Axes) -> None:
-    """For a panel of percentages: light horizontal lines, and no room beyond 0 and 100 % but for the markers."""
+    """Tidies a panel of percentages: light horizontal lines, and no room beyond 0 and 100 % except for markers."""
     grid_lines(axes)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -2), min(high, 102))
 
 
 def grid_lines(axes: Axes) -> None:
-    """Light horizontal lines behind the curves."""
+    """Draws light horizontal lines behind the curves."""
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -33,11 +33,11 @@ _LINE_HEIGHT = 0.15
 _LOG_X_FROM = 10.0
 _LOG_Y_FROM = 100.0
 _MOST_TICKS = 8
-"""Above this number of values, an axis has round numbers as its ticks rather than the values."""
+"""An axis with more values than this has ticks at round numbers instead of at the values."""
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first, the means of the metric with their 95 % t-intervals, arranged by `arrangement`."""
+    """Draws each study, most recent first: means of the metric with 95 % t-intervals, arranged by `arrangement`."""
     recent = [(study, arrangement(study)) for study in studies[:STUDIES_SHOWN]]
     places_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in recent]
     columns = min(_PANELS_PER_ROW, max(map(len, places_of)))
@@ -74,7 +74,7 @@ def _draw_panel(axes: Axes, study: Study, arranged: Arrangement, place: Mapping[
 
 
 def _scale_y(panels: Iterable[Axes], studies: Sequence[Study]) -> None:
-    """Only when all is drawn: the panels share the y axis."""
+    """Scales the y axis. It is called when all panels are drawn, because they share this axis."""
     means = [cell.estimate.mean for study in studies for cell in study.means if cell.estimate.n]
     for axes in panels:
         if is_accuracy(studies[0].metric):
@@ -91,7 +91,7 @@ def _draw_line(axes: Axes, x: Sequence[float], cells: Sequence[Summary], scale: 
 
 
 def _style(arranged: Arrangement, number: int, value: Any) -> dict[str, Any]:
-    """The look of a line: a scheme's own, else by its number."""
+    """The look of a line: by its init scheme, else by its number."""
     if arranged.lines == SCHEME:
         return line_style(value, **({} if value == "-" else {"label": scheme_text(value)}))
     colours, markers = list(COLOURS.values()), list(MARKERS.values())

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: its frame and style, and Markdown as HTML. Nothing in it is loaded from elsewhere."""
+"""A self-contained HTML page: its frame and style, and Markdown as HTML. The page loads nothing from elsewhere."""
 
 import base64
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; pa
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """The whole document around the HTML of its parts."""
+    """The whole document, from the HTML of its parts."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -61,7 +61,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def from_markdown(text: str) -> str:
-    """Markdown as HTML, headings one level lower. HTML, links and images in it stay text: it may quote anything."""
+    """Markdown as HTML, headings one level lower. HTML, links and images stay text, since it may quote anything."""
     converter = MarkdownIt("commonmark", {"html": False}).enable("table")
     converter.disable(["link", "image", "autolink", "reference", "html_inline", "html_block"])
     converter.add_render_rule("table_open", _open_table)
@@ -74,19 +74,19 @@ def from_markdown(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts in a box of its own that scrolls."""
+    """A table of plain texts, in a box that scrolls."""
     cells = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     return table_of(head, "<tbody>" + "\n".join(cells) + "</tbody>")
 
 
 def table_of(head: Sequence[str], body: str) -> str:
-    """A table around the HTML of its bodies."""
+    """A table from the HTML of its body."""
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     return f"{_BOX}<table><thead><tr>{columns}</tr></thead>\n{body}</table></div>"
 
 
 def figure(svg: bytes, description: str) -> str:
-    """An SVG with a caption, in a box of its own that scrolls."""
+    """An SVG with a caption, in a box that scrolls."""
     source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
     text = escape(description)
     return f'<figure>{_BOX}<img src="{source}" alt="{text}"></div><figcaption>{text}</figcaption></figure>'

@@ -1,6 +1,6 @@
 """Tables of any task: the mean of the metric that answers its question, a row per place on the axes.
 
-Numbers have the metric's own unit; only what is printed is rounded.
+Numbers have the unit of the metric; printed numbers are rounded.
 """
 
 import math
@@ -25,7 +25,7 @@ _COUNTS = ("n", "expected", "diverged", "missing")
 def csv(studies: Sequence[Study]) -> str:
     """All studies as CSV; `kind` is the metric.
 
-    Columns: sweep, study, dataset, kind, the axes, init_scheme where there are schemes, mean, ci_low, ci_high, n,
+    Columns: sweep, study, dataset, kind, the axes, init_scheme if there are schemes, mean, ci_low, ci_high, n,
     expected, diverged.
     """
     axes = list(dict.fromkeys(axis for study in studies for axis in (*study.axes, *_scheme_axis(study))))
@@ -41,12 +41,12 @@ def csv(studies: Sequence[Study]) -> str:
 
 
 def markdown(studies: Sequence[Study]) -> str:
-    """All studies of a sweep, a section each."""
+    """All studies of a sweep as Markdown, a section each."""
     return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:
-    """All studies, a `table` each (package booktabs)."""
+    """All studies as LaTeX, a `table` each (package booktabs)."""
     return "\n".join(map(_latex_table, studies))
 
 

@@ -1,4 +1,4 @@
-"""The text around the tables of a study: when it ran, with which settings, and what is missing."""
+"""The text around the tables of a study: its start, its settings, and its missing trials."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ def heading_lines(study: Study) -> list[str]:
 
 
 def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
-    """A list in Markdown of single trials with their state; nothing where there are none."""
+    """A list in Markdown of single trials with their states; no lines without trials."""
     items = []
     for result in results:
         step = result.trial["diverged_step"] if result.trial and result.diverged else None
@@ -29,13 +29,13 @@ def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
     return ["", f"{title}:", "", *items] if items else []
 
 
-def settings_lines(study: Study, shown: Collection[str] = ()) -> list[str]:
+def settings_lines(study: Study, in_tables: Collection[str] = ()) -> list[str]:
     """A section's footer in Markdown: the settings of the schemes, and the command.
 
     Args:
-        shown: parameters that the tables show already.
+        in_tables: the parameters that the tables already show.
     """
-    shared, differing = split_settings(study, shown)
+    shared, differing = split_settings(study, in_tables)
     lines = []
     if differing:
         rows = [
@@ -49,20 +49,20 @@ def settings_lines(study: Study, shown: Collection[str] = ()) -> list[str]:
     return [*lines, "Command:", "", *(f"    {line}" for line in study.command.splitlines() or ["unknown"])]
 
 
-def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """The study's settings beside axes and seed: those shared by all trials, and those that differ, by scheme.
+def split_settings(study: Study, in_tables: Collection[str] = ()) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The settings of a study without axes and seed: those that all trials share, then those that differ, by scheme.
 
-    A setting that varies within a scheme is spelled out by the first axis that decides it, else by all of them.
-    Without trials, the study's own settings are the shared ones.
+    A setting that varies within a scheme is listed by the first axis that determines it, else by all axes. Without
+    trials, the settings of the study itself are the shared ones.
     """
     shared: dict[str, str] = {}
     differing: dict[str, dict[str, str]] = {}
     trials: Sequence[Mapping[str, Any]] = study.trials or [study.params]
     for name, parameter in parameters_of_task(study.task).items():
-        if name in (*study.axes, SCHEME, SEED, "dataset", *shown):
+        if name in (*study.axes, SCHEME, SEED, "dataset", *in_tables):
             continue
         if all(trial.get(name) in (None, parameter.unset, "") for trial in trials):
-            continue  # it is not set, so another setting decides, such as head_dim or learning_rate
+            continue  # not set: another setting, such as head_dim or learning_rate, applies
         values = _distinct(trials, name)
         if len(values) == 1:
             shared[name] = values[0]
@@ -75,7 +75,7 @@ def split_settings(study: Study, shown: Collection[str] = ()) -> tuple[dict[str,
 
 
 def has_schemes(study: Study) -> bool:
-    """True if the trials of the study's task start by an init scheme."""
+    """True if the trials of the study's task have an init scheme."""
     return SCHEME in parameters_of_task(study.task)
 
 

@@ -1,4 +1,4 @@
-"""The tables of a sweep as four functions: every sweep has them, its own or the general ones."""
+"""The tables of a sweep as four functions: those of its question, or the general ones."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Tables:
 
 
 def general_tables(studies: Sequence[Study], layout: Layout) -> Tables:
-    """Tables by a layout where the answer is test accuracy; else plain tables of the metric that is the answer."""
+    """The general tables: by a layout if the answer is test accuracy, else plain tables of the metric of the answer."""
     if any(study.metric != TEST_ACCURACY for study in studies):
         return Tables(
             markdown=metric_tables.markdown,

@@ -30,8 +30,8 @@ def interval(estimate: Estimate, sign: str = "") -> str:
 
 
 def mean_text(cell: Summary | None, plus_minus: str) -> str:
-    """Such as `63.2 ± 2.1 (5, 1 diverged)`: mean, half of the interval, number of seeds."""
-    if cell is None:  # not asked for
+    """Mean, half of the interval and number of seeds, such as `63.2 ± 2.1 (5, 1 diverged)`."""
+    if cell is None:  # not part of the grid
         return "-"
     half_width = cell.estimate.half_width
     mean = percent(cell.estimate.mean) + ("" if math.isnan(half_width) else plus_minus + percent(half_width))
@@ -40,7 +40,7 @@ def mean_text(cell: Summary | None, plus_minus: str) -> str:
 
 
 def gain_text(cell: Summary | None) -> str:
-    """Such as `+2.1 [+0.4, +3.8] (5)`: difference, interval, number of pairs."""
+    """Difference, interval and number of pairs, such as `+2.1 [+0.4, +3.8] (5)`."""
     if cell is None:
         return "-"
     limits = "" if math.isnan(cell.estimate.ci_low) else f" {interval(cell.estimate, sign='+')}"
@@ -48,14 +48,14 @@ def gain_text(cell: Summary | None) -> str:
 
 
 def error_text(value: float) -> str:
-    """Three digits of an error, such as `2.13e-01`."""
+    """An error with three digits, such as `2.13e-01`."""
     if math.isnan(value):
         return "-"
     return f"{value:.2e}" if value else "0"
 
 
 def number_text(value: float) -> str:
-    """Three significant digits of a measured number, or an integer as it is."""
+    """A measured number with three significant digits; an integer as it is."""
     if isinstance(value, int):
         return str(value)
     return "-" if math.isnan(value) else f"{float(f'{value:.3g}'):.10g}"
@@ -78,8 +78,8 @@ def latex_table(
     """A `table`; caption and head are plain text, the cells are LaTeX already.
 
     Args:
-        name: the name that the text refers to, behind `tab:`.
-        left_columns: how many of the first columns are aligned to the left.
+        name: the label after `tab:`, for references in the text.
+        left_columns: the number of first columns that are aligned to the left.
     """
     return "\n".join(
         [
@@ -101,7 +101,7 @@ def latex_table(
 
 
 def latex_estimate(text: str) -> str:
-    """`63.2 \\pm 2.1 (5)`: the numbers in mathematics, the count in text."""
+    """An estimate such as `63.2 \\pm 2.1 (5)` in LaTeX: the numbers in mathematics, the count in text."""
     numbers, _, count = text.partition(" (")
     mathematics = "--" if numbers == "-" else f"${numbers}$"
     return f"{mathematics} ({latex(count)}" if count else mathematics

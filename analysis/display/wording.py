@@ -1,4 +1,4 @@
-"""Axes and metrics in words: headings of columns, values in a row, and how captions speak of them."""
+"""Axes and metrics in words: headings of columns, values in rows, and names in captions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def heading(axis: str) -> str:
 
 
 def in_caption(axis: str) -> str:
-    """The axis in a sentence, such as `number of heads`."""
+    """The axis in a caption, such as `number of heads`."""
     return _IN_CAPTIONS.get(axis, axis.replace("_", " "))
 
 
@@ -26,7 +26,7 @@ def value_text(axis: str, value: Any, head_dim: int | None = None) -> str:
     """A value in a column under the axis's heading.
 
     Args:
-        head_dim: the head's width where `inner_dim` is not set, if it is known.
+        head_dim: the width of a head if `inner_dim` is not set; None if it is unknown.
     """
     if axis == FRACTION:
         return fraction_text(value)
@@ -38,7 +38,7 @@ def value_text(axis: str, value: Any, head_dim: int | None = None) -> str:
 
 
 def label(axis: str, value: Any, head_dim: int | None = None) -> str:
-    """A value that stands without a heading, such as `patch size 4`."""
+    """A value with the name of its axis, such as `patch size 4`."""
     text = value_text(axis, value, head_dim)
     if axis in (FRACTION, INNER_DIM):
         return text
@@ -53,12 +53,12 @@ def texts(study: Study, place: Mapping[str, Any]) -> list[str]:
 
 
 def labels(study: Study, place: Mapping[str, Any]) -> list[str]:
-    """A place on the study's axes as words that need no heading."""
+    """A place on the study's axes as words that include the names of the axes."""
     return [label(axis, place[axis], study.head_dim) for axis in study.axes]
 
 
 def csv_value(value: Any) -> Any:
-    """A parameter's value in CSV files: a number in full precision, `auto` where it is not set."""
+    """A parameter's value in CSV files: a number in full precision; `auto` if it is not set."""
     return AUTO if value is None else value
 
 
@@ -68,12 +68,12 @@ def metric_text(metric: str) -> str:
 
 
 def scheme_text(scheme: str) -> str:
-    """An init scheme, references marked as such."""
+    """The name of an init scheme; references are marked."""
     return f"{scheme} (reference)" if scheme in REFERENCES else scheme
 
 
 def heads_text(count: int) -> str:
-    """`1 head` or `9 heads`."""
+    """A number of heads, such as `1 head` or `9 heads`."""
     return f"{count} head{'' if count == 1 else 's'}"
 
 
@@ -83,5 +83,5 @@ def fraction_text(fraction: float) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A parameter's value, `auto` where it is not set; floats without the noise of their last digits."""
+    """A parameter's value as text, `auto` if it is not set; floats without the noise of their last digits."""
     return f"{value:.10g}" if isinstance(value, float) else as_text(value)

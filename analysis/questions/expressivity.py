@@ -1,7 +1,7 @@
-"""The sweep expressivity: how close H heads come to a convolution, by theorem 2's bound and by gradient descent.
+"""The sweep expressivity: the error of H heads fitted to a convolution, by gradient descent and by theorem 2's bound.
 
 Errors are distances of the two operators relative to the convolution's Frobenius norm. `reached` is the least error
-over the restarts that have finished; none can lie below `bound`.
+over the finished restarts; none can lie below `bound`.
 """
 
 import math
@@ -25,9 +25,9 @@ from cvit.theorem.counts import general_kernel_heads, heads_needed
 AXES = (KERNEL_SIZE, PATCH_SIZE, NUM_HEADS)
 CSV_COLUMNS = (*AXES, "bound", "reached", "restarts")
 ROUNDING = 1e-9
-"""An error below the bound by more than this contradicts the theorem; an error up to this is zero but for rounding."""
+"""An error below the bound by more than this contradicts the theorem; an error up to this is zero up to rounding."""
 ZERO_ERROR = 1e-3
-"""Distance from a convolution, relative to its norm, that counts as none."""
+"""The largest distance from a convolution, relative to its norm, that counts as zero."""
 
 _RULES = (
     "Distance of an attention layer with H heads from the convolution of a random K×K kernel on P×P patches, relative "
@@ -39,7 +39,7 @@ _OVERVIEW_HEAD = ("K", "P", "theorem's heads", "bound, one fewer", "reached, one
 
 @dataclass(frozen=True)
 class Fit:
-    """The fits of one kernel size, patch size and number of heads; numbers are NaN where no restart has finished."""
+    """The fits of one kernel size, patch size and number of heads; numbers are NaN if no restart has finished."""
 
     kernel_size: int
     patch_size: int
@@ -50,7 +50,7 @@ class Fit:
 
     @property
     def contradicts(self) -> bool:
-        """True if the error that was reached lies below the bound."""
+        """True if the reached error lies below the bound."""
         return self.reached < self.bound - ROUNDING
 
 
@@ -88,12 +88,12 @@ def csv(studies: Sequence[Study]) -> str:
 
 
 def markdown(studies: Sequence[Study]) -> str:
-    """All studies, a section each."""
+    """All studies as Markdown, a section each."""
     return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:
-    """All studies, a `table` each (package booktabs)."""
+    """All studies as LaTeX, a `table` each (package booktabs)."""
     return "\n".join(
         latex_table(
             f"Distance from the convolution of a K×K kernel on P×P patches (study {study.label}): theorem 2's bound "
@@ -109,7 +109,7 @@ def latex_tables(studies: Sequence[Study]) -> str:
 
 
 def answer(study: Study) -> str:
-    """The study in a few lines for the terminal: around the theorem's number of heads, per kernel and patch size."""
+    """The study in a few lines for the terminal: per kernel and patch size, the fits near the theorem's count."""
     all_fits = fits(study)
     lines = markdown_table(_OVERVIEW_HEAD, _overview(by_case(all_fits)))
     lines += ["", "Error relative to the convolution: theorem 2's bound, and the least over restarts."]
@@ -176,7 +176,7 @@ def _overview(cases: Cases) -> list[list[str]]:
 
 
 def _latex_number(text: str) -> str:
-    """`2.13e-01` as a power of ten."""
+    """A number such as `2.13e-01` in LaTeX, with a power of ten."""
     if text == "-":
         return "--"
     mantissa, _, exponent = text.partition("e")
@@ -191,8 +191,8 @@ def _heads_enough(study: Study) -> Iterator[Family]:
 
 
 def _heads_necessary(study: Study) -> Iterator[Family]:
-    """Judges where a general kernel needs the theorem's number: an even-sized one, on few channels or on a small image
-    needs fewer, which theorem 2 does not deny."""
+    """Judges the cases in which a general kernel needs the theorem's number. An even-sized kernel, or one on few
+    channels or on a small image, needs fewer, which agrees with theorem 2."""
     for case, by_heads in by_case(fits(study)).items():
         is_general = _general_heads(study, *case) == heads_needed(*case)
         if is_general and (fit := by_heads.get(heads_needed(*case) - 1)) is not None:
@@ -201,7 +201,7 @@ def _heads_necessary(study: Study) -> Iterator[Family]:
 
 
 def _patches_save_heads(study: Study) -> Iterator[Family]:
-    """Heads that a convolution needs on pixels less those on patches, where the theorem counts fewer on patches."""
+    """Judges the number of heads on pixels minus that on patches, for the cases in which the theorem saves heads."""
     cases = by_case(fits(study))
     for (kernel_size, patch_size), on_patches in cases.items():
         on_pixels = cases.get((kernel_size, 1))
@@ -231,7 +231,7 @@ def _case(kernel_size: int, patch_size: int) -> str:
 
 
 def _needed(by_heads: Mapping[int, Fit]) -> tuple[float, float]:
-    """The least number of heads that the bound leaves possible, and the least that reached the convolution."""
+    """The least number of heads that the bound allows, and the least number that reached the convolution."""
     impossible = [heads for heads, fit in by_heads.items() if fit.bound > ZERO_ERROR]
     reached = [heads for heads, fit in by_heads.items() if fit.reached <= ZERO_ERROR]
     return max(impossible, default=0) + 1, min(reached, default=math.inf)

@@ -16,9 +16,9 @@ from cvit.config import OFFSETS_OF_3X3
 
 
 def nine_minus_fewer(study: Study) -> list[Summary]:
-    """Accuracy with 9 heads less that with fewer, on the same seeds: a summary per width, number of heads and scheme.
+    """Accuracy with 9 heads minus that with fewer, on the same seeds: a summary per width, number of heads and scheme.
 
-    `num_heads` is the smaller number. Empty where the grid has no 9 heads or none fewer.
+    `num_heads` is the smaller number. Empty if the grid lacks 9 heads or a smaller number.
     """
     summaries = [
         replace(difference, place={**difference.place, NUM_HEADS: heads})
@@ -45,7 +45,7 @@ def _nine_match_more(study: Study) -> Iterator[Family]:
 
 
 def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) -> Iterator[Family]:
-    """Accuracy with 9 heads less that with each other number of heads, a family per width."""
+    """Judges accuracy with 9 heads minus that with each other number of heads, a family per width."""
     for width in study.values(INNER_DIM):
         at = {INNER_DIM: width, SCHEME: TREATMENT}
         others = [heads for heads in study.values(NUM_HEADS) if is_other(heads)]

@@ -1,4 +1,4 @@
-"""The sweep init_schemes: the gain of every init scheme over random initialisation, references beside them."""
+"""The sweep init_schemes: the gain of every init scheme, and of the references, over random initialisation."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from analysis.store.axes import FRACTION, SCHEME
 
 
 def gains_over_random(study: Study) -> list[Summary]:
-    """Every scheme less random initialisation on the same seeds, a summary per row and scheme that has both."""
+    """Every scheme minus random initialisation on the same seeds, a summary per row and scheme that has both."""
     gains = [
         replace(gain, place={**gain.place, SCHEME: scheme})
         for scheme in study.schemes

@@ -1,4 +1,4 @@
-"""The sweep low_data: whether training first as a convolution helps where data are few, and whether it is faster."""
+"""The sweep low_data: does training first as a convolution help where data are few, and is it faster?"""
 
 import math
 from collections.abc import Iterator
@@ -38,20 +38,20 @@ def _trains_faster(study: Study) -> Iterator[Family]:
 
 
 def _gains(study: Study, fraction: float) -> dict[int, float]:
-    """Two phases less random initialisation, by seed."""
+    """Accuracy of two phases minus that of random initialisation, by seed."""
     treated, base = (by_seed(study, {FRACTION: fraction, SCHEME: scheme}) for scheme in (TREATMENT, BASELINE))
     return {seed: treated[seed] - base[seed] for seed in sorted(treated.keys() & base.keys())}
 
 
 def _steps_saved(study: Study, fraction: float) -> list[float]:
-    """Per seed, the share of the steps by which two phases reach random's last validation accuracy sooner than random
-    does; where they never do, they count as having taken PENALTY times all steps."""
+    """The steps that two phases save to reach random's last validation accuracy, as a share of all steps, per seed. If
+    they never reach it, they count with PENALTY times all steps."""
     trials = {
         (result.place[SCHEME], result.seed): result.trial
         for result in study.results
         if result.place[FRACTION] == fraction and result.trial and not result.missing
     }
-    saved = []
+    shares = []
     for (scheme, seed), trial in trials.items():
         treated = trials.get((TREATMENT, seed))
         curve = study.curves.get((trial["trial_key"], names.VAL_ACCURACY))
@@ -61,8 +61,8 @@ def _steps_saved(study: Study, fraction: float) -> list[float]:
         needed = [study.steps_to(each, curve[last]) for each in (trial, treated)]
         random_steps, treated_steps = (PENALTY * last if math.isinf(steps) else steps for steps in needed)
         if math.isfinite(treated_steps):
-            saved.append((random_steps - treated_steps) / last)
-    return saved
+            shares.append((random_steps - treated_steps) / last)
+    return shares
 
 
 QUESTION = Question(

@@ -1,7 +1,7 @@
-"""The sweep no_warmup: accuracy with and without warm-up, and how stable the trainings were.
+"""The sweep no_warmup: accuracy with and without warm-up, and the stability of the trainings.
 
-The accuracy that steps are counted to is TARGET_SHARE of the best that a cell of the study reaches on validation
-images, so that one number serves all learning rates.
+Steps are counted up to a target accuracy: TARGET_SHARE of the best accuracy that a cell of the study reaches on
+validation images, so that one number serves all learning rates.
 """
 
 import math
@@ -22,11 +22,11 @@ from cvit import vocabulary as names
 
 TARGET_SHARE = 0.9
 TRAINS_SHARE = 0.5
-"""A learning rate counts where, with the longest warm-up, a scheme reaches this share of its best accuracy."""
+"""A learning rate counts if, with the longest warm-up, a scheme reaches this share of its best accuracy there."""
 
 
 def divergence_rate(study: Study, place: Mapping[str, Any]) -> float:
-    """The share of the trials with a result at a place that diverged; NaN without one."""
+    """The share of diverged trials among those with a result at a place; NaN without any."""
     states = [trial["status"] for trial in study.trials_at(place) if trial["status"] in STATES_WITH_RESULT]
     return states.count(names.STATUS_DIVERGED) / len(states) if states else math.nan
 
@@ -49,21 +49,21 @@ def early_gradients(study: Study, trial: Mapping[str, Any]) -> dict[int, float]:
 
 
 def attention_start(study: Study, trial: Mapping[str, Any]) -> float:
-    """The first step of a trial's attention phase, where the transfer is measured; infinite where a training of two
-    phases has none, since it did not get there."""
+    """The first step of a trial's attention phase, at which the transfer is measured; infinite if a trial of two phases
+    did not reach its second one."""
     if trial[SCHEME] != TREATMENT:
         return 0
     return min(study.curves.get((trial["trial_key"], names.TRANSFER_VAL_ACCURACY), {}), default=math.inf)
 
 
 def warmups(study: Study) -> tuple[float, float] | None:
-    """No warm-up and the longest one; None where the grid lacks either."""
+    """No warm-up and the longest one, as numbers; None if the grid lacks either."""
     values = study.values(WARMUP)
     return (values[0], values[-1]) if values[0] == 0 < values[-1] else None
 
 
 def without_less_with(study: Study) -> list[Summary]:
-    """Accuracy without warm-up less that with the longest one, on the same seeds, per learning rate and scheme."""
+    """Accuracy without warm-up minus that with the longest one, on the same seeds, per learning rate and scheme."""
     ends = warmups(study)
     if ends is None:
         return []
@@ -103,7 +103,7 @@ def _loss_without_warmup(study: Study) -> Iterator[Family]:
 
 
 def _without_warmup(study: Study, scheme: str, sign: int, line: float) -> Iterator[Family]:
-    """Accuracy without warm-up less that with the longest, times `sign`, per learning rate that counts."""
+    """Judges accuracy without warm-up minus that with the longest, times `sign`, per learning rate that counts."""
     ends = warmups(study)
     if ends is None or scheme not in study.schemes:
         return
@@ -177,7 +177,7 @@ QUESTION = Question(
     caption="Above: test accuracy and share of diverged trials against learning rate, solid without warm-up, "
     "broken with the longest. Below: norm of the gradient in the first steps of the attention phase, median over seeds "
     "that have got so far. Means over seeds, bands 95 % intervals; trials that were never tested are left out of them.",
-    # The transfer is measured where the attention phase begins.
+    # The measurement of the transfer tells where the attention phase begins.
     curves=(names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
     claims=(
         Claim(

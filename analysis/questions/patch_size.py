@@ -1,4 +1,4 @@
-"""The sweep patch_size: accuracy, speed and the heads that convolutions need, by size of the patches."""
+"""The sweep patch_size: accuracy, speed and the heads that convolutions need, by the size of the patches."""
 
 import math
 import statistics
@@ -17,13 +17,13 @@ HEADS_NEEDED = f"heads needed (K = {', '.join(map(str, KERNEL_SIZES))})"
 
 
 def steps_per_second(study: Study, place: Mapping[str, Any]) -> float:
-    """Optimiser steps per second, the median over the trials at a place; NaN without a measured one."""
+    """Optimiser steps per second, the median over the trials at a place; NaN without a measurement."""
     speeds = [trial[names.IMAGES_PER_SECOND] / trial["batch_size"] for trial in study.trials_at(place)]
     return statistics.median([speed for speed in speeds if math.isfinite(speed)] or [math.nan])
 
 
 def heads_by_kernel(patch_size: int) -> tuple[int, ...]:
-    """The theorem's number of heads for convolutions of pixels with the KERNEL_SIZES."""
+    """The theorem's number of heads for each of the KERNEL_SIZES."""
     return tuple(heads_needed(kernel_size, patch_size) for kernel_size in KERNEL_SIZES)
 
 

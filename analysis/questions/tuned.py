@@ -1,8 +1,8 @@
 """The sweep tuned: the search for each init scheme's settings, and the accuracy of its winner on fresh seeds.
 
-The trials of the search have the seed SEARCH_SEED and are judged by their last validation accuracy; one that diverged
-or failed is the worst. The winner is the first with the highest one. Test accuracies are those of the winner's seeds,
-which the search has not seen; winners of earlier, shorter searches do not count.
+The trials of the search have the seed SEARCH_SEED and are compared by their last validation accuracy; a trial that
+diverged or failed counts as 0. The winner is the first trial with the highest accuracy. Test accuracies are those of
+the winner on seeds that the search has not seen; winners of earlier, shorter searches do not count.
 """
 
 import math
@@ -40,9 +40,9 @@ class Tuned:
     """The outcome of one init scheme's search.
 
     Attributes:
-        tried: the search's trials that have ended, in the order of the search; `value` is the validation accuracy.
-        winner: the best of them so far; None before any has ended.
-        fresh: the winner's trials on fresh seeds; `value` is the test accuracy, their only axis the scheme.
+        tried: the finished trials of the search, in its order; `value` is the validation accuracy.
+        winner: the best of them so far; None before the first has finished.
+        fresh: the winner's trials on fresh seeds; `value` is the test accuracy, and the scheme is their only axis.
     """
 
     scheme: str
@@ -80,7 +80,7 @@ def searches(study: Study) -> list[Tuned]:
 
 
 def gain(outcomes: Sequence[Tuned]) -> Summary | None:
-    """Two phases less random initialisation, each at its own best settings, on the same fresh seeds."""
+    """Two phases minus random initialisation, each at its best settings, on the same fresh seeds."""
     fresh = [result for tuned in outcomes for result in tuned.fresh]
     return next(iter(paired_difference(fresh, SCHEME, TREATMENT, BASELINE)), None)
 
@@ -112,12 +112,12 @@ def csv(studies: Sequence[Study]) -> str:
 
 
 def markdown(studies: Sequence[Study]) -> str:
-    """All studies, a section each."""
+    """All studies as Markdown, a section each."""
     return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:
-    """All studies, a `table` each (package booktabs)."""
+    """All studies as LaTeX, a `table` each (package booktabs)."""
     return "\n".join(
         latex_table(
             f"Init schemes at their own best settings on {study.dataset} (study {study.label}), found by searches of "
@@ -132,7 +132,7 @@ def latex_tables(studies: Sequence[Study]) -> str:
 
 
 def answer(study: Study) -> str:
-    """The study in a few lines for the terminal: the winners and how they do on fresh seeds."""
+    """The study in a few lines for the terminal: the winners and their accuracy on fresh seeds."""
     outcomes = searches(study)
     lines = markdown_table(_HEAD, _rows(outcomes, " ± "))
     lines += ["", "Test accuracy of the winners: mean ± half of the 95 % interval (number of fresh seeds)."]

@@ -1,6 +1,6 @@
-"""Test accuracies and their differences on the same seeds, at places of a study: what most claims are judged on.
+"""Test accuracies and their differences on the same seeds, at places of a study. Most claims are judged on them.
 
-A diverged trial that was never tested counts here with the accuracy of guessing, one over the number of classes.
+A diverged trial that was never tested counts here with the accuracy of guessing: one over the number of classes.
 """
 
 import math
@@ -13,7 +13,7 @@ from analysis.statistics.verdicts import Judged, judge
 
 Place = Mapping[str, Any]
 Family = list[tuple[str, Judged]]
-"""Verdicts that are judged together, each with the place that its claim is about."""
+"""Verdicts that are judged together, each with its place."""
 
 
 def by_seed(study: Study, place: Place) -> dict[int, float]:
@@ -24,7 +24,7 @@ def by_seed(study: Study, place: Place) -> dict[int, float]:
 
 
 def differences(study: Study, place: Place, other: Place) -> list[float]:
-    """Accuracies at a place less those at another one, on the seeds that both have."""
+    """Accuracies at a place minus those at another one, on the seeds that both have."""
     one, two = by_seed(study, place), by_seed(study, other)
     return [one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())]
 

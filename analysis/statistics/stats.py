@@ -1,9 +1,9 @@
 """Means and paired differences over seeds, with 95 % Student t-intervals.
 
 The rule for trials that did not end well: a diverged trial is a result. It counts in `diverged`, and its last measured
-value enters the mean; where it was never measured, the trial stays out of the mean and is listed. A failed, an
-unfinished and an absent trial are no results, nor is one that ended ok but was never measured: they are missing. One
-that a search stopped early (pruned) is neither.
+value enters the mean; without a measured value, it is left out of the mean and listed. Failed, unfinished and absent
+trials are not results, and neither are trials that ended ok without a measured value: they are missing. A trial that a
+search stopped early (pruned) is neither a result nor missing.
 """
 
 import itertools
@@ -30,7 +30,7 @@ STATES_WITH_RESULT = (names.STATUS_OK, names.STATUS_DIVERGED)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of n values with its 95 % interval; all NaN for n = 0, the interval NaN for n = 1."""
+    """A mean of n values with its 95 % interval. Everything is NaN for n = 0, the interval for n = 1."""
 
     mean: float
     ci_low: float
@@ -46,8 +46,16 @@ class Estimate:
 class Result:
     """The outcome of one expected trial, whether it ran or not.
 
-    `place` are its values on the study's axes; `state` is ok, diverged, failed, unfinished, not started or unmeasured;
-    `value` is the metric's final value of an ok or diverged trial, NaN without one; `trial` is the trial's row.
+    <<<<<<< HEAD
+        `place` are its values on the study's axes; `state` is ok, diverged, failed, unfinished, not started or unmeasured;
+        `value` is the metric's final value of an ok or diverged trial, NaN without one; `trial` is the trial's row.
+    =======
+        Attributes:
+            place: its values on the study's axes.
+            state: ok, diverged, failed, unfinished, not started or unmeasured.
+            value: the metric's final value of an ok or diverged trial; NaN without one.
+            trial: the trial's row; None if there is no such trial.
+    >>>>>>> hG
     """
 
     place: Mapping[str, Any]
@@ -67,7 +75,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Summary:
-    """A cell of a table: where it lies on the axes, the estimate, and how many trials (or pairs) are behind it."""
+    """A cell of a table: its place on the axes, the estimate, and the numbers of trials (or pairs) behind it."""
 
     place: Mapping[str, Any]
     estimate: Estimate
@@ -77,13 +85,13 @@ class Summary:
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """The mean of the values that are known; NaN without any."""
+    """The mean of the values that are not NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return statistics.fmean(known) if known else math.nan
 
 
 def t_interval(values: Iterable[float]) -> Estimate:
-    """Mean and 95 % t-interval, mean ± t(0.975, n-1) · s / √n, of finite values."""
+    """The mean and 95 % t-interval of finite values: mean ± t(0.975, n-1) · s / √n."""
     array = np.fromiter(values, dtype=float)
     n = len(array)
     if n == 0:
@@ -100,18 +108,18 @@ def study_results(
     trials: Iterable[Mapping[str, Any]],
     metric: str = names.TEST_ACCURACY,
 ) -> list[Result]:
-    """The results of all expected trials of a study, in the order of the grids, none twice.
+    """The results of all expected trials of a study, in the order of the grids, without duplicates.
 
     Args:
         cells: the study's grids.
         trials: the study's rows of the trials frame.
-        metric: what `value` holds.
+        metric: the metric of `value`.
     """
     names_of_cell = [*axes_of(cells), SEED]
     trial_of: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for trial in trials:
         cell = tuple(trial[name] for name in names_of_cell)
-        # Should a cell have two trials (the configuration gained a parameter), the one with a result counts.
+        # If a cell has two trials, as after the configuration gained a parameter, the one with a result counts.
         if cell not in trial_of or trial_of[cell]["status"] not in STATES_WITH_RESULT:
             trial_of[cell] = trial
     expected = (cell for grid in cells for cell in itertools.product(*(grid[name] for name in names_of_cell)))
@@ -119,7 +127,7 @@ def study_results(
 
 
 def summarise(results: Iterable[Result], by: Sequence[str]) -> list[Summary]:
-    """A summary per group of results with equal values on the axes `by`, in first-seen order."""
+    """A summary per group of results with equal values on the axes `by`, in the order of their first results."""
     return [
         Summary(
             place=dict(zip(by, group, strict=True)),
@@ -133,7 +141,7 @@ def summarise(results: Iterable[Result], by: Sequence[str]) -> list[Summary]:
 
 
 def paired_difference(results: Iterable[Result], arm: str, treatment: Any, baseline: Any) -> list[Summary]:
-    """Treatment less baseline on the same seeds, a summary per combination of the axes other than `arm`.
+    """Treatment minus baseline on the same seeds, a summary per combination of the axes other than `arm`.
 
     Args:
         results: the results of a study.
@@ -142,8 +150,8 @@ def paired_difference(results: Iterable[Result], arm: str, treatment: Any, basel
         baseline: the value of `arm` that the treatment is compared with.
 
     Returns:
-        Summaries that count pairs: `n` complete ones, `expected` by the grid, `diverged` those with a diverged
-        member, `missing` those with a missing one.
+        Summaries that count pairs: `n` complete ones, `expected` by the grid, `diverged` with a diverged member,
+        `missing` with a missing member.
     """
     cells = _grouped(
         results, lambda result: (*((k, v) for k, v in result.place.items() if k != arm), (SEED, result.seed))

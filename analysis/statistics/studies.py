@@ -1,4 +1,4 @@
-"""A study of any sweep, ready for tables and figures: its axes, the results of its trials, and their statistics."""
+"""Studies, ready for tables and figures: their axes, the results of their trials, and their statistics."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -15,11 +15,11 @@ from cvit.tasks import TASK_NAMES, Task, task_named
 TREATMENT = "two_phase"
 BASELINE = "random"
 GAIN = f"{TREATMENT} - {BASELINE}"
-"""The name of the paired gain, in the column where other rows have their init scheme."""
+"""The name of the paired gain, for the column of init schemes."""
 
 
 class TableError(ValueError):
-    """Raised for a study that a table cannot show; the message is one line."""
+    """A study that a table cannot show; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Study:
     """A study of any sweep.
 
     Attributes:
-        label: the data set, or the sweep where there is none, and the start of the study's key.
+        label: the data set, or the sweep if there is none, and the start of the study's key.
         metric: the metric of its task that answers the question.
-        axes: the axes but the init scheme: those that the rows of a table vary.
+        axes: the axes without the init scheme, which the rows of a table vary.
         schemes: the init schemes, in the order of the grid; `-` for a task that has none.
         trials: its rows of the trials frame.
         results: one per expected trial, ascending by `axes`, then by scheme and seed.
-        cells: the grids, in the order in which they were asked for.
-        curves: values by step, by trial key and metric, of the metrics whose history was loaded.
+        cells: the grids, in the order in which they were requested.
+        curves: (trial key, metric) → values by step, for the metrics whose history was loaded.
     """
 
     label: str
@@ -69,19 +69,19 @@ class Study:
 
     @cached_property
     def gain(self) -> list[Summary]:
-        """Two phases less random initialisation on the same seeds, a summary per row that has both."""
+        """Two phases minus random initialisation on the same seeds, a summary per row that has both."""
         gains = paired_difference(self.results, SCHEME, TREATMENT, BASELINE)
         return [replace(gain, place={**gain.place, SCHEME: GAIN}) for gain in gains]
 
     @cached_property
     def head_dim(self) -> int | None:
-        """The width of a head where `inner_dim` is not set, that is 0; None where trials differ in it."""
+        """The width of a head in trials whose `inner_dim` is not set (0); None if these trials differ in it."""
         widths = {trial.get("head_dim") for trial in self.trials if not trial.get(INNER_DIM)}
         widths = widths or {self.params.get("head_dim")}
         return next(iter(widths)) if len(widths) == 1 else None
 
     def values(self, axis: str) -> list[Any]:
-        """The distinct values on one of `axes`, ascending."""
+        """The distinct values of one of the `axes`, ascending."""
         return sorted({result.place[axis] for result in self.results}, key=sort_key)
 
     def row_of(self, item: Result | Summary) -> tuple[Any, ...]:
@@ -93,7 +93,7 @@ class Study:
         return (*map(sort_key, self.row_of(item)), self.schemes.index(item.place[SCHEME]))
 
     def trials_at(self, place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The expected trials that there are at a place on some of the axes."""
+        """The expected trials at a place on some of the axes, without those that have not started."""
         return [
             result.trial
             for result in self.results
@@ -101,8 +101,8 @@ class Study:
         ]
 
     def steps_to(self, trial: Mapping[str, Any], accuracy: float, after: float = -1) -> float:
-        """The step of the first evaluation on validation images, of those after a step, that reaches an accuracy;
-        infinite where none does, NaN without evaluations. Steps are those of both phases."""
+        """The step of the first evaluation on validation images, later than `after`, that reaches an accuracy; infinite
+        if none does, NaN without evaluations. Steps of both phases are counted."""
         curve = self.curves.get((trial["trial_key"], names.VAL_ACCURACY))
         if not curve or math.isnan(accuracy):
             return math.nan
@@ -113,10 +113,10 @@ def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list
     """The studies of a sweep, most recent first.
 
     Args:
-        axes: the axes, init scheme included, that every study has to have; empty: any.
+        axes: the axes, init scheme included, that every study must have; empty for any axes.
 
     Raises:
-        TableError: a study has others.
+        TableError: a study has other axes.
     """
     studies = all_studies(frames, sweep)
     for study in studies:
@@ -127,7 +127,7 @@ def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list
 
 
 def all_studies(frames: Frames, sweep: str | None = None) -> list[Study]:
-    """The studies of every sweep or of one, whatever their axes; those of a sweep most recent first."""
+    """The studies of all sweeps or of one, with any axes, most recent first."""
     by_study: dict[str, list[dict[str, Any]]] = {}
     for trial in rows_of(frames.trials):
         by_study.setdefault(trial["study_key"], []).append(trial)
@@ -138,7 +138,7 @@ def all_studies(frames: Frames, sweep: str | None = None) -> list[Study]:
 
 
 def read_study(frames: Frames, study_key: str) -> Study:
-    """One study, whatever its axes.
+    """One study, with any axes.
 
     Raises:
         KeyError: there is no such study.
@@ -194,5 +194,5 @@ def _read_study(
 
 
 def _task(name: str) -> Task:
-    """The task of that name; trials of a task that this version does not know are looked at as trainings."""
+    """The task of the given name; `training` for a task that this version does not know."""
     return task_named(name if name in TASK_NAMES else names.TRAINING)

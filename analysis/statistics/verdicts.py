@@ -1,16 +1,16 @@
 """The rule that decides whether a claim about accuracies or steps holds.
 
-A claim is about the mean of a difference between trials on the same seeds. It has two lines, one MARGIN apart, and the
-MARGIN is the smallest difference that matters: a claim of a gain has them at 0 and +MARGIN, a claim of no loss at
--MARGIN and 0. It *holds* where the whole interval lies above the lower line; otherwise it *does not hold* where the
-whole interval lies below the upper one (what gain there may be is too small to matter, or there is a loss); otherwise
-there is *not enough data*, as there is with fewer than LEAST_PAIRS pairs.
+A claim is about the mean of a difference between trials on the same seeds. It has two lines, one MARGIN apart, where
+MARGIN is the smallest difference that matters: for a claim of a gain they are 0 and +MARGIN, for a claim of no loss
+-MARGIN and 0. The claim *holds* if the whole interval lies above the lower line. Otherwise it *does not hold* if the
+whole interval lies below the upper line: any gain is too small to matter, or there is a loss. Otherwise there is *not
+enough data*, as with fewer than LEAST_PAIRS pairs.
 
 The ends of the interval are Student's t limits. Claims of one family (the same question of one study at several places)
 are judged together by Holm's step-down procedure, once for holding and once for not holding, each at ERROR_RATE: so the
 chance that any verdict of a family is wrong in either direction is at most 2 · ERROR_RATE. Each end is shown at the
-level of its own step: with m claims, ERROR_RATE / m for the clearest one, ERROR_RATE / (m - 1) for the next, and on,
-and from the first that fails, the level at which it failed. So verdicts can be read off the intervals.
+level of its step: with m claims, ERROR_RATE / m for the clearest one, ERROR_RATE / (m - 1) for the next, and so on;
+from the first claim that fails, all have the level at which it failed. So verdicts can be read off the intervals.
 """
 
 import math
@@ -32,7 +32,7 @@ ERROR_RATE = 0.025
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict and what it rests on: the mean, its interval, the number of pairs."""
+    """A verdict and its basis: the mean, its interval, the number of pairs."""
 
     verdict: str
     estimate: float = math.nan
@@ -45,8 +45,8 @@ def judge(family: Sequence[Sequence[float]], line: float) -> list[Judged]:
     """The verdicts on a family of claims that mean differences lie above a line.
 
     Args:
-        family: per claim the differences, one per pair.
-        line: the lower one, 0 for a gain, -MARGIN for no loss.
+        family: the differences of each claim, one per pair.
+        line: the lower line: 0 for a gain, -MARGIN for no loss.
     """
     testable = [i for i, differences in enumerate(family) if len(differences) >= LEAST_PAIRS]
     of_holding = holm_levels([_p_above(family[i], line) for i in testable])
@@ -61,7 +61,7 @@ def judge(family: Sequence[Sequence[float]], line: float) -> list[Judged]:
 
 
 def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """The level at which Holm's procedure tests each hypothesis; those with p at most their level are rejected."""
+    """The level at which Holm's procedure tests each hypothesis; it rejects those whose p is at most their level."""
     levels = [0.0] * len(p_values)
     level, is_stopped = 0.0, False
     for step, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -73,7 +73,7 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
 
 
 def _p_above(values: Sequence[float], line: float) -> float:
-    """One-sided p-value against a mean of at most the line."""
+    """The one-sided p-value of the hypothesis that the mean is at most the line."""
     error = _standard_error(values)
     if error == 0:
         return 0.0 if mean_of(values) > line else 1.0
@@ -81,7 +81,7 @@ def _p_above(values: Sequence[float], line: float) -> float:
 
 
 def _limit(values: Sequence[float], level: float) -> float:
-    """The lower confidence limit of the mean that errs with a chance of `level`."""
+    """The lower confidence limit of the mean, with an error rate of `level`."""
     return mean_of(values) - float(stdtrit(len(values) - 1, 1 - level)) * _standard_error(values)
 
 

@@ -1,4 +1,4 @@
-"""The axes of studies: names of the parameters that sweeps vary, and the order of their values."""
+"""The axes of studies: the names of parameters that sweeps vary, and the order of their values."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,12 +15,12 @@ LEARNING_RATE = "learning_rate"
 
 
 def axes_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of the axes of a study's grids, `seed` left out."""
+    """The names of the axes of a study's grids, without `seed`."""
     return [name for name in next(iter(cells), {}) if name != SEED]
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
-    """A key that sorts the values of an axis: what is not set (None) first, then numbers, then texts."""
+    """A key that sorts the values of an axis: None (not set) first, then numbers, then texts."""
     if value is None:
         return (0, 0, "")
     if isinstance(value, int | float):

@@ -1,17 +1,16 @@
-"""Tidy frames of what a tracking store holds, whichever kind of store it is.
+"""Tidy frames with the contents of a journal or of a tracking store; they do not depend on the kind of store.
 
 `studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params
 `trials`   one row per trial: trial_key, study_key, sweep, task, status (missing while unfinished), diverged_step,
-           code_version, device (None where unknown), every flat parameter of its task (typed; None where it is not
-           set, and for those of other tasks), the final value, at the largest step, of every metric (NaN where never
-           measured)
-`curves`   one row per measurement of the metrics that the loader was asked for: trial_key, metric, step, value
+           code_version, device (None if unknown), every flat parameter of its task (typed; None if it is not set, and
+           for parameters of other tasks), the final value, at the largest step, of every metric (NaN if never measured)
+`curves`   one row per measurement of the metrics whose history is loaded: trial_key, metric, step, value
 
 `cells` is a list of grids, each a mapping from parameter name to values, `seed` included; the trials that a study
 expects are the union of the grids' products. Accuracies are fractions in 0..1.
 
-Where a parameter is not set and a number stood for that before there was None, such as 0 for `inner_dim`, it is that
-number: so tables and CSV files are the same for old stores and new ones.
+A parameter that is not set has the number that earlier versions used in place of None, if there is one, such as 0 for
+`inner_dim`: so tables and CSV files are the same for old stores and new ones.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,7 +26,7 @@ from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialReco
 from cvit.tasks import TASK_NAMES, parameters_of_task
 
 CurvesOf = Callable[[str], Collection[str]]
-"""From a sweep to the metrics whose whole history is loaded. A history costs a query per run on an MLflow server."""
+"""Sweep → the metrics whose whole history is loaded. On an MLflow server, a history costs a query per run."""
 
 METRICS = (
     names.TRAIN_LOSS,
@@ -48,7 +47,7 @@ METRICS = (
     names.EXPRESSIVITY_ERROR,
     names.EXPRESSIVITY_BOUND,
 )
-"""The metrics that always have a column in `trials`; others get one when they occur."""
+"""The metrics that always have a column in `trials`; others have one if they occur."""
 
 STUDY_COLUMNS = ("study_key", "sweep", "task", "question", "start_time_ms", "command", "cells", "params")
 TRIAL_COLUMNS = ("trial_key", "study_key", "sweep", "task", "status", "diverged_step", "code_version", "device")
@@ -58,12 +57,12 @@ _MLFLOW_INFINITY = 1.797e308  # MLflow stores infinities as the largest finite d
 
 
 class LoadError(Exception):
-    """The store cannot be read or holds nothing; the message is one line that names it."""
+    """The store cannot be read or is empty; the message is one line that names the store."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The content of a tracking store, tidy; the columns are those of the module's docstring."""
+    """The contents of a store as tidy frames; the module's docstring lists the columns."""
 
     studies: pd.DataFrame
     trials: pd.DataFrame
@@ -79,20 +78,20 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def no_curves(sweep: str) -> tuple[str, ...]:
-    """Asks for no history at all: tables rest on final values."""
+    """No metrics, for a caller that needs only final values."""
     return ()
 
 
 @dataclass
 class Raw:
-    """The content of a store on its way into frames; the first mention of anything wins, except where noted.
+    """The contents of a store before they become frames. If anything occurs twice, the first counts, unless noted.
 
     Attributes:
-        trials: by (study key, trial key).
+        trials: the rows of trials, by (study key, trial key).
         ends: status and diverged step, by trial key.
         finals: the last step and its value, by (trial key, metric).
         curves: values by step, by (trial key, metric).
-        devices: where a trial was trained, by trial key.
+        devices: the devices of training, by trial key.
     """
 
     curves_of: CurvesOf
@@ -104,7 +103,7 @@ class Raw:
     devices: dict[str, str] = field(default_factory=dict)
 
     def add(self, sweep: str, record: Record) -> None:
-        """Takes up a record of a sweep."""
+        """Adds a record of a sweep."""
         match record:
             case StudyRecord():
                 self.add_study(sweep, record)
@@ -116,7 +115,7 @@ class Raw:
                 self.add_end(record)
 
     def add_study(self, sweep: str, record: StudyRecord) -> None:
-        """Takes up a study or its extension: cells are united, and the last command wins."""
+        """Adds a study or its extension: the cells are united, and the last command counts."""
         task, parameters = _task_of(record.tags)
         cells = [
             {name: [_typed(parameters, name, value) for value in grid[name]] for name in sorted(grid)}
@@ -138,7 +137,7 @@ class Raw:
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
     def add_trial(self, sweep: str, record: TrialRecord) -> None:
-        """Takes up a trial; a parameter that it does not state is younger than the trial, and neutral."""
+        """Adds a trial. A parameter that it lacks was added later, so it has its neutral value."""
         task, parameters = _task_of(record.tags)
         row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key, "sweep": sweep}
         row |= {"task": task, "code_version": record.tags.get(names.TAG_CODE_VERSION)}
@@ -147,24 +146,24 @@ class Raw:
         self.trials.setdefault(place, row | neutral | _typed_params(parameters, record.params))
 
     def add_points(self, sweep: str, record: PointsRecord) -> None:
-        """Takes up measurements of a trial."""
+        """Adds measurements of a trial."""
         for metric, step, value, _ in record.points:
             self.add_final(record.trial_key, metric, step, value)
             if metric in self.curves_of(sweep):
                 self.add_to_curve(record.trial_key, metric, step, value)
 
     def add_final(self, trial_key: str, metric: str, step: int, value: float) -> None:
-        """Takes up a measurement that may be the trial's last of this metric."""
+        """Adds a measurement that may be the trial's last of its metric."""
         key = (trial_key, metric)
         if key not in self.finals or step > self.finals[key][0]:
             self.finals[key] = (step, _value(value))
 
     def add_to_curve(self, trial_key: str, metric: str, step: int, value: float) -> None:
-        """Takes up a measurement of a metric whose history is asked for."""
+        """Adds a measurement of a metric whose history is loaded."""
         self.curves.setdefault((trial_key, metric), {}).setdefault(step, _value(value))
 
     def add_end(self, record: EndRecord) -> None:
-        """Takes up the end of a trial; the last one wins."""
+        """Adds the end of a trial; the last one counts."""
         step = record.tags.get(names.TAG_DIVERGED_STEP)
         self.ends[record.trial_key] = (record.status, None if step is None else int(step))
         if names.TAG_DEVICE in record.tags:
@@ -210,13 +209,13 @@ class Raw:
 
 
 def _task_of(tags: Mapping[str, str]) -> tuple[str, Mapping[str, Parameter]]:
-    """The task of a study or trial and its parameters; records from before there were several tasks are trainings."""
+    """The task of a study or trial, and its parameters; old records without a task are trainings."""
     task = tags.get(names.TAG_TASK, names.TRAINING)
     return task, parameters_of_task(task)
 
 
 def _typed(parameters: Mapping[str, Parameter], name: str, value: Any) -> Any:
-    """A parameter's value in its own type; parameters that this version does not know stay text."""
+    """A parameter's value in its type; the values of unknown parameters stay text."""
     text = as_text(value)
     if name not in parameters:
         return text
@@ -232,7 +231,7 @@ def _typed_params(parameters: Mapping[str, Parameter], params: Mapping[str, Any]
 
 
 def _column(values: Sequence[Any]) -> pd.Series:
-    """The values as a column; beside missing ones each keeps its own type, where pandas would make integers floats."""
+    """The values as a column; beside missing values it has objects, because pandas would turn integers into floats."""
     return pd.Series(values, dtype=object if None in values else None)
 
 

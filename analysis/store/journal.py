@@ -9,10 +9,10 @@ from cvit.storage import Storage, StorageError, decode_records
 
 
 def load_journal(storage: Storage, sweep: str | None = None, curves_of: CurvesOf = no_curves) -> Frames:
-    """Reads the journals of a storage, or that of one sweep. Records of unknown types are skipped.
+    """Reads the journals of a storage, or the journal of one sweep. Records of unknown types are skipped.
 
     Raises:
-        LoadError: the storage cannot be read, has no journal, or no study in it.
+        LoadError: the storage cannot be read, or has no journal or no study.
     """
     raw, source = Raw(curves_of), redacted(f"storage {storage.url!r}")
     try:

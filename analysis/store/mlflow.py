@@ -1,4 +1,4 @@
-"""Reads an MLflow store into frames, the same that the journal of its sweeps gives. Only this module knows MLflow."""
+"""Reads an MLflow store into frames, the same as from the journals of its sweeps. Only this module knows MLflow."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ from cvit.redaction import redacted
 from cvit.tracking import all_pages, joined_tag
 
 HISTORIES_AT_ONCE = 8
-"""Metric histories asked of a server at the same time: it is waited for, not worked for."""
+"""The number of metric histories requested from a server at the same time: most of the time is waiting."""
 
 History = list[tuple[int, float]]
 """Steps and values, ascending by step."""
@@ -32,7 +32,7 @@ def load_mlflow(uri: str, curves_of: CurvesOf = no_curves) -> Frames:
     """Reads all studies of an MLflow store; a local store that does not exist is not created.
 
     Raises:
-        LoadError: the store does not exist, cannot be read, or has no study in it.
+        LoadError: the store does not exist, cannot be read, or has no study.
     """
     _require_existing_store(uri)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -56,7 +56,7 @@ def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
     for run in _runs(client, list(experiments), names.ROLE_STUDY):
         sweep = experiments[run.info.experiment_id]
         raw.add_study(sweep, _study_record(sweep, run))
-    # Should a trial have two runs, the first that has ended counts.
+    # If a trial has two runs, the first that has ended counts.
     runs = sorted(
         _runs(client, list(experiments), names.ROLE_TRIAL), key=lambda run: names.TAG_STATUS not in run.data.tags
     )
@@ -90,7 +90,7 @@ def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
 
 
 def _runs(client: Any, experiment_ids: list[str], role: str) -> Iterator[Any]:
-    """The runs of studies or of trials, in the order in which they were started."""
+    """The runs of studies or of trials, in the order of their starts."""
     if not experiment_ids:
         return iter(())
     filter_string = f"tags.`{names.TAG_ROLE}` = '{role}'"
@@ -113,7 +113,7 @@ def _study_record(sweep: str, run: Any) -> StudyRecord:
 
 
 def _histories_of_server(client: Any, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
-    """A history per (trial key, run id, metric)."""
+    """The histories of the wanted (trial key, run id, metric), from a server."""
 
     def history(run_id: str, metric: str) -> History:
         points = client.get_metric_history(run_id, metric)
@@ -124,7 +124,7 @@ def _histories_of_server(client: Any, wanted: Sequence[tuple[str, str, str]]) ->
 
 
 def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> list[History]:
-    """The same histories in one query per metric: through the client, each of a thousand would cost a query."""
+    """The histories from SQLite, with one query per metric; the client would need a query per run and metric."""
     by_place: dict[tuple[str, str], History] = {(run_id, metric): [] for _, run_id, metric in wanted}
     with contextlib.closing(_open_sqlite(path)) as connection:
         for metric in {metric for _, _, metric in wanted}:
@@ -136,7 +136,8 @@ def _histories_of_sqlite(path: Path, wanted: Sequence[tuple[str, str, str]]) -> 
 
 
 def _require_existing_store(uri: str) -> None:
-    """Refuses a local store that does not exist: MLflow would create it, and fill a database that is not its own."""
+    """Raises LoadError for a local store that does not exist, because MLflow would create it, or add its tables to a
+    database of another kind."""
     source = f"MLflow store {redacted(uri)}"
     if (path := _sqlite_path(uri)) is not None:
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Augmentation of image batches, and the statistics they are normalised by, on the images' device.
+"""Augmentation of image batches, and the statistics for normalising them, on the images' device.
 
 All draws come from a CPU generator, so results do not depend on the device. Drawing and applying are separate, so that
 members of a pack, each with its own generator, can be augmented together: concatenate their draws and apply once.
@@ -17,13 +17,13 @@ UNIT = {torch.uint8: 255, torch.float32: 1}
 
 
 def draws_per_image(shape: tuple[int, ...]) -> int:
-    """Numbers that the augmentation of one image takes: a move along each axis, and whether it is flipped."""
+    """The number of draws for the augmentation of one image: a move along each axis, and a flip."""
     return len(shape) + 1
 
 
 def draw_augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, generator: torch.Generator) -> Tensor:
-    """(count, axes + 1) int64 on the CPU: steps by which each image moves along each axis (down and right, where there
-    are two), and 1 where it is flipped. Images move first and are flipped then.
+    """Draws for a batch of images, (count, axes + 1) int64 on the CPU: the move of each image along each axis, in
+    pixels (on two axes down and right), then 1 if it is flipped. The move comes before the flip.
 
     Args:
         shape: pixels along each axis.
@@ -34,7 +34,7 @@ def draw_augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, ge
     """
     if kind == "none":
         return torch.zeros(count, draws_per_image(shape), dtype=torch.int64)
-    # Consecutive axes of one margin are drawn together.
+    # Consecutive axes with the same margin are drawn together.
     moves = [
         torch.randint(-margin, margin + 1, (count, len(list(axes))), generator=generator)
         for margin, axes in itertools.groupby(map(_margin, shape))
@@ -49,7 +49,7 @@ def draw_augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, ge
 
 def apply_augmentation(images: Tensor, draws: Tensor) -> Tensor:
     """Moves images (B, C, *shape) of any type and flips them along their last axis, by the draws (B, axes + 1) of
-    `draw_augmentation`. What lies outside an image is 0."""
+    `draw_augmentation`. Pixels from outside an image are 0."""
     shape = images.shape[2:]
     margins = [_margin(length) for length in shape]
     padded = F.pad(images, [margin for margin in reversed(margins) for _ in range(2)])
@@ -57,7 +57,7 @@ def apply_augmentation(images: Tensor, draws: Tensor) -> Tensor:
     pixels = [torch.arange(length, device=images.device) for length in shape]
     pixels[-1] = torch.where(flip == 1, shape[-1] - 1 - pixels[-1], pixels[-1])
     first, *others = (pixel - move + margin for pixel, move, margin in zip(pixels, moves, margins, strict=True))
-    sources = first  # (B, pixels): where in a padded image, flattened, each pixel comes from
+    sources = first  # (B, pixels): the place in a padded, flattened image that each pixel comes from
     for along_axis, length in zip(others, padded.shape[3:], strict=True):
         sources = (sources.unsqueeze(2) * length + along_axis.unsqueeze(1)).flatten(1)
     sources = sources.unsqueeze(1).expand(-1, images.shape[1], -1)
@@ -67,8 +67,8 @@ def apply_augmentation(images: Tensor, draws: Tensor) -> Tensor:
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, in the unit of `UNIT`: two float32 (C,) on the images' device.
 
-    Those of uint8 are exact, from counts of the 256 values, so the same on every device; the deviation is at least
-    1/255, so that a constant channel can be divided by it. Those of float32 are summed in float64; the deviation of a
+    For uint8 they are exact, from counts of the 256 values, so the same on every device; the deviation is at least
+    1/255, so that a constant channel can be divided by it. For float32 they are summed in float64; the deviation of a
     channel that is constant up to rounding counts as 1.
 
     Args:

@@ -1,7 +1,7 @@
 """Finds image data sets by name or path, describes them without decoding a pixel, and loads them.
 
-No torch here (torchvision's own data sets apart): a description serves planning and dry runs, and the arrays of a
-loaded data set travel between processes.
+Only torchvision's data sets need torch: a description serves planning and dry runs, and a loaded data set consists of
+numpy arrays, which travel between processes.
 """
 
 import difflib
@@ -25,11 +25,11 @@ __all__ = ["NAMES", "DataError", "Dataset", "DatasetInfo", "Images", "describe",
 AUGMENTATIONS: Mapping[str, Augmentation] = {
     name: augmentation for format in all_formats() for name, augmentation in format.known.items()
 }
-"""The augmentation that a data set of a known name is trained with by default."""
+"""The default augmentation of the data sets that are known by name."""
 NAMES = tuple(AUGMENTATIONS)
 """The data sets that are known by name."""
 TEST_FRACTION = 0.2
-"""Share of the images held out for testing where a data set comes as one pool."""
+"""Share of the images held out for testing if a data set has no test images of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +53,13 @@ class DatasetInfo:
     """A data set before its images are decoded.
 
     Attributes:
-        image_size: side, pixels, of the decoded images.
+        image_size: side of the decoded images, pixels.
         train_labels: (N,) class indices of the training images.
         num_test: number of test images.
-        augmentation: the one it is trained with by default.
-        fingerprint: identifies its content, and the size where images are resized; it does not depend on where it lies.
-        stored: where the images are read from.
-        resize: whether images are cropped and resized.
+        augmentation: the default augmentation.
+        fingerprint: identifies the content, and the size if images are resized; independent of where they are stored.
+        stored: the source of the images.
+        resize: True if images are cropped and resized.
     """
 
     name: str
@@ -83,9 +83,9 @@ def describe(
     Args:
         dataset: one of NAMES, the name of a Parquet file, a folder of Parquet files or an image folder in `data_dir`,
             or a path to one.
-        data_dir: where data sets lie and are downloaded to.
-        download: whether torchvision may download what is missing.
-        image_size: side, pixels, to which all images are cropped and resized; None takes them as they are.
+        data_dir: the folder of the data sets, also for downloads.
+        download: True if torchvision may download a missing data set.
+        image_size: side in pixels to which all images are cropped and resized; None leaves them as they are.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
@@ -137,7 +137,7 @@ def load(info: DatasetInfo) -> Dataset:
 
 
 def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
-    """The data set's name, which is the last part of its path, and what is stored of it."""
+    """The data set's name, which is the last part of its path, and the stored data set."""
     for place in _places(dataset, data_dir, download):
         for format in all_formats():
             if stored := format.open(place):
@@ -155,8 +155,8 @@ def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
 
 
 def _places(dataset: str, data_dir: Path, download: bool) -> Iterator[Place]:
-    """Where a data set may be, the likeliest first: for a name, in the data folder, then known by name alone; then
-    where it leads to as a path."""
+    """The places where a data set may be. For a name: in the data folder, then without a path, for formats that know
+    the name. Last, the text as a path."""
     if not dataset:
         return
     is_name = os.path.basename(dataset) == dataset and not dataset.startswith((".", "~"))

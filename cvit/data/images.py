@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, ...) to uint8 arrays of one size and one number of channels."""
+"""Decodes images (PNG, JPEG, ...) to uint8 arrays of one size and one number of channels."""
 
 import io
 import os
@@ -20,12 +20,12 @@ _CHUNK = 64
 
 
 class DataError(Exception):
-    """A data set that cannot be found or used; the message is one line that says what is wrong and what would do."""
+    """A data set that cannot be found or used; the message is one line with the fault and the remedy."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """The contents of an image's header. A grayscale image has 1 channel, any other 3."""
+    """The size and channels in an image's header. A grayscale image has 1 channel, any other image 3."""
 
     width: int
     height: int
@@ -34,7 +34,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Target:
-    """The form that images are given: (channels, size, size). Images of another size are an error unless `resize`."""
+    """The form of decoded images: (channels, size, size). Images of another size are an error unless `resize`."""
 
     channels: int
     size: int
@@ -45,7 +45,7 @@ def read_form(encoded: bytes | None, name: str) -> Form:
     """Reads an image's header; no pixel is decoded.
 
     Raises:
-        DataError: it is no image.
+        DataError: the bytes are not an image.
     """
     image = _open(encoded, name)
     return Form(image.width, image.height, _channels(image))
@@ -55,14 +55,14 @@ def decode_images(encoded: Sequence[bytes | None], name_of: Callable[[int], str]
     """Decodes images in a thread pool.
 
     Args:
-        encoded: N image files' contents.
-        name_of: what to call the i-th in an error.
+        encoded: the contents of N image files.
+        name_of: the name of the i-th image, for errors.
 
     Returns:
         (N, C, S, S) uint8.
 
     Raises:
-        DataError: an image cannot be decoded, has another size, or has colours where channels is 1.
+        DataError: an image cannot be decoded, has another size, or is in colour while the target has 1 channel.
     """
 
     def decode(start: int) -> bytes:
@@ -75,7 +75,7 @@ def decode_images(encoded: Sequence[bytes | None], name_of: Callable[[int], str]
 
 
 def resize_images(images: Pixels, size: int) -> Pixels:
-    """(N, C, H, W) uint8 to (N, C, size, size) by a centred square crop and bilinear interpolation."""
+    """Resizes (N, C, H, W) uint8 to (N, C, size, size) by a centred square crop and bilinear interpolation."""
     target = Target(images.shape[1], size, resize=True)
     planes = images[:, 0] if target.channels == 1 else images.transpose(0, 2, 3, 1)
     resized = (_fitted(Image.fromarray(np.ascontiguousarray(image)), target).tobytes() for image in planes)
@@ -83,7 +83,7 @@ def resize_images(images: Pixels, size: int) -> Pixels:
 
 
 def check_size(form: Form, name: str, target: Target) -> None:
-    """Raises DataError where an image has another size than wanted and must not be resized."""
+    """Raises DataError if an image does not have the target's size and must not be resized."""
     if not target.resize and (form.width, form.height) != (target.size, target.size):
         raise DataError(
             f"{name} is {form.width}x{form.height} where others are {target.size}x{target.size}; "

@@ -1,4 +1,4 @@
-"""Stored data sets, in whichever format: parts (training, test) that know their labels and can be decoded."""
+"""Stored data sets of any format: parts (training, test) that know their labels and can be decoded."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from cvit.data.images import Form, Pixels, Target, check_size, decode_images, re
 Labels = NDArray[np.int64]
 
 SAMPLED = 32
-"""Headers read of each part to learn the size and the number of channels."""
+"""The number of headers read in each part to find the size and the number of channels."""
 
 
 class Part(ABC):
@@ -24,20 +24,20 @@ class Part(ABC):
 
     @abstractmethod
     def forms(self) -> list[tuple[str, Form]]:
-        """Names and headers of the first images; at least one, for a part that is not empty."""
+        """Names and headers of the first images; at least one if the part is not empty."""
 
     @abstractmethod
     def pixels(self, target: Target) -> Pixels:
         """All images, (N, C, S, S) uint8.
 
         Raises:
-            DataError: an image cannot be made into the target.
+            DataError: an image cannot be converted to the target.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayPart(Part):
-    """Images that are in memory: (N, C, H, H) uint8."""
+    """Images in memory: (N, C, H, H) uint8."""
 
     images: Pixels
     labels: Labels
@@ -62,7 +62,7 @@ class EncodedPart(Part):
 
     @abstractmethod
     def name_of(self, index: int) -> str:
-        """The name of an image, for an error."""
+        """The name of an image, for errors."""
 
     def forms(self) -> list[tuple[str, Form]]:
         first = next(self.batches(SAMPLED))
@@ -82,7 +82,7 @@ class EncodedPart(Part):
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A data set as it is stored. `content` is a hash of it that does not depend on where it lies."""
+    """A stored data set. `content` is a hash of its content, independent of where it is stored."""
 
     train: Part
     test: Part | None
@@ -91,7 +91,7 @@ class Stored:
 
 
 def hash_files(files: Iterable[tuple[str, Path]]) -> str:
-    """SHA-256 over named files' contents, in order."""
+    """SHA-256 over the names and contents of files, in order."""
     total = hashlib.sha256()
     for name, path in files:
         with path.open("rb") as file:
@@ -100,7 +100,7 @@ def hash_files(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def hash_arrays(arrays: Iterable[np.ndarray]) -> str:
-    """SHA-256 over arrays' shapes and contents, in order."""
+    """SHA-256 over the shapes and contents of arrays, in order."""
     total = hashlib.sha256()
     for array in arrays:
         total.update(f"{array.shape}\n".encode())

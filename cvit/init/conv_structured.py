@@ -1,4 +1,4 @@
-"""`conv_structured`: the attention pattern of the paper's theorem 1 with random convolution weights, no first phase."""
+"""`conv_structured`: the attention pattern of the paper's theorem 1 with random weights, without a first phase."""
 
 from cvit.config import TrialConfig
 from cvit.init.random import initialise
@@ -10,7 +10,7 @@ from cvit.vocabulary import CONVOLUTION
 def conv_structured(
     config: TrialConfig, parent: VisionTransformer | None
 ) -> tuple[VisionTransformer, dict[str, float]]:
-    """The transfer of an untrained convolutional twin."""
+    """A transformer that computes the same as an untrained convolutional twin."""
     assert parent is None
     twin = VisionTransformer(config.model, CONVOLUTION, config.init.convolution_form)
     initialise(twin, config.seed)

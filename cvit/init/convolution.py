@@ -1,4 +1,4 @@
-"""`convolution`: the convolutional twin alone, trained for the whole budget, for reference."""
+"""`convolution`, a reference: the convolutional twin alone, trained for the whole budget."""
 
 from cvit.config import TrialConfig
 from cvit.models.vit import VisionTransformer

@@ -1,21 +1,21 @@
 """`mimetic`: attention weights that look like those of pre-trained transformers (Trockman and Kolter 2023,
 "Mimetic Initialization of Self-Attention Layers", arXiv 2305.09828).
 
-Of every head W_Q W_Kᵀ ≈ 0.7 Z + 0.7 I, of all heads together W_V W_proj ≈ 0.4 Z' − 0.4 I, with Z and Z' (d, d) of
-independent N(0, 1/d) entries, d = embed_dim, drawn anew for every head and layer. The weights are the factors of the
-products' singular value decompositions, cut to the width there is, each with the root of the singular values.
+For every head W_Q W_Kᵀ ≈ 0.7 Z + 0.7 I, and for all heads together W_V W_proj ≈ 0.4 Z' − 0.4 I. Z and Z' are (d, d)
+with independent N(0, 1/d) entries, d = embed_dim, drawn anew for every head and layer. The weights are the factors of
+the products' singular value decompositions, cut to the available width, each with the root of the singular values.
 
 Adapted to this architecture:
 
 - The paper has num_heads · head_dim = d. Here all heads together may be wider than the token: then the product is
-  exact, and its d singular directions are spread over all channels by a random orthonormal basis (the paper's order,
-  one direction a channel, would leave the last heads without output and, with both factors zero, without gradient).
-  The same holds for a head wider than the token. Narrower, it is the best approximation of that rank, as the paper's
-  is of W_Q W_Kᵀ.
+  exact, and a random orthonormal basis spreads its d singular directions over all channels (the paper's order, one
+  direction per channel, would leave the last heads without output and, with both factors zero, without gradient). The
+  same holds for a head wider than the token. If heads are narrower, the product is the best approximation of that rank,
+  as it is for W_Q W_Kᵀ in the paper.
 - The logits are xᵀ W_Q W_Kᵀ y / √head_dim, as in the paper: the product is set without the scale.
-- Relative biases, which the paper's transformers lack, stay at their small random start.
-- The paper's position embeddings start as sinusoids. Here they start as all schemes' do: on digits sinusoids cost this
-  scheme 12 to 17 points of accuracy (docs/LOG.md), and a rival is to be as strong as it can be.
+- Relative biases, which the paper's transformers lack, keep their small random start.
+- The paper's position embeddings start as sinusoids. Here they start as in all schemes: on digits, sinusoids cost this
+  scheme 12 to 17 points of accuracy (docs/LOG.md), and a rival should be as strong as possible.
 """
 
 import torch
@@ -35,7 +35,7 @@ VALUE_OUTPUT = (0.4, -0.4)
 
 @torch.no_grad()
 def mimetic(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
-    """A transformer whose attention mimics a pre-trained one's."""
+    """A transformer whose attention mimics that of a pre-trained one."""
     assert parent is None
     model, _ = random(config, None)
     for name, attention in model.named_modules():
@@ -68,10 +68,10 @@ def factors(product: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         product: (d, d).
-        drawn: (width, d), random; where width > d, its column space is the basis that the directions are spread by.
+        drawn: (width, d), random; if width > d, its column space is the basis that spreads the directions.
 
     Returns:
-        left and right, both (width, d): leftᵀ · right ≈ product, exactly where width ≥ d.
+        left and right, both (width, d): leftᵀ · right ≈ product, exactly if width ≥ d.
     """
     width, embed_dim = drawn.shape
     left, singular, right = torch.linalg.svd(product)

@@ -1,4 +1,4 @@
-"""The models that stages start from. A scheme's function is found by name: `cvit/init/<name>.py` holds it."""
+"""The models that stages start from. The function of a scheme is found by name, in `cvit/init/<name>.py`."""
 
 import importlib
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from cvit.stages import TrainingStage
 from cvit.vocabulary import ATTENTION, REFERENCE
 
 Start = Callable[[TrialConfig, VisionTransformer | None], tuple[VisionTransformer, dict[str, float]]]
-"""A scheme's function: (trial, model of the convolution phase or None) → model of the attention phase, metrics measured
-on the way."""
+"""The function of a scheme: (trial, model of the convolution phase or None) → model of the attention phase, metrics
+measured on the way."""
 Reference = Callable[[TrialConfig], nn.Module]
-"""A reference's function: trial → the model, uninitialised. It starts at random."""
+"""The function of a reference: trial → the model, uninitialised. It is then initialised at random."""
 
 
 def start_of(init_scheme: str) -> Start:
-    """The function of a scheme that starts the transformer."""
+    """The function of a scheme that initialises the transformer."""
     assert not SCHEMES[init_scheme].is_reference
     return _function_of(init_scheme)
 
@@ -48,7 +48,7 @@ def initial_model(stage: TrainingStage, parent: nn.Module | None) -> tuple[nn.Mo
     """The model that a stage starts from, on the CPU, and metrics measured on the way (such as the transfer's error).
 
     Args:
-        parent: the trained model of `stage.parent`, where the stage has one.
+        parent: the trained model of `stage.parent`; None if the stage has no parent.
     """
     if stage.phase == ATTENTION:
         assert parent is None or isinstance(parent, VisionTransformer)

@@ -1,4 +1,4 @@
-"""`resnet`: a small residual network of about as many parameters, for reference."""
+"""`resnet`, a reference: a small residual network of about as many parameters."""
 
 from cvit.config import TrialConfig
 from cvit.models.reference import ResidualNetwork

@@ -1,7 +1,7 @@
 """The init schemes by name: a scheme is a file `cvit/init/<name>.py` and its line in `SCHEMES`.
 
-The file holds a function of the scheme's name, imported when a model is made; see `cvit.init.registry`. This table is
-light, since the command line, the plan and the analysis read it without torch.
+The file holds a function with the name of the scheme, imported when a model is made; see `cvit.init.registry`. This
+table is light, because the command line, the plan and the analysis read it without torch.
 """
 
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class InitScheme:
-    """An init scheme, as far as it must be known to plan its trials.
+    """The properties of an init scheme that planning needs.
 
     Attributes:
-        ignores: parameters that have no influence on the scheme's trials: trials that differ in nothing else share
-            their stages, and a search leaves them alone.
-        has_convolution_phase: whether a convolutional twin is trained first, which the scheme starts from.
-        is_reference: whether the name stands for another model, trained for comparison, and not for a way to start
-            the transformer.
-        is_twin: whether that other model is the convolutional twin.
+        ignores: the parameters that have no influence on the scheme's trials. Trials that differ only in them share
+            their stages, and a search does not vary them.
+        has_convolution_phase: True if a convolutional twin is trained first and the scheme starts from it.
+        is_reference: True if the name stands for another model, trained for comparison, rather than for a way to
+            initialise the transformer.
+        is_twin: True if that other model is the convolutional twin.
     """
 
     name: str
@@ -46,4 +46,4 @@ SCHEMES: Mapping[str, InitScheme] = {
 }
 
 REFERENCES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.is_reference)
-"""The names that stand for other models."""
+"""The names of the schemes that are other models."""

@@ -1,6 +1,6 @@
 """The transfer from the convolution phase to the attention phase: attention that computes the trained convolution.
 
-Head δ puts its attention on the patch at offset δ by its relative bias (paper, theorem 1); keys start at zero, so that
+The relative bias of head δ puts its attention on the patch at offset δ (paper, theorem 1). Keys start at zero, so that
 attention does not depend on the content yet, while random queries let the keys learn.
 """
 
@@ -19,13 +19,13 @@ def transfer(twin: VisionTransformer, model: VisionTransformer, sharpness: float
 
     Args:
         twin: a model of the convolution phase.
-        model: a model of the attention phase and of the same configuration; changed in place. Its queries stay.
+        model: a model of the attention phase with the same configuration; changed in place. Its queries stay.
         sharpness: logit gap between a head's target patch and the zero slot; the other patches lie as far below the
             zero slot. So a head whose target lies outside the image attends to the zero slot.
 
     Returns:
-        Relative error of the mixing weights in Frobenius norm, the largest over the blocks: rounding level for the
-        factorized twin, the error of the rank-head_dim approximation (and of dropped offsets) for the full one.
+        The relative error of the mixing weights in Frobenius norm, the largest over the blocks: rounding level for the
+        factorized twin; for the full twin the error of the rank-head_dim approximation and of dropped offsets.
     """
     mixing_prefixes = tuple(f"blocks.{i}.mixing." for i in range(model.config.depth))
     shared = {name: value for name, value in twin.state_dict().items() if not name.startswith(mixing_prefixes)}
@@ -59,7 +59,7 @@ def _transfer_mixing(source: nn.Module, target: RelativeAttention, sharpness: fl
 @torch.no_grad()
 def point_heads_at(attention: RelativeAttention, offsets: tuple[Offset, ...], sharpness: float) -> None:
     """Sets the relative bias so that head h attends to the patch at offsets[h]: +sharpness there, 0 on the zero slot,
-    −sharpness on every other patch. An offset larger than the grid leaves only the zero slot to attend to."""
+    −sharpness on every other patch. With an offset larger than the grid, the head attends to the zero slot."""
     attention.relative_bias.fill_(-sharpness)
     attention.relative_bias[:, -1] = 0.0
     for head, offset in enumerate(offsets):
@@ -70,16 +70,16 @@ def point_heads_at(attention: RelativeAttention, offsets: tuple[Offset, ...], sh
 def factorize(
     weight: Tensor, offsets: tuple[Offset, ...], num_heads: int, head_dim: int
 ) -> tuple[Tensor, Tensor, tuple[Offset, ...], float]:
-    """Best approximation of one linear map per offset by `num_heads` heads of rank `head_dim`, one offset a head.
+    """The best approximation of one linear map per offset by `num_heads` heads of rank `head_dim`, one offset a head.
 
-    Where there are fewer heads than offsets, those offsets are kept that carry most of the kernel's energy.
+    If there are fewer heads than offsets, the offsets with most of the kernel's energy are kept.
 
     Args:
         weight: (number of offsets, D out, D in).
 
     Returns:
         value (num_heads, head_dim, D in), output (num_heads, D out, head_dim), the heads' offsets, and the relative
-        error in Frobenius norm (Eckart–Young: the singular values left out).
+        error in Frobenius norm (Eckart–Young: from the singular values that are left out).
     """
     assert num_heads <= len(offsets)
     left, singular, right = torch.linalg.svd(weight, full_matrices=False)
@@ -93,7 +93,7 @@ def factorize(
     output[:, :, :rank] = left[kept][:, :, :rank] * root[:, None, :]
     left_out = singular.square()
     total = left_out.sum()
-    left_out[kept, :rank] = 0.0  # summed, not subtracted from the total: the difference would be all rounding
+    left_out[kept, :rank] = 0.0  # a sum, because the difference from the total would be mostly rounding
     error = float((left_out.sum() / total).sqrt()) if total > 0 else 0.0
     return value, output, tuple(offsets[int(i)] for i in kept), error
 

@@ -1,4 +1,4 @@
-"""`two_phase`: attention starts as exactly the convolution that the first phase trained (paper, section 4)."""
+"""`two_phase`: attention starts by computing the convolution that the first phase has trained (paper, section 4)."""
 
 from cvit.config import TrialConfig
 from cvit.init.random import random
@@ -8,7 +8,7 @@ from cvit.vocabulary import TRANSFER_WEIGHT_ERROR
 
 
 def two_phase(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
-    """The transfer of the trained convolutional twin."""
+    """A transformer that computes the same as the trained convolutional twin."""
     assert parent is not None
     model, _ = random(config, None)
     error = transfer(parent, model, config.init.attention_sharpness)

@@ -14,8 +14,8 @@ class RelativeAttention(nn.Module):
     """Self-attention over a grid of patches: softmax(Q Kᵀ / √head_dim + bias) V, heads concatenated, projected.
 
     The bias of a head depends only on the offset between two patches (paper, section 3). One more key and value, the
-    *zero slot*, are zero: a head that attends to it contributes nothing, which is what zero padding needs where a
-    target patch lies outside the image.
+    *zero slot*, are zero: a head that attends to it contributes nothing. That gives zero padding for a head whose
+    target lies outside the image.
 
     Attributes:
         relative_bias: (num_heads, R + 1): a column for each of the grid's R relative positions, then the zero slot's.
@@ -35,7 +35,7 @@ class RelativeAttention(nn.Module):
         self.register_buffer("_bias_index", index.flatten(), persistent=False)
 
     def position_bias(self) -> Tensor:
-        """(num_heads, N, N + 1): the bias of every query and key; the last key is the zero slot."""
+        """The bias of every query and key, (num_heads, N, N + 1); the last key is the zero slot."""
         num_patches = math.prod(self.grid)
         index = self.get_buffer("_bias_index")
         return self.relative_bias.index_select(-1, index).unflatten(-1, (num_patches, num_patches + 1))
@@ -44,7 +44,7 @@ class RelativeAttention(nn.Module):
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, embed_dim) → (B, N, embed_dim); of a pack, (M, B, N, embed_dim) each."""
+        """(B, N, embed_dim) → (B, N, embed_dim); in a pack (M, B, N, embed_dim)."""
         query = self._heads(self.query(tokens))
         key = F.pad(self._heads(self.key(tokens)), (0, 0, 0, 1))
         value = F.pad(self._heads(self.value(tokens)), (0, 0, 0, 1))
@@ -56,18 +56,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """softmax(query keyᵀ / √head_dim + bias) value, over the last two dimensions.
 
     Args:
-        query, key, value: (B, num_heads, N or N + 1, head_dim), or (M, B, ...) of a pack.
+        query, key, value: (B, num_heads, N or N + 1, head_dim), in a pack (M, B, ...).
         bias: (1, num_heads, N, N + 1), or (M, 1, ...).
     """
     if query.is_cuda:
         return _fused(query, key, value, bias)
-    # On CPUs torch has no fused kernel for a learned bias, and what it does instead takes 1.6 times as long as this.
+    # On CPUs torch has no fused kernel for a learned bias; its fallback takes 1.6 times as long as this.
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
     return logits.softmax(dim=-1) @ value
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """The same by a fused kernel, which takes four dimensions: the members of a pack become further heads."""
+    """The result of `attend` by a fused kernel, which takes four dimensions: members of a pack become further heads."""
     if query.ndim == 4:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     members = len(query)

@@ -1,4 +1,4 @@
-"""The patch embedding: images cut into patches, each a linear map of its pixels."""
+"""The patch embedding: images are cut into patches, and a linear map embeds the pixels of each."""
 
 import math
 
@@ -12,7 +12,7 @@ class PatchEmbedding(nn.Module):
     """A convolution whose stride is its kernel's size, computed as a linear map of the pixels of each patch.
 
     Attributes:
-        weight: (embed_dim, in_channels, *patch), as of a `torch.nn.Conv1d`, `Conv2d` or `Conv3d`.
+        weight: (embed_dim, in_channels, *patch), like that of `torch.nn.Conv1d`, `Conv2d` or `Conv3d`.
         bias: (embed_dim,).
     """
 
@@ -23,7 +23,7 @@ class PatchEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.zeros(embed_dim))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, *shape) → (B, N, embed_dim), the last axis of the grid fastest; of a pack, (M, ...) each."""
+        """(B, in_channels, *shape) → (B, N, embed_dim), the last axis of the grid fastest; in a pack (M, ...)."""
         return linear(to_patches(images, self.patch), self.weight.flatten(-1 - len(self.patch)), self.bias)
 
 
@@ -31,7 +31,7 @@ def to_patches(images: Tensor, patch: tuple[int, ...]) -> Tensor:
     """(..., C, *shape) → (..., N, C · pixels of a patch): within a patch channel first, the last axis fastest."""
     axes = len(patch)
     for axis, side in zip(range(-1, -1 - 2 * axes, -2), reversed(patch), strict=True):
-        images = images.unflatten(axis, (-1, side))  # the axis becomes two: of the grid, and inside the patch
+        images = images.unflatten(axis, (-1, side))  # splits the axis into one of the grid and one inside the patch
     grid, inside = range(-2 * axes, 0, 2), range(1 - 2 * axes, 0, 2)
     before = range(-images.ndim, -2 * axes - 1)
     patches = images.permute(*before, *grid, -2 * axes - 1, *inside)

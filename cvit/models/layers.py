@@ -1,9 +1,9 @@
 """Layers that compute one model or a pack of them, by the shape of their parameters.
 
-A *pack* is M models of one architecture as a single module: every parameter has one more dimension, the members', in
-front (see `cvit.models.pack`), and so has every batch of images, tokens or logits. A layer whose parameters have it
-works member by member and mixes nothing between them; otherwise it is torch's own. So there is one forward pass,
-written once, for a model alone and for a pack.
+A *pack* is M models of one architecture as a single module: every parameter has one more dimension in front, for the
+members (see `cvit.models.pack`), and so has every batch of images, tokens or logits. A layer whose parameters have this
+dimension computes the members independently; otherwise it is torch's own layer. So one forward pass serves single
+models and packs.
 """
 
 import torch
@@ -15,7 +15,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """inputs weightᵀ + bias over the last dimension.
 
     Args:
-        inputs: (..., D), or (M, ..., D) of a pack.
+        inputs: (..., D), in a pack (M, ..., D).
         weight: (E, D), or (M, E, D).
         bias: (E,), or (M, E).
     """
@@ -27,17 +27,17 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-"""By the number of axes."""
+"""torch's convolutions, by the number of axes."""
 
 
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, axes: int, stride: int, padding: int) -> Tensor:
-    """`torch.nn.functional.conv1d`, `conv2d` or `conv3d`; of a pack, one group of a grouped convolution per member.
+    """`torch.nn.functional.conv1d`, `conv2d` or `conv3d`; for a pack a grouped convolution with a group per member.
 
     Args:
-        images: (B, C, *shape), or (M, B, C, *shape) of a pack.
+        images: (B, C, *shape), in a pack (M, B, C, *shape).
         weight: (D, C, *kernel), or (M, D, C, *kernel).
         bias: (D,), or (M, D).
-        axes: of the images, 1 to 3.
+        axes: number of axes of the images, 1 to 3.
     """
     convolution = _CONVOLUTIONS[axes]
     if weight.ndim == 2 + axes:
@@ -52,7 +52,7 @@ class Linear(nn.Linear):
     """`torch.nn.Linear`, alone or as a pack."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) → (..., out_features); of a pack, (M, ...) each."""
+        """(..., in_features) → (..., out_features); in a pack (M, ...)."""
         return linear(input, self.weight, self.bias)
 
 
@@ -60,7 +60,7 @@ class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm` over the last dimension, alone or as a pack."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., D) → (..., D); of a pack, (M, ..., D) each."""
+        """(..., D) → (..., D); in a pack (M, ..., D)."""
         if self.weight.ndim == 1:
             return super().forward(input)
         shape = (len(self.weight), *(1,) * (input.ndim - 2), input.shape[-1])
@@ -70,10 +70,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` of equal strides and of equal paddings, alone or as a pack."""
+    """`torch.nn.Conv2d` with the same stride and the same padding on both axes, alone or as a pack."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H', W'); of a pack, (M, ...) each."""
+        """(B, in_channels, H, W) → (B, out_channels, H', W'); in a pack (M, ...)."""
         assert not isinstance(self.padding, str)
         return convolve(input, self.weight, self.bias, 2, self.stride[0], self.padding[0])
 
@@ -82,7 +82,7 @@ class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm`, alone or as a pack."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, *shape) → (B, C, *shape); of a pack, (M, ...) each."""
+        """(B, C, *shape) → (B, C, *shape); in a pack (M, ...)."""
         if self.weight.ndim == 1:
             return super().forward(input)
         members = len(self.weight)
@@ -91,7 +91,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def _beside(images: Tensor) -> Tensor:
-    """(M, B, C, *shape) → (B, M·C, *shape): members side by side as channels."""
+    """(M, B, C, *shape) → (B, M·C, *shape): puts the members side by side as channels."""
     return images.transpose(0, 1).flatten(1, 2)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _ALIGNMENT = 4
-"""Parameters begin at multiples of 16 bytes, as fast matrix kernels want it."""
+"""Parameters begin at multiples of so many numbers, 16 bytes, as fast matrix kernels require."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class FusedModels:
 
     Attributes:
         model: computes all members at once; every parameter is (M, ...), and so are images and logits.
-        matrix: (M, P) float32, a row per member: the memory in which the parameters of `model` lie. An optimiser that
-            works on it needs a few large operations where one per parameter would be hundreds of small ones.
+        matrix: (M, P) float32, a row per member: the memory of the parameters of `model`. An optimiser that works on it
+            needs a few large operations instead of hundreds of small ones.
     """
 
     def __init__(self, model: nn.Module, size: int, device: torch.device) -> None:
-        """`size` members, without values yet.
+        """Makes `size` members without values.
 
         Args:
-            model: of the members' architecture; its values are of no meaning.
+            model: a model of the members' architecture; its values are not used.
         """
         self._places = list(_places(model))
         last = self._places[-1].columns.stop
@@ -68,12 +68,12 @@ class FusedModels:
             matrix[member, place.columns] = tensors[place.name].to(matrix.device).flatten()
 
     def taken(self, matrix: Tensor) -> list[dict[str, Tensor]]:
-        """Every member's tensors by parameter name, copied to the CPU; the inverse of `put`."""
+        """The tensors of every member by parameter name, copied to the CPU; the inverse of `put`."""
         rows = matrix.detach().cpu()
         return [{p.name: row[p.columns].reshape(p.shape).clone() for p in self._places} for row in rows]
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors (M, ...) of all parameters, in their order, as one matrix (M, P)."""
+        """One matrix (M, P) from tensors (M, ...) of all parameters, in their order."""
         parts, end = [], 0
         for place, tensor in zip(self._places, tensors, strict=True):
             parts += [tensor.new_zeros(len(self), place.start - end), tensor.flatten(1)]

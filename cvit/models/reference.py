@@ -1,4 +1,4 @@
-"""A small residual network (He et al. 2016), the reference row of a convolutional network beside the transformers."""
+"""A small residual network (He et al. 2016), a convolutional reference beside the transformers."""
 
 import math
 
@@ -9,19 +9,18 @@ from cvit.config import ModelConfig
 from cvit.models.layers import Conv2d, GroupNorm, Linear
 
 NORM_GROUPS = 4
-"""Groups of group norm (Wu and He 2018). It has no running statistics, so that the weights are the whole state."""
+"""Number of groups of group norm (Wu and He 2018), which has no running statistics: the weights are the whole state."""
 _WIDENING = (1, 2, 4)
-"""Channels of the three groups of blocks, over those of the first one."""
+"""Channels of the three groups of blocks, relative to the first one."""
 
 
 class ResidualNetwork(nn.Module):
     """The CIFAR network of He et al.: a 3×3 convolution, three groups of n basic blocks with w, 2w and 4w channels, the
-    second and third beginning with stride 2, global average pooling, a linear head. Group norm in place of batch norm.
+    second and third beginning with stride 2, global average pooling, and a linear head. Group norm replaces batch norm.
 
-    Its depth and width follow from the transformer's: n = depth / 3, rounded, at least 1, so that there are about as
-    many blocks, and w the multiple of 4 for which the blocks have about as many weights as a transformer whose heads
-    are together as wide as a token, (4 + 2 · mlp_ratio) · depth · embed_dim². Heads, patches and position encoding
-    have no influence.
+    Its depth and width follow from the transformer's: n = depth / 3, rounded, at least 1, gives about as many blocks. w
+    is the multiple of 4 for which the blocks have about as many weights as a transformer whose heads are together as
+    wide as a token, (4 + 2 · mlp_ratio) · depth · embed_dim². Heads, patches and position encoding have no influence.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -43,7 +42,7 @@ class ResidualNetwork(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(images + two normed 3×3 convolutions of them); a 1×1 convolution on the way past where the shape changes."""
+    """relu(images + two normed 3×3 convolutions of them); a 1×1 convolution on the shortcut if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -61,10 +60,10 @@ class ResidualBlock(nn.Module):
 
 
 def network_size(config: ModelConfig) -> tuple[int, int]:
-    """(blocks a group, channels of the first group): see `ResidualNetwork`.
+    """(blocks per group, channels of the first group): see `ResidualNetwork`.
 
-    With w channels the convolutions of n blocks a group have (378 n − 80) w² weights: 18 (1 + 4 + 16) w² for each, less
-    the narrower entrances of the second and third group, more their 1×1 convolutions.
+    With w channels and n blocks per group, the convolutions have (378 n − 80) w² weights: n · 18 (1 + 4 + 16) w², less
+    for the narrower inputs of the second and third group, plus their 1×1 convolutions.
     """
     num_blocks = max(1, round(config.depth / 3))
     weights = (4 + 2 * config.mlp_ratio) * config.depth * config.embed_dim**2

@@ -1,4 +1,4 @@
-"""The vision transformer of both phases: same patch embedding, norms, MLPs and head; only the mixing differs."""
+"""The vision transformer of both phases: the same patch embedding, norms, MLPs and head; only the mixing differs."""
 
 import math
 
@@ -26,9 +26,10 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT on a grid of tokens with mean pooling; mixes by attention, in any other phase by its twin.
+    """A ViT on a grid of tokens with mean pooling. It mixes tokens by attention in the attention phase, and by its
+    convolutional twin in the others.
 
-    Weights are uninitialised in the sense of `cvit.init`: apply a scheme before training.
+    The weights are uninitialised: `cvit.init` sets them before training.
     """
 
     def __init__(self, config: ModelConfig, phase: str, convolution_form: ConvolutionForm = "factorized") -> None:
@@ -59,11 +60,11 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: (B, in_channels, *shape), normalised.
-            intermediates: where given, filled with `embedding`, `block{i}/mixing`, `block{i}`, each (B, N, embed_dim),
-                and `pooled` (B, embed_dim).
+            intermediates: if given, it is filled with `embedding`, `block{i}/mixing`, `block{i}`, each
+                (B, N, embed_dim), and `pooled` (B, embed_dim).
 
         Returns:
-            (B, num_classes). Of a pack, all of these have the members' dimension in front.
+            (B, num_classes). In a pack, all of these have the members' dimension in front.
         """
         kept = {} if intermediates is None else intermediates
         tokens = self.patch_embedding(images)

@@ -1,7 +1,7 @@
 """The tasks: kinds of trials. A task is a file in this folder and its name in `TASK_NAMES`.
 
-The file holds `TASK`, and with it all that planning, execution, tracking and analysis ask about a task. It must not
-import torch when it is imported: the command line and the analysis read the parameters of every task.
+The file holds `TASK`, which tells planning, execution, tracking and analysis everything they need to know about a task.
+Importing the file must not import torch: the command line and the analysis read the parameters of every task.
 """
 
 import importlib
@@ -30,7 +30,7 @@ class Config(Protocol):
     """The configuration of a trial, whatever its task."""
 
     def flat(self) -> dict[str, Any]:
-        """Every parameter of the trial by its name."""
+        """Every parameter of the trial, by name."""
         ...
 
 
@@ -43,21 +43,22 @@ class Task(Generic[StageType]):
     """A kind of trial: its parameters, its stages, and how they are trained and timed.
 
     Attributes:
-        name: the module's.
+        name: the name of its module.
         parameters: every flat parameter, by name; each is an option of the command line.
-        needs_data: its trials are trained on a data set.
-        metric: the one that answers the question; in 0..1 where it is an accuracy.
-        selection_metric: the one that searches compare settings by, the larger the better; None: it has no searches.
-        curves: the metrics whose course over the steps is worth a look.
-        compared_by: the parameter whose values the trials are compared by.
-        stages: (flat parameters, description of the data set, None where the task needs none) → the configuration and
-            its stages, parents first. Raises ConfigError for values that cannot be.
-        train: (stages of one shape, data set, storage, device, whether to checkpoint at every evaluation) → reports,
-            as they come; the last report of a stage has its result, which is in the storage by then.
-        step_flops: floating-point operations of one optimiser step of a stage.
+        needs_data: True if its trials are trained on a data set.
+        metric: the metric that answers the question; in 0..1 if it is an accuracy.
+        selection_metric: the metric by which searches compare settings, the larger the better; None if the task has no
+            searches.
+        curves: the metrics that are shown as curves over the steps.
+        compared_by: the parameter whose values are compared with each other.
+        stages: (flat parameters, description of the data set or None) → the configuration and its stages, parents
+            first. Raises ConfigError for invalid values.
+        train: (stages of one shape, data set or None, storage, device, whether to checkpoint at every evaluation) →
+            reports, as they come. The last report of a stage has its result, which the storage then has already.
+        step_flops: stage → floating-point operations of one optimiser step.
         step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
-        peak_bytes: (stage, size of a pack, CUDA device) → memory that the pack takes; None: stages are never packed.
-        defaults_of_data: from the description of a data set to the parameters that it sets.
+        peak_bytes: (stage, size of a pack, CUDA device) → memory of the pack; None if stages are never packed.
+        defaults_of_data: description of a data set → the parameters that it sets.
     """
 
     name: str
@@ -77,10 +78,10 @@ class Task(Generic[StageType]):
 
 @cache
 def task_named(name: str) -> Task[Any]:
-    """The task of that name.
+    """The task of the given name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such task.
     """
     if name not in TASK_NAMES:
         raise ConfigError(f"task {name!r} is not valid: one of {', '.join(TASK_NAMES)}")
@@ -88,5 +89,5 @@ def task_named(name: str) -> Task[Any]:
 
 
 def parameters_of_task(name: str) -> Mapping[str, Parameter]:
-    """The parameters of a task, by name; none of a task that this version does not know."""
+    """The parameters of a task, by name; empty for a task that this version does not know."""
     return task_named(name).parameters if name in TASK_NAMES else {}

@@ -1,6 +1,6 @@
 """The task `expressivity`: attempts to fit an attention layer to a random convolution, beside the bound of theorem 2.
 
-The fit itself is `cvit.training.fit`, imported when there is something to fit: a sweep is planned without torch.
+The fit itself is in `cvit.training.fit`, which is imported only when it is needed: a sweep is planned without torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""The task `training`: a vision transformer, or a model to compare it with, trained on images.
+"""The task `training`: training a vision transformer, or a model to compare it with, on images.
 
-Training itself is `cvit.training.loop`, imported when there is something to train: a sweep is planned without torch.
+Training itself is in `cvit.training.loop`, which is imported only when it is needed: a sweep is planned without torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOKENS_PER_SIDE = 8
 LEAST_PATCH_SIZE = 2
-"""Where no patch size is given, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
+"""By default, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
 
 
 def _defaults_of_data(info: "DatasetInfo") -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The theorem: how many heads attention over patches needs to compute a convolution, and the layer that does it.
+"""The theorem: how many heads attention over patches needs to compute a convolution, and the layer that computes it.
 
-Importing this package imports no torch; a name that needs it imports it when it is first asked for.
+Importing this package does not import torch; a name that needs torch imports it at its first use.
 """
 
 import importlib

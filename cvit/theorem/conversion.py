@@ -18,14 +18,18 @@ from cvit.theorem.layer import (
 )
 
 Sizes = set[Grid]
-"""Pixels along each axis of the images that a convolution has met."""
+"""Pixels along each axis, for every size of image that a convolution has processed."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted network and what became of each of its convolutions, by their qualified names.
+    """A converted network.
 
-    `replaced` says with how many heads, `kept` says why. A convolution of two names appears under both.
+    Attributes:
+        network: the network with attention in place of convolutions.
+        replaced: the number of heads for each convolution that was replaced, by qualified name.
+        kept: the reason for each convolution that was kept, by qualified name. A convolution with two names appears
+            under both, here and in `replaced`.
     """
 
     network: nn.Module
@@ -34,14 +38,15 @@ class Conversion:
 
 
 def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
-    """A copy of a network whose convolutions are attention over patches, wherever that can compute the same.
+    """A copy of a network in which attention over patches replaces every convolution that it can compute exactly.
 
-    The original stays as it is; the copy has its training modes. Strided and unpadded convolutions are kept, and those
-    that meet images, on the example, which the patch size does not divide.
+    The original stays as it is; the copy has its training modes. Strided and unpadded convolutions are kept, and so are
+    convolutions of images that the patch size does not divide.
 
     Args:
-        example: an input of the network, of the size it will be used with; it goes through the copy once, in eval mode.
-        patch_size: in pixels, along every axis.
+        example: an input of the size that the network will be used with; it goes through the copy once, in eval mode,
+            to find the sizes of the images.
+        patch_size: pixels along every axis.
 
     Raises:
         ValueError: the patch size is below 1.
@@ -64,7 +69,7 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
             kept[name] = reason
             continue
         assert isinstance(conv, CONVOLUTIONS)
-        if conv not in replacements:  # in eval mode, in which a parametrised weight stays as it is
+        if conv not in replacements:  # done in eval mode, because a parametrised weight may change in training mode
             replacements[conv] = convolution_as_attention(conv, patch_size).train(training[conv])
         replaced[name] = replacements[conv].num_heads
         if name:
@@ -78,7 +83,7 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
 
 @torch.no_grad()
 def _image_sizes(network: nn.Module, convolutions: set[Convolution], example: Tensor) -> dict[nn.Module, Sizes]:
-    """The sizes that come out of each convolution; where it has padding "same", they are those that go in."""
+    """The sizes of each convolution's outputs; with padding "same" they are the sizes of its inputs."""
     sizes: dict[nn.Module, Sizes] = {conv: set() for conv in convolutions}
 
     def record(conv: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A convolution seen from the patches of an image: one linear map per offset, and how many of them are independent.
+"""A convolution as linear maps between the patches of an image, one per offset, and the number of independent ones.
 
 A kernel W of shape (D_out, C, K_1, ..., K_d) with "same" zero padding, ⌊(K−1)/2⌋ pixels before and the rest after
 along each of d axes, takes the patches x_j of an image to Σ_δ M_δᵀ x_{i+δ}, a sum over the Π (2r+1) offsets δ between
@@ -28,19 +28,19 @@ def offsets(kernel_size: Size, patch_size: Size) -> tuple[Offset, ...]:
 
 
 def patch_maps(weight: Tensor, patch_size: Size) -> Tensor:
-    """M_δ[(c,u), (o,v)] = W[o, c, u + Pδ − v + ⌊(K−1)/2⌋] where that lies inside the kernel, 0 elsewhere.
+    """The maps M_δ[(c,u), (o,v)] = W[o, c, u + Pδ − v + ⌊(K−1)/2⌋], with 0 for taps outside the kernel.
 
     Here u and v are the pixel's places in the patch attended to and in the attending one.
 
     Args:
         weight: (D_out, C, K_1, ..., K_d).
-        patch_size: along each axis; an int is the same along all.
+        patch_size: pixels along each axis; an int is the same along all.
 
     Returns:
         (number of offsets, Π P · C, Π P · D_out), in the order of `offsets`.
 
     Raises:
-        ValueError: `weight` has no axes, or the patch size is below 1 or of another number of axes.
+        ValueError: `weight` has no axes, or the patch size is below 1 or has another number of axes.
     """
     kernel_size = _kernel_size(weight)
     patch = per_axis(patch_size, len(kernel_size))
@@ -48,17 +48,17 @@ def patch_maps(weight: Tensor, patch_size: Size) -> Tensor:
     taps = []
     for axis, (size, side) in enumerate(zip(kernel_size, patch, strict=True)):
         tap = _taps(size, side, weight.device)
-        # Of the axes (δ, u, v) each comes `axes` times: all the δ, then all the u, then all the v.
+        # Each of the axes (δ, u, v) occurs `axes` times: all the δ, then all the u, then all the v.
         taps.append(tap[tuple(slice(None) if place % axes == axis else None for place in range(3 * axes))])
-    padded = F.pad(weight, (0, 1) * axes)  # so the tap K, which stands for any outside the kernel, is zero
+    padded = F.pad(weight, (0, 1) * axes)  # so that the tap K, which stands for all taps outside the kernel, is zero
     maps = padded[:, :, *taps]  # (o, c, δ..., u..., v...)
     maps = maps.flatten(2 + 2 * axes).flatten(2 + axes, 1 + 2 * axes).flatten(2, 1 + axes)  # (o, c, δ, u, v)
     return maps.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2)
 
 
 def _taps(kernel_size: int, patch_size: int, device: torch.device) -> Tensor:
-    """(offsets, P, P): along one axis, the tap that joins pixel u of the patch attended to with pixel v of the
-    attending one; K where the kernel has none."""
+    """(offsets, P, P): along one axis, the tap that connects pixel u of the patch attended to with pixel v of the
+    attending one; K if the kernel has no such tap."""
     reach = half_width(kernel_size, patch_size)
     pixel = torch.arange(patch_size, device=device)
     offset = torch.arange(-reach, reach + 1, device=device)
@@ -69,7 +69,7 @@ def _taps(kernel_size: int, patch_size: int, device: torch.device) -> Tensor:
 def shift_norms(offsets: Sequence[Offset], grid: Grid) -> Tensor:
     """‖S_δ‖_F = √Π (n − |δ|)₊ on a grid of n patches along each axis: (number of offsets), float64.
 
-    The square of it counts the pairs of patches that lie δ apart.
+    Its square is the number of pairs of patches that lie δ apart.
     """
     pairs = [
         math.prod(max(length - abs(step), 0) for length, step in zip(grid, offset, strict=True)) for offset in offsets
@@ -78,7 +78,7 @@ def shift_norms(offsets: Sequence[Offset], grid: Grid) -> Tensor:
 
 
 def singular_values(weight: Tensor, patch_size: Size, image_size: Size | None = None) -> Tensor:
-    """Singular values of the matrix with the rows ‖S_δ‖_F · vec(M_δ), which is the convolution rearranged.
+    """The singular values of the matrix with the rows ‖S_δ‖_F · vec(M_δ), which is the convolution rearranged.
 
     The S_δ have disjoint supports, so S_δ / ‖S_δ‖_F are orthonormal and these are the singular values of the whole
     operator Σ_δ S_δ ⊗ M_δ after the rearrangement that makes each A ⊗ B the rank-one matrix vec(A) vec(B)ᵀ
@@ -90,7 +90,7 @@ def singular_values(weight: Tensor, patch_size: Size, image_size: Size | None = 
             its borders do not count, ‖S_δ‖_F = 1.
 
     Returns:
-        (number of offsets) float64, descending. What is only rounding, as `torch.linalg.matrix_rank` defines it, is 0.
+        (number of offsets) float64, descending. Values at rounding level, as in `torch.linalg.matrix_rank`, are 0.
 
     Raises:
         ValueError: `weight` has no axes, or the patch size is below 1, does not divide the image or has another number
@@ -114,11 +114,11 @@ def singular_values(weight: Tensor, patch_size: Size, image_size: Size | None = 
 
 
 def error_bound(weight: Tensor, patch_size: Size, num_heads: int, image_size: Size) -> float:
-    """√(Σ_{h > num_heads} σ_h²) / ‖convolution‖_F: how close attention with so few heads can come at best.
+    """√(Σ_{h > num_heads} σ_h²) / ‖convolution‖_F: the least error of attention with so many heads.
 
-    Attention that doesn't depend on the content is Σ_h A_h ⊗ W_h. No sum of `num_heads` such terms is closer to the
+    Attention that does not depend on the content is Σ_h A_h ⊗ W_h. No sum of `num_heads` such terms is closer to the
     convolution, as a linear operator in Frobenius norm, than this (Eckart and Young on the rearranged operator),
-    whatever the matrices A_h: for those of a softmax, which are not negative, the bound may be out of reach.
+    whatever the matrices A_h. Matrices of a softmax are not negative, so they may not reach the bound.
 
     Args:
         weight: (D_out, C, K_1, ..., K_d).
@@ -128,7 +128,7 @@ def error_bound(weight: Tensor, patch_size: Size, num_heads: int, image_size: Si
         The error relative to the convolution's norm: 0.0 from `kernel_heads` heads on, and for a kernel of zeros.
 
     Raises:
-        ValueError: as `singular_values`, or `num_heads` is negative.
+        ValueError: `num_heads` is negative, or as for `singular_values`.
     """
     if num_heads < 0:
         raise ValueError(f"num_heads must be at least 0, not {num_heads}")
@@ -138,20 +138,19 @@ def error_bound(weight: Tensor, patch_size: Size, num_heads: int, image_size: Si
 
 
 def kernel_heads(weight: Tensor, patch_size: Size, image_size: Size | None = None) -> int:
-    """The heads that this very kernel needs: how many of its M_δ are linearly independent (paper, theorem 2).
+    """The number of heads that a given kernel needs: the number of linearly independent M_δ (paper, theorem 2).
 
-    Fewer never suffice. A softmax is never negative; it comes as close as one likes with this number of heads, or with
-    one more where Σ_δ c_δ M_δ = 0 for some coefficients c_δ > 0, as for an edge filter: R + 1 vectors, not R, span a
-    space of R dimensions with coefficients ≥ 0. Where the M_δ ≠ 0 are independent, as a general kernel's are, one head
-    each is exact.
+    Fewer never suffice. A softmax is never negative. It comes arbitrarily close with this number of heads, or with one
+    more if Σ_δ c_δ M_δ = 0 for some coefficients c_δ > 0, as for an edge filter: R + 1 vectors, not R, span a space of
+    R dimensions with coefficients ≥ 0. If the M_δ ≠ 0 are independent, as for a general kernel, one head each is exact.
 
     Args:
         weight: (D_out, C, K_1, ..., K_d).
         patch_size, image_size: in pixels along each axis; an int is the same along all. On a small image some offsets
-            do not occur; None: a large one.
+            do not occur; None stands for a large one.
 
     Raises:
-        ValueError: as `singular_values`.
+        ValueError: as for `singular_values`.
     """
     return int(singular_values(weight, patch_size, image_size).count_nonzero())
 

@@ -15,7 +15,7 @@ from cvit.theorem.kernel import patch_maps
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The modules that attention can take the place of."""
+"""The modules that attention can replace."""
 HARD = 1000.0
 """Sharpness of hard attention: exp(−1000) is zero in float64 too, so that the softmax is exactly one-hot."""
 
@@ -23,19 +23,19 @@ HARD = 1000.0
 class PatchAttention(nn.Module):
     """Multi-head self-attention over the patches of an image of any size that the patch divides along each axis.
 
-    Logits are Q Kᵀ / √head_dim + bias, or the bias alone: then the attention doesn't depend on the content. The bias of
-    a head depends on the offset between two patches (paper, section 3), up to `half_widths` patches along each axis;
+    Logits are Q Kᵀ / √head_dim + bias, or the bias alone: then the attention does not depend on the content. The bias
+    of a head depends on the offset between two patches (paper, section 3), up to `half_widths` patches along each axis;
     all patches further away share one value. One more key and value, the *zero slot*, are zero: a head that attends to
-    it contributes nothing, which is zero padding where its target lies outside the image.
+    it contributes nothing. That gives zero padding for a head whose target lies outside the image.
 
     Patches are vectors in the order of `cvit.theorem.kernel`: channel first, then along the axes, the last one fastest.
 
     Attributes:
         relative_bias: (num_heads, Π (2·half_width + 1) + 2): the offsets, the last axis fastest, the patches further
             away, the zero slot.
-        query, key: only with `content`. Their weights are zero at the start, where neither has a gradient: training
-            has to give one of them values first.
-        bias: (out_channels), as a convolution's, or None.
+        query, key: only with `content`. Their weights start at zero, where neither has a gradient: before training, one
+            of them must get other values.
+        bias: (out_channels), like that of a convolution, or None.
     """
 
     bias: nn.Parameter | None
@@ -74,7 +74,7 @@ class PatchAttention(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
 
     def position_bias(self, grid: Grid) -> Tensor:
-        """(num_heads, N, N + 1) on a grid of N patches; the last key is the zero slot."""
+        """The bias of queries and keys on a grid of N patches, (num_heads, N, N + 1); the last key is the zero slot."""
         places = patch_places(grid).to(self.relative_bias.device)
         steps = places[None, :] - places[:, None]  # (N, N, axes)
         reach = steps.new_tensor(self.half_widths)
@@ -90,7 +90,7 @@ class PatchAttention(nn.Module):
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, *shape) → (B, out_channels, *shape); the batch dimension may be missing.
+        """(B, in_channels, *shape) → (B, out_channels, *shape); the batch dimension is optional.
 
         Raises:
             ValueError: the patch does not divide the image.
@@ -122,21 +122,22 @@ def convolution_as_attention(
     the narrower side of M_δ; the projection on that side is the identity, so that nothing is rounded.
 
     Args:
-        conv: any for which `reason_not_convertible` gives None.
+        conv: a convolution for which `reason_not_convertible` returns None.
         patch_size: pixels along each axis; an int is the same along all.
-        sharpness: HARD is exact; a moderate one leaves gradients to the positions, at an error of about e^−sharpness.
-        content: whether the layer has queries and keys. They start at zero, where they change nothing.
+        sharpness: HARD is exact; a moderate value gives the position terms gradients, at an error of about
+            e^−sharpness.
+        content: give the layer queries and keys. They start at zero, where they have no effect.
 
     Returns:
-        A layer with parameters of its own, of the convolution's dtype, device, training mode and requires_grad.
+        A layer with its own parameters, with the convolution's dtype, device, training mode and requires_grad.
 
     Raises:
-        ValueError: the convolution cannot be replaced, or the patch size is below 1 or of another number of axes.
+        ValueError: the convolution cannot be replaced, or the patch size is below 1 or has another number of axes.
     """
     reason = reason_not_convertible(conv)
     if reason is not None:
         raise ValueError(f"this convolution cannot be replaced by attention: {reason}")
-    with torch.enable_grad():  # a parametrised weight has no requires_grad of its own
+    with torch.enable_grad():  # a parametrised weight is computed: it requires a gradient only if computed with grad
         weight, bias = dense_kernel(conv), conv.bias
     patch = per_axis(patch_size, weight.ndim - 2)
     maps = patch_maps(weight.detach(), patch)
@@ -158,7 +159,7 @@ def convolution_as_attention(
     if content:
         state |= {f"{name}.weight": torch.zeros_like(state["value.weight"]) for name in ("query", "key")}
     half_widths = tuple(half_width(weight.shape[-1], side) for side in patch)
-    with torch.device("meta"):  # no random draws for weights that are replaced at once
+    with torch.device("meta"):  # saves the random draws for weights that are replaced at once
         layer = PatchAttention(
             conv.in_channels,
             conv.out_channels,
@@ -177,7 +178,7 @@ def convolution_as_attention(
 
 
 def reason_not_convertible(conv: nn.Module) -> str | None:
-    """Why a module cannot be replaced by attention over patches, in a few words; None: it can."""
+    """The reason why a module cannot be replaced by attention over patches; None if it can."""
     kind = next((kind for kind in CONVOLUTIONS if isinstance(conv, kind)), None)
     if kind is None or not isinstance(conv, _ConvNd):
         return f"{type(conv).__name__} is not a {' or '.join(kind.__name__ for kind in CONVOLUTIONS)}"
@@ -198,8 +199,8 @@ def reason_not_convertible(conv: nn.Module) -> str | None:
 
 
 def dense_kernel(conv: Convolution) -> Tensor:
-    """(D_out, C, K, ..., K): the kernel of one group, equally long along all axes, that computes the same with padding
-    "same".
+    """The kernel (D_out, C, K, ..., K) of an equal convolution that has one group, no dilation, padding "same" and the
+    same length along all axes.
 
     K is the longest side of the dilated kernel, d(k − 1) + 1. Groups become blocks with zeros between them; taps keep
     their distance from the centre ⌊(K−1)/2⌋.

@@ -1,4 +1,4 @@
-"""The images of a pack's members on their device, and the order in which each member is trained on its own."""
+"""The images of a pack's members on their device, and the order in which each member sees its images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from cvit.randomness import generator
 from cvit.stages import TrainingStage
 
 CHANGES = torch.int16
-"""Type of the tables of augmentations."""
+"""The type of the tables of augmentations."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class PackData:
-    """The images that the members of a pack are trained and measured on.
+    """The images for training and measuring the members of a pack.
 
     Attributes:
         train: the union of the members' subsets.
-        subsets: of every member, where its images lie in `train`, (n,) int64 on the CPU.
-        validation, test: looked at by all members.
+        subsets: for every member, the indices of its images in `train`, (n,) int64 on the CPU.
+        validation, test: shared by all members.
         mean, std: channel statistics of each member's own subset, (M, C) float32 on the device, in the unit that
             `cvit.data.augment.UNIT` gives for the type of the images.
     """
@@ -72,7 +72,7 @@ def pack_data(dataset: Dataset, stages: Sequence[TrainingStage], device: torch.d
     """Selects every member's subset and puts the images it needs on the device, each image once.
 
     Args:
-        stages: of one `shape`.
+        stages: stages of one `shape`.
     """
     labels, config = dataset.train.labels, stages[0].trial.data
     assert all(stage.trial.data.evaluation_images == config.evaluation_images for stage in stages)
@@ -80,10 +80,10 @@ def pack_data(dataset: Dataset, stages: Sequence[TrainingStage], device: torch.d
     splits = {(f, seed): select(labels, f, config.validation_fraction, seed) for f, seed in dict.fromkeys(wanted)}
     union = np.unique(np.concatenate([split.train for split in splits.values()]))
     held_out = next(iter(splits.values())).validation
-    looked_at = min(1.0, config.max_validation_images / len(held_out))
-    validated = held_out[subset(labels[held_out], looked_at, seed=0)]
-    looked_at = min(1.0, (config.max_test_images or len(dataset.test.labels)) / len(dataset.test.labels))
-    tested = subset(dataset.test.labels, looked_at, seed=0)
+    share = min(1.0, config.max_validation_images / len(held_out))
+    validated = held_out[subset(labels[held_out], share, seed=0)]
+    share = min(1.0, (config.max_test_images or len(dataset.test.labels)) / len(dataset.test.labels))
+    tested = subset(dataset.test.labels, share, seed=0)
 
     def on_device(images: np.ndarray, labels: np.ndarray) -> LabelledImages:
         return LabelledImages(torch.tensor(images, device=device), torch.tensor(labels, device=device))
@@ -100,7 +100,7 @@ def pack_data(dataset: Dataset, stages: Sequence[TrainingStage], device: torch.d
     )
 
 
-# Members of a pack that share a seed share its draws.
+# Cached, because members of a pack with the same seed share its draws.
 @lru_cache(maxsize=128)
 def _epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator(seed, "order", epoch))
@@ -112,9 +112,9 @@ def _augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, seed: 
 
 
 def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Tensor:
-    """Indices (batch_size,) of the images of a step of the trial, on the CPU.
+    """The indices (batch_size,) of the images of one step of the trial, on the CPU.
 
-    Epochs are shuffled one by one and joined; a batch may reach over several where the subset is small.
+    Epochs are shuffled one by one and joined; with a small subset, a batch may span several.
     """
     position, end, parts = step * batch_size, (step + 1) * batch_size, []
     while position < end:
@@ -126,15 +126,15 @@ def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Ten
 
 
 def draw_batches(data: PackData, stages: Sequence[TrainingStage], steps: range) -> tuple[Tensor, Tensor]:
-    """The draws of consecutive steps, on the CPU; the same wherever and whenever asked for.
+    """The draws of consecutive steps, on the CPU; they depend on the members and steps alone.
 
     Args:
-        stages: the members'.
-        steps: of the trial.
+        stages: the stages of the members.
+        steps: steps, counted within the trial.
 
     Returns:
-        Places of the images in `data.train`, (S, M, batch_size) int64, and their augmentation as
-        `cvit.data.augment.draw_augmentation` gives it, (S, M, batch_size, axes + 1) int16.
+        The indices of the images in `data.train`, (S, M, batch_size) int64, and their augmentation by
+        `cvit.data.augment.draw_augmentation`, (S, M, batch_size, axes + 1) int16.
     """
     shape, count = data.train.shape, stages[0].trial.training.batch_size
     seeds = [stage.trial.seed for stage in stages]

@@ -3,10 +3,10 @@
     STORAGE/stages/<key>/step-00000120.safetensors   weights and optimiser moments
                          step-00000120.json          progress, with the checksum of the tensors; written last
                          weights.safetensors         the trained weights
-                         result.json                 the result; its presence, whole, means that the stage is done
+                         result.json                 the result; once it is there, and whole, the stage is done
 
-Each file is written atomically. The two newest checkpoints are kept: one that turns out torn or altered is passed over
-and the one before it used. Nothing read from the storage is unpickled.
+Each file is written atomically. The two newest checkpoints are kept: if the newest is torn or altered, the one before
+it is used. Nothing read from the storage is unpickled.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -30,7 +30,7 @@ class StageProgress:
         initial_loss: training loss of the trial's first step.
         seconds: time spent training and evaluating this stage, over all sessions.
         points: every measurement of this stage so far.
-        stability: what the stability measures need to know of the steps so far.
+        stability: the measures of stability so far.
     """
 
     step: int = 0
@@ -41,7 +41,7 @@ class StageProgress:
 
 
 def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], progress: StageProgress) -> None:
-    """Writes a checkpoint and drops all but the newest two."""
+    """Writes a checkpoint and deletes all but the newest two."""
     name = f"{stage_folder(key)}/step-{progress.step:08d}"
     data = safetensors.torch.save(tensors)
     storage.write(f"{name}.safetensors", data)
@@ -69,7 +69,7 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Stag
 
 
 def save_result(storage: Storage, key: str, weights: dict[str, Tensor], result: StageResult) -> None:
-    """Marks a stage as done and drops its checkpoints."""
+    """Marks a stage as done and deletes its checkpoints."""
     data = safetensors.torch.save(weights)
     storage.write(f"{stage_folder(key)}/weights.safetensors", data)
     storage.write(f"{stage_folder(key)}/result.json", encode_record(asdict(result) | {"weights": checksum(data)}))
@@ -77,7 +77,7 @@ def save_result(storage: Storage, key: str, weights: dict[str, Tensor], result: 
 
 
 def load_weights(storage: Storage, key: str) -> dict[str, Tensor] | None:
-    """The trained weights of a stage that is done; None where they or the result are missing or altered."""
+    """The trained weights of a stage; None if they or the result are missing or altered."""
     data = read_weights(storage, key)
     return safetensors.torch.load(data) if data is not None else None
 

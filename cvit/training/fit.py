@@ -1,10 +1,11 @@
-"""Gradient descent on an attention layer towards a given convolution: how close it comes, beside theorem 2's bound.
+"""Gradient descent that fits an attention layer to a given convolution, to compare its error with theorem 2's bound.
 
 With attention matrices A_h that do not depend on the content, a layer computes Σ_h A_h ⊗ W_h, and the convolution is
-Σ_δ S_δ ⊗ M_δ. Learned are the relative position biases, as in `cvit.models.attention`: A_h is the softmax of a bias per
-offset and of one for the zero slot. For given attention the best value–output maps W_h are a linear least-squares
-problem, solved exactly in every step (variable projection; Golub and Pereyra, 1973), so heads may have any width. The
-distance is the Frobenius norm of the two operators' difference: the root of the expected squared error on white noise.
+Σ_δ S_δ ⊗ M_δ. The relative position biases are learned, as in `cvit.models.attention`: A_h is the softmax of one bias
+per offset and one for the zero slot. For given attention, the best value–output maps W_h solve a linear least-squares
+problem; it is solved exactly in every step (variable projection; Golub and Pereyra, 1973), so heads may have any width.
+The distance is the Frobenius norm of the difference of the operators: the root of the expected squared error on white
+noise.
 """
 
 import dataclasses
@@ -30,20 +31,20 @@ from cvit.training.schedule import learning_rate
 from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR, STATUS_OK
 
 MEASUREMENTS = 10
-"""Measured errors in the course of a fit, beside the one at its start."""
+"""The number of errors measured during a fit, beside the one at its start."""
 _TIMED_STEPS = 20
 _RIDGE = 1e-13
-"""Relative ridge of the least squares inside the loss, where two heads may have become alike."""
+"""Relative ridge of the least squares inside the loss, because two heads may become equal."""
 _LEAST_SQUARED_ERROR = 1e-14
-"""Below it the loss is rounding."""
+"""The least squared error that the loss distinguishes: below it is rounding."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A convolution on patches as Σ_δ S_δ ⊗ M_δ, reduced to what distances from it depend on.
+    """A convolution on patches as Σ_δ S_δ ⊗ M_δ, reduced to the parts that distances from it depend on.
 
     Attributes:
-        shifts: (N², R) float64, the shift matrices S_δ as columns, for those offsets that occur on the grid.
+        shifts: (N², R) float64, the shift matrices S_δ as columns, for the offsets that occur on the grid.
         basis: (R, R) float64, basis · basisᵀ is the Gram matrix of the M_δ, scaled to a convolution of norm 1.
         grid: patches along each axis, N in all.
     """
@@ -74,14 +75,17 @@ def target(weight: Tensor, patch_size: Size, image_size: Size) -> Target:
 
 
 def attention(logits: Tensor, grid: Grid) -> Tensor:
-    """(H, R + 1) biases, a column for each of the grid's R relative positions and one for the zero slot → (N², H): the
-    attention matrices as columns, the zero slot left out."""
+    """The attention matrices as columns (N², H), without the zero slot.
+
+    Args:
+        logits: (H, R + 1) biases: a column for each of the grid's R relative positions, then one for the zero slot.
+    """
     index = F.pad(relative_position_index(grid), (0, 1), value=num_relative_positions(grid))
     return logits[:, index].softmax(dim=-1)[..., :-1].flatten(1).T
 
 
 def relative_error(logits: Tensor, goal: Target) -> float:
-    """Distance of the best layer with this attention, relative to the convolution's norm, by orthogonal projection."""
+    """The error of the best layer with this attention, relative to the convolution's norm, by orthogonal projection."""
     return float((goal.shifts - _projection(logits, goal)).matmul(goal.basis).norm())
 
 
@@ -91,7 +95,7 @@ def _projection(logits: Tensor, goal: Target) -> Tensor:
 
 
 def _loss(logits: Tensor, goal: Target) -> Tensor:
-    """Logarithm of the squared relative error: its gradient does not vanish while the attention sharpens."""
+    """The logarithm of the squared relative error, whose gradient does not vanish while the attention sharpens."""
     columns = attention(logits, goal.grid)
     gram = columns.T @ columns
     ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram), dtype=gram.dtype)
@@ -101,9 +105,9 @@ def _loss(logits: Tensor, goal: Target) -> Tensor:
 
 
 def fit(stage: FitStage, storage: Storage) -> Iterator[Report]:
-    """Fits a layer, from one random start, and yields the result; one that is there already is not computed again.
+    """Fits a layer from one random start and yields the result, or yields the result that the storage already has.
 
-    A fit takes seconds, so it has no checkpoints: interrupted, it starts anew and ends the same.
+    A fit takes seconds, so it has no checkpoints: after an interruption it starts anew and ends the same.
     """
     result = load_result(storage, stage.key)
     if result is None:
@@ -118,7 +122,7 @@ def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
     """Gradient descent (Adam, cosine schedule) on the attention of one layer.
 
     Returns:
-        The measured errors and the bound, and the biases (num_heads, R + 1) of the grid's R relative positions and of
+        The measured errors and the bound; and the biases (num_heads, R + 1), for the grid's R relative positions and
         the zero slot.
     """
     weight = kernel(config)
@@ -151,7 +155,7 @@ def step_flops(stage: FitStage) -> float:
 
 
 def step_seconds(stage: FitStage) -> float:
-    """Seconds of one step, measured on a few, the start and the end of a fit left out."""
+    """Seconds of one step, measured on a few steps, without the start and the end of a fit."""
 
     def seconds(steps: int) -> float:
         started = time.perf_counter()

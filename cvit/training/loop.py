@@ -1,7 +1,7 @@
-"""Training of a pack of stages: each from its checkpoint, or from its start, to its result.
+"""Trains a pack of stages, each from its checkpoint, or from its start, to its result.
 
-A stage's outcome depends on nothing but the stage, up to float32 rounding: neither on the other members of its pack nor
-on where it was interrupted. A stage alone is a pack of one.
+The outcome of a stage depends on the stage alone, up to float32 rounding: not on the other members of its pack, and not
+on interruptions. A single stage is a pack of one.
 """
 
 import gc
@@ -42,24 +42,24 @@ from cvit.vocabulary import (
 )
 
 CHECKPOINT_INTERVAL_S = 2.0
-"""Least time between checkpoints. They are written at evaluations only, where nothing is accumulated."""
+"""The least time between checkpoints. They are written only at evaluations, where no sums are pending."""
 CHECKPOINT_TIME_SHARE = 0.05
-"""Largest share of the time that may go into writing checkpoints; slow storage gets fewer of them."""
+"""The largest share of the time for writing checkpoints; a slow storage gets fewer of them."""
 DIVERGENCE_MARGIN = 1.1
-"""A loss that ends above this many times the first step's has diverged; less is the noise of a single batch."""
+"""A training has diverged if its loss ends above this multiple of the first step's; less may be noise of one batch."""
 EARLY_STEPS = 100
-"""First steps of a stage whose gradient norms are recorded one by one."""
+"""The number of first steps of a stage whose gradient norms are recorded one by one."""
 TRANSFER_IMAGES = 256
-"""Validation images on which the transfer's logit error is measured."""
+"""The number of validation images for measuring the transfer's logit error."""
 
 
 class ParentStageMissing(Exception):
-    """The trained weights that a stage starts from are missing or altered; running the sweep again trains them anew."""
+    """The trained weights that a stage starts from are missing or altered; the next run trains them again."""
 
 
 @dataclass(eq=False)
 class _Member:
-    """A stage on its way through a pack; `state` is its weights and moments while it is not on the device."""
+    """A stage in a pack. `state` holds its weights and moments while it is not on the device."""
 
     place: int
     stage: TrainingStage
@@ -86,18 +86,18 @@ def train_pack(
     device: torch.device,
     checkpoint_at_every_evaluation: bool = False,
 ) -> Iterator[Reports]:
-    """Trains stages together, yielding after every checkpoint and at every end; a stage's last report has its result.
+    """Trains stages together; yields reports after every checkpoint and at every end. The last one has the result.
 
-    A stage that is done reports its result at once; one that was interrupted goes on from its last whole checkpoint,
-    ahead of the others, which catch up with it. Where the device runs out of memory, the stages that are not done go on
-    from their checkpoints in packs of half the size.
+    A stage that is done reports its result at once. An interrupted stage continues from its last whole checkpoint,
+    ahead of the others, which catch up with it. If the device runs out of memory, the unfinished stages continue from
+    their checkpoints in packs of half the size.
 
     Args:
-        stages: of one `shape`.
-        checkpoint_at_every_evaluation: for a caller that wants to hear of every one, whatever it costs.
+        stages: stages of one `shape`.
+        checkpoint_at_every_evaluation: for a caller that needs a report of every evaluation, whatever it costs.
 
     Raises:
-        ParentStageMissing: see there.
+        ParentStageMissing: the weights of a parent are missing or altered.
         torch.OutOfMemoryError: the device has no room for a single member.
     """
     waiting = []
@@ -121,7 +121,7 @@ def train_pack(
                 raise
             size = (len(together) + 1) // 2
         if device.type == "cuda":
-            gc.collect()  # an exception holds on to what was on the device until here
+            gc.collect()  # the exception kept tensors on the device alive
             torch.cuda.empty_cache()
 
 
@@ -133,7 +133,7 @@ def _train_together(
     pack: TrainingPack | None = None
     saved_at, saving_s = time.monotonic(), 0.0
     while remaining:
-        # The members furthest behind go on; a group that catches up with others merges with them.
+        # The members furthest behind continue; a group that catches up with others merges with them.
         behind = [m for m in remaining if m.progress.step == min(other.progress.step for other in remaining)]
         if pack is None or behind != group:
             if pack is not None:
@@ -205,7 +205,7 @@ def _put_on_device(group: Sequence[_Member], data: PackData, device: torch.devic
 
 
 def _train_interval(pack: TrainingPack, group: Sequence[_Member], data: PackData) -> None:
-    """Trains up to the next evaluation, evaluates, records, and finds out which members have diverged."""
+    """Trains up to the next evaluation, evaluates, records, and notes which members have diverged."""
     started = time.monotonic()
     measured = pack.train(group[0].progress.step)
     validated = pack.evaluate(data.validation)
@@ -216,9 +216,9 @@ def _train_interval(pack: TrainingPack, group: Sequence[_Member], data: PackData
 
 
 def _record_interval(member: _Member, measured: Measured, number: int, val_loss: float, val_accuracy: float) -> None:
-    """Records a member's interval; one whose loss or gradient stopped being finite has diverged at that step."""
+    """Records a member's interval. A member has diverged at the first step whose loss or gradient is not finite."""
     stage, progress = member.stage, member.progress
-    # Means of a column and of a row of its own are summed in different orders.
+    # Contiguous, so that a mean is summed in the same order whatever the size of the pack.
     losses, norms = measured.losses[:, number].contiguous(), measured.norms[:, number].contiguous()
     first, last = progress.step, progress.step + len(losses)
     if progress.initial_loss is None:
@@ -242,7 +242,7 @@ def _record_interval(member: _Member, measured: Measured, number: int, val_loss:
         TRAIN_ACCURACY: float(measured.correct[number]) / images_seen,
         LEARNING_RATE: rate_at(stage, last - 1),
         GRAD_NORM: float(norms.mean()),
-        # The whole pack's: the rate at which the device trains such a model.
+        # Images of the whole pack: the rate at which the device trains this model.
         IMAGES_PER_SECOND: measured.losses.shape[1] * images_seen / measured.seconds,
         VAL_LOSS: val_loss,
         VAL_ACCURACY: val_accuracy,
@@ -253,7 +253,7 @@ def _record_interval(member: _Member, measured: Measured, number: int, val_loss:
 def _finish(
     pack: TrainingPack, group: Sequence[_Member], data: PackData, storage: Storage, device: torch.device
 ) -> Reports:
-    """Saves the results of the members that are at their end."""
+    """Saves the results of the members that have reached their end."""
     tested = pack.evaluate(data.test) if any(m.is_at_end and m.diverged_step is None for m in group) else None
     reports = []
     for number, (member, weights) in enumerate(zip(group, pack.weights(), strict=True)):
@@ -265,7 +265,8 @@ def _finish(
 
 
 def _result(member: _Member, test_accuracy: float, device: torch.device) -> StageResult:
-    """The result. A loss that ends above where the trial's began counts as diverged, at the last step."""
+    """The result of a member. A loss that ends above the trial's first one, by a margin, counts as diverged at the last
+    step."""
     stage, progress, diverged_step = member.stage, member.progress, member.diverged_step
     assert progress.initial_loss is not None
     end = stage.last_step if diverged_step is None else diverged_step
@@ -288,6 +289,6 @@ def _result(member: _Member, test_accuracy: float, device: torch.device) -> Stag
 
 
 def _record(progress: StageProgress, step: int, measured: Mapping[str, float]) -> None:
-    """Adds finite values; a value that is not finite is divergence, which has its own place in the result."""
+    """Adds finite values. A value that is not finite means divergence, which the result holds separately."""
     now = time.time_ns() // 1_000_000
     progress.points += [(name, step, value, now) for name, value in measured.items() if math.isfinite(value)]

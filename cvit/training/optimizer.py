@@ -1,7 +1,7 @@
-"""AdamW (Loshchilov and Hutter 2019) of a pack: every member has its own learning rate, weight decay and clipping.
+"""AdamW (Loshchilov and Hutter 2019) for a pack: every member has its own learning rate, weight decay and clipping.
 
-Weight decay applies to the weights that multiply, not to biases, norms and position terms. A step of member m, with
-gradient g, at its own step t = 1, 2, …, as `torch.optim.AdamW` takes it:
+Weight decay applies to the weights that multiply, not to biases, norms and position terms. Step t = 1, 2, … of a member
+with gradient g is that of `torch.optim.AdamW`:
 
     g ← g · min(1, clip_norm / (‖g‖ + 1e-6))
     p ← (1 − lr · weight_decay) p
@@ -21,7 +21,7 @@ from cvit.models.pack import FusedModels
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 _CLIP_EPSILON = 1e-6
-"""Added to the norm, as `torch.nn.utils.clip_grad_norm_` does."""
+"""A constant added to the norm, as in `torch.nn.utils.clip_grad_norm_`."""
 _POSITION_TERMS = ("position_embedding", "relative_bias")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -32,13 +32,13 @@ def decays(name: str, shape: torch.Size) -> bool:
 
 
 def coefficients(learning_rates: Sequence[float], configs: Sequence[TrainingConfig], step: int) -> list[list[float]]:
-    """The numbers of a step, a row per member: the shrinkage by weight decay, the step size, √(1 − β₂ᵗ).
+    """The coefficients of a step, a row per member: the shrinkage by weight decay, the step size, √(1 − β₂ᵗ).
 
-    Computed in double precision, as torch does it.
+    They are computed in double precision, as in torch.
 
     Args:
-        learning_rates, configs: of each member.
-        step: from 0, counted within the stage.
+        learning_rates, configs: one per member.
+        step: the step, from 0, counted within the stage.
     """
     correction_1, correction_2 = (1 - beta ** (step + 1) for beta in BETAS)
     return [
@@ -48,7 +48,7 @@ def coefficients(learning_rates: Sequence[float], configs: Sequence[TrainingConf
 
 
 class AdamW:
-    """The optimiser of a pack. It works on whole matrices and waits for nothing on the device.
+    """The optimiser of a pack. It works on whole matrices and never waits for the device.
 
     Attributes:
         moments: `exp_avg` and `exp_avg_sq`, each (M, P).
@@ -63,16 +63,16 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, parameters: Tensor, gradient: Tensor, norm: Tensor, factors: Tensor, is_moving: Tensor) -> None:
-        """One step of every member that is moving; the others stay as they are, whatever their gradient.
+        """Takes one step of every moving member; the others stay as they are, whatever their gradient.
 
         Args:
             parameters: (M, P), changed in place.
             gradient: (M, P).
             norm: (M, 1), the gradient's Euclidean norm.
-            factors: (M, 3) of `coefficients`.
+            factors: (M, 3), from `coefficients`.
             is_moving: (M, 1) bool.
         """
-        # No torch.where with a number: it copies that to the device, which a CUDA graph cannot hold.
+        # No torch.where with a number: it would copy the number to the device, which a CUDA graph does not allow.
         shrinkage, step_size, root_correction = factors.unsqueeze(-1).unbind(1)
         mean, square = self.moments["exp_avg"], self.moments["exp_avg_sq"]
         is_still = ~is_moving

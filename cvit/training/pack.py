@@ -1,11 +1,11 @@
 """Optimiser steps of a pack: several trainings of equal shapes, fused into one on their device.
 
-All draws and learning rates of a stretch of steps go to the device at once, as tables with a row per step. A step reads
-its row, trains every member, writes what it measured into tables again and moves on to the next row, without waiting
-for anything. On a GPU the steps are captured once as a CUDA graph and then only replayed, because a small model's
-hundreds of kernels would otherwise be launched more slowly than they run.
+The draws and learning rates of a range of steps go to the device at once, as tables with a row per step. A step reads
+its row, trains every member, writes its measurements into other tables and moves on to the next row, without waiting
+for anything. On a GPU one step is captured as a CUDA graph and then replayed, because otherwise the hundreds of kernels
+of a small model would be launched more slowly than they run.
 
-A member whose loss or gradient is not finite stops moving; as no operation mixes members, the others do not notice.
+A member whose loss or gradient is not finite stops moving. No operation mixes members, so the others are not affected.
 """
 
 import math
@@ -27,13 +27,13 @@ from cvit.training.schedule import learning_rate
 
 EVALUATION_BATCH_SIZE = 500
 LARGEST_ATTENTION = 2**25
-"""Entries of the attention matrices of one layer and evaluation batch on a CPU: 128 MiB."""
+"""The most entries of the attention matrices of one layer in an evaluation batch on a CPU: 128 MiB."""
 TABLE_STEPS = 128
-"""Steps whose draws lie on the device at a time."""
+"""The number of steps whose draws are on the device at a time."""
 _STEPS_BEFORE_CAPTURE = 3
-"""A CUDA graph is captured once libraries and allocator have warmed up."""
+"""The number of steps before a CUDA graph is captured, to warm up libraries and allocator."""
 _LEAST_REPLAYS = 30
-"""Capturing takes about as long as a few steps; it is not worth it for fewer."""
+"""The least number of replays that is worth a capture, which takes about as long as a few steps."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -57,9 +57,9 @@ class TrainingPack:
     ) -> None:
         """
         Args:
-            stages: the members', of one `shape`.
-            data: theirs, in the same order.
-            states: of each member, weights by parameter name and, unless it is at its start, the optimiser's moments
+            stages: the stages of the members, of one `shape`.
+            data: the data of the members, in the same order.
+            states: for each member, weights by parameter name and, unless it is at its start, the optimiser's moments
                 under `exp_avg/<name>` and `exp_avg_sq/<name>`.
         """
         self.stages, self._data, self._device = tuple(stages), data, device
@@ -90,8 +90,8 @@ class TrainingPack:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def train(self, first: int) -> Measured:
-        """Takes the steps from `first`, counted within the stage, to the next evaluation; the device is waited for at
-        the end only."""
+        """Takes the steps from `first`, counted within the stage, to the next evaluation; waits for the device only at
+        the end."""
         started = time.monotonic()
         losses, norms = [], []
         self._correct.zero_()
@@ -125,7 +125,7 @@ class TrainingPack:
         return [(float(loss), float(accuracy)) for loss, accuracy in totals.T]
 
     def states(self) -> list[dict[str, Tensor]]:
-        """Every member's weights and moments on the CPU, as the constructor takes them."""
+        """Every member's weights and moments on the CPU, in the form of the constructor's `states`."""
         parts = [self.weights()]
         for moment in MOMENTS:
             taken = self._models.taken(self._optimizer.moments[moment])
@@ -137,7 +137,7 @@ class TrainingPack:
         return self._models.taken(self._models.matrix)
 
     def _stretch(self, first: int) -> range:
-        """The steps from `first` that fit the tables and end with an evaluation at the latest."""
+        """The steps from `first` on that fit the tables, up to the next evaluation."""
         stage = self.stages[0]
         return range(first, min(first + TABLE_STEPS, stage.next_evaluation(first)) if first < stage.steps else first)
 
@@ -153,14 +153,14 @@ class TrainingPack:
         self._row.zero_()
 
     def _draw(self, steps: range) -> None:
-        """Draws ahead; steps are counted within the stage."""
+        """Draws ahead of time; steps are counted within the stage."""
         if steps:
             first = self.stages[0].first_step
             of_trial = range(first + steps.start, first + steps.stop)
             self._drawn = steps, draw_batches(self._data, self.stages, of_trial)
 
     def _take(self, count: int, remaining: int) -> None:
-        """Takes so many steps, as a CUDA graph where enough of the stage's steps remain."""
+        """Takes so many steps, by a CUDA graph if enough of the stage's steps remain."""
         if self._graph is None and self._device.type == "cuda" and remaining >= _STEPS_BEFORE_CAPTURE + _LEAST_REPLAYS:
             eager = min(count, _STEPS_BEFORE_CAPTURE)
             self._capture(eager)
@@ -172,8 +172,8 @@ class TrainingPack:
                 self._step()
 
     def _capture(self, eager: int) -> None:
-        """Takes a few steps outside of the graph, on a stream of their own as capturing demands, then captures one,
-        which does not take it."""
+        """Takes a few steps without a graph, on a stream of their own as capturing requires, then captures a step,
+        which does not execute it."""
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -209,13 +209,14 @@ class TrainingPack:
         return images.unflatten(0, places.shape), train.labels[places]
 
     def _logits(self, images: Tensor) -> Tensor:
-        """(M, B, num_classes) float32. The cache of casts is off because a captured graph must hold the casts."""
+        """Logits (M, B, num_classes), float32. The cache of casts is off because a captured graph must contain them."""
         is_half = self.stages[0].trial.training.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
             return self._models.model(images).float()
 
     def _evaluation_batch_size(self) -> int:
-        """On a CPU, attention matrices that outgrow the cache by far are slower than more batches."""
+        """The size of an evaluation batch. On a CPU it is limited, because attention matrices that are far larger than
+        the cache are slower than more batches."""
         m = self.stages[0].trial.model
         attention = len(self.stages) * m.num_heads * math.prod(m.grid) ** 2
         most = LARGEST_ATTENTION // attention if self._device.type == "cpu" else EVALUATION_BATCH_SIZE
@@ -223,7 +224,7 @@ class TrainingPack:
 
 
 def rate_at(stage: TrainingStage, step: int) -> float:
-    """The learning rate of a step, counted within the stage."""
+    """The learning rate of a step; the step is counted within the stage."""
     return learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_fraction)
 
 

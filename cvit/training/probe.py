@@ -1,4 +1,4 @@
-"""Trial runs of a pack on a device: how long its steps take, how much memory it needs."""
+"""Probes of a pack on a device: the time of its steps and the memory that it needs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ _STEPS = 3
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Limits torch to one thread, as many as a worker on a CPU has."""
+    """Limits torch to one thread, like a worker on a CPU."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -28,9 +28,9 @@ def one_thread() -> Iterator[None]:
 
 
 def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.device) -> list[float]:
-    """Seconds of an optimiser step of packs of such stages, of each size the best of a few; evaluation is left out.
+    """Seconds of an optimiser step for packs of each size, without evaluation; the best of a few measurements.
 
-    The sizes take turns, so that something that keeps the device busy for a moment meets all of them.
+    The sizes take turns, so that a short disturbance of the device affects all of them.
     """
     packs = [_pack(stage, members, device) for members in sizes]
     for pack in packs:
@@ -52,8 +52,8 @@ def step_flops(stage: TrainingStage) -> float:
 
 
 def peak_bytes(stage: TrainingStage, members: int, device: torch.device) -> int:
-    """Memory of a CUDA device that a pack of such stages takes: that of training, which a CUDA graph keeps to itself,
-    and that of evaluation beside it."""
+    """The memory of a pack on a CUDA device: for training, which a CUDA graph does not share, and for evaluation beside
+    it."""
     pack = _pack(stage, members, device)
     images = _images(stage, EVALUATION_BATCH_SIZE, device)
     return sum(_reserved(use, device) for use in (lambda: pack.train(0), lambda: pack.evaluate(images)))
@@ -67,7 +67,7 @@ def _reserved(use: Callable[[], object], device: torch.device) -> int:
 
 
 def _pack(stage: TrainingStage, members: int, device: torch.device) -> TrainingPack:
-    """A pack on black images that evaluates after every step."""
+    """A pack on black images, whose next evaluation is always one step away."""
     stage = replace(stage, steps=1 + _STEPS, first_step=0, evaluation_interval=1)
     model = stage.trial.model
     images = _images(stage, stage.trial.training.batch_size, device)

@@ -1,14 +1,14 @@
-"""The learning rate by optimiser steps: linear warm-up, then cosine to zero."""
+"""The schedule of the learning rate: linear warm-up, then cosine to zero."""
 
 import math
 
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:
-    """Learning rate of a step.
+    """The learning rate of a step.
 
     Args:
-        step: from 0 to total_steps − 1, counted within the phase.
-        total_steps: of the phase.
+        step: the step, from 0 to total_steps − 1, counted within the phase.
+        total_steps: the steps of the phase.
         peak: the highest learning rate.
         warmup_fraction: share of the steps with a linearly rising learning rate.
     """

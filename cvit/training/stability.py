@@ -8,17 +8,17 @@ from statistics import median
 from cvit.vocabulary import EARLY_LOSS, GRAD_NORM_MAX, GRAD_NORM_MAX_STEP, LOSS_SPIKES
 
 EARLY_FRACTION = 0.01
-"""Share of a stage's steps after which the early loss is taken."""
+"""The share of a stage's steps after which the early loss is measured."""
 SPIKE_WINDOW = 20
-"""Steps whose median loss a spike is measured against."""
+"""The number of steps whose median loss a spike is compared with."""
 SPIKE_HEIGHT = 0.5
-"""The height of a spike above that median, as a share of the trial's first loss. A share of the loss of the moment
-would call the noise of a loss near zero spikes."""
+"""The least height of a spike above that median, as a share of the trial's first loss. As a share of the current loss,
+the noise of a loss near zero would count as spikes."""
 
 
 @dataclass
 class Stability:
-    """The measures of a stage so far; part of its checkpoints.
+    """The measures of stability of a stage so far; they are part of its checkpoints.
 
     A *loss spike* begins at a step whose training loss exceeds the median of the SPIKE_WINDOW steps before it by more
     than SPIKE_HEIGHT times the loss of the trial's first step, and ends when the loss no longer does.
@@ -34,19 +34,19 @@ class Stability:
     def update(
         self, losses: Sequence[float], norms: Sequence[float], first: int, steps: int, initial_loss: float
     ) -> None:
-        """Takes the finite losses and gradient norms of consecutive steps.
+        """Updates the measures with the finite losses and gradient norms of consecutive steps.
 
         Args:
-            losses: mean training loss of each step's batch.
-            norms: norm of the gradient before clipping.
+            losses: the mean training loss of each step's batch.
+            norms: the norm of each step's gradient before clipping.
             first: the first of these steps, counted within the stage.
-            steps: of the whole stage.
-            initial_loss: training loss of the trial's first step.
+            steps: the number of steps of the whole stage.
+            initial_loss: the training loss of the trial's first step.
         """
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
             if norm > self.grad_norm_max:
                 self.grad_norm_max, self.grad_norm_max_step = norm, step
-            # The loss that a step measures is that of the weights before its update.
+            # The loss of a step is measured with the weights before its update.
             if step == min(steps - 1, max(1, math.ceil(EARLY_FRACTION * steps))):
                 self.early_loss = loss
             is_high = (

@@ -1,4 +1,4 @@
-"""What a sweep script declares: a question, its grid, and presets of it at several scales."""
+"""The declaration of a sweep: a question, its grid, and presets at several scales."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from cvit.vocabulary import TRAINING
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The values of a parameter that a search tries; `log` for a scale on which every factor counts the same."""
+    """The range of a parameter in a search; `log` samples it on a logarithmic scale."""
 
     low: float
     high: float
@@ -22,9 +22,9 @@ class Search:
 
     Attributes:
         space: the parameters searched over, by flat name.
-        trials: per init scheme.
-        round_size: trials per init scheme that are chosen, and run, at a time.
-        asha: stop trials early that fall behind; see `sweeps.engine.execution.pruning`.
+        trials: number of trials per init scheme.
+        round_size: number of trials per init scheme that are chosen, and run, at a time.
+        asha: stop early the trials that fall behind; see `sweeps.engine.execution.pruning`.
     """
 
     space: Mapping[str, Range]
@@ -40,10 +40,10 @@ class Preset:
     Attributes:
         description: one line for `--help`: purpose, hardware, duration.
         grid: the values of every axis but the seed, by flat parameter name.
-        seeds: number of seeds, from 0 on; of a search, the fresh seeds on which the winners are trained, from 1 on.
-        settings: flat parameters that all trials share, where they differ from the configuration's defaults.
-        scheme_settings: flat parameters of single init schemes: each scheme's own best on validation.
-        search: for a sweep that looks for these best settings itself.
+        seeds: number of seeds, from 0 on; in a search, of the fresh seeds on which the winners are trained, from 1 on.
+        settings: flat parameters that all trials share and that differ from the configuration's defaults.
+        scheme_settings: flat parameters of single init schemes: the best settings of each on validation images.
+        search: the search for these best settings, in a sweep that has one.
     """
 
     description: str
@@ -59,10 +59,10 @@ class Sweep:
     """A question and the presets that answer it; the first preset is the default. All presets have the same axes.
 
     Attributes:
-        task: name of what its trials do, a module of `cvit.tasks`.
-        dataset: the default data set of a training.
-        drop_invalid: leave out combinations that cannot be, such as more heads than there are offsets, and list them;
-            otherwise they are refused.
+        task: the task of its trials, the name of a module in `cvit.tasks`.
+        dataset: the default data set, for a task that needs one.
+        drop_invalid: leave out impossible combinations, such as more heads than there are offsets, and list them;
+            without it they are refused.
     """
 
     name: str

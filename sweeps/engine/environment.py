@@ -1,5 +1,5 @@
-"""The environment variables that Ray, MLflow and torch want. They read them when they are imported, so `prepare` comes
-first."""
+"""The environment variables that Ray, MLflow and torch need. The libraries read them at import, so `prepare` is called
+before any of them is imported."""
 
 import os
 
@@ -8,7 +8,7 @@ _RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ctrl-C is handled by sweeps.engine.run, as one clean stop.
+    # sweeps.engine.run handles Ctrl-C, as one clean stop.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # The state of a sweep is in the storage; Tune's own snapshots are never read.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
@@ -20,14 +20,14 @@ _MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # The tracker itself tries an unreachable server again, in the background; MLflow's own retries would take minutes,
-    # and would create a run twice where only the answer was lost.
+    # The tracker itself retries an unreachable server, in the background. MLflow's own retries would take minutes, and
+    # would create a run twice if only the answer was lost.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
-# Workers inherit these: without them glibc gives the memory of every large tensor back and faults it in again, which
-# took a sixth of the time of a training step on a CPU.
+# Workers inherit these. Without them glibc returns the memory of every large tensor to the system and faults it in
+# again, which took a sixth of the time of a training step on a CPU.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),

@@ -3,6 +3,6 @@
 FINISHED = 0
 FAILED_TRIALS = 1
 NOT_COPIED = 1
-"""Of `sweeps.engine.sync`: the tracking server has not got everything."""
+"""The exit code of `sweeps.engine.sync` if the tracking store is still incomplete."""
 BAD_INPUT = 2
 INTERRUPTED = 130

@@ -38,11 +38,11 @@ class Planned:
 
 
 def main(*sweeps: Sweep) -> None:
-    """Runs a sweep script, its sweeps one after another. Bad input ends it with one line and exit code 2 before
-    anything is created or started. Nothing printed shows the passwords and keys of URLs."""
+    """Runs the sweeps of a script one after another. Bad input ends it with one line and exit code 2, before anything
+    is created or started. The output never shows the passwords and keys of URLs."""
     environment.prepare()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
-    # A polite kill (a batch system's, say) stops a sweep as cleanly as Ctrl-C.
+    # SIGTERM, as from a batch system, stops a sweep as cleanly as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(_run_script(sweeps, sys.argv[1:]))
@@ -54,7 +54,7 @@ def main(*sweeps: Sweep) -> None:
 
 
 def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
-    """The worst exit code of the sweeps. All of them are planned before the first one starts."""
+    """Plans all sweeps, then runs them; returns the worst of their exit codes."""
     started_at = time.monotonic()
     requests: list[tuple[Sweep, Request]] = []
     for sweep in parts_asked_for(sweeps, argv):
@@ -62,7 +62,7 @@ def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
         if request is None:
             return exit_codes.FINISHED  # the help is printed
         requests.append((sweep, request))
-    common = requests[0][1]  # where and how to run is the same for all
+    common = requests[0][1]  # storage, cluster and tracking are the same for all
     check_request(common)
     storage = Storage.open(common.storage)
     if not common.dry_run:
@@ -87,8 +87,8 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
 
 
 def _cluster(request: Request, starts_now: bool) -> "Cluster":
-    """Ray. Help and bad input are answered before anything that takes seconds; then Ray starts the processes of its
-    workers, while this process imports torch and pandas."""
+    """The Ray cluster. It is imported after help and bad input are answered, because it takes seconds. Ray then starts
+    its worker processes while this process imports torch and pandas."""
     from sweeps.engine.execution.cluster import Cluster
 
     cluster = Cluster(request.address, request.device)

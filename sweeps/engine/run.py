@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sweeps.engine.execution.cluster import Cluster
 
 CLOSE_TIMEOUT_S = 60.0
-"""How long the end of a sweep waits for the tracking store; the next run copies what is missing then."""
+"""The longest wait for the tracking store at the end of a sweep; the next run copies what is still missing."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Session:
 
     Attributes:
         info: the description of the data set; None for a task that needs none.
-        cluster: Ray, which is started when workers are first asked for; None: train in this process.
-        timing: counts where the time goes.
+        cluster: Ray, which starts at the first use of its workers; None trains in this process.
+        timing: counts the time spent on training and around it.
     """
 
     request: Request
@@ -65,18 +65,19 @@ class Session:
 
     @functools.cached_property
     def dataset(self) -> Dataset | None:
-        """The data set, decoded when it is first asked for. Raises DataError where an image cannot be decoded."""
+        """The data set, decoded at the first use. Raises DataError if an image cannot be decoded."""
         return load(self.info) if self.info is not None else None
 
     @property
     def workers(self) -> Workers:
-        """The workers of the cluster, or this process. Raises ConfigError where there is no such cluster."""
+        """The workers of the cluster, or this process. Raises ConfigError if the cluster cannot be used."""
         return this_process(self.request.device) if self.cluster is None else self.cluster.workers
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a session ended: its status in the tracking store, its exit code, and the storage's refusal to be written."""
+    """The ending of a session: its status in the tracking store, its exit code, and the error of a storage that refused
+    to be written."""
 
     status: str
     exit_code: int
@@ -84,13 +85,13 @@ class Ending:
 
 
 def run_sweep(progress: Progress, session: Session) -> int:
-    """Trains what is missing, records, and answers.
+    """Trains the missing stages, records their results, and prints the answer.
 
     Returns:
-        The exit code: 0, 1 where trials failed, 130 after Ctrl-C.
+        The exit code: 0; 1 if trials failed; 130 after Ctrl-C.
 
     Raises:
-        ConfigError: there is no such cluster.
+        ConfigError: the cluster cannot be used.
         DataError: an image cannot be decoded.
     """
     console, request = session.console, session.request
@@ -102,7 +103,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
         return exit_codes.FINISHED
     try:
         if progress.todo:
-            _ = session.dataset, session.workers  # bad images and a missing cluster end it before anything is recorded
+            _ = session.dataset, session.workers  # bad images or a missing cluster raise before anything is recorded
         with Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
     except KeyboardInterrupt:
@@ -120,7 +121,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
 
 
 def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: Session) -> Ending:
-    """Trains round after round; a grid has one, a search several."""
+    """Trains one round after another; a grid has one, a search several."""
     try:
         for number in rounds(progress, session.storage):
             if number > 0:
@@ -139,7 +140,7 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
 
 
 def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
-    """Trains the stages of one round, and shows how it goes; returns the outcome of every stage, by key."""
+    """Trains the stages of one round and displays the progress; returns the outcome of every stage, by key."""
     limits = pack_limits(progress.todo, session.workers, session.request.max_pack)
     site = Site(session.dataset, session.storage, session.workers, limits, session.timing)
     with Display(progress, session.console) as display:
@@ -155,9 +156,9 @@ class Book:
     """The journal and its copy in the tracking store: opened together, and closed with the session's one ending.
 
     Attributes:
-        ending: FAILED, unless the session says otherwise before the book is closed.
-        tracking_error: why the tracking store is incomplete, once the book is closed.
-        storage_error: why the journal is, then.
+        ending: FAILED, unless the session sets another one before the book is closed.
+        tracking_error: why the tracking store is incomplete; set when the book is closed.
+        storage_error: why the journal is incomplete; set when the book is closed.
     """
 
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
@@ -205,7 +206,8 @@ class Book:
 
 
 def _watched_head(progress: Progress, address: str | None, session: Session) -> contextlib.AbstractContextManager[None]:
-    """Says how to go on should the head of a cluster be lost; Ray ends this process then."""
+    """Watches the head of a cluster. If it is lost, Ray ends this process; before that, the command that continues the
+    sweep is printed."""
     if address is None:
         return contextlib.nullcontext()
     return watching(address, functools.partial(print_lost_head, session.console, progress, session.request, address))

@@ -1,4 +1,4 @@
-"""Copies the journals of a storage to a tracking store by hand, as after an outage that outlived the sweep.
+"""Copies the journals of a storage to a tracking store by hand, for example after an outage that outlived the sweep.
 
 python -m sweeps.engine.sync --storage s3://bucket/folder --tracking-uri http://127.0.0.1:5000
 """
@@ -24,7 +24,7 @@ from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for
 from sweeps.engine.tracking.tracker import Tracker
 
 TIMEOUT_S = 600.0
-"""For each study."""
+"""The longest time to copy one study."""
 
 
 def sync(
@@ -33,8 +33,8 @@ def sync(
     tracking_uri: Annotated[str | None, Parameter(help=f"MLflow store (or set {v.TRACKING_URI_VARIABLE}).")] = None,
     sweep: Annotated[str | None, Parameter(help="One sweep; without it, all that have a journal.")] = None,
 ) -> int:
-    """Copies what the journals hold and the store lacks; copying again adds nothing. Trials that are not finished are
-    ended as KILLED: the sweep's own command takes them up again."""
+    """Copies to the store what it lacks of the journals; copying again adds nothing. Unfinished trials are ended as
+    KILLED: the sweep's own command continues them."""
     uri = chosen_uri(tracking_uri)
     check_tracking_uri(uri)
     check_reachable(uri)
@@ -76,20 +76,20 @@ def _sync_sweep(storage: Storage, sweep: str, uri: str) -> bool:
 
 
 def _outcome(trials: set[str], status: Mapping[str, str]) -> str:
-    """The status of a study's run, from those of its trials that have ended."""
+    """The status of a study's run, from the statuses of its trials; KILLED if one has not ended."""
     if not trials <= status.keys():
         return KILLED
     return FAILED if any(status[trial] == v.STATUS_FAILED for trial in trials) else FINISHED
 
 
 def _sync_study(uri: str, sweep: str, keys: set[str], outcome: str, records: list[Record]) -> str | None:
-    """Copies a study and its trials; returns the error that kept it from being copied, if any."""
+    """Copies a study and its trials; returns the error that prevented it, if any."""
     tracker = Tracker(uri, sweep, keys, records)
     return None if tracker.close(outcome, TIMEOUT_S) else tracker.error or f"not done within {TIMEOUT_S:.0f} s"
 
 
 def main() -> None:
-    """The command; bad input ends it with one line and exit code 2. Nothing printed shows the passwords of URLs."""
+    """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs."""
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     app = App(name="python -m sweeps.engine.sync", version_flags=[], result_action="return_value")
     app.default(sync)

@@ -4,7 +4,7 @@ import math
 
 
 def duration(seconds: float) -> str:
-    """A duration that a person reads: 45 s, 12 min, 3.4 h."""
+    """A duration in words: 45 s, 12 min, 3.4 h."""
     if not math.isfinite(seconds):
         return "unknown"
     if seconds < 90:

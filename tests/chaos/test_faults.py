@@ -8,7 +8,7 @@ import pytest
 from cvit import vocabulary as v
 from sweeps.engine.execution.faults import CODE_RETRIES
 from tests.chaos.processes import MARK
-from tests.support.scripts import TINY, mlflow_runs, sweep
+from tests.support.scripts import TINY, mlflow_runs, sweep_with_ray
 
 INJECT = Path(__file__).parent / "inject"
 
@@ -20,7 +20,7 @@ def test_a_trial_whose_training_raises_fails_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv(MARK, str(folder))
     monkeypatch.setenv("PYTHONPATH", os.fspath(INJECT))
     grid = ("--min-steps", "16", "--data-fraction", "0.1", "--seeds", "2", "--init-scheme", "random", "two_phase")
-    said = sweep(tmp_path, *TINY, *grid, "--max-pack", "1", exit_code=1)
+    said = sweep_with_ray(tmp_path, *TINY, *grid, "--max-pack", "1", exit_code=1)
     assert len((folder / "code-random").read_text().splitlines()) == 99 - 2 * (1 + CODE_RETRIES)
     assert "2 of 4 trials failed; running the command again retries them." in said
     assert (
@@ -35,6 +35,6 @@ def test_a_trial_whose_training_raises_fails_alone(tmp_path: Path, monkeypatch: 
         by_scheme.setdefault(run.data.params["init_scheme"], set()).add((run.info.status, shown))
     assert by_scheme == {"random": {("FAILED", "ValueError: injected into random")}, "two_phase": {("FINISHED", "")}}
     (folder / "code-random").unlink()
-    sweep(tmp_path, *TINY, *grid)
+    sweep_with_ray(tmp_path, *TINY, *grid)
     assert {run.info.status for run in mlflow_runs(tmp_path, v.ROLE_TRIAL)} == {"FINISHED"}
     assert len(mlflow_runs(tmp_path, v.ROLE_TRIAL)) == 4

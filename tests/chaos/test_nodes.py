@@ -44,7 +44,7 @@ def test_lost_nodes_and_a_lost_head(tmp_path: Path) -> None:
         finally:
             nodes.end()
         assert code != 0
-        assert "trials done. On a new cluster, to go on:" in campaign.said
+        assert "trials done. On a new cluster, continue with:" in campaign.said
         print(f"with exit code {code}, saying last: {campaign.said.strip().splitlines()[-1]}")
         wait_for_none(campaign.inject)
         campaign.options = options

@@ -120,7 +120,7 @@ def test_a_stop_is_clean_and_names_the_command_that_resumes(tmp_path: Path, numb
     output, errors = process.communicate(timeout=90)
     assert process.returncode == 130, output + errors
     assert "Traceback" not in output + errors
-    assert "of 2 trials done. To go on:" in output
+    assert "of 2 trials done. Continue with:" in output
     assert "low_data.py --embed-dim 32" in output
     runs = [*mlflow_runs(tmp_path, v.ROLE_TRIAL), *mlflow_runs(tmp_path, v.ROLE_STUDY)]
     assert "RUNNING" not in {run.info.status for run in runs}

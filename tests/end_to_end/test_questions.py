@@ -168,7 +168,7 @@ def test_every_scheme_and_reference_ends_with_a_test_accuracy(folder: Path) -> N
 
 def test_dropped_combinations_are_listed_and_not_missing(folder: Path) -> None:
     output = (folder / "full_grid.txt").read_text()
-    assert "dropped   2 combinations that cannot be:" in output
+    assert "dropped   2 impossible combinations:" in output
     assert "patch_size 4, num_heads 16: num_heads 16 must be at most 9" in output
     assert "Missing" not in output
     assert len(mlflow_runs(folder, v.ROLE_TRIAL, "full_grid")) == 6

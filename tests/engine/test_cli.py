@@ -232,9 +232,9 @@ def test_a_wrong_documented_command_would_be_noticed() -> None:
         parse(SWEEP, ["--no-such-option"])
 
 
-def test_the_two_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for target in ("demo", "test"):
+    for target in ("demo", "test", "test-all"):
         assert f"make {target}" in readme
-        assert f"\n{target}: .venv/.installed" in makefile
+        assert f"\n{target}: " in makefile
     assert "sweeps/low_data.py" in makefile.split("demo:")[1].split("\n\n")[0]

@@ -149,7 +149,7 @@ def test_a_driver_that_slept_while_another_took_over_stops(url: str) -> None:
     try:
         said: list[str] = []
         with lease(Storage.open(url), "low_data", said.append):
-            assert said == ["low_data: looking up to 3 s whether the driver that has it is alive"]
+            assert said == ["low_data: another driver has it; checking for up to 3 s whether it is alive"]
             os.kill(slept.pid, signal.SIGCONT)
             assert line(slept) == "low_data: another driver has taken this sweep over; stopping"
             assert line(slept) == "interrupted"

@@ -17,7 +17,7 @@ from sweeps.engine.execution.pack_size import fitting_packs, pack_limits
 from sweeps.engine.execution.timing import Timing
 from sweeps.engine.execution.workers import Workers
 from tests.support.plans import SMALL, make_progress
-from tests.support.scripts import TINY, mlflow_runs, sweep, sweep_with_ray, sweeps_of
+from tests.support.scripts import TINY, mlflow_runs, sweep, sweeps_of
 
 HERE = Workers("cpu", 2, is_here=True)
 SMALL_WITH_20_SEEDS = tuple("20" if before == "--seeds" else option for before, option in pairwise(("", *SMALL)))
@@ -93,15 +93,14 @@ def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
     assert size == 16, "16 tiny models fit any GPU"
 
 
-def test_a_sweep_in_packs_by_ray_ends_as_one_without_either(tmp_path: Path, ray_address: str) -> None:
+def test_a_sweep_in_packs_ends_as_one_without(tmp_path: Path) -> None:
     """From the command line: the same measurements for every stage, each trial one finished run."""
     found = []
     grid = ("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "3", *TINY)
-    ways = {"1": (sweep, ()), "4": (sweep_with_ray, ("--address", ray_address))}
-    for size, (run, address) in ways.items():
+    for size in ("1", "4"):
         folder = tmp_path / size
         folder.mkdir()
-        output = run(folder, *grid, "--min-steps", "24", "--max-pack", size, *address)
+        output = sweep(folder, *grid, "--min-steps", "24", "--max-pack", size)
         assert "Time: " in output and "s a trial" in output
         storage = Storage.open(str(folder / "storage"))
         results = {key: load_result(storage, key) for key in storage.names(v.STAGES_FOLDER)}

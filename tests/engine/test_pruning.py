@@ -16,7 +16,7 @@ from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.search import validation_accuracy
 from sweeps.tuned import SWEEP
 from tests.support.plans import make_progress
-from tests.support.scripts import journal, mlflow_runs, sweep_with_ray
+from tests.support.scripts import journal, mlflow_runs, sweep, sweep_with_ray
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
@@ -103,5 +103,5 @@ def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path, 
     fresh = [run for run in runs if run.data.params["seed"] != "0"]
     assert len(fresh) == 2 and {run.data.tags[v.TAG_STATUS] for run in fresh} <= {v.STATUS_OK, v.STATUS_DIVERGED}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")}
-    sweep_with_ray(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
+    sweep(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")} == before

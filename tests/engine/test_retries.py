@@ -186,8 +186,8 @@ class Actor:
 
 
 @pytest.fixture(scope="module")
-def real_ray() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+def real_ray(ray_address: str) -> Iterator[None]:
+    ray.init(ray_address, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

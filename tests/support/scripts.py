@@ -17,6 +17,7 @@ from typing import Any
 from cvit import vocabulary as v
 from cvit.storage import Storage, decode_records
 from sweeps.engine.declaration import Sweep
+from sweeps.engine.environment import prepare
 from sweeps.engine.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def sweeps_of(script: str) -> list[Sweep]:
 
 
 def sweep(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_code: int = 0) -> str:
-    """Runs a sweep to its end in this process, without Ray, and returns what it printed."""
+    """Runs a sweep to its end in this process and returns what it printed; without Ray unless it is told an address."""
     ended = call(folder, *options, script=script)
     assert ended.exit_code == exit_code, ended.output + ended.errors
     return ended.output
@@ -76,6 +77,7 @@ def _as_if_new() -> Iterator[None]:
     """Puts arguments, environment, signal handlers, levels of logging and torch's threads back as they were."""
     import torch
 
+    prepare()  # these variables stay, since modules that are imported meanwhile have read them
     environment, arguments, threads = dict(os.environ), sys.argv, torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     level = logging.root.level

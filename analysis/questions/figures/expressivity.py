@@ -1,4 +1,4 @@
-"""The figure of the sweep expressivity: bound and error reached against the number of heads, case by case."""
+"""The figure of the sweep expressivity: bound and reached error against the number of heads, a panel per case."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ from cvit.theorem.counts import heads_needed
 
 _PANELS_PER_ROW = 4
 _PANEL_HEIGHT = 1.9
-_BEYOND_COUNT = 3  # heads shown beyond the theorem's count: with more, the error is zero still
+_BEYOND_COUNT = 3  # heads shown beyond the theorem's count: with more, the error remains zero
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first, a panel per kernel and patch size, all with the same logarithmic y axis.
+    """Draws, per study, most recent first, a panel per kernel and patch size, all with the same logarithmic y axis.
 
-    Errors up to ROUNDING are drawn there. A vertical line marks the theorem's number of heads.
+    Errors below ROUNDING are drawn at ROUNDING. A vertical line marks the theorem's number of heads.
     """
     recent = [(study, by_case(fits(study))) for study in studies[:STUDIES_SHOWN]]
     columns = min(_PANELS_PER_ROW, max(len(cases) for _, cases in recent))

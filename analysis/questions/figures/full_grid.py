@@ -23,9 +23,10 @@ _PANEL_HEIGHT = 1.8
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first, a row of panels per patch size, a column per data fraction, one y axis for all.
+    """Draws, per study, most recent first, a row of panels per patch size and a column per data fraction, all with the
+    same y axis.
 
-    Lines are means over seeds, dots single trials; combinations that cannot be have no mark.
+    Lines are means over seeds, dots single trials; impossible combinations have no mark.
     """
     recent = studies[:STUDIES_SHOWN]
     places = [(study, size) for study in recent for size in study.values(PATCH_SIZE)]
@@ -47,14 +48,14 @@ def draw(studies: Sequence[Study]) -> Figure:
                 axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
             for axes in panels[len(fractions) :]:
                 axes.set_axis_off()
-        for axes in rows.flat:  # only now: all share the y axis
+        for axes in rows.flat:  # after all are drawn, because they share the y axis
             tidy(axes)
         legend_below(figure, rows.flat)
     return figure
 
 
 def _draw_trials(axes: Axes, study: Study, place: Mapping[str, Any]) -> None:
-    """With so few seeds as a large grid has, an interval would say less than the trials themselves."""
+    """Draws single trials: with the few seeds of a large grid, they say more than an interval."""
     for scheme in study.schemes:
         results = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.place.items()]
         heads, values = [r.place[NUM_HEADS] for r in results], [100 * r.value for r in results]

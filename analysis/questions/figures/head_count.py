@@ -21,7 +21,7 @@ from cvit.config import OFFSETS_OF_3X3
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """A row of panels per study, most recent first. Lines are means over seeds, bands 95 % t-intervals."""
+    """Draws a row of panels per study, most recent first. Lines are means over seeds, bands 95 % t-intervals."""
     recent = studies[:STUDIES_SHOWN]
     columns = max(len(study.values(INNER_DIM)) for study in recent)
     with new_figure(ROW_HEIGHT * len(recent)) as figure:
@@ -36,7 +36,7 @@ def draw(studies: Sequence[Study]) -> Figure:
                 axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
                 if heads[0] <= OFFSETS_OF_3X3 <= heads[-1]:
                     mark_heads(axes, OFFSETS_OF_3X3, at_top=False)
-            for axes in panels[: len(widths)]:  # only now: the panels share the y axis
+            for axes in panels[: len(widths)]:  # after all are drawn, because they share the y axis
                 tidy(axes)
             for axes in panels[1:]:
                 axes.set_ylabel("")

@@ -1,4 +1,4 @@
-"""The figure of the sweep init_schemes: accuracy of all schemes against data fraction, and what they gain."""
+"""The figure of the sweep init_schemes: accuracy of all schemes against data fraction, and their gains."""
 
 from collections.abc import Sequence
 
@@ -25,9 +25,10 @@ _SPREAD = 1.12  # ratio between the first and the last scheme's place at one fra
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first: accuracy against data fraction, and the paired gain over random initialisation.
+    """Draws, per study, most recent first: accuracy against data fraction, and the paired gain over random
+    initialisation.
 
-    Marks are means over seeds; on the right with 95 % t-intervals, side by side where they belong to one fraction.
+    Marks are means over seeds; on the right with 95 % t-intervals, side by side at each fraction.
     """
     recent = studies[:STUDIES_SHOWN]
     with new_figure((ROW_HEIGHT + 0.3) * len(recent) + 0.3) as figure:

@@ -1,4 +1,4 @@
-"""The figure of the sweep low_data: accuracy against data fraction, and how it came about in training."""
+"""The figure of the sweep low_data: accuracy against data fraction, and its course during training."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ _LOG_STEPS_FROM = 4.0  # ratio between the longest and the shortest curve from w
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first: accuracy against data fraction, and validation accuracy against steps.
+    """Draws, per study, most recent first: accuracy against data fraction, and validation accuracy against steps.
 
-    Lines are means over seeds, bands 95 % t-intervals. Diverged trials enter the left panel as they enter the tables,
-    and are left out of the right one. A tick on a curve marks where its trials pass from convolution to attention.
+    Lines are means over seeds, bands 95 % t-intervals. Diverged trials count in the left panel as in the tables, and
+    are left out of the right one. A tick on a curve marks where its trials pass from convolution to attention.
     """
     recent = studies[:STUDIES_SHOWN]
     with new_figure(ROW_HEIGHT * len(recent)) as figure:
@@ -87,6 +87,6 @@ def _draw_curves(axes: Axes, study: Study) -> None:
 
 
 def _mean_curve(curves: Sequence[Mapping[int, float]]) -> tuple[list[int], list[Estimate]]:
-    """Means at the steps that all the curves have in common."""
+    """The means at the steps that all curves have in common."""
     steps = sorted(set.intersection(*map(set, curves)))
     return steps, [t_interval(curve[step] for curve in curves) for step in steps]

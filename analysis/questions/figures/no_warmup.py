@@ -27,14 +27,16 @@ from analysis.statistics.studies import Study
 from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 
 _PANELS = 5
-"""Learning rates whose gradients are shown, the smallest and the largest among them."""
+"""The number of learning rates whose gradients are shown, the smallest and the largest included."""
 _GRADIENTS_HEIGHT = 1.9
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first, two rows: accuracy (means over seeds, bands 95 % t-intervals) and the share of
-    diverged trials against learning rate; the norm of the gradient in the attention phase's first steps, the median
-    over those seeds that have got so far. Solid without warm-up, broken with the longest.
+    """Draws two rows per study, most recent first.
+
+    Above: accuracy (means over seeds, bands 95 % t-intervals) and the share of diverged trials against learning rate.
+    Below: the norm of the gradient in the first steps of the attention phase, the median over the seeds that reached
+    them. Lines are solid without warm-up, broken with the longest.
     """
     recent = studies[:STUDIES_SHOWN]
     with new_figure((ROW_HEIGHT + _GRADIENTS_HEIGHT) * len(recent) + 0.3) as figure:
@@ -54,9 +56,9 @@ def draw(studies: Sequence[Study]) -> Figure:
                 log_x(axes, rates, plain_text)
                 axes.set_xlabel("learning rate (log scale)")
                 tidy(axes)
-            shown_rates = _spread(rates)
-            panels = below.subplots(1, len(shown_rates), sharey=True, squeeze=False).ravel()
-            for axes, rate in zip(panels, shown_rates, strict=True):
+            rates_below = _spread(rates)
+            panels = below.subplots(1, len(rates_below), sharey=True, squeeze=False).ravel()
+            for axes, rate in zip(panels, rates_below, strict=True):
                 axes.set_title(f"learning rate {plain_text(rate)}", loc="left")
                 _draw_gradients(axes, study, rate, styles)
             panels[0].set_ylabel("gradient norm (log)")
@@ -69,7 +71,7 @@ def draw(studies: Sequence[Study]) -> Figure:
 
 
 def _warmup_styles(study: Study) -> dict[float, Any]:
-    """Line styles of the shortest warm-up and of the longest; the others are not drawn."""
+    """The line styles of the shortest and of the longest warm-up; the others are not drawn."""
     ascending = study.values(WARMUP)
     return dict(zip(dict.fromkeys([ascending[0], ascending[-1]]), LINE_STYLES, strict=False))
 
@@ -103,7 +105,7 @@ def _draw_gradients(axes: Axes, study: Study, rate: float, styles: Mapping[float
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    """At most _PANELS of the values, evenly chosen, the first and the last among them."""
+    """At most _PANELS of the values, evenly chosen, the first and the last included."""
     count = min(_PANELS, len(values))
     places = [round(i * (len(values) - 1) / max(1, count - 1)) for i in range(count)]
     return [values[place] for place in places]

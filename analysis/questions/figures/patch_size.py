@@ -25,9 +25,9 @@ from analysis.store.axes import FRACTION, PATCH_SIZE, SCHEME
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first: accuracy against patch size, and steps per second with the heads needed.
+    """Draws, per study, most recent first: accuracy against patch size, and steps per second with the heads needed.
 
-    Lines on the left are means over seeds, bands 95 % t-intervals; on the right medians over all trials.
+    On the left, lines are means over seeds and bands 95 % t-intervals; on the right, lines are medians over all trials.
     """
     recent = studies[:STUDIES_SHOWN]
     with new_figure(ROW_HEIGHT * len(recent)) as figure:

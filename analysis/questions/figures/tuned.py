@@ -1,4 +1,4 @@
-"""The figure of the sweep tuned: how each scheme's search went, and its winner on fresh seeds."""
+"""The figure of the sweep tuned: the course of each scheme's search, and its winner on fresh seeds."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from analysis.statistics.studies import Study
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Per study, most recent first: validation accuracy of the search's trials with the best so far as a line, and
-    test accuracies of the winners on fresh seeds with mean and 95 % t-interval."""
+    """Draws, per study, most recent first: validation accuracy of the search's trials with the best so far as a line,
+    and test accuracies of the winners on fresh seeds with mean and 95 % t-interval."""
     recent = studies[:STUDIES_SHOWN]
     with new_figure(ROW_HEIGHT * len(recent) + 0.3) as figure:
         panels = figure.subplots(len(recent), 2, squeeze=False)

@@ -1,7 +1,7 @@
-"""The formats of data sets. A format is a file in this folder that holds `FORMAT`; it is found by being there.
+"""The formats of data sets. A format is a file in this folder that holds `FORMAT`; every file here is found.
 
-`cvit.data.datasets` shows each place where a data set may be to every format, and the first one that opens it wins. The
-formats are asked in the order of their `order`, and of their files' names where that is equal.
+`cvit.data.datasets` shows each place where a data set may be to every format, and the first one that opens it wins.
+Formats are asked by ascending `order`, then by the names of their files.
 """
 
 import importlib
@@ -20,11 +20,10 @@ class Place:
     """A place where a data set may be.
 
     Attributes:
-        name: as the user gave it; "" where that is a path.
-        path: a file or folder that exists; None: nothing of that name lies in the data folder, and only formats that
-            know the data set by its name can open it.
-        data_dir: where data sets lie and are downloaded to.
-        download: whether what is missing may be downloaded.
+        name: the name as the user gave it; "" if the user gave a path.
+        path: a file or folder that exists; None asks the formats that know the data set by its name.
+        data_dir: the folder of the data sets, also for downloads.
+        download: True if a missing data set may be downloaded.
     """
 
     name: str
@@ -38,14 +37,14 @@ class Format:
     """A way in which data sets are stored.
 
     Attributes:
-        open: reads everything but the pixels; None where the place holds nothing of this format. Raises DataError for
-            something of this format that cannot be used.
-        order: formats with a smaller one are asked first. Parquet comes late, since it takes any file for its own.
-        suffix: the end of a file's name that the user may leave out, such as ".npz".
-        paths: what may be given as a path, for an error, such as "an .npz file".
-        contents: what such a path holds, for an error, such as "arrays".
-        known: data sets that the format knows by name, and the augmentation they are trained with by default, in
-            whichever format they come.
+        open: reads everything but the pixels; returns None if the place holds nothing of this format. Raises DataError
+            if the place has this format but cannot be used.
+        order: formats with a smaller number are asked first. Parquet comes late, because it accepts any file.
+        suffix: the ending of file names that the user may leave out, such as ".npz".
+        paths: the kinds of paths that the format reads, for errors, such as "an .npz file".
+        contents: the contents of such a path, for errors, such as "arrays".
+        known: the data sets that the format knows by name, with their default augmentation, which holds for these names
+            in every format.
     """
 
     open: Callable[[Place], Stored | None]
@@ -58,7 +57,7 @@ class Format:
 
 @cache
 def all_formats() -> tuple[Format, ...]:
-    """Every format, in the order in which they are asked."""
+    """All formats, in the order in which they are asked."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     formats: list[Format] = [importlib.import_module(f"{__name__}.{name}").FORMAT for name in names]
     return tuple(sorted(formats, key=lambda format: format.order))

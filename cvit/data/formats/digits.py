@@ -13,9 +13,9 @@ NAME = "digits"
 
 
 def open_digits(place: Place) -> Stored | None:
-    """1,797 scanned digits, 8x8, one channel, scaled from 0..16 to 0..255; one pool.
+    """Reads 1,797 scanned digits, 8x8, one channel, scaled from 0..16 to 0..255; one pool.
 
-    Reads the file that `sklearn.datasets.load_digits` reads, without the seconds that importing scikit-learn takes.
+    It reads the file of `sklearn.datasets.load_digits` directly, because importing scikit-learn takes seconds.
 
     Raises:
         DataError: scikit-learn is not installed, or keeps the file elsewhere.

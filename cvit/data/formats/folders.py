@@ -1,4 +1,4 @@
-"""Image data sets in folders: one folder per class, below `train` and `test` or directly."""
+"""Image data sets in folders: one folder per class, below `train` and `test` or directly in the data set's folder."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 @dataclass(frozen=True, eq=False)
 class FolderPart(EncodedPart):
-    """Images in a file each."""
+    """Images with one file each."""
 
     files: tuple[Path, ...]
 
@@ -31,23 +31,23 @@ class FolderPart(EncodedPart):
 
 
 def open_image_folder(place: Place) -> Stored | None:
-    """Lists the images of a folder; None where there is no folder, or no class folder in it holds any.
+    """Lists the images of a folder; None if there is no folder, or no class folder in it holds any image.
 
     Raises:
-        DataError: as `read_image_folder`.
+        DataError: as for `read_image_folder`.
     """
     return read_image_folder(place.path) if place.path is not None and place.path.is_dir() else None
 
 
 def read_image_folder(folder: Path) -> Stored | None:
-    """Lists a folder's images; None where no class folder holds any.
+    """Lists a folder's images; None if no class folder holds any.
 
-    With `<folder>/train` the classes are its folders, and the test images lie in `test` (else `val`, `valid` or
+    With `<folder>/train` the classes are its folders, and the test images are in `test` (else `val`, `valid` or
     `validation`), in folders of the same names. Without it the classes are the folders of `folder` itself, one pool
-    that has no test images of its own. Other files and hidden ones are passed over.
+    without test images of its own. Other files and hidden files are ignored.
 
     Raises:
-        DataError: the test images have a class that the training images have not.
+        DataError: the test images have a class that the training images lack.
     """
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
     train = _classes(train_folder)
@@ -65,7 +65,7 @@ def read_image_folder(folder: Path) -> Stored | None:
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    """Sorted image files by class, in the order of the class names; classes without images are left out."""
+    """The sorted image files of each class, in the order of the class names; classes without images are left out."""
     if not folder.is_dir():
         return {}
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

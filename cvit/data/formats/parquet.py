@@ -26,8 +26,8 @@ class ParquetPart(EncodedPart):
     """Images in rows of Parquet files.
 
     Attributes:
-        ends: for each file, the number of rows up to its end.
-        column: path of the leaf column that holds the encoded images.
+        ends: for each file, the number of rows up to its end, earlier files included.
+        column: the path of the leaf column that holds the encoded images.
     """
 
     files: tuple[Path, ...]
@@ -50,10 +50,10 @@ class ParquetPart(EncodedPart):
 
 
 def open_parquet(place: Place) -> Stored | None:
-    """Reads a Parquet file, or the Parquet files of a folder; None where there are none.
+    """Reads a Parquet file, or the Parquet files of a folder; None if there are none.
 
     Raises:
-        DataError: as `parquet_files` and `read_parquet`.
+        DataError: as for `parquet_files` and `read_parquet`.
     """
     if place.path is None:
         return None
@@ -62,10 +62,10 @@ def open_parquet(place: Place) -> Stored | None:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a data set: those in the folder, else in its `data`, else in its only folder with any.
+    """The Parquet files of a data set: in the folder, else in its `data`, else in its only folder that has some.
 
     Raises:
-        DataError: several folders below hold Parquet files.
+        DataError: several folders in it hold Parquet files.
     """
     for place in (folder, folder / "data"):
         if files := sorted(place.glob("*.parquet")):
@@ -80,8 +80,8 @@ def parquet_files(folder: Path) -> list[Path]:
 def read_parquet(files: Sequence[Path]) -> Stored:
     """Reads labels and class names; images stay where they are.
 
-    Files named train* are the training images, test* (else val*) the test images. Without such names all files are
-    one pool, which has no test images of its own.
+    Files named train* hold the training images, test* (else val*) the test images. Without such names all files are
+    one pool without test images of its own.
 
     Raises:
         DataError: a file is not Parquet, has no usable columns or labels, or no rows.
@@ -133,7 +133,7 @@ def _column(path: Path, schema: pa.Schema, kind: str, names: Sequence[str]) -> s
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """Class names that the Hugging Face `datasets` library left in the schema's metadata, where there are any."""
+    """The class names that the Hugging Face `datasets` library wrote into the schema's metadata; None without any."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
@@ -142,7 +142,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 def _read_labels(files: Sequence[Path], label: str) -> np.ndarray:
-    """Labels as they are stored: integers, or names (dtype object)."""
+    """The labels as stored: integers, or names (dtype object)."""
     parts = []
     for path in files:
         _column(path, _schema(path), "label", [label])
@@ -161,7 +161,7 @@ def _read_labels(files: Sequence[Path], label: str) -> np.ndarray:
 
 
 def _array(labels: pa.Array) -> np.ndarray:
-    """The values as an array, without importing pandas as `to_numpy` does."""
+    """The labels as an array; `to_numpy` would import pandas."""
     return np.array(labels.to_pylist(), object) if _is_text(labels.type) else np.from_dlpack(labels)
 
 
@@ -172,7 +172,7 @@ def _is_text(kind: pa.DataType) -> bool:
 def _encode(
     names: Sequence[str], parts: Sequence[np.ndarray], class_names: tuple[str, ...] | None
 ) -> tuple[list[Labels], tuple[str, ...]]:
-    """Class indices of each part, and the class names; the first part holds the training images."""
+    """The class indices of each part, and the class names; the first part holds the training images."""
     for name, values in zip(names, parts, strict=True):
         if not len(values):
             raise DataError(f"{name} holds no rows")

@@ -16,7 +16,7 @@ from cvit.errors import one_line
 
 @dataclass(frozen=True)
 class _Dataset:
-    """A torchvision class, the files it looks for below its root, and the default augmentation."""
+    """A torchvision class, the files that it looks for below its root, and the default augmentation."""
 
     class_name: str
     files: tuple[str, ...]
@@ -41,9 +41,9 @@ _TORCHVISION_HINT = ". You can use download=True to download it"
 
 
 def open_torchvision(place: Place) -> Stored | None:
-    """Reads a data set in torchvision's layout below the data folder, downloading it where it is missing and allowed.
+    """Reads a data set in torchvision's layout below the data folder, or downloads it if it is missing and may be.
 
-    Files of its name in another format come first.
+    Files of the same name in another format come first.
 
     Raises:
         DataError: it is missing, damaged, or cannot be downloaded.
@@ -73,7 +73,7 @@ def _read(name: str, root: Path, download: bool, *, train: bool) -> tuple[ArrayP
     make: Any = getattr(torchvision.datasets, _DATASETS[name].class_name)
     options = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
     with warnings.catch_warnings():
-        # The CIFAR pickles were written by an old numpy, about which a new one warns.
+        # The CIFAR pickles were written by an old version of numpy, which makes a new one warn.
         warnings.filterwarnings("ignore", category=np.exceptions.VisibleDeprecationWarning)
         data = make(root, download=download, **options)
     if name == "svhn":

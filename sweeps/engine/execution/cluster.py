@@ -1,4 +1,4 @@
-"""The Ray cluster of a sweep: started here or attached to, once, when the first stage is to be trained."""
+"""The Ray cluster of a sweep: started on this machine or attached to, once, before the first stage is trained."""
 
 import contextlib
 import logging
@@ -13,18 +13,18 @@ from cvit.errors import one_line
 from sweeps.engine.execution.workers import WORKERS_PER_GPU, Workers
 
 WORKERS_TO_COME = 16
-"""Workers that an autoscaled cluster without any is taken to get: what is asked for is what makes it grow."""
+"""The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
 
 
 class Cluster:
-    """Ray for the duration of a script. It is started or attached to when `workers` are first asked for; from then on
-    SIGTERM is KeyboardInterrupt."""
+    """Ray for the duration of a script. It starts, or is attached to, at the first use of `workers`; from then on
+    SIGTERM raises KeyboardInterrupt."""
 
     def __init__(self, address: str | None, device: str) -> None:
         """
         Args:
-            address: of a running cluster, else None.
-            device: cpu, cuda, or auto: cuda where the cluster has GPUs.
+            address: the address of a running cluster; None starts Ray on this machine.
+            device: cpu, cuda, or auto: cuda if the cluster has GPUs.
         """
         self._address, self._device = address, device
         self._cleanup = contextlib.ExitStack()
@@ -40,13 +40,14 @@ class Cluster:
         """The workers that Ray gives to packs.
 
         Raises:
-            ConfigError: the cluster cannot be reached, or what `auto` means cannot be told.
+            ConfigError: the cluster cannot be reached, or has no worker yet that would tell what `auto` means.
         """
         return self._cleanup.enter_context(_ray(self._address, self._device))
 
     @property
     def head_address(self) -> str | None:
-        """host:port of the control store of a cluster that was attached to; a client knows its proxy only."""
+        """host:port of the control store of an attached cluster; None for Ray on this machine, and for a Ray client,
+        which knows only its proxy."""
         if self._address is None or self._address.startswith("ray://"):
             return None
         import ray
@@ -56,7 +57,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def _ray(address: str | None, device: str) -> Iterator[Workers]:
-    import ray  # seconds, which a script that trains nothing does without
+    import ray  # takes seconds, which a script that trains nothing saves
 
     sigterm_before = signal.getsignal(signal.SIGTERM)
     try:
@@ -66,14 +67,14 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except SystemExit as error:  # SIGTERM, by a handler that Ray puts in place while it starts
+    except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
         raise KeyboardInterrupt from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"Ray address {address!r} cannot be used: {one_line(error)}") from error
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         workers = _workers(ray.cluster_resources(), address, device)
-        # A searcher-driven run otherwise starts its workers one at a time, and short trials then share the first.
+        # Otherwise a run with a searcher starts its workers one at a time, and short trials all share the first.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
         yield workers
     finally:
@@ -82,7 +83,7 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
 
 
 def _workers(total: Mapping[str, float], address: str | None, device: str) -> Workers:
-    """The workers that the cluster's resources make."""
+    """The workers that the cluster's resources allow."""
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
     if device == "auto":
         if "CPU" not in total:  # an autoscaled cluster whose head doesn't train

@@ -1,4 +1,4 @@
-"""The cost of a plan: floating-point operations counted, time measured on a few steps."""
+"""The cost of a plan: floating-point operations, counted, and time, measured on a few steps."""
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Cost:
 
 
 def cost_of(stages: Iterable[Stage], limits: Limits, device: torch.device) -> Cost:
-    """The cost of stages, evaluation left out. One step of every kind is counted, forward and backward, and timed.
+    """The cost of stages, without evaluation. One step of every kind is counted, forward and backward, and timed.
 
     Args:
-        limits: stages in a pack.
+        limits: the largest number of stages in a pack, by shape.
     """
     flops, seconds = 0.0, 0.0
     measured: dict[Hashable, tuple[float, float]] = {}
@@ -37,7 +37,7 @@ def cost_of(stages: Iterable[Stage], limits: Limits, device: torch.device) -> Co
 
 
 def _step_cost(stage: Stage, pack_size: int, device: torch.device) -> tuple[float, float]:
-    """FLOPs and seconds of a member's step in a pack."""
+    """FLOPs and seconds of one member's step in a pack."""
     task = task_named(stage.task)
     with one_thread():
         return task.step_flops(stage), task.step_seconds(stage, [pack_size], device)[0] / pack_size

@@ -1,4 +1,4 @@
-"""Training with Ray: the stages that are left go through one Tuner, and every result is recorded as it comes in."""
+"""Training with Ray: one Tuner trains the stages that are left, and every result is recorded as it comes in."""
 
 import logging
 from pathlib import Path
@@ -27,12 +27,13 @@ from sweeps.engine.recording.journal import Journal
 
 # The display prints one line per fault; without this, Tune prints a traceback for each.
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-# Tune hands the driver's AWS keys to its workers, and Ray writes what it hands over into a log. Workers started here
-# have them from their environment, those of a cluster have a role or keys of their own.
+# Tune hands the driver's AWS keys to its workers, and Ray writes them into a log. Workers on this machine inherit the
+# keys from the environment; those of a cluster have a role or keys of their own.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
-# Without an environment of their own for PyTorch Lightning's sake, trials use the processes that Ray starts beforehand.
+# Tune gives trials an environment of their own, for PyTorch Lightning. Without it, they use the processes that Ray
+# starts beforehand.
 class_cache.DEFAULT_ENV_VARS.clear()
 
 
@@ -40,7 +41,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     """Trains the stages that the plan still needs, and records every result as it comes in.
 
     Returns:
-        The outcome of every stage that was to be trained, by key.
+        The outcome of each of these stages, by key.
 
     Raises:
         StorageError: the storage cannot be written any more; nothing that was reported is lost.
@@ -65,10 +66,10 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
                 name=progress.plan.study.sweep,
                 storage_path=folder,
                 callbacks=[_TuneCallback(recorder, site.timing)],
-                # The state of a stage is in the storage. Tune's own checkpoint at a trial's end would go to this
-                # machine's scratch folder, which a worker on another machine cannot write: every trial would fail.
+                # The state of a stage is in the storage. Tune's own checkpoint at a trial's end would go to the scratch
+                # folder of this machine, which a worker on another one cannot write: every trial would fail.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=0),  # the queue decides what is tried again
+                failure_config=tune.FailureConfig(max_failures=0),  # the queue decides what is retried
                 verbose=0,
             ),
         )
@@ -82,15 +83,15 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
 
 
 class _InOrder(FIFOScheduler):
-    """Starts trials in the order in which they came. Tune's own scheduler looks through all trials that ever were, at
-    every step of its loop: of ten thousand, that takes milliseconds."""
+    """Starts trials in the order of their arrival. Tune's own scheduler goes through all trials, ended ones too, at
+    every step of its loop: with ten thousand, that takes milliseconds."""
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
         return next((trial for trial in tune_controller.get_live_trials() if trial.status == TuneTrial.PENDING), None)
 
 
 class _TuneCallback(tune.Callback):
-    """Hands what Tune's loop hears from workers to the recorder; a pack's name is the id of its Tune trial."""
+    """Passes the workers' reports from Tune's loop to the recorder; a pack's name is the id of its Tune trial."""
 
     def __init__(self, recorder: Recorder, timing: Timing) -> None:
         self._recorder, self._timing = recorder, timing
@@ -113,15 +114,15 @@ class _TuneCallback(tune.Callback):
 
 
 def _storage_error_behind(error: BaseException | None) -> StorageError | None:
-    """The journal's error, which Tune wraps like all that its callbacks raise."""
+    """The journal's error, which Tune wraps like everything that its callbacks raise."""
     while error is not None and not isinstance(error, StorageError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _error_of(trial: TuneTrial) -> tuple[BaseException | None, str]:
-    """The last error of a Tune trial, and all of them as text. Tune's own methods look where Tune copies a trial's
-    files to later, if at all."""
+    """The last error of a Tune trial, and all of them as text. They are read from the trial's files: Tune's own methods
+    look in the folder to which Tune copies these files later, if at all."""
     error = None
     if trial.pickled_error_file is not None:
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())

@@ -1,8 +1,8 @@
-"""The fault that kept a pack from ending: the machine's, the storage's, or the code's.
+"""Faults of packs: why a pack ended early, by a fault of the machine, the storage or the code.
 
-A machine fault (a lost node, a preemption, a killed worker, a connection) is nobody's: it is retried without limit, at
-growing intervals. A code fault is an exception that the training raised: it would come again, so its tries are counted.
-A storage that refuses to be written (full, read-only, forbidden) ends the sweep: nothing more could be kept.
+A machine fault (a lost node, a preemption, a killed worker, a broken connection) passes: it is retried without limit,
+at growing intervals. A code fault is an exception that the training raised: it is likely to recur, so its tries are
+limited. A storage that refuses to be written (full, read-only, forbidden) ends the sweep: no result could be kept.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from cvit.errors import one_line
 from sweeps.engine.recording.backoff import is_refused
 
 CODE_RETRIES = 2
-"""How often a stage is tried again after code faults; each time it goes on from its last checkpoint."""
+"""The number of retries of a stage after code faults; each continues from the stage's last checkpoint."""
 _ERRORS_OF_CODE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The reason why a pack ended early, and a line that says it."""
+    """The kind of fault that ended a pack early, and one line that describes it."""
 
     kind: Literal["machine", "storage", "code"]
     line: str
@@ -30,11 +30,11 @@ def fault_of_exception(error: BaseException) -> Fault:
 
 
 def fault_of_trial(error: BaseException | None, text: str) -> Fault:
-    """The fault behind the error that a Tune trial ended with.
+    """The fault behind the error that ended a Tune trial.
 
     Args:
-        error: the exception that Ray raised, where it could be kept.
-        text: the error as Tune wrote it down.
+        error: the exception that Ray raised; None if it could not be kept.
+        text: the error as Tune wrote it to the trial's folder.
     """
     from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -42,7 +42,7 @@ def fault_of_trial(error: BaseException | None, text: str) -> Fault:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if fault := _fault_of_system(cause):
         return fault
-    # An actor that fails while it starts wraps whatever it raised; Ray's own errors are about other machines.
+    # If an actor fails while it starts, Ray wraps its exception. Ray's other errors are about machines.
     is_start = isinstance(cause, RayActorError) and cause.actor_init_failed and "ray.exceptions." not in lines[-1]
     if isinstance(cause, RayError) and not is_start:
         return Fault("machine", f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")
@@ -50,7 +50,7 @@ def fault_of_trial(error: BaseException | None, text: str) -> Fault:
 
 
 def _fault_of_system(error: BaseException | None) -> Fault | None:
-    """The fault behind an error of the operating system; None where it is another one, or the code's own mistake."""
+    """The fault behind an error of the operating system; None for any other error, and for the code's own mistakes."""
     if not isinstance(error, OSError) or isinstance(error, _ERRORS_OF_CODE):
         return None
     return Fault("storage" if is_refused(error) else "machine", f"{type(error).__name__}: {one_line(error)}")

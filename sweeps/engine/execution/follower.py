@@ -1,4 +1,4 @@
-"""The follower of an execution: it is told about every pack and every report, such as a display is."""
+"""The protocol of a follower: an object, such as a display, that is told about every pack and every report."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -8,16 +8,16 @@ from sweeps.engine.execution.queue import StagePack
 
 
 class Follower(Protocol):
-    """Follows the stages of a plan while they are trained. A pack is known by its name."""
+    """Follows the stages of a plan while they are trained. Packs are identified by name."""
 
     def started(self, name: str, pack: StagePack) -> None:
         """A worker has begun a pack."""
         ...
 
     def reported(self, name: str, key: str, report: Report) -> None:
-        """A stage has come to a checkpoint or to its end; it is recorded."""
+        """A stage has reached a checkpoint or its end, and this is recorded."""
         ...
 
     def ended(self, name: str, lines: Iterable[str] = ()) -> None:
-        """A worker is done with a pack, or has given it up; `lines` say what became of it then."""
+        """A worker has finished a pack, or given it up; `lines` then say what follows."""
         ...

@@ -1,5 +1,4 @@
-"""Tells a person in time that a cluster's head is lost: Ray then ends the driver, within a minute and without a word of
-ours."""
+"""Watches the head of a cluster: if it is lost, Ray ends the driver within a minute, so the user must be told soon."""
 
 import contextlib
 import socket
@@ -12,10 +11,10 @@ _MOST_FAILURES = 3
 
 @contextlib.contextmanager
 def watching(address: str, lost: Callable[[], None], interval_s: float = _INTERVAL_S) -> Iterator[None]:
-    """Calls `lost`, once and in a thread of its own, when nothing has listened at a host and port three times in a row.
+    """Calls `lost` once, in a thread of its own, after three failed connections in a row.
 
     Args:
-        address: of the cluster's control store, host:port.
+        address: host:port of the cluster's control store.
     """
     ended = threading.Event()
 

@@ -1,7 +1,7 @@
-"""Training without Ray: the plan is walked in this process, one pack after another (`--address local`).
+"""Training without Ray: this process trains the stages itself, one pack after another (`--address local`).
 
-The results are those of a sweep with Ray, bit for bit on a CPU, and so are the journal, the handling of faults and the
-way in which a stopped sweep goes on. It serves debugging with pdb, tests, and benchmarks.
+The results equal those of a sweep with Ray, on a CPU bit for bit; the journal, the handling of faults and resuming are
+the same. It serves debugging with pdb, tests, and benchmarks.
 """
 
 import itertools
@@ -23,14 +23,14 @@ from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.recording.journal import Journal
 
 POLL_S = 0.05
-"""Time between two looks for a stage that rests after a fault."""
+"""Time between two looks at the queue, while all stages that are left rest after a fault."""
 
 
 def train_stages(progress: Progress, journal: Journal, follower: Follower, site: Site) -> dict[str, Outcome]:
     """Trains the stages that the plan still needs, and records every result as it comes in.
 
     Returns:
-        The outcome of every stage that was to be trained, by key.
+        The outcome of each of these stages, by key.
 
     Raises:
         StorageError: the storage cannot be written any more; nothing that was reported is lost.
@@ -45,7 +45,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
             time.sleep(POLL_S)
             continue
         recorder.started(name)
-        with one_thread():  # as a worker on a CPU has, so that results are the same to the last bit
+        with one_thread():  # like a worker on a CPU, so that results are the same to the last bit
             _train_pack(name, queue, recorder, site)
     if queue.storage_fault is not None:
         raise StorageError(f"storage {site.storage.url!r} cannot be written: {queue.storage_fault}")
@@ -58,7 +58,7 @@ def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site) ->
         started_at = time.monotonic()
         try:
             reports = next(training, None)
-        # Whatever training raises is this pack's fault; the sweep goes on with the others.
+        # Any exception of the training concerns this pack alone; the sweep continues with the others.
         except Exception as error:  # noqa: BLE001
             queue.pack_ended(name)
             recorder.failed(name, fault_of_exception(error))
@@ -74,6 +74,6 @@ def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site) ->
 
 
 def _training(pack: StagePack, site: Site) -> Iterator[Reports]:
-    """The training of a pack; whatever its task raises, it raises when a report is asked for."""
+    """The training of a pack. It is a generator, so that every exception of the task is raised by `next`."""
     device = torch.device(site.workers.device)
     yield from task_named(pack[0].task).train(pack, site.dataset, site.storage, device, False)

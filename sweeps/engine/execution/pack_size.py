@@ -1,4 +1,4 @@
-"""How many stages are trained together: as many as pay, and as the device has room for. Measured, not believed."""
+"""The size of packs, measured: as many stages as pay on a CPU, as many as fit the memory of a GPU."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,22 +12,23 @@ from cvit.training.probe import one_thread
 from sweeps.engine.execution.workers import Workers
 
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
-"""On a CPU larger ones gain nothing or lose (docs/PERFORMANCE.md), and small ones keep the workers busy to the end."""
+"""The largest pack tried. On a CPU larger packs gain nothing or lose (docs/PERFORMANCE.md), and small ones keep the
+workers busy to the end."""
 LEAST_GAIN = 1.03
-"""How much faster per member a larger pack must be on a CPU to be worth it: at the end of a sweep, more cores wait for
-the last one."""
+"""On a CPU a larger pack is chosen only if it is faster per member by this factor: with larger packs, more cores wait
+for the last one at the end of a sweep."""
 MEMORY_SHARE = 0.85
-"""Of a GPU's free memory; the rest is for fragmentation and for what a probe cannot see."""
+"""Share of a GPU's free memory that packs may use; the rest is for fragmentation and for what a probe cannot see."""
 
 Limits = dict[Any, int]
-"""Stages in a pack at most, by their shape; 1 where a shape is not named."""
+"""The largest number of stages in a pack, by their shape; 1 for a shape that is not named."""
 
 
 def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None) -> Limits:
-    """The limits for stages that are to be trained; measured on a worker's device, once for each kind of training step.
+    """The limits for the given stages, measured on a worker's device, once for each kind of training step.
 
     Args:
-        max_pack: taken instead of measuring.
+        max_pack: the limit for all stages, which are then not measured.
     """
     shapes = {stage.shape: stage for stage in stages}
     if max_pack is not None:
@@ -44,7 +45,7 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
     if workers.is_here:
         sizes = fitting_packs(*arguments)
     else:
-        import ray  # training without it does without its start, too
+        import ray  # in-process training needs no Ray
 
         num_gpus = workers.resources.get("gpu", 0)
         sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
@@ -53,7 +54,7 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
 
 
 def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_device: int) -> list[int]:
-    """For each (stage, largest size of use), the best size of a pack of such stages on this machine's device."""
+    """The best pack size on this machine's device, for each (stage, largest size that the sweep can use)."""
     if device == "cuda":
         return [_fitting_the_memory(stage, most, workers_per_device) for stage, most in asked]
     with one_thread():
@@ -61,7 +62,8 @@ def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_d
 
 
 def _fitting_the_cache(stage: Stage, most: int) -> int:
-    """On a CPU a worker is one thread: a larger pack has fewer operations to start, and outgrows the cache earlier."""
+    """The best size on a CPU, where a worker is one thread: a larger pack starts fewer operations per member, but
+    outgrows the cache earlier."""
     sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
     seconds = task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu"))
     of_member = {size: of_pack / size for size, of_pack in zip(sizes, seconds, strict=True)}
@@ -69,9 +71,10 @@ def _fitting_the_cache(stage: Stage, most: int) -> int:
 
 
 def _fitting_the_memory(stage: Stage, most: int, workers_per_device: int) -> int:
-    """On a GPU larger packs are never slower, so memory alone decides: the second member's need is every further one's.
+    """The best size on a GPU, where larger packs are never slower, so that memory alone decides. Every further member
+    needs as much as the second one.
 
-    Where a pack proves too large after all, the worker halves it (`cvit.training.loop.train_pack`).
+    If a pack proves too large after all, the worker halves it (`cvit.training.loop.train_pack`).
     """
     peak_bytes = task_named(stage.task).peak_bytes
     if peak_bytes is None:

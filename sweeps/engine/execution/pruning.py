@@ -1,7 +1,7 @@
 """ASHA (Li et al. 2020) for searches: trials that fall behind others of their init scheme are stopped early.
 
-Off by default. What it stops depends on the order in which results come in, so two runs of the same search may differ;
-without it a search is a function of its results alone.
+It is off by default. The trials that it stops depend on the order in which results come in, so two runs of the same
+search may differ; without it, a search depends on its results alone.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from sweeps.engine.planning.plan import Plan
 
 REDUCTION_FACTOR = 2
 FIRST_RUNG = 0.25
-"""Share of a trial's steps before it can be stopped."""
+"""The share of a trial's steps after which it can be stopped."""
 
 
 class AshaPerScheme(FIFOScheduler):

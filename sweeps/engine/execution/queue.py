@@ -1,4 +1,4 @@
-"""The queue of a plan's stages: packs come out of it, each once the parents of its stages are done."""
+"""The queue of a plan's stages: it hands out packs, each once the parents of its stages are done."""
 
 import time
 from collections import Counter
@@ -18,19 +18,19 @@ StagePack = tuple[Stage, ...]
 
 
 class StageQueue:
-    """The stages that a plan still needs. What a pack that failed has not finished goes back into the queue.
+    """The stages that a plan still needs. The unfinished stages of a pack that failed go back into the queue.
 
-    A pack is known by the name that whoever took it has given it, such as the id of a Tune trial.
+    A pack has the name that its taker gives it, such as the id of a Tune trial.
 
     Attributes:
-        storage_fault: why nothing can be stored any more; the queue then is finished.
+        storage_fault: why nothing can be stored any more; the queue is then finished.
     """
 
     def __init__(self, progress: Progress, limits: Mapping[Hashable, int], num_workers: int = 1) -> None:
         """
         Args:
-            limits: stages in a pack at most, by shape; 1 where a shape is not named.
-            num_workers: among which the last stages are divided, rather than put into fewer packs.
+            limits: the largest number of stages in a pack, by shape; 1 for a shape that is not named.
+            num_workers: the last stages are divided among so many workers, rather than put into fewer packs.
         """
         self._progress, self._limits, self._num_workers = progress, limits, num_workers
         self._ready: dict[Hashable, list[Stage]] = {}
@@ -53,13 +53,14 @@ class StageQueue:
 
     @property
     def is_finished(self) -> bool:
-        """True once nothing is left to train, nothing runs that may come back, or nothing can be stored any more."""
+        """True once nothing is left to train and nothing runs that might fail and return, or once nothing can be stored
+        any more."""
         self._wake()
         is_empty = not (self._ready or self._waiting or self._resting or self._running)
         return self.storage_fault is not None or is_empty
 
     def next_pack(self, name: str) -> StagePack | None:
-        """The next pack; None while every stage that is left waits for another one, or rests after a fault."""
+        """The next pack; None while every stage that is left waits for its parent, or rests after a fault."""
         self._wake()
         if not self._ready:
             return None
@@ -75,8 +76,8 @@ class StageQueue:
         return pack
 
     def _size_of_next_pack(self, shape: Hashable, num_ready: int) -> int:
-        """As large as is allowed, until what is left has to be divided among the workers; and so that the stages of
-        this shape that are ready make packs of about the same size."""
+        """The limit, or less once the stages that are left have to be divided among the workers; chosen so that the
+        ready stages of this shape make packs of about the same size."""
         limit = self._limits.get(shape, 1)
         num_left = sum(len(stages) for groups in (self._ready, self._waiting) for stages in groups.values())
         most = min(limit, max(-(-num_left // self._num_workers), limit // LEAST_SHARE))
@@ -84,7 +85,7 @@ class StageQueue:
         return -(-num_ready // num_packs)
 
     def _make_ready(self, stage: Stage) -> None:
-        """A stage that has raised an error is trained alone, so that it costs no other one anything."""
+        """Makes a stage ready. One that has raised an error is trained alone, so that it harms no other one."""
         group = stage.key if self._code_faults[stage.key] else stage.shape
         self._ready.setdefault(group, []).append(stage)
 
@@ -100,37 +101,37 @@ class StageQueue:
         return self._packs.get(name, ())
 
     def stage_advanced(self, key: str) -> None:
-        """A stage has come to a checkpoint, so whatever disturbed it has passed."""
+        """A stage has reached a checkpoint, so earlier machine faults no longer count."""
         del self._machine_faults[key]
 
     def stage_done(self, key: str) -> None:
-        """A stage's result is known: what starts from it is ready, unless it diverged."""
+        """A stage's result is known: the stages that start from it are ready, unless it diverged."""
         children = self._waiting.pop(key, ())
         if self._progress.results[key].diverged_step is None:
             for stage in children:
                 self._make_ready(stage)
 
     def pack_ended(self, name: str) -> None:
-        """A worker is done with a pack. After an error `pack_failed` follows."""
+        """A worker no longer has the pack. After an error, a call of `pack_failed` follows."""
         self._running.discard(name)
         for stage in self.pack_named(name):
             if self._is_pruned(stage):
                 self._waiting.pop(stage.key, None)
 
     def pack_failed(self, name: str, fault: Fault) -> list[str]:
-        """Decides what becomes of the stages that a pack has not finished, and says so in a line each."""
+        """Decides what happens to the unfinished stages of a pack; returns a line about each."""
         lines = []
         for stage in self.pack_named(name):
             if stage.key in self._progress.results or self._is_pruned(stage):
                 continue
-            what = f"stage {stage.key}: {fault.line}"
+            description = f"stage {stage.key}: {fault.line}"
             if fault.kind == "storage":
                 self.storage_fault = fault.line
             elif fault.kind == "machine":
                 self._machine_faults[stage.key] += 1
                 pause = pause_s(self._machine_faults[stage.key])
                 self._resting.append((time.monotonic() + pause, stage))
-                lines.append(f"lost a worker, trying again in {pause:.0f} s: {what}")
+                lines.append(f"lost a worker, trying again in {pause:.0f} s: {description}")
             else:
                 self._code_faults[stage.key] += 1
                 tries = self._code_faults[stage.key]
@@ -139,11 +140,11 @@ class StageQueue:
                 else:
                     self._failed[stage.key] = fault.line
                     self._waiting.pop(stage.key, None)  # nothing can start from it
-                lines.append(f"failed, try {tries} of {CODE_RETRIES + 1}: {what}")
+                lines.append(f"failed, try {tries} of {CODE_RETRIES + 1}: {description}")
         return lines
 
     def outcomes(self) -> dict[str, Outcome]:
-        """The outcome of every stage that was still to be trained, by key."""
+        """The outcome of every stage that the queue began with, by key."""
         return {key: self._outcome(stage) for key, stage in self._todo.items()}
 
     def _outcome(self, stage: Stage) -> Outcome:

@@ -1,4 +1,4 @@
-"""The recorder: takes what workers report to the progress, the journal, the queue and the follower, in this order."""
+"""The recorder passes the workers' reports to the progress, the journal, the queue and the follower, in this order."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from sweeps.engine.recording.record import record_pruned, record_report
 
 
 class Recorder:
-    """Follows packs by name, whatever trains them."""
+    """Records the reports of packs, which it identifies by name; it does not matter who trains them."""
 
     def __init__(self, progress: Progress, journal: Journal, queue: StageQueue, follower: Follower) -> None:
         self._progress, self._journal, self._queue, self._follower = progress, journal, queue, follower
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks and schedulers, and so this, into snapshots that this project never reads.
+        # Tune pickles its callbacks and schedulers, and this object with them, into snapshots that are never read.
         return {}
 
     def started(self, name: str) -> None:
@@ -26,7 +26,7 @@ class Recorder:
         self._follower.started(name, self._queue.pack_named(name))
 
     def reported(self, name: str, reports: Reports) -> None:
-        """Stages of the pack have come to a checkpoint or to their end.
+        """Stages of the pack have reached a checkpoint or their end.
 
         Raises:
             StorageError: the journal cannot be written any more.
@@ -43,7 +43,7 @@ class Recorder:
         record_pruned(self._progress, self._journal, key, validation_accuracy)
 
     def ended(self, name: str) -> None:
-        """A worker is done with the pack."""
+        """A worker has finished the pack."""
         self._follower.ended(name)
 
     def failed(self, name: str, fault: Fault) -> None:

@@ -1,4 +1,4 @@
-"""The queue of stages as a Tune searcher: Tune asks it for a pack whenever a worker is free."""
+"""The queue of stages as a Tune searcher: Tune asks it for a pack when a worker is free."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ class PlanSearcher(Searcher):
     def __init__(self, queue: StageQueue, settings: dict[str, Any]) -> None:
         """
         Args:
-            settings: further entries of every suggestion.
+            settings: entries that every suggestion holds beside its pack.
         """
         super().__init__()
         self._queue, self._settings = queue, settings
 
-    # Ray's annotation leaves out Searcher.FINISHED, which its documentation asks for.
+    # Ray's annotation lacks Searcher.FINISHED, which its documentation asks for.
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A pack; None while there is none that is ready."""
+        """A pack; None while none is ready."""
         if self._queue.is_finished:
             return Searcher.FINISHED
         pack = self._queue.next_pack(trial_id)
         return None if pack is None else self._settings | {"pack": pack}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A pack has ended. The recorder says what follows from an error, right after this."""
+        """A pack has ended. After an error, the recorder calls `pack_failed` right after this."""
         self._queue.pack_ended(trial_id)
 
     def save(self, checkpoint_path: str) -> None:

@@ -1,4 +1,4 @@
-"""The site where stages are trained: everything that the ways of training have in common."""
+"""The site of training: the arguments that training with Ray and training in process have in common."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from sweeps.engine.execution.workers import Workers
 
 @dataclass(frozen=True)
 class Site:
-    """Where and on what stages are trained.
+    """The data, storage and workers that stages are trained with.
 
     Attributes:
         dataset: None for a task that needs none.
-        limits: stages in a pack at most, by shape; 1 where a shape is not named.
+        limits: the largest number of stages in a pack, by shape; 1 for a shape that is not named.
         timing: counts the workers' time.
     """
 

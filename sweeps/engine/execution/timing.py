@@ -1,4 +1,4 @@
-"""Where the time of a sweep goes: training, or everything around it."""
+"""The time that a sweep spends on training, and on everything around it."""
 
 import time
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Timing:
     _is_running: bool = False
 
     def add(self, busy_s: float, waited_s: float) -> None:
-        """A call of a worker, and its wait since its call before."""
+        """Adds a call of a worker, and the worker's wait since its previous call."""
         if not self._is_running:
             self._is_running = True
             self.start_up_s = time.monotonic() - self.started_at - busy_s
@@ -25,7 +25,11 @@ class Timing:
         self.waited_s += waited_s
 
     def line(self, num_trials: int) -> str:
-        """The closing line, after so many trials have ended in this session."""
+        """The closing line.
+
+        Args:
+            num_trials: trials that ended in this session.
+        """
         total = duration(time.monotonic() - self.started_at)
         if not self._is_running:
             return f"{total}, nothing trained"

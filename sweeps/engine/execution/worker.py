@@ -1,4 +1,4 @@
-"""The Tune trainable: trains one pack of stages after another in the same process."""
+"""The Tune trainable, which trains one pack of stages after another in the same process."""
 
 import time
 from collections.abc import Iterator
@@ -14,16 +14,17 @@ from cvit.tasks import task_named
 from cvit.vocabulary import VAL_ACCURACY
 
 STEP = "step"
-"""Key of a Tune result that holds optimiser steps of the trial, both phases together."""
+"""The key under which a Tune result holds the optimiser steps of the trial, both phases together."""
 REPORTS = "reports"
-"""Key of a Tune result that holds [(stage key, Report), …]."""
+"""The key under which a Tune result holds [(stage key, Report), …]."""
 BUSY_S = "busy_s"
 WAITED_S = "waited_s"
-"""Keys of a Tune result that hold the worker's time in this call, and since the call before."""
+"""The keys under which a Tune result holds the worker's time in this call, and since the previous one."""
 
 
 class PackTrainer(tune.Trainable):
-    """One call of `step` trains up to the next checkpoint; the stages' state is in the storage, not in Tune's."""
+    """Trains packs: one call of `step` trains up to the next checkpoint. The state of the stages is in the storage of
+    the sweep, not in Tune's."""
 
     def setup(self, config: dict[str, Any], dataset: Dataset | None = None) -> None:
         self._dataset = dataset
@@ -33,7 +34,7 @@ class PackTrainer(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next pack; Tune reuses the process where this returns True."""
+        """Takes the next pack. Returning True tells Tune to reuse the process."""
         self._reports = self._train(new_config)
         return True
 
@@ -53,14 +54,15 @@ class PackTrainer(tune.Trainable):
         return {REPORTS: reports, "done": False, **times, **_last_evaluation(reports)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing to save: a stage goes on from its own checkpoint in the storage."""
+        """Nothing to save: a stage continues from its own checkpoint in the storage."""
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to load."""
 
 
 def _last_evaluation(reports: Reports) -> dict[str, Any]:
-    """What a scheduler may stop a trial by, which then is a pack of one; what is done cannot be stopped any more."""
+    """Step and validation accuracy, by which a scheduler may stop the trial, whose pack then has one stage. Empty for a
+    stage that is done: it cannot be stopped any more."""
     _, report = reports[0]
     accuracies = [(step, value) for metric, step, value, _ in report.points if metric == VAL_ACCURACY]
     return dict(zip((STEP, VAL_ACCURACY), accuracies[-1], strict=True)) if accuracies and not report.result else {}

@@ -1,20 +1,21 @@
-"""The workers that train packs: where they are, how many, and what each of them gets. No Ray here."""
+"""The workers that train packs: their device, number and resources. This module does not import Ray."""
 
 import os
 from dataclasses import dataclass
 
 WORKERS_PER_GPU = 2
-"""A pack fills a GPU while it trains; a second one fills the gaps, when checkpoints are written and packs change."""
+"""Two, because a pack fills a GPU only while it trains: a second one fills the gaps, when the first writes a checkpoint
+or ends."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How packs run.
+    """The workers of a sweep.
 
     Attributes:
         device: cpu or cuda.
-        count: workers at a time right now.
-        is_here: they are on this machine, for this sweep alone.
+        count: number of workers at present.
+        is_here: True if they are on this machine, for this sweep alone.
     """
 
     device: str
@@ -23,7 +24,7 @@ class Workers:
 
     @property
     def per_device(self) -> int:
-        """Workers that share a GPU, or a core."""
+        """The number of workers that share a GPU, or a core."""
         return WORKERS_PER_GPU if self.device == "cuda" else 1
 
     @property
@@ -33,8 +34,8 @@ class Workers:
 
 
 def workers_here(device: str) -> Workers:
-    """The workers that Ray would have on this machine, as far as can be told without starting it."""
-    import torch  # by then it has been imported; Ray's start does not wait for it
+    """The workers that Ray would have on this machine, found without starting it."""
+    import torch  # imported elsewhere by then; importing it above would delay the start of Ray
 
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return Workers("cuda", WORKERS_PER_GPU * torch.cuda.device_count(), is_here=True)

@@ -1,13 +1,13 @@
-"""Grids of trials: products of the axes' values, less the combinations that cannot be."""
+"""Grids of trials: products of the axes' values, and cells merged back into grids."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Cell = Mapping[str, Any]
-"""A place in a grid: a value of every axis, the seed among them."""
+"""A place in a grid: one value of every axis, seed included."""
 Grid = Mapping[str, tuple[Any, ...]]
-"""The values of every axis, the seed among them."""
+"""The values of every axis, seed included."""
 
 
 def product(grid: Grid) -> Iterator[dict[str, Any]]:
@@ -22,7 +22,7 @@ def as_grids(cells: Iterable[Cell]) -> tuple[Grid, ...]:
         merged: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
         for grid in grids:
             others = tuple(values for name, values in grid.items() if name != axis)
-            known = merged.setdefault(others, grid | {axis: ()})
-            known[axis] = tuple(dict.fromkeys((*known[axis], *grid[axis])))
+            union = merged.setdefault(others, grid | {axis: ()})
+            union[axis] = tuple(dict.fromkeys((*union[axis], *grid[axis])))
         grids = list(merged.values())
     return tuple(grids)

@@ -1,4 +1,4 @@
-"""The plan of a sweep: from a request to trials, from trials to the stages that they need. A plan never changes."""
+"""The plan of a sweep: from a request to trials, and from trials to the stages that they need. It never changes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,8 @@ class Plan:
     """The trials of a sweep, and the stages that they need.
 
     Attributes:
-        make_trial: from a value of every axis to the trial there.
-        dropped: combinations of the grid that cannot be, and why; the trials are the rest.
+        make_trial: makes the trial at a cell of the grid.
+        dropped: the impossible combinations of the grid, each with the reason; the trials are the rest.
         search: for a sweep whose later trials depend on the results of earlier ones; see `planning.search`.
     """
 
@@ -32,10 +32,10 @@ class Plan:
 
     @classmethod
     def make(cls, sweep: Sweep, request: Request, info: DatasetInfo | None) -> Self:
-        """The whole plan of a grid; that of a search, which has no trials yet.
+        """The whole plan of a grid, or the plan of a search, which has no trials yet.
 
         Args:
-            info: the data set, for a sweep that trains on one.
+            info: the data set; None for a task that needs none.
 
         Raises:
             ConfigError: a combination of values cannot be trained.
@@ -78,5 +78,5 @@ class Plan:
 
     @property
     def shared(self) -> list[Stage]:
-        """Stages saved because several trials share them, each as often as it is saved."""
+        """The stages that sharing saves: one that n trials share is listed n − 1 times."""
         return [stage for key, trials in self.trials_of.items() for stage in [self.stages[key]] * (len(trials) - 1)]

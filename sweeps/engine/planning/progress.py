@@ -1,4 +1,4 @@
-"""The progress of a sweep through its plan: results as they come in, and what is still to be trained."""
+"""The progress of a sweep through its plan: the results so far, and the stages that are still to be trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Outcome:
     """The outcome of a stage that was to be trained.
 
     Attributes:
-        kind: `failed` after repeated errors; `left` where it was not reached, as behind a stage that diverged.
+        kind: `failed` after repeated errors; `left` if it was not reached, for example because its parent diverged.
         error: the last line of the error of a stage that failed.
     """
 
@@ -28,11 +28,11 @@ class Outcome:
 
 @dataclass
 class Progress:
-    """A plan, and what has become of its trials so far.
+    """A plan, and the state of its trials so far.
 
     Attributes:
         plan: a search replaces it by one with more trials.
-        results: of finished stages, by key.
+        results: the results of finished stages, by key.
         pruned: trials of a search that were stopped early, by key, with their last validation accuracy.
         failed: trials that this session gave up, by key, with the last line of the error; they are not finished.
         num_ended_here: trials that this session has finished.
@@ -54,7 +54,7 @@ class Progress:
         return cls(plan, _results_in(storage, plan))
 
     def grow(self, plan: Plan, storage: Storage) -> None:
-        """Goes on with a plan that has more trials, some of which the storage may have already.
+        """Continues with a plan that has more trials, some of which the storage may have already.
 
         Raises:
             StorageError: the storage cannot be read.
@@ -62,7 +62,8 @@ class Progress:
         self.plan, self.results = plan, _results_in(storage, plan)
 
     def status(self, trial: Trial) -> str | None:
-        """The status of a finished trial: its last stage's, or that of a stage that diverged before; else None."""
+        """The status of a finished trial: that of its last stage, or of an earlier one that diverged; None for an
+        unfinished trial."""
         if trial.key in self.pruned:
             return STATUS_PRUNED
         for stage in trial.stages:
@@ -84,7 +85,7 @@ class Progress:
 
     @property
     def todo(self) -> list[Stage]:
-        """Stages to train: those that unfinished trials need. A child of a diverged stage is not trained."""
+        """The stages to train, which unfinished trials need. A child of a diverged stage is not trained."""
         needed = {
             stage.key: stage
             for trial in self.plan.trials
@@ -103,8 +104,8 @@ def _results_in(storage: Storage, plan: Plan) -> dict[str, StageResult]:
 
 
 def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, StageResult]:
-    """Results of finished stages. One whose trained weights are missing or altered does not count where a stage that
-    is still to be trained starts from them."""
+    """The results of finished stages. A result whose trained weights are missing or altered does not count if a stage
+    that is still to be trained starts from them."""
     results = {key: result for key in stages if (result := load_result(storage, key)) is not None}
     starting_points = {s.parent.key for s in stages.values() if s.parent is not None and s.key not in results}
     for key in starting_points & results.keys():

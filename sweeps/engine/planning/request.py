@@ -1,4 +1,4 @@
-"""The request: everything that a user asked a sweep for, whichever way it was asked."""
+"""The request: everything that a user asks of a sweep, whether on the command line or from Python."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ IN_PROCESS = "local"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for: a preset, what was given explicitly, and where and how to run.
+    """The user's request: a preset, the parameters given explicitly, and where and how to run.
 
     Attributes:
         grid: the values of every axis but the seed.
-        given: flat parameters given explicitly; they hold for every scheme.
-        dataset: name or path; of no meaning for a sweep that trains on none.
-        address: of a Ray cluster; `local`: train in this process; None: start Ray here.
-        command: the command line as typed, to run it again.
+        given: the flat parameters given explicitly; they hold for every scheme.
+        dataset: name or path; ignored by a task that needs no data.
+        address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
+        command: the command line as typed, to be run again.
     """
 
     preset: str

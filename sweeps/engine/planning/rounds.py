@@ -1,4 +1,4 @@
-"""The rounds of a sweep: a grid has one, a search as many as its results call for."""
+"""The rounds of a sweep: a grid has one, a search several."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from sweeps.engine.planning.request import Request
 
 
 def first_round(sweep: Sweep, request: Request, info: DatasetInfo | None, storage: Storage) -> Progress:
-    """The progress through the plan of a grid, or through that of a search's first round.
+    """The progress through the plan of a grid, or through the first round of a search.
 
     Raises:
         ConfigError: a combination of values cannot be trained.
@@ -24,8 +24,8 @@ def first_round(sweep: Sweep, request: Request, info: DatasetInfo | None, storag
 
 
 def rounds(progress: Progress, storage: Storage) -> Iterator[int]:
-    """Counts the rounds, from 0 on; the caller trains what is to be trained in each. Before each round but the first
-    the plan has grown by the trials that the results so far call for.
+    """Counts the rounds, from 0 on; in each, the caller trains the stages that are left. Before each round but the
+    first, the plan grows by the trials that follow from the results so far.
 
     Raises:
         StorageError: the storage cannot be read.

@@ -1,8 +1,8 @@
-"""Searches: each init scheme's own best settings, found on validation images with equal budget.
+"""Searches: the best settings of each init scheme, found on validation images with equal budget.
 
-A search goes in rounds. What a round tries is a function of the results so far and of nothing else, so an interrupted
-search goes on as if it had not been. The settings that end highest on the validation images win, and are trained again
-on fresh seeds; test images have no part in it.
+A search has rounds. The settings that a round tries depend on the results so far and on nothing else, so an interrupted
+search continues as if it had not stopped. The settings with the highest final validation accuracy win, and are trained
+again on fresh seeds. Test images play no part in the choice.
 """
 
 import optuna
@@ -22,18 +22,18 @@ from sweeps.engine.planning.trials import Trial
 
 SCHEME = "init_scheme"
 DIGITS = 3
-"""Values are tried to so many significant digits: as good, and readable."""
+"""Proposed values are rounded to so many significant digits: as good, and readable."""
 STARTUP_TRIALS = 4
-"""Random ones, before the sampler begins to model."""
+"""The number of random trials before the sampler begins to model the results."""
 
 Settings = dict[str, float]
 
 
 def next_plan(progress: Progress) -> Plan | None:
-    """The plan of a search with the trials that its results call for, or None where there are none left to ask for.
+    """The plan of a search with the next trials that follow from its results; None when the search is over.
 
     Args:
-        progress: all trials have been run.
+        progress: a progress whose trials have all been run.
     """
     plan = progress.plan
     assert plan.search is not None
@@ -71,7 +71,7 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
     sampler = TPESampler(
         seed=derived_seed(0, f"tuning/{scheme}", len(tried)) % 2**32,
         n_startup_trials=STARTUP_TRIALS,
-        constant_liar=True,  # those asked for together are to differ
+        constant_liar=True,  # so that proposals of one round differ
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in tried:
@@ -80,8 +80,8 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
         study.add_trial(create_trial(params=params, distributions=distributions, value=value))
     parameters = task_named(progress.plan.study.task).parameters
     defaults = {name: parameters[name].default for name in search.space}
-    asked = [study.ask(distributions).params for _ in range(count)]
-    return [defaults | {name: _rounded(value, search.space[name]) for name, value in a.items()} for a in asked]
+    samples = [study.ask(distributions).params for _ in range(count)]
+    return [defaults | {name: _rounded(value, search.space[name]) for name, value in s.items()} for s in samples]
 
 
 def _rounded(value: float, within: Range) -> float:

@@ -1,4 +1,4 @@
-"""From a request to a study, and from a place in its grid to a trial and its stages."""
+"""Studies and trials: a request becomes a study, and a place in its grid a trial with its stages."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from sweeps.engine.planning.request import Request
 
 @dataclass(frozen=True)
 class Study:
-    """Everything about a sweep that its trials share. Adding seeds or fractions extends a study; another learning rate
-    makes another one.
+    """Everything about a sweep that its trials share. More seeds or fractions extend a study; another learning rate
+    makes another study.
 
     Attributes:
-        params: the flat parameters that do not vary.
-        grid: the values of every axis that this request asks for, the seed among them.
+        params: the flat parameters that all trials share.
+        grid: the values of every axis in this request, seed included.
     """
 
     key: str
@@ -34,7 +34,13 @@ class Study:
 
 @dataclass(frozen=True)
 class Trial:
-    """One result to be had: its key (unique within the sweep), place in the grid, flat parameters and stages."""
+    """One training result to obtain.
+
+    Attributes:
+        key: unique within the sweep.
+        cell: its place in the grid.
+        params: its flat parameters.
+    """
 
     key: str
     cell: Cell
@@ -49,8 +55,8 @@ class Trial:
 def study_of(
     sweep: Sweep, request: Request, info: DatasetInfo | None
 ) -> tuple[Study, Callable[[Mapping[str, Any]], Trial]]:
-    """The study that a request is about, and the maker of its trials: from a value of every axis to the trial, or a
-    ConfigError where that cannot be."""
+    """The study that a request asks for, and the function that makes its trials. The function takes a value for every
+    axis and raises ConfigError for an impossible combination."""
     preset = sweep.presets[request.preset]
     task = task_named(sweep.task)
     parameters = task.parameters
@@ -63,8 +69,8 @@ def study_of(
     shared |= request.given
     grid = {**request.grid, "seed": tuple(range(request.seeds))}
     axes = (*request.grid, *(preset.search.space if preset.search else ()), "seed")
-    # The data set's name is not part of its identity: the same files under another name are the same study. Nor are
-    # neutral values: a study stays the same when the configuration gains a parameter.
+    # The data set's name is not part of the identity: the same files under another name are the same study. Neutral
+    # values are left out too, so that a study stays the same when the configuration gains a parameter.
     identity = {
         name: value
         for name, value in shared.items()
@@ -84,7 +90,7 @@ def study_of(
         cell = {axis: values[axis] for axis in axes}
         flat = {**shared, **settings_of.get(cell.get("init_scheme", ""), {}), **cell}
         config, stages = task.stages(flat, info)
-        # Two cells may need the very same stages, such as two rules for the width that agree at one number of heads.
+        # Two cells may need the same stages, such as two rules for the width that agree at one number of heads.
         trial_key = short_hash([study_key, stages[-1].key, with_numbers(cell, parameters)], digits=16)
         return Trial(trial_key, cell, config.flat(), stages)
 

@@ -1,4 +1,4 @@
-"""Backing off: whether to try again, and after how long."""
+"""Backing off: which errors are worth a retry, and after what pause."""
 
 import errno
 
@@ -14,5 +14,5 @@ def is_refused(error: OSError) -> bool:
 
 
 def pause_s(faults_in_a_row: int) -> float:
-    """The time to wait after so many faults without success in between: 1, 2, 4, … 60 s."""
+    """The pause after so many faults in a row: 1, 2, 4, … 60 s."""
     return min(FIRST_PAUSE_S * 2.0 ** min(faults_in_a_row - 1, 30), LONGEST_PAUSE_S)

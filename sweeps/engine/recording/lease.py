@@ -1,11 +1,11 @@
-"""A lease keeps a sweep in a storage to one driver: whoever runs the sweep holds it, and renews it while it lives.
+"""A lease lets one driver at a time run a sweep in a storage: the driver holds it, and renews it while it lives.
 
     STORAGE/leases/<sweep>/<token>.json    one per driver that holds the lease or asks for it
 
 It works on folders and on object stores, which have no locks: each driver writes a file of its own, then reads those of
-the others. Of two drivers that ask at once, at least one sees the other; the smaller token goes first, and the larger
-one waits until it knows whether the smaller one got the lease. No clock is compared with another: a driver on another
-machine lives as long as its file keeps changing, by the watcher's own monotonic clock.
+the others. Of two drivers that ask at once, at least one sees the other; the one with the smaller token goes first, and
+the other waits until it knows whether the first got the lease. Clocks are never compared: a driver on another machine
+counts as alive as long as its file keeps changing, by the watcher's own monotonic clock.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from sweeps.engine.recording.process_identity import host_and_pid, is_dead, is_h
 BEAT_S = 5.0
 """Time between two renewals."""
 EXPIRY_S = 60.0
-"""A driver whose lease has not changed for this long is dead, or cut off and as good as dead."""
+"""A driver whose lease has not changed for this long counts as dead."""
 POLL_S = 0.5
 """Time between two looks at the other drivers' files, while asking."""
 LOOKS_BEFORE_A_WORD = 4
-"""Looks before a person is told that there is something to wait for: a driver that is just ending needs no word."""
+"""The number of looks before the user is told about the wait: a driver that is just ending is gone by then."""
 
 
 class SweepInUse(StorageError):
@@ -38,14 +38,14 @@ class SweepInUse(StorageError):
 
 @contextlib.contextmanager
 def lease(storage: Storage, sweep: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Holds a sweep's lease. Should another driver take it over, as from one that was suspended for long, this process
+    """Holds a sweep's lease. If another driver takes it over, because this one was suspended for long, this process
     gets a SIGTERM.
 
     Args:
-        say: called with one line where there is something to wait for, or where the lease was lost.
+        say: called with one line if there is a wait, or if the lease is lost.
 
     Raises:
-        SweepInUse: another driver holds it, and lives.
+        SweepInUse: another living driver holds it.
         StorageError: the storage cannot be read or written.
     """
     own_lease = _Lease(storage, sweep, say)
@@ -72,7 +72,7 @@ class _Lease:
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def ask(self) -> None:
-        """Returns once the lease is held."""
+        """Asks for the lease, and returns once it is held."""
         try:
             self._write()
             self._thread.start()
@@ -84,7 +84,7 @@ class _Lease:
             raise
 
     def give_back(self) -> None:
-        """Ends the lease; a storage that cannot be reached any more lets it expire."""
+        """Ends the lease; it expires by itself if the storage cannot be reached any more."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join(BEAT_S)
@@ -113,7 +113,8 @@ class _Lease:
         return {token: data for token, data in contents.items() if data is not None}
 
     def _read(self, token: str) -> bytes | None:
-        """The content of a lease file; None if it is deleted meanwhile, for which object stores have several errors."""
+        """The content of a lease file; None if it has been deleted meanwhile. Object stores report that by several
+        errors, so the names are listed again."""
         try:
             return self._storage.read(self._path(token))
         except OSError:
@@ -123,7 +124,7 @@ class _Lease:
 
     def _wait_for_turn(self) -> None:
         """Returns when no other driver holds the lease or comes before this one; raises SweepInUse if one does."""
-        seen: dict[str, tuple[bytes, float]] = {}  # contents, and since when they have stood there unchanged
+        seen: dict[str, tuple[bytes, float]] = {}  # contents, and the time of their last change
         beating: set[str] = set()
         for look in itertools.count():
             others = self._others()
@@ -141,12 +142,14 @@ class _Lease:
                 elif (other["holds"] or token < self._token) and (token in beating or is_here(other["process"])):
                     raise SweepInUse(self._refusal(other))
             if look == LOOKS_BEFORE_A_WORD:
-                self._say(f"{self._sweep}: looking up to {EXPIRY_S:.0f} s whether the driver that has it is alive")
+                self._say(
+                    f"{self._sweep}: another driver has it; checking for up to {EXPIRY_S:.0f} s whether it is alive"
+                )
             self._ended.wait(POLL_S)
 
     def _remove(self, token: str) -> None:
         self._removed.append(token)
-        self._write()  # should its owner wake up, it finds this
+        self._write()  # if its owner wakes up, it finds this
         self._storage.delete(self._path(token))
 
     def _refusal(self, other: dict[str, Any]) -> str:
@@ -159,7 +162,7 @@ class _Lease:
     def _beat(self) -> None:
         """Renews the lease until it is given back or lost."""
         while not self._ended.wait(BEAT_S):
-            # A storage that fails for a while is no reason to stop: the training would notice first.
+            # A storage that fails for a while is no reason to stop here: the training handles it.
             with contextlib.suppress(OSError):
                 if self._is_lost():
                     self._say(f"{self._sweep}: another driver has taken this sweep over; stopping")
@@ -174,6 +177,6 @@ class _Lease:
 
 
 def _decoded(data: bytes) -> dict[str, Any]:
-    """The record in a lease file. A damaged file says nothing, but its changes still show that its owner lives."""
+    """The record in a lease file. A damaged file counts as a held lease: its changes still show a living driver."""
     records = decode_records(data)
     return records[0] if records else {"process": "", "holds": True, "seconds": 0.0, "removed": []}

@@ -1,4 +1,4 @@
-"""Recording: from what stages report to the progress of a sweep and its journal."""
+"""Recording: the reports of stages go to the progress of a sweep and to its journal."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from sweeps.engine.recording.journal import Journal
 
 
 def record_report(progress: Progress, journal: Journal, key: str, report: Report) -> None:
-    """Records a stage's report for all trials that the stage belongs to, and the end of the trials that it finishes."""
+    """Records a stage's report for all its trials, and the end of the trials that it finishes."""
     trials = progress.plan.trials_of[key]
     journal.record_points(trials, report.points)
     if report.result is not None:
@@ -23,8 +23,8 @@ def record_report(progress: Progress, journal: Journal, key: str, report: Report
 
 
 def record_known_results(progress: Progress, journal: Journal) -> None:
-    """Completes the journal with results that the storage has: of stages shared with other sweeps, or finished just
-    before a driver was killed."""
+    """Completes the journal with results that the storage has already: from stages shared with other sweeps, and from
+    stages that finished just before a driver was killed."""
     for key, result in progress.results.items():
         journal.record_points(progress.plan.trials_of[key], result.points)
     for trial in progress.plan.trials:
@@ -32,7 +32,7 @@ def record_known_results(progress: Progress, journal: Journal) -> None:
 
 
 def record_pruned(progress: Progress, journal: Journal, key: str, validation_accuracy: float) -> None:
-    """Records that a stage was stopped early, because it fell behind; so its trials are over."""
+    """Records that a stage was stopped early, because it fell behind; this ends its trials."""
     note = f"stopped early, at {100 * validation_accuracy:.1f} % of the validation images"
     for trial in progress.plan.trials_of[key]:
         progress.pruned[trial.key] = validation_accuracy
@@ -41,10 +41,10 @@ def record_pruned(progress: Progress, journal: Journal, key: str, validation_acc
 
 
 def record_failures(progress: Progress, journal: Journal, outcomes: Mapping[str, Outcome]) -> None:
-    """Records the trials that cannot be finished, because a stage of theirs was given up.
+    """Records the trials that cannot be finished because one of their stages failed.
 
     Args:
-        outcomes: by stage key.
+        outcomes: the outcomes of stages, by key.
     """
     errors = {key: outcome.error for key, outcome in outcomes.items() if outcome.kind == "failed"}
     for trial in progress.plan.trials:
@@ -55,7 +55,7 @@ def record_failures(progress: Progress, journal: Journal, outcomes: Mapping[str,
 
 
 def take_up_pruned(progress: Progress, journal: Journal) -> None:
-    """Leaves stopped the trials that an earlier session stopped early, as long as trials are to be stopped at all."""
+    """Marks the trials that an earlier session stopped early as pruned, if this session prunes too."""
     search = progress.plan.search
     if search is None or not search.asha:
         return
@@ -66,7 +66,7 @@ def take_up_pruned(progress: Progress, journal: Journal) -> None:
 
 
 def _record_outcome(progress: Progress, journal: Journal, trial: Trial) -> None:
-    """Records how a trial ended, if it has."""
+    """Records the outcome of a trial, if it has ended."""
     status = progress.status(trial)
     if status is None or status == STATUS_PRUNED:
         return

@@ -22,7 +22,7 @@ DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
 
 ALL_PARTS = "all"
 
-# Set by the data set or by another option, not by an option of their own.
+# These are set by the data set or by another option.
 _NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
 _CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8, at least 2"}
 _GROUPS = {
@@ -53,13 +53,13 @@ def parse(sweep: Sweep, argv: Sequence[str], script: Sequence[Sweep] = ()) -> Re
     """The request that the arguments state; None where they asked for help, which is then printed.
 
     Args:
-        script: all sweeps of the script where there are several; options of the others are let pass.
+        script: all sweeps of a script that has several; options of the others are accepted and ignored.
 
     Raises:
         ConfigError: an unknown option or an invalid value, in one line.
     """
     try:
-        # The help shows the defaults of the preset that is asked for, so that one is looked for first.
+        # The help shows the defaults of the chosen preset, so the preset is read first.
         preset_name = _value_of("preset", argv)
         preset_name = sweep.default_preset if preset_name is None else preset_name
         _require_one_of("preset", preset_name, sweep.presets)
@@ -74,7 +74,7 @@ def parse(sweep: Sweep, argv: Sequence[str], script: Sequence[Sweep] = ()) -> Re
 
 
 def _value_of(option: str, argv: Sequence[str]) -> str | None:
-    """The last value of an option, before the arguments are parsed; empty where it was left out."""
+    """The last value of an option, read before the arguments are parsed; empty if the value is missing."""
     value = None
     for argument, following in zip(argv, [*argv, ""][1:], strict=True):
         if argument == f"--{option}":
@@ -130,21 +130,20 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
 
 
 def _address_in_environment() -> str | None:
-    """The cluster that RAY_ADDRESS names. `local` there is Ray's own word for a Ray that is started here."""
+    """The cluster that RAY_ADDRESS names. There, `local` is Ray's own word for starting Ray on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
     return address if address not in ("", IN_PROCESS) else None
 
 
 def _value(parameter: ConfigParameter, given: Any) -> Any:
-    """A parameter's value as given, several values for an axis; `auto`, or a number that stood for it, is None."""
+    """A parameter's value, or an axis's values, with None for `auto` and for the number that stood for it."""
     if isinstance(given, tuple | list):
         return tuple(_value(parameter, value) for value in given)
     return parameter.parse(as_text(given))
 
 
 def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequence[str]) -> App:
-    """An application whose parameters are the sweep's options and those of the sweeps beside it; it returns what was
-    given."""
+    """An application with the options of the sweep and of the sweeps beside it; it returns the options given."""
     options: dict[str, Any] = {}
     for part in (sweep, *beside):
         preset = part.presets[preset_name]
@@ -162,7 +161,7 @@ def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequenc
     )
     about = [part.question for part in (beside or [sweep])]
     about += [f"preset {name}: {p.description}" for name, p in sweep.presets.items()]
-    about += ["Running the same command again resumes: what is done is not trained again."]
+    about += ["Running the same command again resumes the sweep: finished stages are not trained again."]
     text = "\n\n".join(about)
     app = App(name=Path(sys.argv[0]).name, help=text, version_flags=[], result_action="return_value")
     app["--help"].group = _GROUPS["run"]
@@ -178,7 +177,7 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
         | {
             "preset": _option(
                 Literal[tuple(sweep.presets)],
-                "Scale of the sweep; other options change single values of it.",
+                "Scale of the sweep; other options override its values.",
                 preset_name,
                 run,
             ),
@@ -195,7 +194,7 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
             "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
             "max_pack": _option(
                 int,
-                "Stages trained together at most; without it, what the device is measured to be best at.",
+                "Largest number of stages trained together; without it, measured on the device.",
                 None,
                 run,
             ),
@@ -208,7 +207,7 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
 
 def _search_options(search: Search) -> dict[str, Any]:
     text = "Trials of the search for each init scheme's best settings."
-    asha = "Stop trials of the search early that fall behind others of their scheme (ASHA)."
+    asha = "Stop early the trials of the search that fall behind others of their scheme (ASHA)."
     return {
         "search_trials": _option(int, text, search.trials, _GROUPS["grid"]),
         "asha": _option(bool, asha, None, _GROUPS["run"]),

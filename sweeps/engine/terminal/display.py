@@ -23,11 +23,11 @@ from sweeps.engine.wording import duration
 PLAIN_INTERVAL_S = 5.0
 _MOST_PACKS_SHOWN = 8
 _PANEL_TIME_SHARE = 0.05
-"""Largest share of the time that goes into the panel: with ten thousand trials it takes a tenth of a second."""
+"""Largest share of the time spent on drawing the panel: with ten thousand trials, one drawing takes 0.1 s."""
 
 
 class Display:
-    """The live panel, or the lines, of a sweep; it follows the training (`execution.follower`)."""
+    """The live panel, or the plain lines, of a sweep. It is a `Follower` (`execution/follower.py`) of the training."""
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self._progress, self._console = progress, console
@@ -39,7 +39,7 @@ class Display:
         self._speed: dict[str, float] = {}
         self._running: dict[str, StagePack] = {}
         self._group, self._next_panel_at = Group(), 0.0
-        self._live = Live(get_renderable=self._shown, console=console, refresh_per_second=2, transient=True)
+        self._live = Live(get_renderable=self._current_panel, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -59,8 +59,8 @@ class Display:
         self._running[name] = pack
 
     def reported(self, name: str, key: str, report: Report) -> None:
-        """A stage has come to a checkpoint or to its end."""
-        # Steps that an earlier session trained must not make this one look fast.
+        """A stage has reached a checkpoint or its end."""
+        # Steps that an earlier session trained must not count as this session's speed.
         self._first_steps.setdefault(key, min(report.step, max(0, report.step - self._todo[key].report_interval)))
         self._steps[key] = self._todo[key].steps if report.result is not None else report.step
         speeds = [value for metric, _, value, _ in report.points if metric == IMAGES_PER_SECOND]
@@ -69,7 +69,7 @@ class Display:
         self._print_plain_at_times()
 
     def ended(self, name: str, lines: Iterable[str] = ()) -> None:
-        """A worker is done with a pack, or has given it up; `lines` say what became of it then."""
+        """A worker has finished a pack, or given it up; `lines` then say what follows."""
         self._running.pop(name, None)
         self._speed.pop(name, None)
         for line in lines:
@@ -112,12 +112,12 @@ class Display:
         return "test" if self._progress.plan.search is None else "validation"
 
     def _metric(self) -> str | None:
-        """The metric of the answer; that of the selection while a search runs."""
+        """The metric of the answer; in a search, the metric of the selection."""
         task = task_named(self._progress.plan.study.task)
         return task.metric if self._progress.plan.search is None else task.selection_metric
 
     def _by_scheme(self) -> dict[str, list[float]]:
-        """Accuracies of the finished trials of each init scheme: on test images, of a search on validation images."""
+        """Accuracies of the finished trials of each init scheme: on test images, in a search on validation images."""
         accuracies: dict[str, list[float]] = {}
         metric = self._metric()
         if metric is None or not is_accuracy(metric):
@@ -129,8 +129,8 @@ class Display:
                 accuracies.setdefault(trial.cell.get("init_scheme", "all"), []).append(value)
         return accuracies
 
-    def _shown(self) -> Group:
-        """The panel, by a thread of its own, made anew no more often than it can be afforded."""
+    def _current_panel(self) -> Group:
+        """The panel, redrawn no more often than `_PANEL_TIME_SHARE` allows. Rich calls this in a thread of its own."""
         started = time.monotonic()
         if started >= self._next_panel_at:
             self._group = self._panel()

@@ -1,4 +1,4 @@
-"""Looks at what a user named before anything is opened, imported or started."""
+"""Checks URIs, addresses and devices before anything is opened, imported or started."""
 
 import socket
 from urllib.parse import urlparse
@@ -13,16 +13,16 @@ ANY_CLUSTER = "auto"
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Looks at a tracking URI without opening it.
+    """Checks a tracking URI without opening it.
 
     Raises:
-        ConfigError: no tracking backend could use it.
+        ConfigError: no tracking backend can use it.
     """
     backend_for(uri)
 
 
 def check_reachable(uri: str) -> None:
-    """Raises ConfigError where nothing listens at a tracking server's address."""
+    """Raises ConfigError if nothing listens at a tracking server's address."""
     server = urlparse(uri)
     if server.scheme not in ("http", "https"):
         return
@@ -34,8 +34,7 @@ def check_reachable(uri: str) -> None:
 
 
 def check_address(address: str | None) -> None:
-    """Raises ConfigError for what is no address, and where nothing listens at a cluster's; Ray itself would look for it
-    for minutes."""
+    """Raises ConfigError if an address is invalid or nothing listens there; Ray itself would try for minutes."""
     if address is None or address in (IN_PROCESS, ANY_CLUSTER):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -50,10 +49,10 @@ def check_address(address: str | None) -> None:
 
 
 def check_request(request: Request) -> None:
-    """Looks at what every sweep of a script has in common.
+    """Checks the part of a request that all sweeps of a script have in common.
 
     Raises:
-        ConfigError: the sweeps could not be run so.
+        ConfigError: the sweeps cannot be run like this.
     """
     check_tracking_uri(request.tracking_uri)
     check_address(request.address)
@@ -63,9 +62,9 @@ def check_request(request: Request) -> None:
 
 
 def check_device(device: str, address: str | None) -> None:
-    """Raises ConfigError where a GPU of this machine is asked for and there is none."""
+    """Raises ConfigError if a GPU of this machine is asked for and there is none."""
     if device == "cuda" and address in (None, IN_PROCESS):
-        import torch  # seconds, which nobody else has to wait for here
+        import torch  # takes seconds, which other requests are spared
 
         if not torch.cuda.is_available():
             raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")

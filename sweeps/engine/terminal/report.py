@@ -24,18 +24,18 @@ from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
 SMALL_S = 10.0
-"""Below it, the time that sharing saves is told in tenths of a second: of a tiny preset it is less than one."""
+"""Below this, the time that sharing saves is printed in tenths of a second: in a tiny preset it is less than one."""
 
 
 @dataclass(frozen=True)
 class Closing:
-    """The end of a session, as far as a person is told.
+    """The facts about the end of a session that are printed.
 
     Attributes:
-        tracking_place: the tracking store.
-        how_to_look: where the runs can be looked at, in lines.
+        tracking_place: the name of the tracking store.
+        how_to_look: lines that tell where the runs can be seen.
         tracking_error: why the tracking store is incomplete.
-        storage_error: why the storage could not be written any more.
+        storage_error: why the storage cannot be written any more.
     """
 
     is_interrupted: bool
@@ -67,18 +67,18 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
             f"  search    {s.trials} trials per scheme in rounds of {s.round_size}, then each winner on {fresh} seeds"
         ]
     if plan.dropped:
-        lines += [f"  dropped   {len(plan.dropped)} combinations that cannot be:", *_dropped(plan)]
+        lines += [f"  dropped   {len(plan.dropped)} impossible combinations:", *_dropped(plan)]
     _print(console, lines)
     if not todo and plan.search is None:
         _print(console, ["Nothing to train: every trial is done."])
 
 
 def print_cost(console: Console, progress: Progress, workers: Workers, max_pack: int | None) -> None:
-    """Prints the cost of the stages that are to be trained, and of those that sharing saves, measured on a few steps.
+    """Prints the cost of the stages to train, and of the stages that sharing saves, measured on a few steps.
 
     Args:
-        workers: those of this machine.
-        max_pack: stages trained together at most, taken instead of measuring.
+        workers: the workers of this machine.
+        max_pack: the largest number of stages trained together; None measures it.
     """
     plan, todo = progress.plan, progress.todo
     if not todo:
@@ -101,19 +101,19 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
 
 
 def print_growth(console: Console, progress: Progress) -> None:
-    """Prints what the results so far have added to the plan of a search."""
+    """Prints the trials that the results so far have added to the plan of a search."""
     plan = progress.plan
     seeds = {trial.cell["seed"] for trial in plan.trials}
-    what = f"{len(plan.trials)} trials so far" if len(seeds) == 1 else f"the winners on {len(seeds) - 1} fresh seeds"
-    _print(console, [f"search: {what}, {len(progress.todo)} stages to train"])
+    trials = f"{len(plan.trials)} trials so far" if len(seeds) == 1 else f"the winners on {len(seeds) - 1} fresh seeds"
+    _print(console, [f"search: {trials}, {len(progress.todo)} stages to train"])
 
 
 def print_closing(console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing) -> None:
-    """Prints the answer so far, and where to look or how to go on."""
+    """Prints the answer so far, and where to look next or how to continue."""
     stopped = f"Stopped with {progress.num_done} of {len(progress.plan.trials)} trials done."
     if closing.storage_error is not None:
-        told = [closing.storage_error, f"{stopped} When the storage works again, continue with:"]
-        _print(console, ["", *told, f"  {request.command}"])
+        reasons = [closing.storage_error, f"{stopped} When the storage works again, continue with:"]
+        _print(console, ["", *reasons, f"  {request.command}"])
         return
     study = progress.plan.study
     source = f"--storage {shlex.quote(request.storage)}"
@@ -126,7 +126,7 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
             f"  python -m sweeps.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
         ]
     if closing.is_interrupted:
-        lines += [f"{stopped} To go on:", f"  {request.command}"]
+        lines += [f"{stopped} Continue with:", f"  {request.command}"]
     else:
         lines += [*_failures(progress), f"Tables and figures:  python analysis/make_tables.py {source}"]
         lines += closing.how_to_look
@@ -134,11 +134,12 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
 
 
 def print_lost_head(console: Console, progress: Progress, request: Request, address: str) -> None:
-    """Prints that a cluster's head is lost, before Ray ends the driver."""
+    """Prints that the head of a cluster is lost, before Ray ends the driver."""
+    num_done = f"{progress.num_done} of {len(progress.plan.trials)} trials"
     lines = [
         "",
         f"The cluster's head at {address} does not answer any more: Ray will end this process within a minute.",
-        f"Stopped with {progress.num_done} of {len(progress.plan.trials)} trials done. On a new cluster, to go on:",
+        f"Stopped with {num_done} done. On a new cluster, continue with:",
         f"  {request.command}",
     ]
     _print(console, lines)
@@ -154,7 +155,7 @@ def _data_line(params: Mapping[str, Any]) -> str:
 
 
 def _saved(plan: Plan) -> str:
-    """The stages that are trained once for several trials."""
+    """A phrase about the stages that sharing saves."""
     if not plan.shared:
         return "sharing saves none"
     saved, rest = (sum(stage.steps for stage in stages) for stages in (plan.shared, plan.stages.values()))
@@ -162,7 +163,7 @@ def _saved(plan: Plan) -> str:
 
 
 def _dropped(plan: Plan) -> list[str]:
-    """A line per reason, with the values that are left out; axes on which all values are left out are not named."""
+    """A line per reason, with the values that are left out; an axis whose values are all left out is not named."""
     by_reason: dict[str, list[Cell]] = {}
     for cell, reason in plan.dropped:
         by_reason.setdefault(reason, []).append(cell)
@@ -176,7 +177,7 @@ def _dropped(plan: Plan) -> list[str]:
 
 
 def _packs(progress: Progress, limits: Limits, num_workers: int) -> str:
-    """The number of packs that there will be at least, were all stages of a shape ready together."""
+    """A phrase about the packs. Their number is the least one, reached if all stages of a shape are ready together."""
     todo = progress.todo
     counts = Counter(stage.shape for stage in todo)
     share = -(-len(todo) // num_workers)
@@ -186,7 +187,7 @@ def _packs(progress: Progress, limits: Limits, num_workers: int) -> str:
 
 
 def _failures(progress: Progress) -> list[str]:
-    """A line per error, with some of the trials that it ended."""
+    """Lines about the trials that failed: their number, then one line per error with some of its trials."""
     num_trials, num_failed = len(progress.plan.trials), len(progress.plan.trials) - progress.num_done
     if not num_failed:
         return []
