@@ -46,16 +46,11 @@ class Estimate:
 class Result:
     """The outcome of one expected trial, whether it ran or not.
 
-    <<<<<<< HEAD
-        `place` are its values on the study's axes; `state` is ok, diverged, failed, unfinished, not started or unmeasured;
-        `value` is the metric's final value of an ok or diverged trial, NaN without one; `trial` is the trial's row.
-    =======
-        Attributes:
-            place: its values on the study's axes.
-            state: ok, diverged, failed, unfinished, not started or unmeasured.
-            value: the metric's final value of an ok or diverged trial; NaN without one.
-            trial: the trial's row; None if there is no such trial.
-    >>>>>>> hG
+    Attributes:
+        place: its values on the study's axes.
+        state: ok, diverged, failed, unfinished, not started or unmeasured.
+        value: the metric's final value of an ok or diverged trial; NaN without one.
+        trial: the trial's row; None if there is no such trial.
     """
 
     place: Mapping[str, Any]
