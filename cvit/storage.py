@@ -21,6 +21,8 @@ import pyarrow.fs as pafs
 from cvit.errors import one_line
 from cvit.redaction import redacted
 
+_WITH_BUCKETS = ("s3", "gcs", "abfs")
+"""The file systems of Arrow whose paths begin with a bucket."""
 _ATTEMPTS = 8
 """The number of tries of a request to S3 that fails for a passing reason; with growing pauses, about 40 s in all."""
 
@@ -71,8 +73,8 @@ class Storage:
         try:
             if "://" in url:
                 filesystem, root = pafs.FileSystem.from_uri(url)
-                if not root:
-                    raise ValueError("it names no folder or bucket")
+                if not root and filesystem.type_name in _WITH_BUCKETS:
+                    raise ValueError("it names no bucket")
                 if isinstance(filesystem, pafs.S3FileSystem):
                     filesystem = _patient(filesystem)
             else:

@@ -117,13 +117,13 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
         kinds += [(each.kind, each.summaries(study)) for each in (layout.gain, *layout.comparisons)]
         for kind, summaries in kinds:
             for cell in summaries:
-                place = {axis: cell.axes[axis] for axis in study.axes}
+                place = {axis: cell.place[axis] for axis in study.axes}
                 row = common | {"kind": kind} | {axis: csv_value(value) for axis, value in place.items()}
-                row[SCHEME] = cell.axes[SCHEME].replace(" ", "")
+                row[SCHEME] = cell.place[SCHEME].replace(" ", "")
                 row |= vars(cell.estimate) | {"expected": cell.expected, "diverged": cell.diverged}
                 for column in layout.columns:
                     if kind == "accuracy":
-                        row |= zip(column.csv_names, column.values(study, cell.axes), strict=True)
+                        row |= zip(column.csv_names, column.values(study, cell.place), strict=True)
                     elif not column.is_measured:
                         row |= zip(column.csv_names, column.values(study, place), strict=True)
                 rows.append(row)
@@ -178,7 +178,7 @@ def _markdown_section(study: Study, layout: Layout) -> str:
     lines += markdown_table(
         [*axes, "scheme", "test accuracy, %", "95 % interval", "n", *_COUNTS, *added],
         [
-            [*_markdown_cells(study, cell), *(column.text(study, cell.axes) for column in layout.columns)]
+            [*_markdown_cells(study, cell), *(column.text(study, cell.place) for column in layout.columns)]
             for cell in study.means
         ],
     )
@@ -199,7 +199,7 @@ def _markdown_section(study: Study, layout: Layout) -> str:
 def _markdown_cells(study: Study, cell: Summary, sign: str = "") -> list[str]:
     counts = (cell.estimate.n, cell.expected, cell.diverged, cell.missing)
     estimate = [percent(cell.estimate.mean, sign), interval(cell.estimate, sign)]
-    return [*texts(study, cell.axes), scheme_text(cell.axes[SCHEME]), *estimate, *map(str, counts)]
+    return [*texts(study, cell.place), scheme_text(cell.place[SCHEME]), *estimate, *map(str, counts)]
 
 
 def _latex_table(study: Study, layout: Layout) -> str:
@@ -238,7 +238,7 @@ def _pivot(
     """Head and rows: a column per value of the axis `across`, a row per place on the others that has a summary."""
     axes = _row_axes(study, across)
     columns = study.schemes if across == SCHEME else study.values(across)
-    cells = {(tuple(cell.axes[axis] for axis in axes), cell.axes[across]): cell for cell in summaries}
+    cells = {(tuple(cell.place[axis] for axis in axes), cell.place[across]): cell for cell in summaries}
     head = [*map(heading, axes), *(value_text(across, value, study.head_dim) for value in columns)]
     return head, [
         [

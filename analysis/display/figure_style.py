@@ -98,9 +98,9 @@ def draw_accuracy(
     """Draws test accuracy against one axis, a line per scheme, at a place on the other axes."""
     for scheme in study.schemes:
         at = {**place, SCHEME: scheme}
-        cells = [c for c in study.means if c.estimate.n and at.items() <= c.axes.items()]
+        cells = [c for c in study.means if c.estimate.n and at.items() <= c.place.items()]
         estimates = [c.estimate for c in cells]
-        draw_line(axes, [c.axes[axis] for c in cells], estimates, scheme, has_band, label=scheme_text(scheme), **line)
+        draw_line(axes, [c.place[axis] for c in cells], estimates, scheme, has_band, label=scheme_text(scheme), **line)
     axes.set_ylabel("test accuracy (%)")
 
 

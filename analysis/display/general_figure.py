@@ -64,10 +64,10 @@ def _draw_panel(axes: Axes, study: Study, arranged: Arrangement, place: Mapping[
     ticks = values(study, arranged.x)
     is_numeric = all(isinstance(value, int | float) for value in ticks)
     x_of = {value: value if is_numeric else number for number, value in enumerate(ticks)}
-    at_place = [cell for cell in study.means if cell.estimate.n and place.items() <= cell.axes.items()]
+    at_place = [cell for cell in study.means if cell.estimate.n and place.items() <= cell.place.items()]
     for number, value in enumerate([None] if arranged.lines is None else values(study, arranged.lines)):
-        cells = [cell for cell in at_place if arranged.lines is None or cell.axes[arranged.lines] == value]
-        x = [x_of[cell.axes[arranged.x]] for cell in cells]
+        cells = [cell for cell in at_place if arranged.lines is None or cell.place[arranged.lines] == value]
+        x = [x_of[cell.place[arranged.x]] for cell in cells]
         _draw_line(axes, x, cells, 100 if is_accuracy(study.metric) else 1, _style(arranged, number, value))
     axes.set_xlabel(heading(arranged.x))
     _scale_x(axes, study, arranged.x, list(x_of.values()), is_numeric)

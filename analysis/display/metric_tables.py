@@ -33,7 +33,7 @@ def csv(studies: Sequence[Study]) -> str:
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset, "kind": study.metric}
         for cell in study.means:
-            place = {axis: csv_value(cell.axes[axis]) for axis in (*study.axes, *_scheme_axis(study))}
+            place = {axis: csv_value(cell.place[axis]) for axis in (*study.axes, *_scheme_axis(study))}
             counts = {"expected": cell.expected, "diverged": cell.diverged}
             rows.append(common | place | vars(cell.estimate) | counts)
     columns = ["sweep", "study", "dataset", "kind", *axes, "mean", "ci_low", "ci_high", "n", "expected", "diverged"]
@@ -87,7 +87,7 @@ def _rows(study: Study) -> list[list[str]]:
 
 
 def _row(study: Study, cell: Summary) -> list[str]:
-    place = [*texts(study, cell.axes), *(scheme_text(cell.axes[axis]) for axis in _scheme_axis(study))]
+    place = [*texts(study, cell.place), *(scheme_text(cell.place[axis]) for axis in _scheme_axis(study))]
     counts = (cell.estimate.n, cell.expected, cell.diverged, cell.missing)
     return [*place, number_text(cell.estimate.mean), _interval(cell.estimate), *map(str, counts)]
 

@@ -23,8 +23,8 @@ def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
     items = []
     for result in results:
         step = result.trial["diverged_step"] if result.trial and result.diverged else None
-        scheme = [result.axes[SCHEME]] if has_schemes(study) else []
-        where = ", ".join([*labels(study, result.axes), *scheme, f"seed {result.seed}"])
+        scheme = [result.place[SCHEME]] if has_schemes(study) else []
+        where = ", ".join([*labels(study, result.place), *scheme, f"seed {result.seed}"])
         items.append(f"- {where}: {result.state}" + ("" if step is None else f" at step {step}"))
     return ["", f"{title}:", "", *items] if items else []
 

@@ -62,7 +62,7 @@ def fits(study: Study) -> list[Fit]:
     """The fits of a study, one per kernel size, patch size and number of heads, ascending."""
     restarts: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
     for result in study.results:
-        kernel_size, patch_size, num_heads = (result.axes[axis] for axis in AXES)
+        kernel_size, patch_size, num_heads = (result.place[axis] for axis in AXES)
         errors = restarts.setdefault((kernel_size, patch_size, num_heads), [])
         if result.trial and math.isfinite(result.value):
             errors.append((result.value, result.trial[names.EXPRESSIVITY_BOUND]))

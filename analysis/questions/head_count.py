@@ -21,7 +21,7 @@ def nine_minus_fewer(study: Study) -> list[Summary]:
     `num_heads` is the smaller number. Empty if the grid lacks 9 heads or a smaller number.
     """
     summaries = [
-        replace(difference, axes={**difference.axes, NUM_HEADS: heads})
+        replace(difference, place={**difference.place, NUM_HEADS: heads})
         for heads in study.values(NUM_HEADS)
         if heads < OFFSETS_OF_3X3
         for difference in paired_difference(study.results, NUM_HEADS, OFFSETS_OF_3X3, heads)

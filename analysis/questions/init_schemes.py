@@ -12,7 +12,7 @@ from analysis.store.axes import FRACTION, SCHEME
 def gains_over_random(study: Study) -> list[Summary]:
     """Every scheme minus random initialisation on the same seeds, a summary per row and scheme that has both."""
     gains = [
-        replace(gain, axes={**gain.axes, SCHEME: scheme})
+        replace(gain, place={**gain.place, SCHEME: scheme})
         for scheme in study.schemes
         if scheme != BASELINE
         for gain in paired_difference(study.results, SCHEME, scheme, BASELINE)

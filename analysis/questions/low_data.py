@@ -47,9 +47,9 @@ def _steps_saved(study: Study, fraction: float) -> list[float]:
     """The steps that two phases save to reach random's last validation accuracy, as a share of all steps, per seed. If
     they never reach it, they count with PENALTY times all steps."""
     trials = {
-        (result.axes[SCHEME], result.seed): result.trial
+        (result.place[SCHEME], result.seed): result.trial
         for result in study.results
-        if result.axes[FRACTION] == fraction and result.trial and not result.missing
+        if result.place[FRACTION] == fraction and result.trial and not result.missing
     }
     shares = []
     for (scheme, seed), trial in trials.items():

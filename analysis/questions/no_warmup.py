@@ -69,7 +69,7 @@ def without_less_with(study: Study) -> list[Summary]:
         return []
     none, longest = ends
     return [
-        replace(difference, axes={**difference.axes, WARMUP: none})
+        replace(difference, place={**difference.place, WARMUP: none})
         for difference in paired_difference(study.results, WARMUP, none, longest)
     ]
 

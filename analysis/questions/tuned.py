@@ -64,16 +64,16 @@ def searches(study: Study) -> list[Tuned]:
         tried = [
             result if result.state == names.STATUS_OK else replace(result, value=0.0)
             for result in on_validation
-            if result.axes[SCHEME] == scheme
+            if result.place[SCHEME] == scheme
             and result.seed == names.SEARCH_SEED
             and result.trial
             and result.trial["status"]
         ]
         winner = max(tried, key=lambda result: result.value, default=None)
         fresh = [
-            replace(result, axes={SCHEME: scheme})
+            replace(result, place={SCHEME: scheme})
             for result in study.results
-            if winner and result.axes == winner.axes and result.seed != names.SEARCH_SEED
+            if winner and result.place == winner.place and result.seed != names.SEARCH_SEED
         ]
         outcomes.append(Tuned(scheme, tried, winner, fresh))
     return outcomes
@@ -98,11 +98,11 @@ def csv(studies: Sequence[Study]) -> str:
         for tuned in outcomes:
             at = common | {SCHEME: tuned.scheme}
             for number, result in enumerate(tuned.tried, 1):
-                settings = {name: result.axes[name] for name in SETTINGS}
+                settings = {name: result.place[name] for name in SETTINGS}
                 value = {"mean": result.value, "n": 1, "expected": 1, "diverged": int(result.diverged)}
                 rows.append(at | settings | value | {"kind": "search", "number": number})
             if tuned.winner is not None:
-                settings = {name: tuned.winner.axes[name] for name in SETTINGS}
+                settings = {name: tuned.winner.place[name] for name in SETTINGS}
                 validation = {"validation_accuracy": tuned.winner.value, "tried": len(tuned.tried)}
                 rows.append(at | settings | validation | _estimate(tuned.accuracy) | {"kind": "winner"})
         rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(outcomes)))
@@ -164,7 +164,7 @@ def _rows(outcomes: Sequence[Tuned], plus_minus: str) -> list[list[str]]:
     rows = []
     for tuned in outcomes:
         row = [scheme_text(tuned.scheme), str(len(tuned.tried)), str(sum(r.diverged for r in tuned.tried))]
-        settings: Mapping[str, Any] = tuned.winner.axes if tuned.winner else {}
+        settings: Mapping[str, Any] = tuned.winner.place if tuned.winner else {}
         row += [plain_text(settings.get(name, "-")) for name in SETTINGS]
         row += [percent(tuned.winner.value if tuned.winner else math.nan), mean_text(tuned.accuracy, plus_minus)]
         rows.append(row)

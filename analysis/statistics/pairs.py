@@ -18,7 +18,7 @@ Family = list[tuple[str, Judged]]
 
 def by_seed(study: Study, place: Place) -> dict[int, float]:
     """Test accuracies at a place, by seed."""
-    at_place = [result for result in study.results if place.items() <= result.axes.items()]
+    at_place = [result for result in study.results if place.items() <= result.place.items()]
     counted = {result.seed: _counted(result) for result in at_place}
     return {seed: value for seed, value in counted.items() if math.isfinite(value)}
 

@@ -47,13 +47,13 @@ class Result:
     """The outcome of one expected trial, whether it ran or not.
 
     Attributes:
-        axes: its values on the study's axes.
+        place: its values on the study's axes.
         state: ok, diverged, failed, unfinished, not started or unmeasured.
         value: the metric's final value of an ok or diverged trial; NaN without one.
         trial: the trial's row; None if there is no such trial.
     """
 
-    axes: Mapping[str, Any]
+    place: Mapping[str, Any]
     seed: int
     state: str
     value: float
@@ -72,7 +72,7 @@ class Result:
 class Summary:
     """A cell of a table: its place on the axes, the estimate, and the numbers of trials (or pairs) behind it."""
 
-    axes: Mapping[str, Any]
+    place: Mapping[str, Any]
     estimate: Estimate
     expected: int
     diverged: int
@@ -125,13 +125,13 @@ def summarise(results: Iterable[Result], by: Sequence[str]) -> list[Summary]:
     """A summary per group of results with equal values on the axes `by`, in the order of their first results."""
     return [
         Summary(
-            axes=dict(zip(by, group, strict=True)),
+            place=dict(zip(by, group, strict=True)),
             estimate=t_interval(result.value for result in part if math.isfinite(result.value)),
             expected=len(part),
             diverged=sum(result.diverged for result in part),
             missing=sum(result.missing for result in part),
         )
-        for group, part in _grouped(results, lambda result: tuple(result.axes[axis] for axis in by)).items()
+        for group, part in _grouped(results, lambda result: tuple(result.place[axis] for axis in by)).items()
     ]
 
 
@@ -149,11 +149,11 @@ def paired_difference(results: Iterable[Result], arm: str, treatment: Any, basel
         `missing` with a missing member.
     """
     cells = _grouped(
-        results, lambda result: (*((k, v) for k, v in result.axes.items() if k != arm), (SEED, result.seed))
+        results, lambda result: (*((k, v) for k, v in result.place.items() if k != arm), (SEED, result.seed))
     )
     pairs = []
     for cell, members in cells.items():
-        by_arm = {result.axes[arm]: result for result in members}
+        by_arm = {result.place[arm]: result for result in members}
         if treatment in by_arm and baseline in by_arm:
             pairs.append((cell[:-1], by_arm[treatment], by_arm[baseline]))
     summaries = []
@@ -161,7 +161,7 @@ def paired_difference(results: Iterable[Result], arm: str, treatment: Any, basel
         differences = (treated.value - base.value for _, treated, base in part)
         summaries.append(
             Summary(
-                axes=dict(group),
+                place=dict(group),
                 estimate=t_interval(difference for difference in differences if math.isfinite(difference)),
                 expected=len(part),
                 diverged=sum(treated.diverged or base.diverged for _, treated, base in part),

@@ -71,7 +71,7 @@ class Study:
     def gain(self) -> list[Summary]:
         """Two phases minus random initialisation on the same seeds, a summary per row that has both."""
         gains = paired_difference(self.results, SCHEME, TREATMENT, BASELINE)
-        return [replace(gain, axes={**gain.axes, SCHEME: GAIN}) for gain in gains]
+        return [replace(gain, place={**gain.place, SCHEME: GAIN}) for gain in gains]
 
     @cached_property
     def head_dim(self) -> int | None:
@@ -82,22 +82,22 @@ class Study:
 
     def values(self, axis: str) -> list[Any]:
         """The distinct values of one of the `axes`, ascending."""
-        return sorted({result.axes[axis] for result in self.results}, key=sort_key)
+        return sorted({result.place[axis] for result in self.results}, key=sort_key)
 
     def row_of(self, item: Result | Summary) -> tuple[Any, ...]:
         """The place of a result or summary on `axes`."""
-        return tuple(item.axes[axis] for axis in self.axes)
+        return tuple(item.place[axis] for axis in self.axes)
 
     def order_of(self, item: Result | Summary) -> tuple[Any, ...]:
         """A key that sorts results and summaries: ascending by `axes`, then by scheme."""
-        return (*map(sort_key, self.row_of(item)), self.schemes.index(item.axes[SCHEME]))
+        return (*map(sort_key, self.row_of(item)), self.schemes.index(item.place[SCHEME]))
 
     def trials_at(self, place: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """The expected trials at a place on some of the axes, without those that have not started."""
         return [
             result.trial
             for result in self.results
-            if result.trial is not None and all(result.axes[axis] == value for axis, value in place.items())
+            if result.trial is not None and all(result.place[axis] == value for axis, value in place.items())
         ]
 
     def steps_to(self, trial: Mapping[str, Any], accuracy: float, after: float = -1) -> float:
@@ -169,10 +169,10 @@ def _read_study(
     results = study_results(study["cells"], trials, task.metric)
     if SCHEME not in axes:  # all trials share it, or have none
         scheme = study["params"].get(SCHEME, "-")
-        results = [replace(result, axes={**result.axes, SCHEME: scheme}) for result in results]
-    schemes = list(dict.fromkeys(result.axes[SCHEME] for result in results))
+        results = [replace(result, place={**result.place, SCHEME: scheme}) for result in results]
+    schemes = list(dict.fromkeys(result.place[SCHEME] for result in results))
     rows = [axis for axis in axes if axis != SCHEME]
-    results.sort(key=lambda r: (*(sort_key(r.axes[axis]) for axis in rows), schemes.index(r.axes[SCHEME]), r.seed))
+    results.sort(key=lambda r: (*(sort_key(r.place[axis]) for axis in rows), schemes.index(r.place[SCHEME]), r.seed))
     dataset = dataset or ("unknown" if task.needs_data else "")
     return Study(
         label=f"{dataset or study['sweep']}-{study['study_key'][:8]}",

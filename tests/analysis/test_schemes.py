@@ -83,7 +83,7 @@ def test_no_warmup_by_hand(tmp_path: Path) -> None:
     assert no_warmup.divergence_rate(study, at | WARM) == 0
     assert no_warmup.target_accuracy(study) == pytest.approx(0.9 * 0.8)
     differences = {
-        (cell.axes["learning_rate"], cell.axes["init_scheme"]): cell for cell in no_warmup.without_less_with(study)
+        (cell.place["learning_rate"], cell.place["init_scheme"]): cell for cell in no_warmup.without_less_with(study)
     }
     assert differences[0.1, "two_phase"].estimate.mean == pytest.approx(-0.02)
     lost = differences[0.1, "random"]
@@ -149,7 +149,9 @@ def scheme_study() -> FakeStudy:
 def test_every_scheme_is_compared_with_random_and_references_are_marked(tmp_path: Path) -> None:
     frames = frames_of(tmp_path, scheme_study())
     gains = {
-        (g.axes["data_fraction"], g.axes["init_scheme"]): g for g in gains_over_random(study_of(frames, "init_schemes"))
+        (g.place["data_fraction"], g.place["init_scheme"]): g
+        for g in gains_over_random(study_of(frames, "init_schemes"))
+        for g in gains_over_random(study_of(frames, "init_schemes"))
     }
     assert [scheme for fraction, scheme in gains if fraction == 0.05] == ["two_phase", "mimetic", "convolution"]
     assert gains[0.05, "mimetic"].estimate.mean == pytest.approx(0.025)
@@ -235,8 +237,8 @@ def test_winners_are_chosen_on_validation_and_tested_on_fresh_seeds(tmp_path: Pa
     random, two_phase = tuned.searches(study)
     assert [result.value for result in random.tried] == [0.5, 0.6, 0.55]  # as searched, not by learning rate
     assert [result.value for result in two_phase.tried] == [0.7, 0.65, 0.0]  # the best diverged: the worst
-    assert random.winner and random.winner.axes["learning_rate"] == 0.001
-    assert two_phase.winner and two_phase.winner.axes["learning_rate"] == 0.003
+    assert random.winner and random.winner.place["learning_rate"] == 0.001
+    assert two_phase.winner and two_phase.winner.place["learning_rate"] == 0.003
     assert [result.value for result in random.fresh] == [0.6, 0.61]
     gain = tuned.gain([random, two_phase])
     assert gain is not None and gain.estimate.n == 2
@@ -251,8 +253,8 @@ def test_a_pruned_trial_is_tried_does_not_win_and_is_not_missing(tmp_path: Path)
     (shown,) = read_studies(frames_of(tmp_path, study), "tuned", tuned.AXES)
     random, _ = tuned.searches(shown)
     assert [result.value for result in random.tried] == [0.5, 0.0, 0.55]
-    assert random.winner and random.winner.axes["learning_rate"] == 0.002
-    assert best.params["learning_rate"] not in [r.axes["learning_rate"] for r in shown.missing if r.seed == 0]
+    assert random.winner and random.winner.place["learning_rate"] == 0.002
+    assert best.params["learning_rate"] not in [r.place["learning_rate"] for r in shown.missing if r.seed == 0]
 
 
 def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_files_of_every_sweep(written: Path) -> None:
 
 def test_nine_heads_less_fewer_by_hand(frames: Frames) -> None:
     found = head_count.nine_minus_fewer(of_training(frames, "head_count"))
-    places = [(cell.axes["inner_dim"], cell.axes["num_heads"], cell.axes["init_scheme"]) for cell in found]
+    places = [(cell.place["inner_dim"], cell.place["num_heads"], cell.place["init_scheme"]) for cell in found]
     assert places == [(width, 1, scheme) for width in (0, 144) for scheme in SCHEMES]
     diverged, *whole = found
     # Seed 0 with one head diverged before it was tested; seed 1: 0.9 - 0.5.

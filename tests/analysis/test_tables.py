@@ -111,7 +111,7 @@ def test_pairs_are_made_by_seed(frames: Frames) -> None:
     results = stats.study_results(study["cells"], own)
     gains = stats.paired_difference(results, "init_scheme", "two_phase", "random")
     low, middle, full = gains
-    assert [gain.axes for gain in gains] == [{"data_fraction": fraction} for fraction in (0.01, 0.1, 1.0)]
+    assert [gain.place for gain in gains] == [{"data_fraction": fraction} for fraction in (0.01, 0.1, 1.0)]
     # Differences at 1 %: 0.48 - 0.015 * seed, for four seeds: s = 0.0193649, t(0.975, 3) = 3.182446.
     assert low.estimate.mean == pytest.approx(0.4575)
     assert low.estimate.ci_high == pytest.approx(0.4575 + 3.182446 * 0.0193649 / 2, abs=1e-6)

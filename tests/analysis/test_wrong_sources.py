@@ -25,7 +25,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 
 @pytest.mark.parametrize("url", ["s3://", "gs://"])
 def test_a_url_without_a_bucket(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"storage {url!r} cannot be opened: it names no folder or bucket" in refused(capsys, "--storage", url)
+    assert f"storage {url!r} cannot be opened: it names no bucket" in refused(capsys, "--storage", url)
 
 
 def test_a_sweep_without_tracking_is_read_from_its_storage(

@@ -57,6 +57,6 @@ def draw(studies: Sequence[Study]) -> Figure:
 def _draw_trials(axes: Axes, study: Study, place: Mapping[str, Any]) -> None:
     """Draws single trials: with the few seeds of a large grid, they say more than an interval."""
     for scheme in study.schemes:
-        results = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.axes.items()]
-        heads, values = [r.axes[NUM_HEADS] for r in results], [100 * r.value for r in results]
+        results = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.place.items()]
+        heads, values = [r.place[NUM_HEADS] for r in results], [100 * r.value for r in results]
         axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=line_style(scheme)["color"], alpha=0.4)

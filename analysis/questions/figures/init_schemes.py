@@ -50,9 +50,9 @@ def _draw_gains(axes: Axes, study: Study) -> None:
     shifts = _SPREAD ** np.linspace(-1, 1, len(schemes))
     gains = gains_over_random(study)
     for scheme, shift in zip(schemes, shifts, strict=True):
-        cells = [cell for cell in gains if cell.axes[SCHEME] == scheme and cell.estimate.n]
+        cells = [cell for cell in gains if cell.place[SCHEME] == scheme and cell.estimate.n]
         axes.errorbar(
-            [shift * cell.axes[FRACTION] for cell in cells],
+            [shift * cell.place[FRACTION] for cell in cells],
             [100 * cell.estimate.mean for cell in cells],
             yerr=[100 * cell.estimate.half_width for cell in cells],
             elinewidth=0.8,

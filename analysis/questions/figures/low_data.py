@@ -56,7 +56,7 @@ def _draw_curves(axes: Axes, study: Study) -> None:
     groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
     for result in study.results:
         if result.trial and result.state == names.STATUS_OK and result.trial["trial_key"] in history:
-            groups.setdefault((result.axes[FRACTION], result.axes[SCHEME]), []).append(result.trial)
+            groups.setdefault((result.place[FRACTION], result.place[SCHEME]), []).append(result.trial)
     styles = fraction_styles([fraction for fraction, _ in groups])
     lines = {
         (fraction, scheme): _mean_curve([history[trial["trial_key"]] for trial in trials])
