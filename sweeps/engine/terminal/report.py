@@ -95,9 +95,9 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
         per_scheme = len(plan.trials) / len(plan.study.grid["init_scheme"])
         share = (plan.search.trials + len(plan.study.grid["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
-    seconds = cost_of(plan.shared, limits, device).worker_seconds
-    saved = f"{seconds:.1f} s" if seconds < SMALL_S else duration(seconds)
-    _print(console, [*lines, f"  saved     about {saved} of one worker, by sharing stages"])
+    if plan.shared:
+        lines.append(_saved_time(cost_of(plan.shared, limits, device).worker_seconds))
+    _print(console, lines)
 
 
 def print_growth(console: Console, progress: Progress) -> None:
@@ -160,6 +160,11 @@ def _saved(plan: Plan) -> str:
         return "sharing saves none"
     saved, rest = (sum(stage.steps for stage in stages) for stages in (plan.shared, plan.stages.values()))
     return f"sharing saves {len(plan.shared)}, {saved:,} steps, {100 * saved / (saved + rest):.0f} % of all"
+
+
+def _saved_time(seconds: float) -> str:
+    saved = f"{seconds:.1f} s" if seconds < SMALL_S else duration(seconds)
+    return f"  saved     about {saved} of one worker, by sharing stages"
 
 
 def _dropped(plan: Plan) -> list[str]:
