@@ -63,5 +63,5 @@ def test_presets_make_the_studies_that_they_made_before(name: str) -> None:
     sweep = SWEEPS[name]
     info = digits() if task_named(sweep.task).needs_data else None
     requests = {preset: parse(sweep, ["--preset", preset]) for preset in sweep.presets}
-    keys = {preset: study_of(sweep, request, info)[0].key for preset, request in requests.items() if request}
+    keys = {preset: study_of(sweep, request, info).key for preset, request in requests.items() if request}
     assert keys == STUDIES[name]

@@ -1,7 +1,7 @@
 """The plan of a sweep: from a request to trials, and from trials to the stages that they need. It never changes."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -19,13 +19,11 @@ class Plan:
     """The trials of a sweep, and the stages that they need.
 
     Attributes:
-        make_trial: makes the trial at a cell of the grid.
         dropped: the impossible combinations of the grid, each with the reason; the trials are the rest.
         search: for a sweep whose later trials depend on the results of earlier ones; see `planning.search`.
     """
 
     study: Study
-    make_trial: Callable[[Cell], Trial] = field(repr=False)
     trials: tuple[Trial, ...] = ()
     dropped: tuple[tuple[Cell, str], ...] = ()
     search: Search | None = None
@@ -40,23 +38,23 @@ class Plan:
         Raises:
             ConfigError: a combination of values cannot be trained.
         """
-        study, make_trial = study_of(sweep, request, info)
+        study = study_of(sweep, request, info)
         search = sweep.presets[request.preset].search
         if search is not None:
             search = replace(search, trials=request.search_trials or search.trials, asha=request.asha)
-            return cls(study, make_trial, search=search)
+            return cls(study, search=search)
         trials: list[Trial] = []
         dropped: list[tuple[Cell, str]] = []
         for cell in product({"seed": study.grid["seed"], **request.grid}):
             try:
-                trials.append(make_trial(cell))
+                trials.append(study.trial_at(cell))
             except CombinationError as error:
                 if not sweep.drop_invalid:
                     raise
                 dropped.append((cell, str(error)))
         if not trials:
             raise ConfigError(dropped[0][1])
-        return cls(study, make_trial, tuple(trials), tuple(dropped))
+        return cls(study, tuple(trials), tuple(dropped))
 
     def extended(self, more: Iterable[Trial]) -> Self:
         """The plan with more trials."""

@@ -44,7 +44,7 @@ def next_plan(progress: Progress) -> Plan | None:
         count = min(trials_left, plan.search.round_size)
         return plan.extended(
             [
-                plan.make_trial({SCHEME: scheme, "seed": SEARCH_SEED, **settings})
+                plan.study.trial_at({SCHEME: scheme, "seed": SEARCH_SEED, **settings})
                 for scheme in schemes
                 for settings in proposals(progress, plan.search, scheme, tried[scheme], count)
             ]
@@ -54,7 +54,7 @@ def next_plan(progress: Progress) -> Plan | None:
     ended = {s: [trial for trial in tried[s] if trial.key not in progress.pruned] or tried[s] for s in schemes}
     winners = [max(ended[scheme], key=lambda trial: validation_accuracy(progress, trial)) for scheme in schemes]
     seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.grid["seed"]))
-    fresh = [plan.make_trial({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
+    fresh = [plan.study.trial_at({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
     return plan.extended(fresh)
 
 
