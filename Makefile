@@ -22,7 +22,7 @@ demo: .venv/.installed  ## a small sweep on embedded data, its table and its fig
 
 # A file's tests stay in one process, since they share fixtures.
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=20 -m 'not ($(LONG))'
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 -m 'not ($(LONG))'
 
 test-all: test  ## then those too: benchmarks' own tests, sweeps under faults, a cluster over SSH
 	$(BIN)/python -m pytest -m '$(LONG)'
