@@ -60,7 +60,7 @@ class Backend(Protocol):
     again after an error: what it did before must not be there twice."""
 
     title: str
-    """The store's kind, as a person calls it."""
+    """The name of this kind of store on the screen, such as MLflow."""
 
     def connect(self, sweep: str, study: StudyRecord) -> None:
         """Opens the store, and makes a place for the sweep in it."""
@@ -68,7 +68,7 @@ class Backend(Protocol):
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
         """The sweep's runs in the store, one for each key. Where a key has several, because a run was created whose
-        answer was lost, all but the one in use are removed, if the key is in `own`: others belong to other drivers."""
+        answer was lost, all but the one in use are removed, if the key is in `own`: other keys belong to other drivers."""
         ...
 
     def create(self, run: NewRun) -> str:
@@ -91,7 +91,7 @@ class Backend(Protocol):
         ...
 
     def how_to_look(self) -> list[str]:
-        """Lines, with headings of 21 characters, that tell a person where the runs are to be seen."""
+        """The lines, with headings of 21 characters, that tell a person where to look at the runs."""
         ...
 
 

@@ -16,7 +16,7 @@ CURVES, AXES = "cvit-curves", "cvit-axes"
 """Keys of the views: curves by group on one step axis, parallel coordinates over the sweep's axes."""
 TAG_PREFIX = "mlflow.sharedViewState."
 _SECTION = "answers"
-"""Sections stand in the order of the alphabet, those that the UI makes itself included: this is the first."""
+"""The UI sorts sections by name, its own ones included; this name makes ours the first."""
 _COLUMNS = {CURVES: 2, AXES: 1}
 
 

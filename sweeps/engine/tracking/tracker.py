@@ -68,7 +68,7 @@ class Tracker:
     """The copier. `feed` takes journal records and returns at once; `close` waits until the store has them all.
 
     Attributes:
-        place: the store, as a person is told.
+        place: the name of the store on the screen.
         error: why something is not copied.
     """
 
@@ -109,7 +109,7 @@ class Tracker:
         self._planned = self._planned | planned
 
     def how_to_look(self) -> list[str]:
-        """Lines that tell a person where the sweep's runs are to be seen."""
+        """The lines that tell a person where to look at the sweep's runs."""
         return self._backend.how_to_look()
 
     def close(self, status: str, timeout_s: float) -> bool:
@@ -233,7 +233,7 @@ class Tracker:
         """Finds the runs of earlier drivers by their keys and decides what becomes of them.
 
         A run that has ended as the journal says is left alone. A run that a dead driver left RUNNING is continued
-        where this driver's plan has it, else ended as KILLED; a living driver's runs are its own business.
+        where this driver's plan has it, else ended as KILLED. The runs of a living driver are left alone.
         """
         runs = self._backend.existing(self._planned)
         drivers = {r.tags[v.TAG_STUDY_KEY]: r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
