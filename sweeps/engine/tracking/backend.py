@@ -68,7 +68,7 @@ class Backend(Protocol):
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
         """The sweep's runs in the store, one for each key. Where a key has several, because a run was created whose
-        answer was lost, all but the one in use are removed, if the key is in `own`: other keys belong to other drivers."""
+        answer was lost, all but the one in use are removed, if the key is in `own`: the others are other drivers'."""
         ...
 
     def create(self, run: NewRun) -> str:
