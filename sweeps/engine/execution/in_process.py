@@ -37,6 +37,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     """
     queue = StageQueue(progress, site.limits, site.workers.count)
     recorder = Recorder(progress, journal, queue, follower)
+    idle_since: float | None = None
     for number in itertools.count():
         if queue.is_finished:
             break
@@ -46,14 +47,22 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
             continue
         recorder.started(name)
         with one_thread():  # like a worker on a CPU, so that results are the same to the last bit
-            _train_pack(name, queue, recorder, site)
+            idle_since = _train_pack(name, queue, recorder, site, idle_since)
     if queue.storage_fault is not None:
         raise StorageError(f"storage {site.storage.url!r} cannot be written: {queue.storage_fault}")
     return queue.outcomes()
 
 
-def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site) -> None:
-    training, ended_at = _training(queue.pack_named(name), site), None
+def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site, idle_since: float | None) -> float:
+    """Trains a pack to its end, or to an error.
+
+    Args:
+        idle_since: when the pack before ended; None for the first one.
+
+    Returns:
+        When this pack ended, by the monotonic clock.
+    """
+    training = _training(queue.pack_named(name), site)
     while True:
         started_at = time.monotonic()
         try:
@@ -62,14 +71,14 @@ def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site) ->
         except Exception as error:  # noqa: BLE001
             queue.pack_ended(name)
             recorder.failed(name, fault_of_exception(error))
-            return
-        waited_s = 0.0 if ended_at is None else started_at - ended_at
-        ended_at = time.monotonic()
-        site.timing.add(ended_at - started_at, waited_s)
+            return time.monotonic()
+        waited_s = 0.0 if idle_since is None else started_at - idle_since
+        idle_since = time.monotonic()
+        site.timing.add(idle_since - started_at, waited_s)
         if reports is None:
             queue.pack_ended(name)
             recorder.ended(name)
-            return
+            return idle_since
         recorder.reported(name, reports)
 
 
