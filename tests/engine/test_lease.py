@@ -98,10 +98,22 @@ def test_another_sweep_in_the_same_storage_is_free(url: str) -> None:
 
 def test_a_killed_drivers_lease_is_taken_over_at_once(url: str) -> None:
     first = holder(url)
-    assert line(first) == "held"
-    first.kill()  # not waited for: only its remains are left
-    assert take(url) < EXPIRY_S
-    first.communicate()
+    try:
+        assert line(first) == "held"
+        first.kill()
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # it has ended, but its remains are left
+        assert take(url) < EXPIRY_S
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_driver_that_is_just_ending_is_waited_for(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "0.06"]) as ending:
+        _, _, place, _ = this_process().split(":")
+        start = Path(f"/proc/{ending.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        write_foreign(str(tmp_path), f"{socket.gethostname()}:{ending.pid}:{place}:{start}", 1)
+        assert take(str(tmp_path)) < EXPIRY_S
 
 
 def test_a_pid_that_another_process_has_now_proves_nothing(tmp_path: Path) -> None:

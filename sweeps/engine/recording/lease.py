@@ -28,6 +28,8 @@ EXPIRY_S = 60.0
 """A driver whose lease has not changed for this long counts as dead."""
 POLL_S = 0.5
 """Time between two looks at the other drivers' files, while asking."""
+LOOKS_BEFORE_A_REFUSAL = 2
+"""The number of looks before a driver on this machine counts as alive: one that was just killed is gone by then."""
 LOOKS_BEFORE_A_WORD = 4
 """The number of looks before the user is told about the wait: a driver that is just ending is gone by then."""
 
@@ -139,13 +141,19 @@ class _Lease:
                 seen[token] = data, since
                 if is_dead(other["process"]) or now - since > EXPIRY_S:
                     self._remove(token)
-                elif (other["holds"] or token < self._token) and (token in beating or is_here(other["process"])):
+                elif (other["holds"] or token < self._token) and (token in beating or self._is_still_here(other, look)):
                     raise SweepInUse(self._refusal(other))
             if look == LOOKS_BEFORE_A_WORD:
                 self._say(
                     f"{self._sweep}: another driver has it; checking for up to {EXPIRY_S:.0f} s whether it is alive"
                 )
             self._ended.wait(POLL_S)
+
+    @staticmethod
+    def _is_still_here(other: dict[str, Any], look: int) -> bool:
+        """True if the other driver lives on this machine, and not only because it has just been killed: the system
+        takes a moment to end a process."""
+        return look >= LOOKS_BEFORE_A_REFUSAL and is_here(other["process"])
 
     def _remove(self, token: str) -> None:
         self._removed.append(token)
