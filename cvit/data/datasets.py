@@ -137,10 +137,10 @@ def load(info: DatasetInfo) -> Dataset:
 
 @contextmanager
 def _one_line(dataset: str) -> Iterator[None]:
-    """Turns errors of the system, and of data that are nested too deeply or too large, into DataError."""
+    """Turns errors of the system, of an unknown home, and of data that are too large or too deep, into DataError."""
     try:
         yield
-    except (OSError, MemoryError, RecursionError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         raise DataError(f"dataset {dataset!r} cannot be read: {one_line(error)}") from error
 
 

@@ -92,12 +92,12 @@ def _test_files(layout: ParquetLayout, label: str) -> tuple[Files, np.ndarray, t
 
     Published test sets often lack their labels: in those of Hugging Face they all are -1.
     """
-    notes, unused = list(layout.notes), list(layout.unused)
+    notes, unused = list(layout.notes), []
     test, labels = (), np.empty(0, np.int64)
     for split in layout.tests:
         name = some_of(split.names)
         if test:
-            unused.append(name)
+            unused += split.names
             continue
         only_one(split.names, str(split.files[0].parent), split.role)
         labels = _read_labels(split.files, label, may_lack=True)
@@ -109,7 +109,7 @@ def _test_files(layout: ParquetLayout, label: str) -> tuple[Files, np.ndarray, t
             notes.append(f"tested on the images in {name}, since there are no other labelled test images")
     if layout.tests and not test:
         notes.append("test images are held out of the training images")
-    if unused:
+    if unused := [*unused, *layout.unused]:
         notes.append(f"not used: {some_of(unused)}")
     return test, labels, tuple(notes)
 
