@@ -156,6 +156,8 @@ def _described(dataset: str, name: str, stored: Stored, image_size: int | None) 
     if num_test == 0:
         raise DataError(f"dataset {dataset!r} has too few images to hold some out for testing")
     train_labels = stored.train.labels if stored.test is not None else stored.train.labels[train]
+    for part in stored.parts:
+        _check_labels(dataset, part, len(stored.class_names))
     sizes, channels = _sizes_and_channels(stored)
     size = image_size or _common_side(dataset, sizes)
     for part in stored.parts:
@@ -245,6 +247,13 @@ def _sizes_and_channels(stored: Stored) -> tuple[list[tuple[int, int]], int]:
     forms = [part.survey.forms for part in stored.parts]
     sizes = {(form.width, form.height) for each in forms for form in each[:SAMPLED]}
     return sorted(sizes), max(form.channels for each in forms for form in each)
+
+
+def _check_labels(dataset: str, part: Part, num_classes: int) -> None:
+    if len(part.survey.forms) != len(part.labels):
+        raise DataError(f"dataset {dataset!r} has {len(part.survey.forms)} images and {len(part.labels)} labels")
+    if part.labels.min() < 0 or part.labels.max() >= num_classes:
+        raise DataError(f"dataset {dataset!r} has labels outside 0..{num_classes - 1}")
 
 
 def _common_side(dataset: str, sizes: list[tuple[int, int]]) -> int:

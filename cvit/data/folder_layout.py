@@ -4,14 +4,14 @@ The names alone do not: `train` is a split beside `test`, and a class beside `bu
 split only if it holds class folders, and what leaves a choice is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cvit.data.class_folders import Listing, Parts
 from cvit.data.images import DataError
 from cvit.data.splits import Splits, find_splits, only_one, split_name
-from cvit.errors import some_of
+from cvit.errors import counted, some_of
 
 _PLAIN = frozenset(("images", "image", "imgs", "img", "pictures", "data", "dataset"))
 """Names of folders that are no classes."""
@@ -63,12 +63,12 @@ def find_layout(folder: Path, listing: Listing) -> Layout | None:
         return None
     splits = find_splits(tops, str(place))
     train = _labelled(tops, splits.train, base, "train")
-    if train.images:
+    if _has_classes(train, set(), "train"):
         return _with_splits(place, base, tops, splits, listing)
-    if partners := _strict_partners(splits):
+    if _strict_partners(splits) or (splits.train and len(splits.train) == len(tops)):
         raise DataError(
-            f"{place}/{splits.train[0]} holds images outside class folders, and so it is no split; beside "
-            f"{some_of(partners)} it is no class either: put the images of each class into a folder of its own in it"
+            f"{place}/{splits.train[0]} holds images without class folders: put the images of each class into a folder "
+            "of its own in it"
         )
     return _classes_only(place, base, tops)
 
@@ -127,7 +127,7 @@ def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits:
         labelled = _labelled(tops, names, base, role)
         if not names or test is not None:
             continue
-        if not _has_classes(labelled, train, role):
+        if not _has_classes(labelled, train.classes, role):
             without_classes += names
             continue
         only_one(names, str(place), role)
@@ -139,19 +139,17 @@ def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits:
         notes.append("test images are held out of the training images")
     unused = [name for name in tops if name not in (*splits.train, *tested)]
     if unused:
-        counts = (
-            f"{name} ({len(tops[name])} images{', without class folders' if name in without_classes else ''})"
-            for name in unused
-        )
+        lacks = {name: ", without class folders" if name in without_classes else "" for name in unused}
+        counts = (f"{name} ({counted(len(tops[name]), 'image')}{lacks[name]})" for name in unused)
         notes.append(f"not used: {some_of(counts)}")
     used = tuple((*base, name) for name in (*splits.train, *tested))
     return Layout(base, train, test, used, tuple(notes))
 
 
-def _has_classes(labelled: Labelled, train: Labelled, role: str) -> bool:
-    """False if the only folder is one like `images`, which is no class of the training images."""
+def _has_classes(labelled: Labelled, known: set[str], role: str) -> bool:
+    """False if there is no class folder, or only one like `images`, which is no known class."""
     classes = labelled.classes
-    if len(classes) == 1 and not classes & train.classes:
+    if len(classes) == 1 and not classes & known:
         name = next(iter(classes))
         return not (split_name(name).role == role or name.casefold() in _PLAIN)
     return bool(classes)
@@ -176,7 +174,7 @@ def _refuse_nested_classes(
     if splits.test or splits.validation:
         return
     for name in tops:
-        inner = {parts[len(base) + 1] for parts in tops[name] if len(parts) > len(base) + 2}
+        inner = _inner(name, tops[name], len(base))
         if name not in splits.train and len(inner) > 1 and not inner & train.classes:
             raise DataError(
                 f"{place} holds {splits.train[0]} beside {name}, each with folders of its own: training images or a "
@@ -190,52 +188,67 @@ def _strict_partners(splits: Splits) -> list[str]:
     return [name for name in (*splits.test, *splits.validation) if split_name(name).series in series]
 
 
+def _inner(name: str, images: Sequence[Parts], depth: int) -> set[str]:
+    """The folders in a folder; in its only one, if that has its name, as in casting_data/casting_data."""
+    depth += 1
+    inner = {parts[depth] for parts in images if len(parts) > depth + 1}
+    while inner == {name} and all(len(parts) > depth + 2 for parts in images):
+        depth += 1
+        inner = {parts[depth] for parts in images if len(parts) > depth + 1}
+    return inner
+
+
 def _classes_only(place: Path, base: Parts, tops: dict[str, list[Parts]]) -> Layout:
     """The layout with class folders only.
 
     Raises:
-        DataError: a folder may hold test images instead of a class.
+        DataError: a folder may hold test images instead of a class, or splits.
     """
     depth = len(base)
-    notes = _refuse_lone_splits(place, depth, tops)
-    for name, images in tops.items():
-        inner = {parts[depth + 1] for parts in images if len(parts) > depth + 2}
-        found = find_splits(inner, f"{place}/{name}")
+    inner = {name: _inner(name, images, depth) for name, images in tops.items()}
+    _refuse_lone_splits(place, inner)
+    for name, folders in inner.items():
+        found = find_splits(folders, f"{place}/{name}")
         if partners := _strict_partners(found):
             raise DataError(
-                f"{place}/{name} holds {found.train[0]} and {some_of(partners)}: put the class folders into the "
-                f"splits, as in {found.train[0]}/{name}, not the splits into the classes"
+                f"{place}/{name} holds {found.train[0]} and {some_of(partners)}: give its path if it is the data set; "
+                f"if it is a class, put the classes into the splits, as in {found.train[0]}/{name}"
             )
+    common = set.intersection(*inner.values()) if len(inner) > 1 else set()
+    notes = ()
+    if len(common) > 1:
+        notes = (f"the classes are {some_of(tops)}, though each has the folders {some_of(sorted(common))} in it",)
     labelled = tuple((parts, depth) for images in tops.values() for parts in images)
     return Layout(base, Labelled(labelled, 0), None, tuple((*base, name) for name in tops), notes)
 
 
-def _refuse_lone_splits(place: Path, depth: int, tops: dict[str, list[Parts]]) -> tuple[str, ...]:
-    """Raises DataError if a folder is named like test images but there are no training images to go with it.
+def _refuse_lone_splits(place: Path, inner: Mapping[str, set[str]]) -> None:
+    """Raises DataError if a folder is named like test images, but there are no training images to go with it.
 
-    Returns:
-        Notes about the folders that count as classes in spite of their names.
+    Args:
+        inner: the folders in each folder.
     """
-    parsed = [split_name(name) for name in tops]
-    lone = [each for each in parsed if each.role in ("test", "validation")]
-    by_series = {each.series: {other.role for other in lone if other.series == each.series} for each in lone}
-    pairs = [each.name for each in lone if len(by_series[each.series]) > 1]
-    bare = [each.name for each in lone if not each.rest]
-    if pairs or (bare and len(bare) == len(tops)):
+    lone = [each for each in map(split_name, inner) if each.role in ("test", "validation")]
+    roles = {each.series: {other.role for other in lone if other.series == each.series} for each in lone}
+    pairs = [each.name for each in lone if len(roles[each.series]) > 1]
+    bare = [each.name for each in lone if not each.rest and not _is_opposed(each.name, inner)]
+    if pairs or (bare and len(bare) == len(inner)):
         raise DataError(f"{place} holds {some_of(pairs or bare)} but no training images, such as in a folder train")
-    notes = []
-    for name in bare:
-        inner = {parts[depth + 1] for parts in tops[name] if len(parts) > depth + 2}
-        if common := sorted(inner & set(tops)):
+    for name in (each.name for each in lone):
+        others = [other for other in inner if other != name]
+        if common := sorted(inner[name] & set(others)):
             raise DataError(
                 f"{place} holds {name} beside class folders that are in it too: move {some_of(common)} into a folder "
                 "train"
             )
-        if split_name(name).role == "test":
-            others = [other for other in tops if other != name]
+        twins = [other for other in others if inner[name] & inner[other]]
+        if twins or name in bare:
             raise DataError(
-                f"{place} holds {name} beside {some_of(others)}: test images or a class? Move the classes into a "
-                "folder train, or rename the folder"
+                f"{place} holds {name} beside {some_of(twins or others)}: test images or a class? Call the folder with "
+                "the training images train, or rename this one"
             )
-        notes.append(f"the folder {name} counts as a class, since there is no folder of training images")
-    return tuple(notes)
+
+
+def _is_opposed(name: str, names: Iterable[str]) -> bool:
+    """True if a name is a class since its opposite is one too: valid and invalid."""
+    return f"in{name}".casefold() in map(str.casefold, names)

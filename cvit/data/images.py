@@ -56,7 +56,7 @@ class Form:
     Attributes:
         width, height: pixels, as the image is seen.
         channels: 1 for a grayscale image, 3 for any other.
-        is_transparent: True if it has an alpha channel or a transparent colour.
+        is_transparent: True if it has an alpha channel or a transparent colour, whether a pixel uses it or not.
         is_deep: True if it has 16 bits per channel.
         is_turned: True if its EXIF data say that it is stored turned or mirrored.
         is_animated: True if it has several frames, of which the first is read.
@@ -116,6 +116,19 @@ def read_value_range(encoded: bytes | None, name: str) -> ValueRange:
     except Exception as error:
         raise DataError(f"{name} cannot be decoded: {one_line(error)}") from error
     return int(colours.min()), int(colours.max())
+
+
+def is_opaque(encoded: bytes | None, name: str) -> bool:
+    """True if no pixel of an image is transparent; this decodes it.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    image = _open(encoded, name)
+    try:
+        return _with_alpha(image).getextrema()[-1] == (255, 255)
+    except Exception as error:
+        raise DataError(f"{name} cannot be decoded: {one_line(error)}") from error
 
 
 def decode_images(encoded: Sequence[bytes | None], name_of: Callable[[int], str], target: Target) -> Pixels:
@@ -219,12 +232,16 @@ def _seen_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 def _opaque(image: Image.Image, channels: int) -> Image.Image:
     """The image in mode L or RGB, transparency on white."""
     if image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image
-        image = image.convert("RGBA")
+        image = _with_alpha(image)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if channels == 1 else "RGB"
     image.load()
     return image if image.mode == mode else image.convert(mode)
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """The image in mode RGBA."""
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def _fitted(image: Image.Image, target: Target) -> Image.Image:

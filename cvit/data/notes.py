@@ -6,7 +6,7 @@ import numpy as np
 
 from cvit.data.images import Form
 from cvit.data.stored import Labels, Stored
-from cvit.errors import some_of
+from cvit.errors import counted, some_of
 
 
 def class_notes(class_names: Sequence[str], train_labels: Labels, test_labels: Labels) -> Iterator[str]:
@@ -24,16 +24,17 @@ def pixel_notes(stored: Stored, channels: int) -> Iterator[str]:
         return sum(part.survey.count(is_counted) for part in stored.parts)
 
     if transparent := count(lambda form: form.is_transparent):
-        yield f"{transparent} images with transparency are put on white"
+        yield f"transparency is put on white: in {counted(transparent, 'image')}"
     if (value_range := stored.value_range) is not None:
         deep = count(lambda form: form.is_deep)
-        yield f"{deep} images of 16 bits: their range, {value_range[0]} to {value_range[1]}, is scaled to 0 to 255"
+        low, high = value_range
+        yield f"16 bits are scaled by their range, {low} to {high}, to 0 to 255: in {counted(deep, 'image')}"
     if turned := count(lambda form: form.is_turned):
-        yield f"{turned} images are turned as their EXIF orientation says"
+        yield f"turned as the EXIF orientation says: {counted(turned, 'image')}"
     if channels == 3 and (gray := count(lambda form: form.channels == 1)):
-        yield f"{gray} grayscale images among images in colour are read as RGB"
+        yield f"read as RGB: {counted(gray, 'grayscale image')} among images in colour"
     if animated := count(lambda form: form.is_animated):
-        yield f"{animated} animations: only their first frame is read"
+        yield f"only the first frame is read: of {counted(animated, 'animation')}"
 
 
 def double_notes(stored: Stored, train: np.ndarray, test: np.ndarray) -> Iterator[str]:
@@ -46,4 +47,4 @@ def double_notes(stored: Stored, train: np.ndarray, test: np.ndarray) -> Iterato
     known = {digests[i] for i in train}
     tested = [digests[i] for i in test] if stored.test is None else stored.test.survey.digests
     if doubles := sum(digest in known for digest in tested):
-        yield f"{doubles} of {len(tested)} test images are training images too (equal files)"
+        yield f"of {counted(len(tested), 'test image')}, {doubles} are training images too (equal files)"

@@ -31,16 +31,16 @@ _PARTIAL = "partial"  # Hugging Face converts the first part of a large data set
 
 @dataclass(frozen=True)
 class SplitName:
-    """A name, the role that it gives, and its other tokens, in lower case. `series` leaves out the numbers, in which
-    the shards of a data set differ."""
+    """A name, the role that it gives, and its other tokens, in lower case.
+
+    Attributes:
+        series: the other tokens less the numbers at the end, which differ among the parts of one split.
+    """
 
     name: str
     role: Role | None
     rest: tuple[str, ...]
-
-    @property
-    def series(self) -> tuple[str, ...]:
-        return tuple(token for token in self.rest if not token.isdigit())
+    series: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,15 @@ def split_name(name: str) -> SplitName:
     tokens = [token.casefold() for token in _TOKEN.findall(_HUMP.sub("_", name))]
     places = [i for i, token in enumerate(tokens) if token in _ROLES]
     if not places:
-        return SplitName(name, None, tuple(tokens))
+        return SplitName(name, None, tuple(tokens), tuple(tokens))
     first = last = places[-1]
     if last > 0 and (_ROLES.get(tokens[last - 1]), _ROLES[tokens[last]]) == ("train", "validation"):
         first = last - 1
-    rest = [token for token in tokens[:first] + tokens[last + 1 :] if token != _PARTIAL]
-    return SplitName(name, _ROLES[tokens[first]], tuple(rest))
+    before, after = [token for token in tokens[:first] if token != _PARTIAL], tokens[last + 1 :]
+    num_kept = len(after)
+    while num_kept and after[num_kept - 1].isdigit():
+        num_kept -= 1
+    return SplitName(name, _ROLES[tokens[first]], (*before, *after), (*before, *after[:num_kept]))
 
 
 def find_splits(names: Iterable[str], place: str) -> Splits:

@@ -1,17 +1,17 @@
 """Reads the headers of all images of a part before it is planned: sizes, channels, and whatever changes their pixels.
 
 The images of a data set have few different headers, and Pillow takes 50 to 80 µs for one. So each header is read once,
-and found again by the bytes in front of the pixels.
+and found again by the bytes in front of the pixels. Only images with transparency or 16 bits are decoded.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cvit.data.deep import ValueRange
-from cvit.data.images import Form, read_form, read_value_range
+from cvit.data.images import Form, is_opaque, read_form, read_value_range
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_SCAN = 0xDA
@@ -24,7 +24,7 @@ class Survey:
     """The facts about the images of a part that are known before they are decoded.
 
     Attributes:
-        forms: the header of each image.
+        forms: the header of each image; images that are opaque in spite of it count as such.
         digests: SHA-256 of each image as it is stored.
         value_range: the range of the values in images of 16 bits; None without any.
     """
@@ -50,6 +50,8 @@ def survey_images(images: Iterable[bytes | None], name_of: Callable[[int], str])
         key = hashlib.sha256(header_bytes(encoded or b"")).digest()
         if (form := known.get(key)) is None or encoded is None:
             form = known[key] = read_form(encoded, name_of(index))
+        if form.is_transparent and is_opaque(encoded, name_of(index)):
+            form = replace(form, is_transparent=False)
         if form.is_deep:
             ranges.append(read_value_range(encoded, name_of(index)))
         forms.append(form)

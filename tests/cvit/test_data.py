@@ -3,6 +3,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,21 @@ def test_torchvision_layout_is_read(tmp_path: Path) -> None:
     assert "is not in" in error_of("fashion_mnist", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "reason"), [(range(9), "20 images and 9 labels"), ([*range(9), *[77] * 11], "labels outside 0..9")]
+)
+def test_torchvision_files_that_do_not_fit_together_are_an_error(
+    labels: Sequence[int], reason: str, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    folder = tmp_path / "FashionMNIST/raw"
+    write_fashion_mnist(folder, images, images)
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + bytes(labels))
+    assert reason in error_of("fashion_mnist", tmp_path)
+    (folder / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x77\1\0\0\0\0")
+    assert "could not be read" in error_of("fashion_mnist", tmp_path)
+
+
 def test_damaged_torchvision_files_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     message = error_of("cifar10", tmp_path)
@@ -134,7 +150,7 @@ def test_gray_and_colour_mixed_are_read_as_rgb_whichever_comes_first(gray_place:
     data = loaded("a", tmp_path)
     for image, found in zip(images, data.train.images, strict=True):
         np.testing.assert_array_equal(found.transpose(1, 2, 0), np.asarray(image.convert("RGB")))
-    assert data.info.notes == ("3 grayscale images among images in colour are read as RGB",)
+    assert data.info.notes == ("read as RGB: 3 grayscale images among images in colour",)
 
 
 def test_colour_in_the_test_images_alone_makes_rgb_too(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_each_image_is_read_once_whatever_folders_link_to_each_other(target: str
     info = info_of(tmp_path / "pets")
     assert info.fingerprint == plain.fingerprint and num_images(tmp_path / "pets") == 10
     np.testing.assert_array_equal(info.train_labels, plain.train_labels)
-    assert any("links to files and folders that are listed already" in note for note in info.notes)
+    assert any("to what is listed already" in note for note in info.notes)
 
 
 def test_links_in_splits_lead_to_each_image_once(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_links_in_splits_lead_to_each_image_once(tmp_path: Path) -> None:
     (tmp_path / "pets/train/cat/same.png").symlink_to(tmp_path / "pets/train/cat/000.png")
     info = info_of(tmp_path / "pets")
     assert (len(info.train_labels), info.num_test) == (6, 4)
-    assert info.notes[0] == "passed over: 4 links to files and folders that are listed already"
+    assert info.notes[0] == "passed over: 4 links to what is listed already"
 
 
 def test_images_and_classes_may_be_links_to_elsewhere(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_images_outside_class_folders_are_counted(tmp_path: Path) -> None:
     write_folder(tmp_path / "pets/train", {"cat": 5, "dog": 5})
     write_folder(tmp_path / "pets/test", {"cat": 5, "dog": 5})
     shutil.copy(tmp_path / "pets/train/cat/000.png", tmp_path / "pets/train/stray.png")
-    assert "passed over: 1 images outside class folders" in info_of(tmp_path / "pets").notes
+    assert "passed over: 1 image outside class folders" in info_of(tmp_path / "pets").notes
 
 
 def test_a_folder_with_images_of_other_kinds_alone_says_so(tmp_path: Path) -> None:
@@ -213,22 +213,22 @@ def test_images_that_are_in_training_and_test_set_are_counted(kind: str, tmp_pat
     if kind == "parquet":
         write_parquet(tmp_path / "a/train.parquet", pictures(20), alternating(20))
         write_parquet(tmp_path / "a/test.parquet", pictures(10, 17), alternating(10))
-        expected = "3 of 10"
+        expected = "of 10 test images, 3"
     elif kind == "folder":
         write_folder(tmp_path / "a/train", {"cat": 5, "dog": 5})
         write_folder(tmp_path / "a/test", {"cat": 2, "dog": 3})
-        expected = "5 of 5"
+        expected = "of 5 test images, 5"
     else:
         write_parquet(tmp_path / "a/rows.parquet", [encoded(picture(0))] * 20, alternating(20))
-        expected = "4 of 4"
-    assert info_of(tmp_path / "a").notes == (f"{expected} test images are training images too (equal files)",)
+        expected = "of 4 test images, 4"
+    assert info_of(tmp_path / "a").notes == (f"{expected} are training images too (equal files)",)
 
 
 def test_notes_are_in_the_plan(tmp_path: Path) -> None:
-    write_folder(tmp_path / "pets/train", {"cat": 9, "dog": 9}, size=(8, 8), mode="RGBA")
+    write_folder(tmp_path / "pets/train", {"cat": 9, "dog": 9}, size=(8, 8), mode="L")
     write_folder(tmp_path / "pets/valid", {"cat": 3, "dog": 3}, size=(8, 8))
     plan = sweep(tmp_path, "--preset", "smoke", "--dataset", str(tmp_path / "pets"), "--dry-run").splitlines()
-    assert "            18 images with transparency are put on white" in plan
+    assert "            read as RGB: 18 grayscale images among images in colour" in plan
     assert "            tested on the images in valid, since there are no other test images" in plan
 
 

@@ -78,7 +78,7 @@ def test_a_picture_in_the_alpha_channel_is_seen(tmp_path: Path) -> None:
     assert {image[0].tobytes() for part in (data.train, data.test) for image in part.images} == {
         (255 - image[..., 3]).tobytes() for image in rgba
     }
-    assert data.info.notes == ("20 images with transparency are put on white",)
+    assert data.info.notes == ("transparency is put on white: in 20 images",)
 
 
 @given(arrays(np.uint8, (4, 4, 4)))
@@ -133,7 +133,7 @@ def test_16_bits_are_scaled_by_the_range_of_the_set(mode: str, tmp_path: Path) -
     data = loaded(tmp_path / "a")
     expected = np.rint((np.stack(values).reshape(20, 4, 4, -1)[..., :colours] - 900.0) * 255 / 510)
     np.testing.assert_array_equal(data.train.images.transpose(0, 2, 3, 1), expected)
-    assert "22 images of 16 bits: their range, 900 to 1410, is scaled to 0 to 255" in data.info.notes
+    assert "16 bits are scaled by their range, 900 to 1410, to 0 to 255: in 22 images" in data.info.notes
 
 
 @given(arrays(np.uint16, (4, 4, 3)))
@@ -205,7 +205,7 @@ def test_turned_images_are_said_and_broken_exif_data_are_passed_over(tmp_path: P
         files.append(file.getvalue())
     path = write_parquet(tmp_path / "a.parquet", files, alternating(20))
     data = loaded(path)
-    assert data.info.notes == ("5 images are turned as their EXIF orientation says",)
+    assert data.info.notes == ("turned as the EXIF orientation says: 5 images",)
     pixels = {image.transpose(1, 2, 0).tobytes() for part in (data.train, data.test) for image in part.images}
     assert pixels == {np.asarray(picture(i).rotate(180 if i < 5 else 0)).tobytes() for i in range(20)}
 
@@ -250,11 +250,11 @@ def test_where_pixels_are_read_in_another_way_than_before_the_fingerprint_differ
     turned = io.BytesIO()
     picture(0).save(turned, "PNG", exif=orientation(6))
     special = {
-        "transparent": encoded(picture(0, mode="RGBA")),
+        "transparent": encoded(Image.new("RGBA", (4, 4), (9, 9, 9, 99))),
         "deep": png_of_16_bits(np.arange(16, dtype=np.uint16).reshape(4, 4), "L"),
         "turned": turned.getvalue(),
     }[change]
-    images = [special, *(encoded(picture(i)) for i in range(1, 20))]
+    images = [special, encoded(picture(1, mode="RGBA")), *(encoded(picture(i)) for i in range(2, 20))]
     info = info_of(write_parquet(tmp_path / "a.parquet", images, alternating(20)))
     as_before = hashlib.sha256(f"{info.stored.content}|as stored".encode()).hexdigest()[:16]
     assert info.fingerprint != as_before

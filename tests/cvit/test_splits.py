@@ -89,6 +89,9 @@ def test_names_that_differ_by_the_word_are_splits(
         (["my_test_train", "my_test_test"], Splits(("my_test_train",), ("my_test_test",))),
         (["partial-train", "partial-test"], Splits(("partial-train",), ("partial-test",))),
         (["bus", "car", "train"], Splits(("train",))),
+        (["cifar10-train", "cifar10-test", "cifar100-train"], Splits(("cifar10-train",), ("cifar10-test",))),
+        (["train-part1", "train-part2", "test"], Splits(("train-part1", "train-part2"), ("test",))),
+        (["train", "test1"], Splits(("train",), ("test1",))),
         (["test", "val"], Splits()),
     ],
 )
@@ -210,14 +213,23 @@ def test_a_folder_beside_training_images_alone_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "images", "reason"),
     [
-        ([], ["train", "test"], "train holds images outside class folders"),
-        ([], ["seg_train", "seg_test", "seg_pred"], "seg_train holds images outside class folders"),
+        ([], ["train", "test"], "train holds images without class folders"),
+        ([], ["seg_train", "seg_test", "seg_pred"], "seg_train holds images without class folders"),
         (["test", "val"], [], "holds test and val but no training images"),
         (["seg_test", "seg_val"], [], "holds seg_test and seg_val but no training images"),
         (["test"], [], "holds test but no training images"),
         ([], ["cat", "dog", "test"], "test beside cat and dog: test images or a class?"),
         (["test"], ["cat", "dog"], "move cat and dog into a folder train"),
-        (["cats/train", "cats/test", "dogs/train", "dogs/test"], [], "not the splits into the classes"),
+        (["cats/train", "cats/test", "dogs/train", "dogs/test"], [], "put the classes into the splits"),
+        (
+            ["casting/casting/train", "casting/casting/test", "casting_512"],
+            [],
+            "casting holds train and test: give",
+        ),
+        (["rps/rps", "rps-test-set/rps-test-set"], ["validation"], "rps-test-set beside rps"),
+        ([], ["cat", "dog", "validation"], "validation beside cat and dog: test images or a class?"),
+        ([], ["train/train", "test1/test1"], "train holds images without class folders"),
+        ([], ["train"], "train holds images without class folders"),
         (["cat", "dog", "train"], [], None),
     ],
 )
@@ -238,6 +250,15 @@ def test_a_folder_named_train_beside_folders_of_another_structure_is_a_choice(tm
     write_split(tmp_path, "train", 2, ("steam", "diesel"))
     write_split(tmp_path, "bus", 2, ("school", "city"))
     assert "training images or a class?" in error_of(tmp_path)
+
+
+def test_classes_with_the_same_folders_in_them_are_said(tmp_path: Path) -> None:
+    """They may be classes of pictures by the same persons, or the folders in them the classes."""
+    for folder in ("color", "grayscale"):
+        write_split(tmp_path, folder, 5, ("apple", "cherry"))
+    assert info_of(tmp_path).notes == (
+        "the classes are color and grayscale, though each has the folders apple and cherry in it",
+    )
 
 
 def test_tiny_imagenet_as_it_is_unpacked_is_told_what_to_move(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cvit.data.folder_layout import Labelled, Layout, find_layout
 from cvit.data.formats import Format, Place
 from cvit.data.images import DataError
 from cvit.data.stored import EncodedPart, Stored, digest_of_names
-from cvit.errors import one_line, some_of
+from cvit.errors import counted, one_line, some_of
 
 _OTHER_IMAGES = frozenset((".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".pnm", ".avif", ".heic", ".svg", ".eps"))
 
@@ -96,10 +96,10 @@ def _passed_over(layout: Layout, listing: Listing, num_read: int) -> list[str]:
     if others := _by_suffix(filter(is_used, listing.others)):
         notes.append(f"passed over: {others}")
     if outside := sum(part.outside for part in labelled):
-        notes.append(f"passed over: {outside} images outside class folders")
+        notes.append(f"passed over: {counted(outside, 'image')} outside class folders")
     num_links = sum(len(part.images) for part in labelled) - num_read + len([*filter(is_used, listing.back_links)])
     if num_links:
-        notes.append(f"passed over: {num_links} links to files and folders that are listed already")
+        notes.append(f"passed over: {counted(num_links, 'link')} to what is listed already")
     if empty := _empty(layout, listing):
         notes.append(f"passed over: no image in {some_of(empty)}")
     return notes
