@@ -63,14 +63,17 @@ def find_layout(folder: Path, listing: Listing) -> Layout | None:
         return None
     splits = find_splits(tops, str(place))
     train = _labelled(tops, splits.train, base, "train")
-    if _has_classes(train, set(), "train"):
-        return _with_splits(place, base, tops, splits, listing)
-    if _strict_partners(splits) or (splits.train and len(splits.train) == len(tops)):
-        raise DataError(
-            f"{place}/{splits.train[0]} holds images without class folders: put the images of each class into a folder "
-            "of its own in it"
-        )
-    return _classes_only(place, base, tops)
+    is_sure = bool(_strict_partners(splits)) or (splits.train and len(splits.train) == len(tops))
+    if not _has_classes(train, set(), "train"):
+        if is_sure:
+            raise DataError(
+                f"{place}/{splits.train[0]} holds images without class folders: put the images of each class into a "
+                "folder of its own in it"
+            )
+        return _classes_only(place, base, tops)
+    if not is_sure:
+        _refuse_class(place, base, tops, splits, train)
+    return _with_splits(place, base, tops, splits, listing)
 
 
 def _surrounding(listing: Listing) -> Parts:
@@ -121,7 +124,6 @@ def _is_wrapped(images: Sequence[Parts], depth: int, role: str) -> bool:
 
 def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits: Splits, listing: Listing) -> Layout:
     train = _labelled(tops, splits.train, base, "train")
-    _refuse_nested_classes(place, base, tops, splits, train)
     notes, without_classes, test, tested = [], [], None, ()
     for role, names in (("test", splits.test), ("validation", splits.validation)):
         labelled = _labelled(tops, names, base, role)
@@ -167,19 +169,16 @@ def _refuse_annotated(place: Path, base: Parts, names: Sequence[str], listing: L
                 )
 
 
-def _refuse_nested_classes(
-    place: Path, base: Parts, tops: dict[str, list[Parts]], splits: Splits, train: Labelled
-) -> None:
-    """Raises DataError if a folder named train may be a class: beside it are folders with other folders in them."""
-    if splits.test or splits.validation:
-        return
-    for name in tops:
-        inner = _inner(name, tops[name], len(base))
-        if name not in splits.train and len(inner) > 1 and not inner & train.classes:
-            raise DataError(
-                f"{place} holds {splits.train[0]} beside {name}, each with folders of its own: training images or a "
-                "class? Rename the folder, or give the path of the training images"
-            )
+def _refuse_class(place: Path, base: Parts, tops: dict[str, list[Parts]], splits: Splits, train: Labelled) -> None:
+    """Raises DataError if a folder named train may be a class: it holds both images and folders, or folders beside
+    others that hold different folders."""
+    others = [name for name in tops if name not in splits.train]
+    inner = [_inner(name, tops[name], len(base)) for name in others]
+    if train.outside or any(len(folders) > 1 and not folders & train.classes for folders in inner):
+        raise DataError(
+            f"{place} holds {splits.train[0]} with folders in it beside {some_of(others)}: training images or a class? "
+            "Rename the folder, or give the path of the training images"
+        )
 
 
 def _strict_partners(splits: Splits) -> list[str]:

@@ -252,6 +252,12 @@ def test_a_folder_named_train_beside_folders_of_another_structure_is_a_choice(tm
     assert "training images or a class?" in error_of(tmp_path)
 
 
+def test_a_class_named_train_with_folders_and_images_in_it_is_a_choice(tmp_path: Path) -> None:
+    for folder in ("bus", "car", "train", "train/old"):
+        write_images(tmp_path / folder, 5)
+    assert "holds train with folders in it beside bus and car: training images or a class?" in error_of(tmp_path)
+
+
 def test_classes_with_the_same_folders_in_them_are_said(tmp_path: Path) -> None:
     """They may be classes of pictures by the same persons, or the folders in them the classes."""
     for folder in ("color", "grayscale"):
