@@ -36,6 +36,7 @@ class Layout:
 
     Attributes:
         base: the folders around the data set, such as one of an archive.
+        outside: the number of images beside the folders.
         used: the folders that hold the training and test images.
         notes: lines about the folders that are not used.
     """
@@ -43,6 +44,7 @@ class Layout:
     base: Parts
     train: Labelled
     test: Labelled | None
+    outside: int
     used: tuple[Parts, ...]
     notes: tuple[str, ...] = ()
 
@@ -70,7 +72,7 @@ def find_layout(folder: Path, listing: Listing) -> Layout | None:
                 f"{place}/{splits.train[0]} holds images without class folders: put the images of each class into a "
                 "folder of its own in it"
             )
-        return _classes_only(place, base, tops)
+        return _classes_only(place, base, tops, _num_in(base, listing))
     if not is_sure:
         _refuse_class(place, base, tops, splits, train)
     return _with_splits(place, base, tops, splits, listing)
@@ -100,6 +102,10 @@ def _below(images: Sequence[Parts], base: Parts) -> dict[str, list[Parts]]:
     return tops
 
 
+def _num_in(base: Parts, listing: Listing) -> int:
+    return sum(parts[:-1] == base for parts in listing.images)
+
+
 def _labelled(tops: dict[str, list[Parts]], names: Sequence[str], base: Parts, role: str) -> Labelled:
     """The images in some folders, by the class folders in them."""
     labelled: list[tuple[Parts, int]] = []
@@ -124,6 +130,9 @@ def _is_wrapped(images: Sequence[Parts], depth: int, role: str) -> bool:
 
 def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits: Splits, listing: Listing) -> Layout:
     train = _labelled(tops, splits.train, base, "train")
+    for name in splits.train:
+        classes = _below(tops[name], (*base, name))
+        _refuse_lone_splits(place / name, {each: _inner(each, classes[each], len(base) + 1) for each in classes})
     notes, without_classes, test, tested = [], [], None, ()
     for role, names in (("test", splits.test), ("validation", splits.validation)):
         labelled = _labelled(tops, names, base, role)
@@ -137,7 +146,7 @@ def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits:
         if role == "validation":
             notes.append(f"tested on the images in {some_of(names)}, since there are no other test images")
     if without_classes and test is None:
-        _refuse_annotated(place, base, without_classes, listing)
+        _refuse_annotated(place, base, without_classes, listing, splits.train[0])
         notes.append("test images are held out of the training images")
     unused = [name for name in tops if name not in (*splits.train, *tested)]
     if unused:
@@ -145,7 +154,7 @@ def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits:
         counts = (f"{name} ({counted(len(tops[name]), 'image')}{lacks[name]})" for name in unused)
         notes.append(f"not used: {some_of(counts)}")
     used = tuple((*base, name) for name in (*splits.train, *tested))
-    return Layout(base, train, test, used, tuple(notes))
+    return Layout(base, train, test, _num_in(base, listing), used, tuple(notes))
 
 
 def _has_classes(labelled: Labelled, known: set[str], role: str) -> bool:
@@ -157,7 +166,7 @@ def _has_classes(labelled: Labelled, known: set[str], role: str) -> bool:
     return bool(classes)
 
 
-def _refuse_annotated(place: Path, base: Parts, names: Sequence[str], listing: Listing) -> None:
+def _refuse_annotated(place: Path, base: Parts, names: Sequence[str], listing: Listing, train: str) -> None:
     """Raises DataError if a file beside images without class folders may tell their classes, as in tiny-imagenet."""
     for name in names:
         top = (*base, name)
@@ -165,7 +174,8 @@ def _refuse_annotated(place: Path, base: Parts, names: Sequence[str], listing: L
             if parts[: len(top)] == top and parts[-1].lower().endswith(_ANNOTATIONS):
                 raise DataError(
                     f"{place}/{name} holds images without class folders; {'/'.join(parts[len(base) :])} may tell their "
-                    f"classes: move each image to {name}/<class>/, with the class folders of {place}/train"
+                    f"classes: move each image to {name}/<class>/, with the class folders of {train}, or give the path "
+                    f"{place}/{train} to hold test images out of it"
                 )
 
 
@@ -197,7 +207,7 @@ def _inner(name: str, images: Sequence[Parts], depth: int) -> set[str]:
     return inner
 
 
-def _classes_only(place: Path, base: Parts, tops: dict[str, list[Parts]]) -> Layout:
+def _classes_only(place: Path, base: Parts, tops: dict[str, list[Parts]], outside: int) -> Layout:
     """The layout with class folders only.
 
     Raises:
@@ -218,7 +228,7 @@ def _classes_only(place: Path, base: Parts, tops: dict[str, list[Parts]]) -> Lay
     if len(common) > 1:
         notes = (f"the classes are {some_of(tops)}, though each has the folders {some_of(sorted(common))} in it",)
     labelled = tuple((parts, depth) for images in tops.values() for parts in images)
-    return Layout(base, Labelled(labelled, 0), None, tuple((*base, name) for name in tops), notes)
+    return Layout(base, Labelled(labelled, 0), None, outside, tuple((*base, name) for name in tops), notes)
 
 
 def _refuse_lone_splits(place: Path, inner: Mapping[str, set[str]]) -> None:
@@ -237,8 +247,8 @@ def _refuse_lone_splits(place: Path, inner: Mapping[str, set[str]]) -> None:
         others = [other for other in inner if other != name]
         if common := sorted(inner[name] & set(others)):
             raise DataError(
-                f"{place} holds {name} beside class folders that are in it too: move {some_of(common)} into a folder "
-                "train"
+                f"{place} holds {name} beside class folders that are in it too: put {some_of(common)} into a folder "
+                "train, and the other beside that"
             )
         twins = [other for other in others if inner[name] & inner[other]]
         if twins or name in bare:

@@ -188,6 +188,8 @@ def test_images_outside_class_folders_are_counted(tmp_path: Path) -> None:
     write_folder(tmp_path / "pets/test", {"cat": 5, "dog": 5})
     shutil.copy(tmp_path / "pets/train/cat/000.png", tmp_path / "pets/train/stray.png")
     assert "passed over: 1 image outside class folders" in info_of(tmp_path / "pets").notes
+    shutil.copy(tmp_path / "pets/train/cat/000.png", tmp_path / "pets/stray.png")
+    assert "passed over: 2 images outside class folders" in info_of(tmp_path / "pets").notes
 
 
 def test_a_folder_with_images_of_other_kinds_alone_says_so(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_folder_beside_training_images_alone_is_named(tmp_path: Path) -> None:
         (["seg_test", "seg_val"], [], "holds seg_test and seg_val but no training images"),
         (["test"], [], "holds test but no training images"),
         ([], ["cat", "dog", "test"], "test beside cat and dog: test images or a class?"),
-        (["test"], ["cat", "dog"], "move cat and dog into a folder train"),
+        (["test"], ["cat", "dog"], "put cat and dog into a folder train"),
         (["cats/train", "cats/test", "dogs/train", "dogs/test"], [], "put the classes into the splits"),
         (
             ["casting/casting/train", "casting/casting/test", "casting_512"],
@@ -229,6 +229,7 @@ def test_a_folder_beside_training_images_alone_is_named(tmp_path: Path) -> None:
         (["rps/rps", "rps-test-set/rps-test-set"], ["validation"], "rps-test-set beside rps"),
         ([], ["cat", "dog", "validation"], "validation beside cat and dog: test images or a class?"),
         ([], ["train/train", "test1/test1"], "train holds images without class folders"),
+        (["train", "train/val", "test"], [], "put cat and dog into a folder train"),
         ([], ["train"], "train holds images without class folders"),
         (["cat", "dog", "train"], [], None),
     ],

@@ -95,7 +95,7 @@ def _passed_over(layout: Layout, listing: Listing, num_read: int) -> list[str]:
     notes = []
     if others := _by_suffix(filter(is_used, listing.others)):
         notes.append(f"passed over: {others}")
-    if outside := sum(part.outside for part in labelled):
+    if outside := layout.outside + sum(part.outside for part in labelled):
         notes.append(f"passed over: {counted(outside, 'image')} outside class folders")
     num_links = sum(len(part.images) for part in labelled) - num_read + len([*filter(is_used, listing.back_links)])
     if num_links:
