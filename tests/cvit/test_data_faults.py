@@ -255,6 +255,16 @@ def test_names_that_cannot_be_decoded_are_read_or_shown_escaped(tmp_path: Path) 
     assert "not printable" in error_of(os.fsdecode(root + b"\xff"))
 
 
+@pytest.mark.parametrize("place", ["column", "label"])
+def test_text_that_cannot_be_decoded_in_a_parquet_file_is_one_line(place: str, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pictures(10), ["beetle", "spider"] * 5)
+    data = path.read_bytes()
+    before, after = (b"label", b"la\xffel") if place == "column" else (b"beetle", b"be\xfftle")
+    assert before in data
+    path.write_bytes(data.replace(before, after))
+    assert error_of(path).startswith(str(path))
+
+
 def test_metadata_that_are_nested_too_deeply_are_one_line(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", pictures(10), alternating(10), metadata=NAMES)
     table = pq.read_table(path)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from cvit.data.images import Target, decode_images, read_form, read_value_range
-from cvit.data.survey import header_bytes
+from cvit.data.images import DataError, Target, decode_images, read_form, read_value_range
+from cvit.data.survey import header_bytes, survey_images
 from tests.support.images import alternating, encoded, error_of, info_of, loaded, picture, write_parquet
 
 SHAPES = {"L": (4, 4), "LA": (4, 4, 2), "RGB": (4, 4, 3), "RGBA": (4, 4, 4)}
@@ -285,3 +285,27 @@ def test_equal_header_bytes_mean_equal_headers(format: str, mode: str) -> None:
 def test_any_bytes_have_header_bytes(data: bytes) -> None:
     for start in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8 "):
         assert isinstance(header_bytes(start + data), bytes)
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+    st.integers(1, 400),
+)
+def test_damaged_images_are_decoded_or_refused(format: str, changes: list[tuple[int, int]], length: int) -> None:
+    data = bytearray(encoded(picture(0, (9, 7), "RGB"), format))
+    for place, value in changes:
+        data[place % len(data)] = value
+    data = bytes(data[:length] if not changes else data)
+    outcome = pixels_or_error(data)
+    assert outcome.startswith("0 ") and "\n" not in outcome if isinstance(outcome, str) else outcome.shape == (8, 8)
+
+
+def pixels_or_error(data: bytes) -> np.ndarray | str:
+    try:
+        survey = survey_images([data], str)
+        target = Target(survey.forms[0].channels, 8, True, survey.value_range)
+        return decode_images([data], str, target)[0, 0]
+    except DataError as error:
+        return str(error)

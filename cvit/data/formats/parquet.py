@@ -118,7 +118,7 @@ def _test_files(layout: ParquetLayout, label: str) -> tuple[Files, np.ndarray, t
 def _errors_name(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {one_line(error)}") from error
 
 
@@ -158,7 +158,8 @@ def _read_labels(files: Sequence[Path], label: str, *, may_lack: bool = False) -
             raise DataError(f"{path} column {label} has {column.null_count} rows without a label")
         if not (pa.types.is_integer(column.type) or _is_text(column.type)):
             raise DataError(f"{path} column {label} is {column.type}; labels must be integers from 0, or names")
-        parts.extend(map(_array, column.chunks))
+        with _errors_name(path):
+            parts.extend(map(_array, column.chunks))
     if len({values.dtype.kind == "O" for values in parts}) > 1:
         raise DataError(f"{files[0].parent} has labels that are integers in some files and names in others")
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
