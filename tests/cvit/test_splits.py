@@ -188,6 +188,7 @@ def test_two_folders_of_validation_images_are_a_choice(tmp_path: Path) -> None:
         ("Test-tube", "Test-strip"),
         ("training-shoes", "testing-kit"),
         ("device", "valley"),
+        ("train_interior", "train_station", "test_kitchen", "training_ground"),  # as in SUN397
     ],
 )
 def test_classes_may_be_called_like_splits(classes: tuple[str, ...], tmp_path: Path) -> None:
@@ -231,6 +232,7 @@ def test_a_folder_beside_training_images_alone_is_named(tmp_path: Path) -> None:
         ([], ["train/train", "test1/test1"], "train holds images without class folders"),
         (["train", "train/val", "test"], [], "put cat and dog into a folder train"),
         ([], ["train"], "train holds images without class folders"),
+        (["train_station"], ["train_interior", "abbey"], "train_station with folders in it beside abbey and train_int"),
         (["cat", "dog", "train"], [], None),
     ],
 )
