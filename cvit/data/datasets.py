@@ -229,12 +229,16 @@ def _name(path: Path) -> str:
 
 def _beside(path: Path) -> Iterator[str]:
     """A line about other splits of the same data set that lie beside the path, and so are not used."""
-    path, is_file = path.absolute(), path.is_file()
-    if split_name(path.stem).role is None:
+    path = path.absolute()
+
+    def name_of(path: Path) -> str:
+        return path.stem if path.suffix in {format.suffix for format in all_formats()} else path.name
+
+    if split_name(name_of(path)).role is None:
         return
     with suppress(OSError):  # only the path itself has to be readable
-        names = {each.stem: each.name for each in path.parent.iterdir() if each.is_file() == is_file}
-        if others := other_splits(path.stem, sorted(names)):
+        names = {name_of(each): each.name for each in path.parent.iterdir() if each.is_file() == path.is_file()}
+        if others := other_splits(name_of(path), sorted(names)):
             yield f"not used: {some_of(names[each] for each in others)}, beside it; give the folder to use all splits"
 
 

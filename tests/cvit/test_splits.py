@@ -345,10 +345,14 @@ def test_a_parquet_file_given_alone_names_the_other_splits(tmp_path: Path) -> No
     assert "mnist_test, mnist_train" not in error_of(tmp_path / "mnist")
 
 
-@pytest.mark.parametrize("labels", [[-1, -1, -1], [None, None, None]])
-def test_test_images_without_labels_are_replaced_by_labelled_ones(labels: list[int | None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("labels", "column"), [([-1, -1, -1], "label"), ([None, None, None], "label"), ([0, 0, 0], "id")]
+)
+def test_test_images_without_labels_are_replaced_by_labelled_ones(
+    labels: list[int | None], column: str, tmp_path: Path
+) -> None:
     write_parquet(tmp_path / "a/train.parquet", pictures(20), alternating(20))
-    write_parquet(tmp_path / "a/test.parquet", pictures(3, 60), labels)
+    write_parquet(tmp_path / "a/test.parquet", pictures(3, 60), labels, label_column=column)
     assert counts(tmp_path / "a") == (16, 4)
     assert info_of(tmp_path / "a").notes == (
         "not used: test, whose images have no labels",
