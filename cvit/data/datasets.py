@@ -278,9 +278,14 @@ def _check_sizes(part: Part, target: Target) -> None:
 
 
 def _deviation(images: np.ndarray) -> float:
-    """The deviation of the pixels from their mean, over the channels, on up to about 2,000 images spread evenly."""
+    """The deviation of the pixels from their mean, over the channels, on up to 2,000 images spread evenly.
+
+    The images are taken one by one, because all of them as float32 may not fit into the memory.
+    """
     sample = images[:: max(1, len(images) // 1000)]
-    return float(sample.std(axis=(0, 2, 3), dtype=np.float32).mean())
+    means = np.mean([image.mean(axis=(1, 2)) for image in sample], axis=0)
+    squares = np.mean([np.square(image, dtype=np.float32).mean(axis=(1, 2)) for image in sample], axis=0)
+    return float(np.sqrt(np.maximum(squares - means**2, 0)).mean())
 
 
 def _fingerprint(stored: Stored, size: int | None) -> str:
