@@ -132,7 +132,7 @@ def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits:
         classes = _below(tops[name], (*base, name))
         _refuse_lone_splits(place / name, {each: _inner(each, classes[each], len(base) + 1) for each in classes})
     notes, without_classes, test, tested = [], [], None, ()
-    for role, names in (("test", splits.test), ("validation", splits.validation)):
+    for role, names in splits.held_out:
         labelled = _labelled(tops, names, base, role)
         if not names or test is not None:
             continue
