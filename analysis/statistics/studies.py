@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from analysis.statistics.shares import Shares, one_per_subset, shares_of
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
 from analysis.store.axes import INNER_DIM, SCHEME, axes_of, sort_key
 from analysis.store.frames import CURVE_COLUMNS, Frames, rows_of
@@ -34,6 +35,7 @@ class Study:
         trials: its rows of the trials frame.
         results: one per expected trial, ascending by `axes`, then by scheme and seed.
         cells: the grids, in the order in which they were requested.
+        shares: its shares of the images.
         curves: (trial key, metric) → values by step, for the metrics whose history was loaded.
     """
 
@@ -51,6 +53,7 @@ class Study:
     trials: list[dict[str, Any]]
     results: list[Result]
     cells: list[dict[str, list[Any]]]
+    shares: Shares
     curves: Mapping[tuple[str, str], Mapping[int, float]]
 
     @property
@@ -166,7 +169,8 @@ def _read_study(
     dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
     task = _task(study["task"])
     axes = axes_of(study["cells"])
-    results = study_results(study["cells"], trials, task.metric)
+    shares = shares_of(trials)
+    results = one_per_subset(study_results(study["cells"], trials, task.metric), shares)
     if SCHEME not in axes:  # all trials share it, or have none
         scheme = study["params"].get(SCHEME, "-")
         results = [replace(result, place={**result.place, SCHEME: scheme}) for result in results]
@@ -189,6 +193,7 @@ def _read_study(
         trials=trials,
         results=results,
         cells=study["cells"],
+        shares=shares,
         curves=curves,
     )
 

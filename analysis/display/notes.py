@@ -1,0 +1,36 @@
+"""The notes below the tables of a study: with what its trials were trained, and which shares are the same images."""
+
+from collections import Counter
+
+from analysis.statistics.stats import STATES_WITH_RESULT
+from analysis.statistics.studies import Study
+from analysis.store.frames import TRAINED_WITH
+
+UNKNOWN = "unknown"
+_WORDS = {"code_version": "code version", "torch_version": "torch", "device": "device", "cpu_capability": "CPU"}
+
+
+def notes(study: Study) -> list[str]:
+    """Sentences that a reader of a study's table must know: its trials do not have everything in common."""
+    mixed = [
+        f"Trained with more than one {_WORDS[column]}: "
+        + "; ".join(f"{value} ({count} trial{'' if count == 1 else 's'})" for value, count in values.items())
+        + "."
+        for column, values in trained_with(study).items()
+        if len(values) > 1 or any(" and " in value for value in values)
+    ]
+    return [*study.shares.notes(), *mixed]
+
+
+def trained_with(study: Study) -> dict[str, Counter[str]]:
+    """With what the trials that have a result were trained: by column of TRAINED_WITH, the number of trials by value.
+    A trial that was trained with several, such as its two phases, has them joined by "and"."""
+    trials = [r.trial for r in study.results if r.trial is not None and r.state in STATES_WITH_RESULT]
+    values = {column: [trial.get(column) or UNKNOWN for trial in trials] for column in TRAINED_WITH}
+    return {column: Counter(text.replace(", ", " and ") for text in texts) for column, texts in values.items()}
+
+
+def trained_with_text(study: Study) -> str:
+    """With what all trials were trained, as far as they say it and have it in common, such as `torch 2.9.0`."""
+    single = {column: next(iter(values)) for column, values in trained_with(study).items() if len(values) == 1}
+    return ", ".join(f"{_WORDS[column]} {value}" for column, value in single.items() if value != UNKNOWN)
