@@ -107,9 +107,7 @@ def test_a_result_has_every_session_that_trained_it(
     (stage,) = stages()
     for version in ("0.1.0+older", "0.1.0+newer"):
         announce_code_version(source_hash(), version)
-        session = reports_of(stage, digits, storage)
-        next(session)
-        session.close()
+        next(reports_of(stage, digits, storage))
     announce_code_version(source_hash(), "0.1.0+older")
     list(reports_of(stage, digits, storage))
     result = load_result(storage, stage.key)
@@ -129,9 +127,7 @@ def test_a_checkpoint_of_a_version_before_leaves_a_session_that_is_unknown(
     monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_S", 0.0)
     digits, storage = load(describe("digits", "nowhere", download=False)), Storage.open(str(tmp_path))
     (stage,) = stages()
-    session = reports_of(stage, digits, storage)
-    next(session)
-    session.close()
+    next(reports_of(stage, digits, storage))
     folder = f"stages/{stage.key}"
     for name in storage.names(folder):
         if name.endswith(".json"):
