@@ -11,7 +11,7 @@ from importlib import metadata
 from analysis import verdicts_text
 from analysis.claims import Verdict, claim_of
 from analysis.display.html import code, figure, from_markdown, page, table, table_of
-from analysis.display.notes import notes
+from analysis.display.notes import IN_BRACKETS, notes
 from analysis.files import SweepFiles
 from analysis.statistics.studies import Study, all_studies
 from analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
@@ -118,7 +118,7 @@ def _provenance(studies: Iterable[Study]) -> list[str]:
         done = f"{len(study.results) - len(study.missing)} of {len(study.results)}"
         measured = [_distinct(study, name) for name in ("data_fingerprint", *TRAINED_WITH)]
         rows.append([study.sweep, study.label, started, done, study.dataset or "-", *measured])
-        all_notes += [f"{study.sweep}, {study.label}: {note}" for note in notes(study)]
+        all_notes += [f"{study.sweep}, {study.label}: {note}" for note in notes(study) if note != IN_BRACKETS]
     versions = [["Python", platform.python_version()], *([name, _version(name)] for name in _LIBRARIES)]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     return [

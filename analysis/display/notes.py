@@ -4,14 +4,17 @@ from collections import Counter
 
 from analysis.statistics.stats import STATES_WITH_RESULT
 from analysis.statistics.studies import Study
+from analysis.store.axes import FRACTION
 from analysis.store.frames import TRAINED_WITH
 
+IN_BRACKETS = "In brackets after a share of the training data: the number of images."
 UNKNOWN = "unknown"
 _WORDS = {"code_version": "code version", "torch_version": "torch", "device": "device", "cpu_capability": "CPU"}
 
 
 def notes(study: Study) -> list[str]:
-    """Sentences that a reader of a study's table must know: its trials do not have everything in common."""
+    """The sentences below a study's table: the meaning of the numbers after shares, which shares are the same images,
+    and with what the trials were trained, if that differs."""
     mixed = [
         f"Trained with more than one {_WORDS[column]}: "
         + "; ".join(f"{value} ({count} trial{'' if count == 1 else 's'})" for value, count in values.items())
@@ -19,7 +22,8 @@ def notes(study: Study) -> list[str]:
         for column, values in trained_with(study).items()
         if len(values) > 1 or any(" and " in value for value in values)
     ]
-    return [*study.shares.notes(), *mixed]
+    in_brackets = [IN_BRACKETS] if FRACTION in study.axes and study.shares.num_images else []
+    return [*in_brackets, *study.shares.notes(), *mixed]
 
 
 def trained_with(study: Study) -> dict[str, Counter[str]]:

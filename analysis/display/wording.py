@@ -56,7 +56,7 @@ def cell_text(study: Study, axis: str, value: Any) -> str:
     """A value in a column of a study's table; a share of the images has their number, if it is known."""
     text = value_text(axis, value, study.head_dim)
     count = study.shares.num_images.get(value) if axis == FRACTION else None
-    return text if count is None else f"{text} ({count:,} images)"
+    return text if count is None else f"{text} ({count:,})"
 
 
 def labels(study: Study, place: Mapping[str, Any]) -> list[str]:

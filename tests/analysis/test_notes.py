@@ -7,6 +7,7 @@ import pytest
 
 from analysis import make_tables
 from analysis.answers import answer_text
+from analysis.display.notes import IN_BRACKETS
 from analysis.files import files_of
 from analysis.store.frames import Frames, rows_of
 from analysis.store.journal import load_journal
@@ -46,10 +47,13 @@ def test_shares_have_their_numbers_of_images_and_the_same_images_are_one_row(tmp
     markdown, answer, latex, csv = tables(made, tmp_path)
     note = "0.01 % of the images are the same 10 images as 0.1 %."
     for text in (markdown, answer):
-        assert "| 0.1 % (10 images)" in text and "| 5 % (1,066 images)" in text
-        assert "| 0.01 %" not in text and note in text.splitlines()
-    assert "| 0.1 % (10 images)  | random    | 50.0 " in markdown  # (75 + 25) / 2
-    assert r"\par\footnotesize 0.01 \% of the images are the same 10 images as 0.1 \%." in latex
+        assert "| 0.1 % (10) " in text and "| 5 % (1,066) " in text
+        assert "| 0.01 %" not in text and {note, IN_BRACKETS} <= set(text.splitlines())
+    assert "| 0.1 % (10)    | random    | 50.0 " in markdown  # (75 + 25) / 2
+    assert (
+        r"  \par\footnotesize In brackets" in latex
+        and r" 0.01 \% of the images are the same 10 images as 0.1 \%." in latex
+    )
     assert csv.splitlines()[0].endswith(",train_images")
     assert {tuple(line.split(",")[i] for i in (4, -1)) for line in csv.splitlines()[1:]} == {
         ("0.001", "10"),
