@@ -58,20 +58,22 @@ def _image_counts(data: DataConfig, info: "DatasetInfo") -> ImageCounts:
         ConfigError: every class gives at least one image, and that is too far from what a parameter says.
     """
     counts = info.train_counts
-    total = int(counts.sum())
     train, held_out = image_counts(counts, data.data_fraction, data.validation_fraction)
-    if not is_about(int(held_out.sum()), data.validation_fraction, total):
+    total, number = int(counts.sum()), int(held_out.sum())
+    if number == 0:
+        raise ConfigError(f"dataset {info.name!r} has no class with two training images: none is left for validation")
+    if not is_about(number, data.validation_fraction, total):
         valid = possible_fraction(counts, data.validation_fraction)
         raise ConfigError(
-            f"validation_fraction {data.validation_fraction!r} would hold out {held_out.sum()} of {total} training "
-            f"images ({100 * held_out.sum() / total:.3g} %), because every class gives at least one image and keeps one"
+            f"validation_fraction {data.validation_fraction!r} would hold out {number} of {total} training images "
+            f"({100 * number / total:.3g} %), because every class gives at least one image and keeps one"
             + (f": give {valid:g}" if valid is not None else "")
         )
     test = info.num_test
     if data.max_test_images is not None and data.max_test_images < test:
         test = _at_most("max_test_images", data.max_test_images, info.test_counts)
     validation = _at_most("max_validation_images", data.max_validation_images, held_out)
-    return ImageCounts(train, total - int(held_out.sum()), validation, test)
+    return ImageCounts(train, total - number, validation, test)
 
 
 def _at_most(name: str, most: int, counts: "NDArray[np.integer]") -> int:

@@ -243,6 +243,12 @@ def test_numbers_of_images_that_would_not_be_what_they_say_are_refused(
         make_plan(tmp_path, *SMALL, *options)
 
 
+def test_no_image_is_left_for_validation(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "few", {"cat": 2, "dog": 2})  # one of each for testing
+    ended = call(tmp_path, "--dataset", str(folder), "--preset", "smoke", "--dry-run")
+    assert (ended.exit_code, ended.errors.count("\n")) == (2, 1) and "validation" in ended.errors
+
+
 def test_many_classes_of_few_images(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "many", {f"{number:03}": 3 for number in range(40)})
     ended = call(tmp_path, "--dataset", str(folder), "--preset", "smoke", "--dry-run")
