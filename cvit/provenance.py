@@ -1,6 +1,7 @@
 """With what a process trains: the versions of the code and of torch, the device and the CPU.
 
 Each worker says this of itself, since workers on several machines may differ from each other and from the driver.
+`python -m cvit.provenance` prints the code version and the hash of the source.
 """
 
 import hashlib
@@ -77,3 +78,7 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    print(code_version(), source_hash())

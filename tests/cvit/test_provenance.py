@@ -58,6 +58,11 @@ def version_in(folder: Path, *announced: str) -> str:
         "sys.argv[1:] and announce_code_version(*sys.argv[1:]); print(code_version())"
     )
     command = [sys.executable, "-c", code, *announced]
+    return output_of(folder, *command)
+
+
+def output_of(folder: Path, *command: str) -> str:
+    """The output of a command that finds the package in a folder, and no other one."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
     return done.stdout.strip()
@@ -70,11 +75,14 @@ def test_in_a_checkout_it_is_the_commit_and_changed_code_has_its_own_hash(tmp_pa
     git(folder, *COMMIT)
     commit = git(folder, "describe", "--always")
     assert version_in(folder).endswith(f"+{commit}")
+    version, source = output_of(folder, sys.executable, "-m", "cvit.provenance").split()
+    assert version == version_in(folder)
     dirty = []
     for line in ("a = 1\n", "b = 2\n"):
         add(folder, line)
         dirty.append(version_in(folder))
-    assert all(f"+{commit}-dirty." in version for version in dirty) and dirty[0] != dirty[1]
+    assert all(f"+{commit}-dirty." in version for version in dirty)
+    assert len({source, *(version.rpartition(".")[2] for version in dirty)}) == 3
 
 
 def test_without_a_repository_it_is_the_source(tmp_path: Path) -> None:
