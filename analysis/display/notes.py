@@ -9,7 +9,12 @@ from analysis.store.frames import TRAINED_WITH
 
 IN_BRACKETS = "In brackets after a share of the training data: the number of images."
 UNKNOWN = "unknown"
-_WORDS = {"code_version": "code version", "torch_version": "torch", "device": "device", "cpu_capability": "CPU"}
+_WORDS = {
+    "code_version": "code version",
+    "torch_version": "torch",
+    "device": "device",
+    "cpu_capability": "CPU capability",
+}
 
 
 def notes(study: Study) -> list[str]:

@@ -72,7 +72,7 @@ def test_a_table_says_with_what_all_its_trials_were_trained(tmp_path: Path) -> N
     for trial in made.trials:
         trial.tags |= NEW
     markdown, answer, latex, _ = tables(made, tmp_path)
-    assert "\nTrained with: code version 0.1.0+bbb, torch 2.9.0+cpu, device cpu, CPU AVX512.\n" in markdown
+    assert "\nTrained with: code version 0.1.0+bbb, torch 2.9.0+cpu, device cpu, CPU capability AVX512.\n" in markdown
     assert "more than one" not in markdown + answer + latex
 
 
@@ -88,7 +88,7 @@ def test_a_table_that_mixes_them_says_so_below(tmp_path: Path) -> None:
         "0.1.0+bbb (7 trials).",
         "Trained with more than one torch: unknown (4 trials); 2.9.0+cpu (8 trials).",
         "Trained with more than one device: cpu (11 trials); cpu and NVIDIA H100 (1 trial).",
-        "Trained with more than one CPU: unknown (4 trials); AVX512 (8 trials).",
+        "Trained with more than one CPU capability: unknown (4 trials); AVX512 (8 trials).",
     ]
     for text in (markdown, answer):
         assert [line for line in text.splitlines() if line.startswith("Trained with")] == notes
