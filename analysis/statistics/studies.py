@@ -35,7 +35,6 @@ class Study:
         trials: its rows of the trials frame.
         results: one per expected trial, ascending by `axes`, then by scheme and seed.
         cells: the grids, in the order in which they were requested.
-        shares: its shares of the images.
         curves: (trial key, metric) → values by step, for the metrics whose history was loaded.
     """
 
@@ -53,7 +52,6 @@ class Study:
     trials: list[dict[str, Any]]
     results: list[Result]
     cells: list[dict[str, list[Any]]]
-    shares: Shares
     curves: Mapping[tuple[str, str], Mapping[int, float]]
 
     @property
@@ -75,6 +73,11 @@ class Study:
         """Two phases minus random initialisation on the same seeds, a summary per row that has both."""
         gains = paired_difference(self.results, SCHEME, TREATMENT, BASELINE)
         return [replace(gain, place={**gain.place, SCHEME: GAIN}) for gain in gains]
+
+    @cached_property
+    def shares(self) -> Shares:
+        """The shares of the images in its trials."""
+        return shares_of(self.trials)
 
     @cached_property
     def head_dim(self) -> int | None:
@@ -169,8 +172,7 @@ def _read_study(
     dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
     task = _task(study["task"])
     axes = axes_of(study["cells"])
-    shares = shares_of(trials)
-    results = one_per_subset(study_results(study["cells"], trials, task.metric), shares)
+    results = one_per_subset(study_results(study["cells"], trials, task.metric), shares_of(trials))
     if SCHEME not in axes:  # all trials share it, or have none
         scheme = study["params"].get(SCHEME, "-")
         results = [replace(result, place={**result.place, SCHEME: scheme}) for result in results]
@@ -193,7 +195,6 @@ def _read_study(
         trials=trials,
         results=results,
         cells=study["cells"],
-        shares=shares,
         curves=curves,
     )
 

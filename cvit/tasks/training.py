@@ -61,7 +61,10 @@ def _image_counts(data: DataConfig, info: "DatasetInfo") -> ImageCounts:
     train, held_out = image_counts(counts, data.data_fraction, data.validation_fraction)
     total, number = int(counts.sum()), int(held_out.sum())
     if number == 0:
-        raise ConfigError(f"dataset {info.name!r} has no class with two training images: none is left for validation")
+        raise ConfigError(
+            f"dataset {info.name!r} has one training image in each class, and so none that could be held out for "
+            "validation: some class needs at least 2"
+        )
     if not is_about(number, data.validation_fraction, total):
         valid = possible_fraction(counts, data.validation_fraction)
         raise ConfigError(
