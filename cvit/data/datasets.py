@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,18 @@ class DatasetInfo:
     stored: Stored = field(repr=False)
     resize: bool = field(repr=False)
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def train_counts(self) -> NDArray[np.integer]:
+        """Number of training images of each class."""
+        return np.bincount(self.train_labels)
+
+    @cached_property
+    def test_counts(self) -> NDArray[np.integer]:
+        """Number of test images of each class."""
+        if self.stored.test is not None:
+            return np.bincount(self.stored.test.labels)
+        return np.bincount(self.stored.train.labels[_own_test_split(self.stored.train)[1]])
 
 
 def describe(
