@@ -181,7 +181,10 @@ class Lease:
         if takers:
             self._lose(f"{takers[0]} has taken it over")
         elif not is_there:
-            self._lose("another driver took it over meanwhile, or the storage was removed")
+            was_removed = not self._storage.names("")
+            self._lose(
+                "the storage was removed" if was_removed else "its lease was removed, by another driver or by hand"
+            )
         else:
             self._renewed_at = started
 
