@@ -71,8 +71,8 @@ def test_a_driver_that_wakes_after_a_takeover_touches_nothing(tmp_path: Path) ->
         _, errors = slept.communicate(timeout=200)
     assert slept.returncode == exit_codes.LEASE_LOST, errors
     assert errors == (
-        "low_data.py: sweep 'low_data' is no longer this driver's: its lease was removed, by another driver or by hand; "
-        "it stops and writes nothing more\n"
+        "low_data.py: sweep 'low_data' is no longer this driver's: its lease was removed, by another driver or by "
+        "hand; it stops and writes nothing more\n"
     )
     assert statuses(tmp_path) == runs
     assert files(tmp_path / "storage/journal") == {
