@@ -55,8 +55,8 @@ def fault_of_trial(error: BaseException | None, text: str) -> Fault:
     """The fault behind the error that ended a Tune trial.
 
     Args:
-        error: the exception that Ray raised; None if it could not be kept.
-        text: the error as Tune wrote it to the trial's folder.
+        error: the exception that Ray raised; None if there was none.
+        text: its text, whose last line is the reason.
     """
     from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
