@@ -28,7 +28,8 @@ EXPIRY_S = 3.0
 # A driver that does not wait long for another one; its first argument is the identity that it claims, if any. That of
 # another machine makes its lease the only sign of its life.
 DRIVER = f"""
-import sys
+import sys, time
+from cvit.training.pack import TrainingPack
 from sweeps.engine.main import main
 from sweeps.engine.recording import drivers, lease
 from sweeps.low_data import SWEEP
@@ -36,6 +37,8 @@ lease.BEAT_S, drivers.EXPIRY_S = 0.2, {EXPIRY_S}
 sys.argv[0] = "low_data.py"
 if identity := sys.argv.pop(1):
     lease.this_process = lambda: identity
+    train = TrainingPack.train
+    TrainingPack.train = lambda pack, first: (time.sleep(3), train(pack, first))[1]  # it is not done too soon
 main(SWEEP)
 """
 ELSEWHERE = "elsewhere:7:x:1"
@@ -87,7 +90,8 @@ def test_a_driver_that_wakes_while_another_runs_leaves_its_runs_alone(tmp_path: 
         put_to_sleep(slept, tmp_path)
         before = files(tmp_path / "storage/journal")
         with driver(tmp_path) as second:
-            wait_until(lambda: files(tmp_path / "storage/journal") != before)
+            wait_until(lambda: files(tmp_path / "storage/journal") != before or second.poll() is not None)
+            assert second.poll() is None, second.communicate()
             slept.send_signal(signal.SIGCONT)
             _, errors = slept.communicate(timeout=200)
             assert slept.returncode == exit_codes.LEASE_LOST, errors
@@ -104,7 +108,7 @@ def test_a_driver_that_wakes_while_another_runs_leaves_its_runs_alone(tmp_path: 
 @contextlib.contextmanager
 def driver(folder: Path, identity: str = "") -> Iterator[subprocess.Popen[str]]:
     """Runs a small sweep in a process of its own."""
-    options = (*SMALL, "--min-steps", "300", "--address", "local")
+    options = (*SMALL, "--min-steps", "120", "--address", "local")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     command = [sys.executable, "-c", DRIVER, identity, *options]
