@@ -30,7 +30,7 @@ from analysis.store.journal import load_journal
 from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import redacted
-from cvit.storage import Storage, StorageError
+from cvit.storage import Storage, StorageError, without_waiting
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
@@ -103,10 +103,12 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
 
     Raises:
         LoadError: the source cannot be read or holds no study.
-        StorageError: the storage's URL is wrong.
+        StorageError: the storage's URL is wrong, or nobody answers there.
     """
     if storage is not None:
-        return load_journal(Storage.open(storage), curves_of=curves_of)
+        opened = Storage.open(storage)
+        opened.check_readable()
+        return load_journal(opened, curves_of=curves_of)
     if (uri := chosen_uri(tracking_uri)) == NO_TRACKING:
         raise LoadError(f"tracking URI {uri!r}: there is no store to read; give --storage")
     return load_mlflow(uri, curves_of)
@@ -122,4 +124,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with without_waiting():
+        sys.exit(main())

@@ -13,7 +13,7 @@ from cvit.config import ConfigError
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.data.images import DataError
 from cvit.redaction import Redacting
-from cvit.storage import Storage, StorageError
+from cvit.storage import Storage, StorageError, without_waiting
 from cvit.tasks import task_named
 from sweeps.engine import environment, exit_codes
 from sweeps.engine.declaration import Sweep
@@ -37,6 +37,7 @@ class Planned:
     request: Request
 
 
+@without_waiting()
 def main(*sweeps: Sweep) -> None:
     """Runs the sweeps of a script one after another. Bad input ends it with one line and exit code 2, before anything
     is created or started. The output never shows the passwords and keys of URLs."""
@@ -65,7 +66,9 @@ def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
     common = requests[0][1]  # storage, cluster and tracking are the same for all
     check_request(common)
     storage = Storage.open(common.storage)
-    if not common.dry_run:
+    if common.dry_run:
+        storage.check_readable()
+    else:
         storage.check_writable()
     planned = [_plan(sweep, request, storage) for sweep, request in requests]
     with contextlib.ExitStack() as stack:

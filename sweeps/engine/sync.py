@@ -14,7 +14,7 @@ from cvit.config import ConfigError
 from cvit.errors import one_line
 from cvit.records import EndRecord, Record, StudyRecord, TrialRecord
 from cvit.redaction import Redacting
-from cvit.storage import Storage, StorageError
+from cvit.storage import Storage, StorageError, without_waiting
 from cvit.tracking import chosen_uri
 from sweeps.engine import exit_codes
 from sweeps.engine.recording.journal import Journal
@@ -41,6 +41,7 @@ def sync(
     if uri == v.NO_TRACKING:
         raise ConfigError(f"tracking URI {uri!r}: there is no store to copy to")
     opened = Storage.open(storage)
+    opened.check_readable()
     try:
         names = opened.names(v.JOURNAL_FOLDER)
     except OSError as error:
@@ -88,6 +89,7 @@ def _sync_study(uri: str, sweep: str, keys: set[str], outcome: str, records: lis
     return None if tracker.close(outcome, TIMEOUT_S) else tracker.error or f"not done within {TIMEOUT_S:.0f} s"
 
 
+@without_waiting()
 def main() -> None:
     """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs."""
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)

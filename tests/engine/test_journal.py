@@ -149,10 +149,10 @@ def test_a_storage_that_cannot_be_reached_is_waited_for(
     journal = open_journal(tmp_path)
     append, failures = Storage.append_local, [OSError("stale"), ConnectionResetError("reset"), TimeoutError("slow")]
 
-    def append_when_reached(storage: Storage, path: str, data: bytes) -> None:
+    def append_when_reached(storage: Storage, path: str, data: bytes, **options: bool) -> None:
         if failures:
             raise failures.pop()
-        append(storage, path, data)
+        append(storage, path, data, **options)
 
     slept: list[float] = []
     monkeypatch.setattr(Storage, "append_local", append_when_reached)

@@ -78,7 +78,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
         except TuneError as error:
             raise _storage_error_behind(error) or error from None
     if queue.storage_fault is not None:
-        raise StorageError(f"storage {site.storage.url!r} cannot be written: {queue.storage_fault}")
+        raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")
     return queue.outcomes()
 
 

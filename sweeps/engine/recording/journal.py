@@ -17,11 +17,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cvit.config import Parameter, with_numbers
-from cvit.errors import one_line
-from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord, from_json, to_json
+from cvit.errors import NoAnswer, Refused, one_line
+from cvit.records import (
+    EndRecord,
+    Grid,
+    PointsRecord,
+    Record,
+    StudyRecord,
+    TrialRecord,
+    from_json,
+    read_segment,
+    to_json,
+)
 from cvit.redaction import redacted
 from cvit.results import Point
-from cvit.storage import Storage, StorageError, decode_records, encode_record
+from cvit.storage import Storage, StorageError, encode_record, with_format
 from cvit.tasks import parameters_of_task
 from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED
 from sweeps.engine.planning.grids import as_grids
@@ -81,7 +91,11 @@ class Journal:
     """Appends what is new and leaves out what it contains, so that recording a result twice changes nothing."""
 
     def __init__(self, storage: Storage, sweep: str) -> None:
-        """Reads the sweep's journal. Torn and altered lines are left out; their results are recorded again."""
+        """Reads the sweep's journal. Torn and altered lines are left out; their results are recorded again.
+
+        Raises:
+            StorageError: the storage cannot be read, or a later version wrote the journal.
+        """
         self._storage, self._folder = storage, f"{JOURNAL_FOLDER}/{sweep}"
         self._listeners: list[Callable[[list[Record]], None]] = []
         self._contents = _Contents()
@@ -98,12 +112,12 @@ class Journal:
         return [new for record in self._read() if (new := contents.add(record)) is not None]
 
     def _read(self) -> Iterator[Record]:
-        for name in self._storage.names(self._folder):
-            self._number = max(self._number, _number_of(name))
-            for values in decode_records(self._storage.read(f"{self._folder}/{name}")):
-                record = from_json(values)
-                if record is not None:
-                    yield record
+        try:
+            for name in self._storage.names(self._folder):
+                self._number = max(self._number, _number_of(name))
+                yield from read_segment(self._storage, f"{self._folder}/{name}")
+        except OSError as error:
+            raise StorageError(f"storage {self._storage.url!r} cannot be read: {one_line(error)}") from error
 
     def listen(self, listener: Callable[[list[Record]], None]) -> None:
         """Calls the listener with every batch of new records once it is written."""
@@ -171,7 +185,7 @@ class Journal:
         if not records:
             return
         records = [record if isinstance(record, PointsRecord) else _without_secrets(record) for record in records]
-        data = b"".join(encode_record(to_json(record)) for record in records)
+        data = b"".join(encode_record(with_format(to_json(record))) for record in records)
         if self._storage.is_local:
             self._until_done(functools.partial(self._append_locally, data))
         else:
@@ -207,22 +221,35 @@ class Journal:
 
     def _append_locally(self, data: bytes) -> None:
         try:
-            self._storage.append_local(f"{self._folder}/{self._segment_name}", data)
+            self._storage.append_local(
+                f"{self._folder}/{self._segment_name}", data, must_exist=self._segment_is_written
+            )
+        except Refused:
+            raise  # the storage is gone; a new segment would hide that
         except OSError:
             self._start_segment()  # the open one may end in half a line now
             raise
+        self._segment_is_written = True
 
     def _put(self) -> None:
         """Writes the open segment as a whole."""
-        self._storage.write(f"{self._folder}/{self._segment_name}", self._segment)
+        try:
+            self._storage.write(f"{self._folder}/{self._segment_name}", self._segment)
+        except NoAnswer:
+            self._name_segment()  # the request may replace what is written after it
+            raise
         self._is_behind, self._written_at = False, time.monotonic()
         if len(self._segment) > _SEGMENT_BYTES:
             self._start_segment()
 
     def _start_segment(self) -> None:
+        self._segment, self._segment_is_written = b"", False
+        self._name_segment()
+
+    def _name_segment(self) -> None:
         """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
         self._number = max(self._number + 1, time.time_ns())
-        self._segment, self._segment_name = b"", f"{self._number:020d}-{os.getpid()}.jsonl"
+        self._segment_name = f"{self._number:020d}-{os.getpid()}.jsonl"
 
 
 def _in_numbers(grid: Grid, parameters: Mapping[str, Parameter]) -> dict[str, list[Any]]:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from analysis.answers import answer_text
+from analysis.store.frames import LoadError
 from analysis.store.journal import load_journal
 from cvit.config import as_text
 from cvit.storage import Storage
@@ -108,16 +109,25 @@ def print_growth(console: Console, progress: Progress) -> None:
     _print(console, [f"search: {trials}, {len(progress.todo)} stages to train"])
 
 
-def print_closing(console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing) -> None:
-    """Prints the answer so far, and where to look next or how to continue."""
+def print_closing(console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing) -> bool:
+    """Prints the answer so far, and where to look next or how to continue.
+
+    Returns:
+        False if the storage does not give the answer.
+    """
     stopped = f"Stopped with {progress.num_done} of {len(progress.plan.trials)} trials done."
-    if closing.storage_error is not None:
-        reasons = [closing.storage_error, f"{stopped} When the storage works again, continue with:"]
+    study, storage_error, answer = progress.plan.study, closing.storage_error, ""
+    if storage_error is None:
+        try:
+            answer = answer_text(load_journal(storage, study.sweep), study.key)
+        except LoadError as error:
+            storage_error = str(error)
+    if storage_error is not None:
+        reasons = [storage_error, f"{stopped} When the storage works again, continue with:"]
         _print(console, ["", *reasons, f"  {request.command}"])
-        return
-    study = progress.plan.study
+        return False
     source = f"--storage {shlex.quote(request.storage)}"
-    lines = ["", answer_text(load_journal(storage, study.sweep), study.key), ""]
+    lines = ["", answer, ""]
     lines += [f"Time:                {closing.time_line}"]
     if closing.tracking_error is not None:
         lines += [
@@ -131,6 +141,7 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
         lines += [*_failures(progress), f"Tables and figures:  python analysis/make_tables.py {source}"]
         lines += closing.how_to_look
     _print(console, lines)
+    return True
 
 
 def print_lost_head(console: Console, progress: Progress, request: Request, address: str) -> None:
