@@ -23,7 +23,7 @@ from cvit.errors import NoAnswer, Refused, one_line
 T = TypeVar("T")
 
 CHECK_LIMIT_S = 30.0
-"""The time limit for opening a bucket and for each request that checks it."""
+"""The time limit for opening a bucket, and for checking it."""
 LIMIT_S = 120.0
 """The time limit for any other request, besides a second for each `BYTES_PER_S` that it sends or receives."""
 BYTES_PER_S = 100_000
@@ -35,6 +35,8 @@ _SILENCE_S = 10.0
 """The time after which a try fails if S3 accepts no connection or sends nothing."""
 _PATIENCE_S = 60
 """The time for which Arrow repeats a request to Google Cloud Storage; its default is 15 minutes."""
+_AT_ONCE = (2, 1)
+"""Tries and seconds of patience of a check, so that a mistyped endpoint costs a few seconds."""
 _GRACE_S = 0.2
 """The time that a process that ends gives to each request under way."""
 _THREAD = "storage request"
@@ -44,7 +46,7 @@ _ERRORS = (
         r"AWS Error (?P<name>\w+|\[code \d+\])(?: \(HTTP status (?P<status>\d+)\))? during \w+ operation:"
         r"(?: Unable to parse ExceptionName: (?P<code>[\w.]+))?"
     ),
-    re.compile(r"google::cloud::Status\((?P<name>\w+):.*?(?:http_status_code=(?P<status>\d+))", re.DOTALL),
+    re.compile(r"google::cloud::Status\((?P<name>\w+):(?:.*?http_status_code=(?P<status>\d+))?", re.DOTALL),
     re.compile(r"Azure Error: \[(?P<name>\w*)\] (?P<status>\d{3}) "),
 )
 """The texts of Arrow's errors, per kind of bucket."""
@@ -56,9 +58,10 @@ _PASSING_NAMES = {"RequestTimeout", "RequestTimeTooSkewed", "RequestExpired", "N
 _REFUSING_NAMES = {
     *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "INVALID_SIGNATURE", "NO_SUCH_BUCKET"),
     *("INCOMPLETE_SIGNATURE", "MISSING_AUTHENTICATION_TOKEN", "OPT_IN_REQUIRED", "SIGNATURE_DOES_NOT_MATCH"),
-    *("UNRECOGNIZED_CLIENT", "INVALID_ACTION", "INVALID_PARAMETER_VALUE", "VALIDATION"),
+    *("UNRECOGNIZED_CLIENT", "INVALID_ACTION", "INVALID_PARAMETER_VALUE", "VALIDATION", "[code 133]"),
+    *("INVALID_ARGUMENT", "OUT_OF_RANGE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
 }
-"""Errors of S3 that come without a status."""
+"""Errors of S3 and of Google that come without a status; [code 133] is InvalidObjectState, of an archived object."""
 
 
 def open_url(url: str) -> tuple[pafs.FileSystem, str]:
@@ -67,25 +70,36 @@ def open_url(url: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         OSError, ValueError, NotImplementedError: the URL is wrong, or the region of its bucket cannot be found out.
     """
-    filesystem, root = _ask(lambda: pafs.FileSystem.from_uri(url), CHECK_LIMIT_S)
+
+    def opened() -> tuple[pafs.FileSystem, str]:
+        filesystem, root = pafs.FileSystem.from_uri(url)
+        return _patient(filesystem, _ATTEMPTS, _PATIENCE_S), root.rstrip("/")
+
+    filesystem, root = _ask(opened, CHECK_LIMIT_S)
     if not root and filesystem.type_name in _WITH_BUCKETS:
         raise ValueError("it names no bucket")
-    return _patient(filesystem, _ATTEMPTS, _PATIENCE_S), root.rstrip("/")
+    return filesystem, root
 
 
 def check_writable(filesystem: pafs.FileSystem, probe: str) -> None:
-    """Checks within two or three `CHECK_LIMIT_S` that files can be written; leaves nothing behind. A mistyped endpoint
-    costs no more than some seconds."""
-    at_once = _patient(filesystem, 2, 1)
-    _ask(lambda: _write(at_once, probe, b"cvit"), CHECK_LIMIT_S)
-    _ask(lambda: at_once.delete_file(probe), CHECK_LIMIT_S)
+    """Checks within `CHECK_LIMIT_S` that files can be written; leaves nothing behind."""
+
+    def written_and_deleted() -> None:
+        at_once = _patient(filesystem, *_AT_ONCE)
+        _write(at_once, probe, b"cvit")
+        at_once.delete_file(probe)
+
+    _ask(written_and_deleted, CHECK_LIMIT_S)
 
 
 def check_readable(filesystem: pafs.FileSystem, folder: str) -> None:
-    """Checks within two `CHECK_LIMIT_S` that a folder can be listed and that its bucket is there."""
-    at_once = _patient(filesystem, 2, 1)
-    if not _ask(lambda: at_once.get_file_info(_listing(folder)), CHECK_LIMIT_S):
-        _check_bucket(at_once, folder, CHECK_LIMIT_S)
+    """Checks within `CHECK_LIMIT_S` that a folder can be listed, or that its bucket is there."""
+
+    def listed() -> bool:
+        return bool(_patient(filesystem, *_AT_ONCE).get_file_info(_listing(folder)))
+
+    if not _ask(listed, CHECK_LIMIT_S):
+        _check_bucket(filesystem, folder)
 
 
 def read(filesystem: pafs.FileSystem, place: str) -> bytes:
@@ -117,7 +131,7 @@ def names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """The names of everything directly in a folder. Raises Refused if the bucket is missing."""
     found = [info.base_name for info in _ask(lambda: filesystem.get_file_info(_listing(folder)), LIMIT_S)]
     if not found:
-        _check_bucket(filesystem, folder, LIMIT_S)
+        _check_bucket(filesystem, folder)
     return found
 
 
@@ -194,11 +208,11 @@ def _explained(filesystem: pafs.FileSystem, place: str) -> Iterator[None]:
         raise
 
 
-def _check_bucket(filesystem: pafs.FileSystem, place: str, limit_s: float) -> None:
+def _check_bucket(filesystem: pafs.FileSystem, place: str) -> None:
     """Raises Refused if a bucket is missing. Arrow lists a missing bucket as an empty folder."""
     bucket = place.partition("/")[0]
     try:
-        kind = _ask(lambda: filesystem.get_file_info(bucket).type, limit_s)
+        kind = _ask(lambda: filesystem.get_file_info(bucket).type, LIMIT_S)
     except Refused:  # not everybody who may use a bucket may ask about it
         return
     if filesystem.type_name in _WITH_BUCKETS and kind == pafs.FileType.NotFound:

@@ -23,6 +23,7 @@ from cvit.storage import Storage, check_format, decode_records, later_version
 from cvit.vocabulary import RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
 
 _log = logging.getLogger(__name__)
+_said: set[tuple[str, str, str]] = set()
 
 Grid = Mapping[str, Sequence[Any]]
 """The values of every axis by name, seed included; the cells are the values' product."""
@@ -94,9 +95,9 @@ def from_json(values: Mapping[str, Any]) -> Record | None:
     """The record in a JSON object; None if its type is unknown. Unknown fields are ignored.
 
     Raises:
-        TypeError, ValueError: a field is missing or is not of its type.
+        TypeError, ValueError, AttributeError, OverflowError: a field is missing, or its value is of another kind.
     """
-    record_class = _CLASSES.get(values.get("type", ""))
+    record_class = _CLASSES.get(str(values.get("type")))
     if record_class is None:
         return None
     known = {name: values[name] for name in _field_types(record_class) if name in values}
@@ -121,7 +122,7 @@ def read_segment(storage: Storage, path: str) -> Iterator[Record]:
         check_format(values, path)
         try:
             record = from_json(values)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise later_version(path, f"a record that cannot be read: {one_line(error)}") from error
         if record is None:
             _say_once(storage.url, path, f"records of type {values.get('type')!r}")
@@ -139,6 +140,9 @@ def _field_types(record_class: type[Record]) -> Mapping[str, type]:
     return {name: list if origin is Sequence else origin for name, origin in origins.items()}
 
 
-@functools.cache
 def _say_once(url: str, path: str, what: str) -> None:
-    _log.warning("storage %r: %s has %s, written by a later version; they are passed over", url, path, what)
+    """Says that something in a journal is passed over, once for all its files."""
+    about = (url, path.rpartition("/")[0], what)
+    if about not in _said:
+        _said.add(about)
+        _log.warning("storage %r: %s has %s, written by a later version; they are passed over", url, path, what)

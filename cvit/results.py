@@ -67,7 +67,7 @@ def load_result(storage: Storage, key: str) -> StageResult | None:
         known = {field.name: record[field.name] for field in fields(StageResult) if field.name in record}
         known["points"] = [as_point(p) for p in record["points"]]
         return StageResult(**known)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise later_version(path, one_line(error)) from error
 
 

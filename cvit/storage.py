@@ -8,6 +8,7 @@ the number of the version of everything that is stored; records without one have
 an older version would misread what a newer one writes.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -65,8 +66,9 @@ def decode_records(data: bytes) -> list[dict[str, Any]]:
     for line in data.splitlines():
         digest, _, text = line.partition(b" ")
         if digest.decode(errors="replace") == checksum(text)[:16]:
-            records.append(json.loads(text))
-    return records
+            with contextlib.suppress(ValueError, RecursionError):  # no JSON, but somebody's text with its checksum
+                records.append(json.loads(text))
+    return [record for record in records if isinstance(record, dict)]
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,11 @@ class Raw:
                 self.add_end(record)
 
     def add_study(self, sweep: str, record: StudyRecord) -> None:
-        """Adds a study or its extension: the cells are united, and the last command counts."""
+        """Adds a study or its extension: the cells are united, and the last command counts.
+
+        Raises:
+            LoadError: the study has grids of different axes, which no version so far writes.
+        """
         task, parameters = _task_of(record.tags)
         cells = [
             {name: [_typed(parameters, name, value) for value in grid[name]] for name in sorted(grid)}
@@ -133,6 +137,8 @@ class Raw:
                 "params": _typed_params(parameters, record.params),
             },
         )
+        if any(grid.keys() != (*study["cells"], *cells)[0].keys() for grid in cells):
+            raise LoadError(f"study {record.study_key} has grids of different axes")
         study["command"] = record.command
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 

@@ -5,7 +5,7 @@ from cvit import vocabulary as names
 from cvit.errors import one_line
 from cvit.records import read_segment
 from cvit.redaction import redacted
-from cvit.storage import Storage, StorageError
+from cvit.storage import Storage, StorageError, later_version
 
 
 def load_journal(storage: Storage, sweep: str | None = None, curves_of: CurvesOf = no_curves) -> Frames:
@@ -20,10 +20,18 @@ def load_journal(storage: Storage, sweep: str | None = None, curves_of: CurvesOf
         for name in sweeps:
             folder = f"{names.JOURNAL_FOLDER}/{name}"
             for segment in storage.names(folder):
-                for record in read_segment(storage, f"{folder}/{segment}"):
-                    raw.add(name, record)
+                _add(raw, name, storage, f"{folder}/{segment}")
     except (OSError, StorageError) as error:
         raise LoadError(f"{source} cannot be read: {redacted(one_line(error))}") from error
     if not sweeps:
         raise LoadError(f"{source} has no journal: no folder {names.JOURNAL_FOLDER!r} with sweeps in it")
     return raw.frames(source)
+
+
+def _add(raw: Raw, sweep: str, storage: Storage, path: str) -> None:
+    """Adds the records of a file of a journal."""
+    for record in read_segment(storage, path):
+        try:
+            raw.add(sweep, record)
+        except (LoadError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise later_version(path, f"a record that cannot be used: {one_line(error)}") from error

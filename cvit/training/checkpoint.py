@@ -81,7 +81,7 @@ def _progress(record: dict[str, Any], path: str) -> StageProgress:
         known["points"] = [as_point(p) for p in record["points"]]
         known["stability"] = Stability(**record.get("stability", {}))
         return StageProgress(**known)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise later_version(path, one_line(error)) from error
 
 
