@@ -50,6 +50,8 @@ _ERRORS = (
     re.compile(r"Azure Error: \[(?P<name>\w*)\] (?P<status>\d{3}) "),
 )
 """The texts of Arrow's errors, per kind of bucket."""
+_DETAILS = re.compile(r" error_info=\{.*\}\)")
+"""A part of Google's texts that says everything again."""
 _PASSING_STATUS = {408, 409, 412, 425, 429}
 """Answers to a request that may be right a moment later, among those that say that the request was wrong."""
 _REFUSING_STATUS = {301, 307, 501, 507}
@@ -185,6 +187,7 @@ def _typed(error: Exception) -> Exception:
     if isinstance(error, FileNotFoundError) or not isinstance(error, OSError | pa.ArrowException):
         return error
     text = one_line(error)
+    brief = _DETAILS.sub(")", text)
     found = next((match for pattern in _ERRORS if (match := pattern.search(text))), None)
     parts = found.groupdict() if found else {}
     name, status = parts.get("code") or parts.get("name") or "", int(parts.get("status") or 0)
@@ -192,8 +195,8 @@ def _typed(error: Exception) -> Exception:
         return FileNotFoundError(text)
     says_no = 400 <= status < 500 and status not in _PASSING_STATUS and name not in _PASSING_NAMES
     if says_no or status in _REFUSING_STATUS or name in _REFUSING_NAMES:
-        return Refused(text)
-    return error if isinstance(error, OSError) else OSError(text)
+        return Refused(brief)
+    return error if isinstance(error, OSError) and brief == text else OSError(brief)
 
 
 @contextlib.contextmanager

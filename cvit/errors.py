@@ -1,4 +1,8 @@
-"""The text of errors, and the errors of a storage that refuses or does not answer."""
+"""The text of errors and messages, and the errors of a storage that refuses or does not answer."""
+
+from collections.abc import Iterable
+
+_MOST_NAMES = 3
 
 
 class Refused(OSError):
@@ -8,10 +12,6 @@ class Refused(OSError):
 
 class NoAnswer(TimeoutError):
     """A request to a storage was given up after its time limit. It may still be carried out."""
-
-from collections.abc import Iterable
-
-_MOST_NAMES = 3
 
 
 def one_line(error: BaseException) -> str:

@@ -172,6 +172,7 @@ def test_an_object_store_is_written_at_most_once_a_second_and_gets_everything(
 ) -> None:
     plan = make_plan(tmp_path, *SMALL)
     storage = Storage.open("mock:///")
+    assert storage._filesystem is not None
     storage._filesystem.create_dir("journal/low_data", recursive=True)
     write, writes, failures = Storage.write, list[str](), [TimeoutError("slow")]
 
