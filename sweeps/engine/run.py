@@ -19,13 +19,16 @@ from sweeps.engine import exit_codes
 from sweeps.engine.execution import in_process
 from sweeps.engine.execution.head_watch import watching
 from sweeps.engine.execution.pack_size import pack_limits
+from sweeps.engine.execution.queue import ALONE
 from sweeps.engine.execution.site import Site
 from sweeps.engine.execution.timing import Timing
 from sweeps.engine.execution.workers import Workers, this_process, workers_here
 from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.request import Request
 from sweeps.engine.planning.rounds import rounds
+from sweeps.engine.recording.claims import Claims
 from sweeps.engine.recording.journal import Journal
+from sweeps.engine.recording.lease import Lease
 from sweeps.engine.recording.record import record_failures, record_known_results, take_up_pruned
 from sweeps.engine.terminal.display import Display
 from sweeps.engine.terminal.report import (
@@ -54,6 +57,7 @@ class Session:
         info: the description of the data set; None for a task that needs none.
         cluster: Ray, which starts at the first use of its workers; None trains in this process.
         timing: counts the time spent on training and around it.
+        lease: None for a dry run, which writes nothing.
     """
 
     request: Request
@@ -62,11 +66,17 @@ class Session:
     console: Console
     cluster: "Cluster | None"
     timing: Timing
+    lease: Lease | None = None
 
     @functools.cached_property
     def dataset(self) -> Dataset | None:
         """The data set, decoded at the first use. Raises DataError if an image cannot be decoded."""
         return load(self.info) if self.info is not None else None
+
+    def check(self) -> None:
+        """Raises LeaseLost if this driver may not write any more."""
+        if self.lease is not None:
+            self.lease.check()
 
     @property
     def workers(self) -> Workers:
@@ -93,9 +103,10 @@ def run_sweep(progress: Progress, session: Session) -> int:
     Raises:
         ConfigError: the cluster cannot be used.
         DataError: an image cannot be decoded.
+        LeaseLost: another driver has taken the sweep over.
     """
     console, request = session.console, session.request
-    journal = Journal(session.storage, progress.plan.study.sweep)
+    journal = Journal(session.storage, progress.plan.study.sweep, session.check)
     take_up_pruned(progress, journal)
     print_plan(console, progress, request)
     if request.dry_run:
@@ -107,7 +118,9 @@ def run_sweep(progress: Progress, session: Session) -> int:
         with Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
     except KeyboardInterrupt:
+        _raise_if_lost(session)
         return exit_codes.INTERRUPTED
+    _raise_if_lost(session)
     closing = Closing(
         is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
         time_line=session.timing.line(progress.num_ended_here),
@@ -119,6 +132,11 @@ def run_sweep(progress: Progress, session: Session) -> int:
     if not print_closing(console, progress, request, session.storage, closing):
         return exit_codes.FAILED_TRIALS
     return book.ending.exit_code
+
+
+def _raise_if_lost(session: Session) -> None:
+    if session.lease is not None:
+        session.lease.raise_if_lost()
 
 
 def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: Session) -> Ending:
@@ -143,7 +161,8 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
 def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
     """Trains the stages of one round and displays the progress; returns the outcome of every stage, by key."""
     limits = pack_limits(progress.todo, session.workers, session.request.max_pack)
-    site = Site(session.dataset, session.storage, session.workers, limits, session.timing)
+    claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
+    site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
     with Display(progress, session.console) as display:
         if session.cluster is None:
             return in_process.train_stages(progress, journal, display, site)
@@ -172,7 +191,7 @@ class Book:
         self.storage_error: str | None = None
         self._write_plan()
         sweep = progress.plan.study.sweep
-        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records)
+        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records, session.check)
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:

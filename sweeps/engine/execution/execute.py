@@ -49,7 +49,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     search = progress.plan.search
     prunes = search is not None and search.asha
     # A member of a pack cannot be stopped on its own.
-    queue = StageQueue(progress, {} if prunes else site.limits, site.workers.count)
+    queue = StageQueue(progress, {} if prunes else site.limits, site.workers.count, site.claims)
     recorder = Recorder(progress, journal, queue, follower)
     settings = {"storage": site.storage.url, "device": site.workers.device, "report_every_evaluation": prunes}
     trainable = tune.with_parameters(PackTrainer, dataset=site.dataset)
@@ -57,7 +57,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
         tuner = tune.Tuner(
             tune.with_resources(trainable, site.workers.resources),
             tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(queue, settings),
+                search_alg=PlanSearcher(queue, settings, recorder.waiting),
                 num_samples=-1,
                 reuse_actors=True,
                 scheduler=AshaPerScheme(progress.plan, recorder.pruned) if prunes else _InOrder(),

@@ -90,13 +90,16 @@ class _Contents:
 class Journal:
     """Appends what is new and leaves out what it contains, so that recording a result twice changes nothing."""
 
-    def __init__(self, storage: Storage, sweep: str) -> None:
+    def __init__(self, storage: Storage, sweep: str, check: Callable[[], None] = lambda: None) -> None:
         """Reads the sweep's journal. Torn and altered lines are left out; their results are recorded again.
+
+        Args:
+            check: called before everything that is written; it raises LeaseLost if this driver may not write any more.
 
         Raises:
             StorageError: the storage cannot be read, or a later version wrote the journal.
         """
-        self._storage, self._folder = storage, f"{JOURNAL_FOLDER}/{sweep}"
+        self._storage, self._folder, self._check = storage, f"{JOURNAL_FOLDER}/{sweep}", check
         self._listeners: list[Callable[[list[Record]], None]] = []
         self._contents = _Contents()
         self._number, self._is_behind, self._written_at = 0, False, -math.inf
@@ -211,6 +214,7 @@ class Journal:
         """Repeats a write while the storage cannot be reached; a storage that refuses to be written ends the sweep."""
         for failures in itertools.count(1):
             try:
+                self._check()
                 return write()
             except OSError as error:
                 reason = f"storage {self._storage.url!r} cannot be written: {one_line(error)}"
