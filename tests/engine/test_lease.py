@@ -226,14 +226,17 @@ def test_a_driver_that_wakes_knows_before_it_writes(url: str, monkeypatch: pytes
     assert storage.names("leases/low_data") == ["0123.json"]
 
 
-def test_a_driver_whose_lease_is_gone_stops(tmp_path: Path) -> None:
-    first = holder(str(tmp_path))
+@pytest.mark.parametrize(
+    ("removed", "reason"),
+    [("leases/low_data", "its lease was removed, by another driver or by hand"), (".", "the storage was removed")],
+)
+def test_a_driver_whose_lease_is_gone_stops(tmp_path: Path, removed: str, reason: str) -> None:
+    first = holder(str(tmp_path / "storage"))
     assert line(first) == "held"
-    (path,) = tmp_path.glob("leases/low_data/*")
-    path.unlink()
-    assert "another driver took it over meanwhile, or the storage was removed" in line(first)
+    (tmp_path / "storage" / removed).rename(tmp_path / "elsewhere")
+    assert f"is no longer this driver's: {reason}; it stops and writes nothing more" in line(first)
     first.communicate()
-    assert list(tmp_path.glob("leases/low_data/*")) == []
+    assert not list(tmp_path.glob("storage/leases/low_data/*"))
 
 
 @pytest.mark.parametrize("error", ["ValueError('odd')", "SystemExit()", "MemoryError()"])
