@@ -1,6 +1,6 @@
 """Results of finished stages. Reading them needs no torch, so that planning a sweep is fast."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +13,16 @@ Point = tuple[str, int, float, int]
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """With what a stage was trained in one session. None is what the version that trained it did not record."""
+
+    code_version: str | None = None
+    torch_version: str | None = None
+    device: str | None = None
+    cpu_capability: str | None = None
+
+
+@dataclass(frozen=True)
 class StageResult:
     """The result of a finished stage.
 
@@ -20,8 +30,10 @@ class StageResult:
         status: `ok` or `diverged`.
         initial_loss: training loss of the trial's first step.
         seconds: time spent training and evaluating the stage.
+        device: the device of the last session.
         points: all measurements.
         diverged_step: the step at which it diverged, counted over the trial.
+        trained_with: of every session that trained it, without repetition; empty in results of earlier versions.
     """
 
     status: str
@@ -30,6 +42,7 @@ class StageResult:
     device: str
     points: list[Point]
     diverged_step: int | None = None
+    trained_with: tuple[Provenance, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,10 +77,12 @@ def load_result(storage: Storage, key: str) -> StageResult | None:
     if record is None:
         return None
     try:
-        known = {field.name: record[field.name] for field in fields(StageResult) if field.name in record}
-        known["points"] = [as_point(p) for p in record["points"]]
-        return StageResult(**known)
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        values = known_fields(StageResult, record)
+        values["points"] = [as_point(p) for p in record["points"]]
+        trained_with = record.get("trained_with", ())
+        values["trained_with"] = tuple(Provenance(**known_fields(Provenance, p)) for p in trained_with)
+        return StageResult(**values)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise later_version(path, one_line(error)) from error
 
 
@@ -95,6 +110,11 @@ def read_record(storage: Storage, path: str) -> dict[str, Any] | None:
         return None
     check_format(records[0], path)
     return records[0]
+
+
+def known_fields(record_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass's fields in a record; what a later version added is left out."""
+    return {field.name: values[field.name] for field in fields(record_class) if field.name in values}
 
 
 def last_value(points: Sequence[Point], metric: str) -> float | None:

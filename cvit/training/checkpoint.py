@@ -10,14 +10,14 @@ it is used. Nothing read from the storage is unpickled. Only files with these na
 """
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
 from cvit.errors import one_line
-from cvit.results import Point, StageResult, as_point, read_record, read_weights, stage_folder
+from cvit.results import Point, Provenance, StageResult, as_point, known_fields, read_record, read_weights, stage_folder
 from cvit.storage import Storage, checksum, encode_record, later_version, with_format
 from cvit.training.stability import Stability
 
@@ -35,6 +35,7 @@ class StageProgress:
         seconds: time spent training and evaluating this stage, over all sessions.
         points: every measurement of this stage so far.
         stability: the measures of stability so far.
+        trained_with: of every session so far, without repetition.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class StageProgress:
     seconds: float = 0.0
     points: list[Point] = field(default_factory=list)
     stability: Stability = field(default_factory=Stability)
+    trained_with: list[Provenance] = field(default_factory=list)
 
 
 def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], progress: StageProgress) -> None:
@@ -77,11 +79,14 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Stag
 def _progress(record: dict[str, Any], path: str) -> StageProgress:
     """The progress in a checkpoint's record."""
     try:
-        known = {field.name: record[field.name] for field in fields(StageProgress) if field.name in record}
-        known["points"] = [as_point(p) for p in record["points"]]
-        known["stability"] = Stability(**record.get("stability", {}))
-        return StageProgress(**known)
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        values = known_fields(StageProgress, record)
+        values["points"] = [as_point(p) for p in record["points"]]
+        values["stability"] = Stability(**known_fields(Stability, record.get("stability", {})))
+        # The session that wrote a checkpoint without it, a version before, is unknown.
+        trained_with = record.get("trained_with", [{}])
+        values["trained_with"] = [Provenance(**known_fields(Provenance, p)) for p in trained_with]
+        return StageProgress(**values)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise later_version(path, one_line(error)) from error
 
 

@@ -2,17 +2,14 @@
 
 import contextlib
 import functools
-import os
-import subprocess
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
 from cvit.data.datasets import Dataset, DatasetInfo, load
+from cvit.provenance import code_version
 from cvit.storage import Storage, StorageError
 from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
 from sweeps.engine import exit_codes
@@ -183,7 +180,7 @@ class Book:
 
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
         self._progress, self._journal = progress, journal
-        self._tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: progress.plan.study.task}
+        self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
@@ -231,14 +228,3 @@ def _watched_head(progress: Progress, address: str | None, session: Session) -> 
     if address is None:
         return contextlib.nullcontext()
     return watching(address, functools.partial(print_lost_head, session.console, progress, session.request, address))
-
-
-def _code_version() -> str:
-    """The package's version and, in a checkout, the commit."""
-    root = Path(__file__).parents[2]
-    git = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return version("cvit")
-    return f"{version('cvit')}+{commit}"

@@ -33,7 +33,7 @@ from cvit.redaction import redacted
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, encode_record, with_format
 from cvit.tasks import parameters_of_task
-from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED
+from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED, TAG_CODE_VERSION, TAG_TRAIN_IMAGES
 from sweeps.engine.planning.grids import as_grids
 from sweeps.engine.planning.trials import Study, Trial
 from sweeps.engine.recording.backoff import is_refused, pause_s
@@ -148,7 +148,9 @@ class Journal:
                 )
             )
         new += [
-            TrialRecord(trial_key=trial.key, study_key=study.key, params=dict(trial.params), tags=tags)
+            TrialRecord(
+                trial_key=trial.key, study_key=study.key, params=dict(trial.params), tags=_tags_of_trial(trial, tags)
+            )
             for trial in trials
             if trial.key not in self._contents.trials
         ]
@@ -254,6 +256,12 @@ class Journal:
         """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
         self._number = max(self._number + 1, time.time_ns())
         self._segment_name = f"{self._number:020d}-{os.getpid()}.jsonl"
+
+
+def _tags_of_trial(trial: Trial, tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a planned trial. The code that plans it need not be the one that trains it, so its end says that."""
+    of_trial = {name: text for name, text in tags.items() if name != TAG_CODE_VERSION}
+    return of_trial if trial.images is None else of_trial | {TAG_TRAIN_IMAGES: str(trial.images.train)}
 
 
 def _in_numbers(grid: Grid, parameters: Mapping[str, Parameter]) -> dict[str, list[Any]]:

@@ -109,6 +109,8 @@ class Tracker:
         self._runs: dict[str, TrackedRun] = {}
         self._studies: dict[str, StudyRecord] = {}
         """The first record of each study."""
+        self._code_versions: dict[str, dict[str, None]] = {}
+        """The code versions that trained the trials of each study."""
         self._is_connected = False
         self._final_status: str | None = None
         self._deadline = float("inf")
@@ -231,6 +233,7 @@ class Tracker:
             case EndRecord():
                 run.status, run.end_time_ms = record.status, record.time_ms
                 run.tags |= {**record.tags, v.TAG_STATUS: record.status, v.TAG_NOTE: record.note}
+                self._remember_code_versions(run)
         run.changed = True
 
     def _remember_trial(self, run: TrackedRun, record: TrialRecord) -> None:
@@ -243,6 +246,19 @@ class Tracker:
                 v.TAG_STUDY_KEY: run.study_key,
                 v.TAG_SWEEP: self._sweep,
             }
+
+    def _remember_code_versions(self, run: TrackedRun) -> None:
+        """Adds the code versions that trained a trial to those of its study; until then, the study has the version that
+        planned it."""
+        study, joined = self._runs.get(run.study_key), run.tags.get(v.TAG_CODE_VERSION)
+        if study is None or joined is None:
+            return
+        versions = self._code_versions.setdefault(run.study_key, {})
+        new = [version for version in joined.split(", ") if version not in versions]
+        if new:
+            versions.update(dict.fromkeys(new))
+            study.tags[v.TAG_CODE_VERSION] = ", ".join(versions)
+            study.changed = True
 
     def _remember_study(self, run: TrackedRun, record: StudyRecord) -> None:
         self._studies.setdefault(run.key, record)
