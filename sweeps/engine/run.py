@@ -117,8 +117,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
     except KeyboardInterrupt:
         _raise_if_lost(session)
         return exit_codes.INTERRUPTED
-    if not journal.was_removed:  # with the lease in it
-        _raise_if_lost(session)
+    _raise_if_lost(session)
     closing = Closing(
         is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
         time_line=session.timing.line(progress.num_ended_here),

@@ -68,15 +68,20 @@ def test_a_bucket_that_begins_to_refuse_ends_the_sweep_and_loses_nothing(s3: Fau
     assert "2 of 2 trials done" in sweep(tmp_path, *options)
 
 
-@pytest.mark.parametrize("beat_s", [lease.BEAT_S, 0.01], ids=["the journal notices", "the lease notices"])
+@pytest.mark.parametrize(
+    ("beat_s", "files", "content"),
+    # A result is written just before the journal's next lines, a claim when a training begins.
+    [(lease.BEAT_S, "stages/*/result.json", b""), (0.01, "leases/low_data/*.json", b'"claims":["')],
+    ids=["the journal notices", "the lease notices"],
+)
 def test_a_storage_that_is_removed_ends_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beat_s: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beat_s: float, files: str, content: bytes
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", beat_s)
     storage, removed = tmp_path / "storage", threading.Event()
 
     def remove() -> None:
-        while not list(storage.glob("stages/*/result.json")):
+        while not any(content in path.read_bytes() for path in storage.glob(files)):
             time.sleep(0.01)
         storage.rename(tmp_path / "elsewhere")
         removed.set()
@@ -86,7 +91,8 @@ def test_a_storage_that_is_removed_ends_the_sweep(
     assert removed.is_set()
     assert ended.exit_code == 1
     assert "Traceback" not in ended.output + ended.errors
-    assert "was removed" in ended.output or "holds no study" in ended.output
+    (reason,) = [line for line in ended.output.splitlines() if line.startswith("storage '")]
+    assert reason.endswith("was removed while the sweep ran")
     assert ended.output.splitlines()[-2].endswith("When the storage works again, continue with:")
     shutil.rmtree(storage, ignore_errors=True)
     (tmp_path / "elsewhere").rename(storage)

@@ -172,14 +172,6 @@ class Journal:
             return
         self._append([EndRecord(trial_key=trial.key, status=status, note=note, time_ms=_now_ms(), tags=tags)])
 
-    @property
-    def was_removed(self) -> bool:
-        """True if what this driver wrote to a local storage is gone."""
-        try:
-            return self._segment_is_written and self._segment_name not in self._storage.names(self._folder)
-        except OSError:
-            return False
-
     def status(self, trial_key: str) -> str | None:
         """The status of a trial that has ended, as last recorded."""
         end = self._contents.ends.get(trial_key)
