@@ -8,7 +8,6 @@ A line is a record of `cvit/records.py`, encoded by `cvit/storage.py`.
 import dataclasses
 import functools
 import itertools
-import json
 import logging
 import math
 import os
@@ -19,7 +18,7 @@ from typing import Any
 from cvit.config import Parameter, with_numbers
 from cvit.errors import one_line
 from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord, from_json, to_json
-from cvit.redaction import redacted
+from cvit.redaction import without_secrets
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from cvit.tasks import parameters_of_task
@@ -237,7 +236,7 @@ def _number_of(segment: str) -> int:
 
 def _without_secrets(record: Record) -> Record:
     """The record without the passwords and keys of URLs: all that reaches the storage and the tracker passes here."""
-    copy = from_json(json.loads(redacted(json.dumps(to_json(record)))))
+    copy = from_json(without_secrets(to_json(record)))
     assert copy is not None
     return copy
 
