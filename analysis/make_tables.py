@@ -29,7 +29,7 @@ from analysis.store.frames import Frames, LoadError
 from analysis.store.journal import load_journal
 from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
-from cvit.redaction import redacted
+from cvit.redaction import Redacting, redacted
 from cvit.storage import Storage, StorageError
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
@@ -122,4 +122,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     sys.exit(main())

@@ -1,5 +1,6 @@
 """Removes passwords and keys from text that others may read. In doubt it hides too much: a host, say, or a path."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -12,6 +13,8 @@ _LOCAL_ADDRESS = re.compile(r"(?:\d+\.\d+\.\d+\.\d+|localhost|\[[0-9a-fA-F:.]+\]
 """The beginning of an address that is no user: the `@` in `127.0.0.1:5000/a@b` belongs to the path."""
 _PORT = re.compile(r"\d+(?!\w)")
 _QUOTED_SCHEME = re.compile(r"(['\"`])[\w+.-]+$")
+_QUOTE_IN_QUOTES = "'\"'\"'"
+"""A quote in quotes, as `shlex.quote` writes it."""
 _ENCODED_USER_INFO = re.compile(r"(?i)(?<=%3A%2F%2F)[^\s&]{1,500}%40")
 _BARE_USER_INFO = re.compile(r"(?<![\w/.+%-])(?!mailto:)[\w.+%-]+:[^\s@:/]+@(?=[\w.-]*\w)")
 """`user:password@host` whose scheme was forgotten."""
@@ -61,12 +64,17 @@ def redacted(text: str) -> str:
 def without_secrets(value: Any) -> Any:
     """A value of JSON whose texts are redacted one by one, since a secret may hold a quote or a bracket."""
     if isinstance(value, str):
-        return redacted(value)
+        return redacted(value) if len(value) > _LONGEST_REMEMBERED else _remembered(value)
     if isinstance(value, Mapping):
         return {name: without_secrets(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(part) for part in value]
     return value
+
+
+_LONGEST_REMEMBERED = 100
+_remembered = functools.lru_cache(maxsize=10_000)(redacted)
+"""`redacted` for short texts: the trials of a sweep have most of their parameters in common."""
 
 
 class Redacting:
@@ -101,7 +109,7 @@ def _end_of_user_info(before: str, body: str) -> int:
     assert blank is not None
     end = blank.start()
     if quoted := _QUOTED_SCHEME.search(before):
-        return max(end, body.find(quoted[1]))
+        return max(end, body.replace(_QUOTE_IN_QUOTES, "_" * len(_QUOTE_IN_QUOTES)).find(quoted[1]))
     user, colon, rest = body[:end].partition(":")
     if colon and "@" not in body[:end] and not _PORT.match(rest) and not re.search(r"[/?#\[]", user):
         return len(body.partition("\n")[0])

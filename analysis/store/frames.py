@@ -23,6 +23,7 @@ from analysis.store.axes import SEED, axes_of, sort_key
 from cvit import vocabulary as names
 from cvit.config import Parameter, as_text, with_numbers
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
+from cvit.redaction import redacted, without_secrets
 from cvit.tasks import TASK_NAMES, parameters_of_task
 
 CurvesOf = Callable[[str], Collection[str]]
@@ -127,13 +128,14 @@ class Raw:
                 "study_key": record.study_key,
                 "sweep": sweep,
                 "task": task,
-                "question": record.question,
+                "question": redacted(record.question),
                 "start_time_ms": int(record.start_time_ms),
                 "cells": [],
                 "params": _typed_params(parameters, record.params),
             },
         )
-        study["command"] = record.command
+        # The engine hides secrets too, but an earlier version of it may have missed one.
+        study["command"] = redacted(record.command)
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
     def add_trial(self, sweep: str, record: TrialRecord) -> None:
@@ -216,7 +218,7 @@ def _task_of(tags: Mapping[str, str]) -> tuple[str, Mapping[str, Parameter]]:
 
 def _typed(parameters: Mapping[str, Parameter], name: str, value: Any) -> Any:
     """A parameter's value in its type; the values of unknown parameters stay text."""
-    text = as_text(value)
+    text = without_secrets(as_text(value))
     if name not in parameters:
         return text
     try:
