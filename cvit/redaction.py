@@ -13,8 +13,8 @@ _LOCAL_ADDRESS = re.compile(r"(?:\d+\.\d+\.\d+\.\d+|localhost|\[[0-9a-fA-F:.]+\]
 """The beginning of an address that is no user: the `@` in `127.0.0.1:5000/a@b` belongs to the path."""
 _PORT = re.compile(r"\d+(?!\w)")
 _QUOTED_SCHEME = re.compile(r"(['\"`])[\w+.-]+$")
-_QUOTE_IN_QUOTES = "'\"'\"'"
-"""A quote in quotes, as `shlex.quote` writes it."""
+_QUOTE_IN_QUOTES = re.compile(r"\\?'\"'\"'|\\['\"]")
+"""A quote in quotes, as `shlex.quote` and `repr` write it."""
 _ENCODED_USER_INFO = re.compile(r"(?i)(?<=%3A%2F%2F)[^\s&]{1,500}%40")
 _BARE_USER_INFO = re.compile(r"(?<![\w/.+%-])(?!mailto:)[\w.+%-]+:[^\s@:/]+@(?=[\w.-]*\w)")
 """`user:password@host` whose scheme was forgotten."""
@@ -55,8 +55,10 @@ _KNOWN = re.compile(
 
 def redacted(text: str) -> str:
     """The text without its secrets: `scheme://user:password@host?secret_key=…` → `scheme://***@host?secret_key=***`."""
+    for pattern in (_IN_CONNECTION, _IN_ADDRESS):
+        text = pattern.sub(_with_hidden_value, text)
     text = _ENCODED_USER_INFO.sub(f"{_HIDDEN}%40", _without_user_info(text))
-    for pattern in (_IN_CONNECTION, _IN_ADDRESS, _IN_TEXT, _OPTION, _SCHEME_OF_HEADER):
+    for pattern in (_IN_TEXT, _OPTION, _SCHEME_OF_HEADER):
         text = pattern.sub(_with_hidden_value, text)
     return _KNOWN.sub(_HIDDEN, text)
 
@@ -93,7 +95,13 @@ class Redacting:
 
 def _without_user_info(text: str) -> str:
     """Hides the user of every address in a text, and what it has for a password."""
-    first, *bodies = text.split("://")
+    first, *pieces = text.split("://")
+    bodies: list[str] = []
+    for piece in pieces:
+        if bodies and not re.search(r"[\s/?#]", bodies[-1]):  # a user whose password begins with slashes
+            bodies[-1] += f"://{piece}"
+        else:
+            bodies.append(piece)
     parts = [first]
     for number, body in enumerate(bodies):
         is_whole = number == 0 and re.fullmatch(r"[\w+.-]*", first) is not None
@@ -109,7 +117,7 @@ def _end_of_user_info(before: str, body: str) -> int:
     assert blank is not None
     end = blank.start()
     if quoted := _QUOTED_SCHEME.search(before):
-        return max(end, body.replace(_QUOTE_IN_QUOTES, "_" * len(_QUOTE_IN_QUOTES)).find(quoted[1]))
+        return max(end, _QUOTE_IN_QUOTES.sub(lambda match: "_" * len(match[0]), body).find(quoted[1]))
     user, colon, rest = body[:end].partition(":")
     if colon and "@" not in body[:end] and not _PORT.match(rest) and not re.search(r"[/?#\[]", user):
         return len(body.partition("\n")[0])
