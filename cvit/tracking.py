@@ -3,8 +3,11 @@ long texts and long lists pass through MLflow's interface. Importing this module
 
 import itertools
 import os
+import socket
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 
@@ -13,10 +16,31 @@ MAX_TAG_LENGTH = 5000
 PER_PAGE = 1000
 """The number of runs or experiments in one request to MLflow."""
 
+CONNECT_TIMEOUT_S = 5.0
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
 
 def chosen_uri(given: str | None) -> str:
     """The tracking URI: the given one, else that of the environment, else the default."""
     return given or os.environ.get(TRACKING_URI_VARIABLE) or DEFAULT_TRACKING_URI
+
+
+def why_unreachable(uri: str) -> str | None:
+    """The reason why nothing can be reached at a server's address; None if something listens there, or if the way leads
+    through a proxy."""
+    server = urlsplit(uri)
+    scheme, host = server.scheme.partition("+")[0], server.hostname or ""
+    if scheme not in _PORTS or (scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)):
+        return None
+    try:
+        port = server.port or _PORTS[scheme]
+    except ValueError:  # a slash in a password, which a database's URI may have
+        return None
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return f"tracking server {host}:{port} cannot be reached: {error}"
+    return None
 
 
 def split_tag(tag: str, text: str) -> dict[str, str]:

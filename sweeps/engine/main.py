@@ -23,6 +23,7 @@ from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.recording.lease import lease
 from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.engine.terminal.preflight import check_request
+from sweeps.engine.tracking.backend import check_store
 
 if TYPE_CHECKING:
     from sweeps.engine.execution.cluster import Cluster
@@ -67,6 +68,7 @@ def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
     storage = Storage.open(common.storage)
     if not common.dry_run:
         storage.check_writable()
+        check_store(common.tracking_uri, common.upgrade_store)
     planned = [_plan(sweep, request, storage) for sweep, request in requests]
     with contextlib.ExitStack() as stack:
         if not common.dry_run:

@@ -18,6 +18,7 @@ class Request:
         dataset: name or path; ignored by a task that needs no data.
         address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
         command: the command line as typed, to be run again.
+        upgrade_store: a tracking store of an older version may be changed so that this one can use it.
     """
 
     preset: str
@@ -37,3 +38,4 @@ class Request:
     max_pack: int | None
     dry_run: bool
     command: str
+    upgrade_store: bool = False

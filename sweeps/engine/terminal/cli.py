@@ -125,6 +125,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         device=given.get("device", "auto"),
         max_pack=max_pack,
         dry_run=given.get("dry_run", False),
+        upgrade_store=given.get("upgrade_store", False),
         command=" ".join(["python", os.path.relpath(sys.argv[0]), *argv]),
     )
 
@@ -197,6 +198,9 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
                 "Largest number of stages trained together; without it, measured on the device.",
                 None,
                 run,
+            ),
+            "upgrade_store": _option(
+                bool, "Change a store of an older MLflow, which then cannot open it any more.", None, run
             ),
             "dry_run": _option(bool, "Print the plan and stop.", None, run),
             "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),

@@ -1,13 +1,12 @@
 """Checks URIs, addresses and devices before anything is opened, imported or started."""
 
 import socket
-from urllib.parse import urlparse
 
 from cvit.config import ConfigError
+from cvit.tracking import CONNECT_TIMEOUT_S, why_unreachable
 from sweeps.engine.planning.request import IN_PROCESS, Request
 from sweeps.engine.tracking.backend import backend_for
 
-CONNECT_TIMEOUT_S = 5.0
 ANY_CLUSTER = "auto"
 """The address by which Ray finds a cluster that runs on this machine."""
 
@@ -23,14 +22,8 @@ def check_tracking_uri(uri: str) -> None:
 
 def check_reachable(uri: str) -> None:
     """Raises ConfigError if nothing listens at a tracking server's address."""
-    server = urlparse(uri)
-    if server.scheme not in ("http", "https"):
-        return
-    port = server.port or (443 if server.scheme == "https" else 80)
-    try:
-        socket.create_connection((server.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ConfigError(f"tracking server {server.hostname}:{port} cannot be reached: {error}") from error
+    if (reason := why_unreachable(uri)) is not None:
+        raise ConfigError(reason)
 
 
 def check_address(address: str | None) -> None:

@@ -3,12 +3,12 @@
 import contextlib
 import functools
 import logging
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError, as_text
@@ -16,9 +16,13 @@ from cvit.errors import one_line
 from cvit.records import StudyRecord
 from cvit.results import Point
 from cvit.tracking import MAX_TAG_LENGTH, all_pages, split_tag
+from cvit.tracking_schema import sqlite_path
 from sweeps.engine.environment import prepare
 from sweeps.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
+from sweeps.engine.tracking.mlflow_check import check
 from sweeps.engine.tracking.mlflow_views import page, views
+
+__all__ = ["SCHEMES", "MlflowBackend", "check", "open"]
 
 SCHEMES = v.TRACKING_SCHEMES
 
@@ -35,14 +39,31 @@ def open(uri: str) -> Backend:
     """
     if "://" not in uri:
         raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with {uri.partition(':')[0]}://")
-    if urlparse(uri).scheme.partition("+")[0] == "sqlite":
-        path = uri.partition("://")[2]
-        if len(path) < 2 or not path.startswith("/"):
+    if urlsplit(uri).scheme.partition("+")[0] == "sqlite":
+        path = sqlite_path(uri)
+        if path is None or not path.name:
             raise ConfigError(f"tracking URI {uri!r} is not valid: give sqlite:///FILE, with three slashes")
-        folder = Path(path[1:]).absolute().parent
+        if path.name == ":memory:":
+            raise ConfigError(f"tracking URI {uri!r} is not valid: it keeps nothing; give {v.NO_TRACKING} or a file")
+        folder = path.absolute().parent
         if not folder.is_dir():
             raise ConfigError(f"tracking URI {uri!r}: there is no folder {folder}")
+    elif not _is_address(uri):
+        raise ConfigError(
+            f"tracking URI {uri!r} is not valid: give scheme://host:port, and in a password %20 for a blank, %2F for /"
+        )
     return MlflowBackend(uri)
+
+
+def _is_address(uri: str) -> bool:
+    """True for a URI without blanks; one of a web server also needs a host and a port that is a number."""
+    server = urlsplit(uri)
+    if re.search(r"\s", uri) or server.scheme not in ("http", "https"):
+        return not re.search(r"\s", uri)
+    try:
+        return server.hostname is not None and (server.port is None or server.port > 0)
+    except ValueError:
+        return False
 
 
 class MlflowBackend:

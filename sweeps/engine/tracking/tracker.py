@@ -14,7 +14,7 @@ from typing import Any
 
 from cvit import vocabulary as v
 from cvit.config import as_text
-from cvit.errors import one_line
+from cvit.errors import short_line
 from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.results import Point
 from sweeps.engine.recording.process_identity import is_dead, is_here, this_process
@@ -141,7 +141,7 @@ class Tracker:
                     return
             # Whatever the store raises (network, SQL, its own errors), training goes on and the copy is tried again.
             except Exception as error:  # noqa: BLE001
-                self.error = one_line(error)[:_LONGEST_ERROR]
+                self.error = short_line(error, _LONGEST_ERROR)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 if is_closing:
                     if time.monotonic() > self._deadline:
@@ -155,7 +155,7 @@ class Tracker:
         except Refused as error:
             run.settle()
             run.is_open = False
-            self._refusal = f"run of {run.key}: {one_line(error)[:_LONGEST_ERROR]}"
+            self._refusal = f"run of {run.key}: {short_line(error, _LONGEST_ERROR)}"
 
     def _take(self, timeout_s: float) -> bool:
         """Takes all records that have come in, waiting a while for the first; True once `close` was called."""
@@ -236,7 +236,7 @@ class Tracker:
         where this driver's plan has it, else ended as KILLED. The runs of a living driver are left alone.
         """
         runs = self._backend.existing(self._planned)
-        drivers = {r.tags[v.TAG_STUDY_KEY]: r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
+        drivers = {r.tags.get(v.TAG_STUDY_KEY, ""): r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
         for existing in runs:
             run = self._runs.get(existing.key)
             if run is not None:
