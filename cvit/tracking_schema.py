@@ -33,7 +33,12 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def state_of(uri: str) -> State:
-    """The state of a database.
+    """The state of a database; the errors are those of `state_and_revision`."""
+    return state_and_revision(uri)[0]
+
+
+def state_and_revision(uri: str) -> tuple[State, str | None]:
+    """The state of a database, and the revision of its schema.
 
     Raises:
         sqlite3.Error: a file cannot be read as a database.
@@ -42,8 +47,12 @@ def state_of(uri: str) -> State:
     """
     path = sqlite_path(uri)
     if path is not None and not path.exists():
-        return "absent"
+        return "absent", None
     tables, revision = _contents_of_server(uri) if path is None else _contents_of_file(path)
+    return _state(tables, revision), revision
+
+
+def _state(tables: set[str], revision: str | None) -> State:
     if not tables:
         return "empty"
     if not tables >= _TABLES:

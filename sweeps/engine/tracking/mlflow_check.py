@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from cvit.config import ConfigError
 from cvit.errors import one_line, short_line
 from cvit.tracking import why_unreachable
-from cvit.tracking_schema import State, sqlite_path, state_of
+from cvit.tracking_schema import State, sqlite_path, state_and_revision
 from sweeps.engine.environment import prepare
 
 UPGRADE = "--upgrade-store"
@@ -22,7 +22,8 @@ _ANSWER_TIMEOUT_S = 5
 _LONGEST_ERROR = 200
 _ANOTHER_MAKES_IT_S = 20.0
 """The longest that another driver may take to make the tables of a new store."""
-_LOOK_INTERVAL_S = 1.0
+_LOOK_INTERVAL_S = 2.0
+"""It passes through all schemas since the first; none takes it that long."""
 _REFUSED = re.compile(
     r"(?i)authentication failed|access denied|does not exist|unknown database|no pg_hba|login failed|no password"
 )
@@ -97,10 +98,13 @@ def _check_file(uri: str, path: Path) -> None:
 
 def _settled_state(uri: str) -> State:
     """The state of a database, once no other driver is making its tables."""
-    state, deadline = state_of(uri), time.monotonic() + _ANOTHER_MAKES_IT_S
-    while state == "unfinished" and time.monotonic() < deadline:
+    (state, revision), deadline = state_and_revision(uri), time.monotonic() + _ANOTHER_MAKES_IT_S
+    while state in ("unfinished", "older") and time.monotonic() < deadline:
         time.sleep(_LOOK_INTERVAL_S)
-        state = state_of(uri)
+        before = revision
+        state, revision = state_and_revision(uri)
+        if state == "older" and revision == before:
+            break
     return state
 
 
