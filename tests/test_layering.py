@@ -20,6 +20,7 @@ LIGHT_MODULES = (
     "cvit.tasks",
     "cvit.theorem.counts",
     "cvit.tracking",
+    "cvit.tracking_schema",
 )
 ORCHESTRATION = ("ray", "mlflow")
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]

@@ -167,7 +167,7 @@ class Raw:
     def add_end(self, record: EndRecord) -> None:
         """Adds the end of a trial; the last one counts."""
         step = record.tags.get(names.TAG_DIVERGED_STEP)
-        self.ends[record.trial_key] = (record.status, None if step is None else int(step))
+        self.ends[record.trial_key] = (record.status, int(step) if step is not None and step.isdigit() else None)
         if names.TAG_DEVICE in record.tags:
             self.devices[record.trial_key] = record.tags[names.TAG_DEVICE]
 

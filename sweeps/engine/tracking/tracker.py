@@ -254,7 +254,9 @@ class Tracker:
         if run.status is None:
             is_settled = run.key not in self._planned
         else:
-            is_settled = existing.tags.get(v.TAG_STATUS) == run.status and existing.status in (FINISHED, FAILED)
+            names = (v.TAG_STATUS, v.TAG_ROLE, v.TAG_STUDY_KEY)  # somebody may have removed one
+            is_whole = all(existing.tags.get(name) == run.tags.get(name) for name in names)
+            is_settled = is_whole and existing.status in (FINISHED, FAILED)
         if is_settled:
             run.settle()
 
