@@ -42,7 +42,7 @@ _IN_TEXT = re.compile(
 )
 _OPTION = re.compile(rf"(?i)(?<!\S)(--(?:[\w-]*-)?(?:{_WORDS}|{_KEYS}|auth)\s+)(?!-)\S+")
 _SCHEME_OF_HEADER = re.compile(r"\b((?i:basic|bearer)\s+)(?=\S*[\d=+/]|\S*[a-z]\S*[A-Z])[\w.~+/=-]{4,}")
-"""What a header `Authorization` says, without its name: `Basic dXNlcjpwdw==`, but not `Basic authentication`."""
+"""The content of a header `Authorization`, without its name: `Basic dXNlcjpwdw==`, but not `Basic authentication`."""
 _TRAILING = "'\"`)]}>,.;:!"
 
 # Keys that are known by their look
