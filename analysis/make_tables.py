@@ -20,7 +20,7 @@ from cyclopts.validators import mutually_exclusive
 
 from analysis import verdicts_text
 from analysis.claims import verdicts
-from analysis.files import files_of
+from analysis.files import file_stems, files_of
 from analysis.questions import curves_of, question_of
 from analysis.report import report
 from analysis.statistics.studies import TableError
@@ -74,8 +74,8 @@ def make_tables(
     except OSError as error:
         raise LoadError(f"out {str(out)!r} must be a folder, or a place for one: {error.strerror}") from error
     sections = {}
-    for sweep in sweeps:
-        sections[sweep] = files_of(frames, sweep)
+    for sweep, stem in file_stems(sweeps).items():
+        sections[sweep] = files_of(frames, sweep, stem)
         print(sections[sweep].markdown)
         _write(out, sections[sweep].by_name)
     judged = verdicts(frames)

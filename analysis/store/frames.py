@@ -13,6 +13,7 @@ A parameter that is not set has the number that earlier versions used in place o
 `inner_dim`: so tables and CSV files are the same for old stores and new ones.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,7 @@ STUDY_COLUMNS = ("study_key", "sweep", "task", "question", "start_time_ms", "com
 TRIAL_COLUMNS = ("trial_key", "study_key", "sweep", "task", "status", "diverged_step", "code_version", "device")
 CURVE_COLUMNS = ("trial_key", "metric", "step", "value")
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MLFLOW_INFINITY = 1.797e308  # MLflow stores infinities as the largest finite double
 
 
@@ -126,9 +128,9 @@ class Raw:
             record.study_key,
             {
                 "study_key": record.study_key,
-                "sweep": sweep,
+                "sweep": _in_one_line(sweep),
                 "task": task,
-                "question": redacted(record.question),
+                "question": _in_one_line(redacted(record.question)),
                 "start_time_ms": int(record.start_time_ms),
                 "cells": [],
                 "params": _typed_params(parameters, record.params),
@@ -141,7 +143,8 @@ class Raw:
     def add_trial(self, sweep: str, record: TrialRecord) -> None:
         """Adds a trial. A parameter that it lacks was added later, so it has its neutral value."""
         task, parameters = _task_of(record.tags)
-        row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key, "sweep": sweep}
+        row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key}
+        row["sweep"] = _in_one_line(sweep)
         row |= {"task": task, "code_version": record.tags.get(names.TAG_CODE_VERSION)}
         neutral = with_numbers({name: parameter.neutral for name, parameter in parameters.items()}, parameters)
         place = (record.study_key, record.trial_key)
@@ -218,13 +221,18 @@ def _task_of(tags: Mapping[str, str]) -> tuple[str, Mapping[str, Parameter]]:
 
 def _typed(parameters: Mapping[str, Parameter], name: str, value: Any) -> Any:
     """A parameter's value in its type; the values of unknown parameters stay text."""
-    text = without_secrets(as_text(value))
+    text = _in_one_line(without_secrets(as_text(value)))
     if name not in parameters:
         return text
     try:
         return with_numbers({name: parameters[name].parse(text)}, parameters)[name]
     except ValueError as error:
         raise LoadError(f"parameter {name} has the unreadable value {text!r}") from error
+
+
+def _in_one_line(text: str) -> str:
+    """A text without line breaks and other control characters, which no table, figure or name of a file can have."""
+    return _CONTROL.sub(" ", text)
 
 
 def _typed_params(parameters: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
