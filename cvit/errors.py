@@ -8,6 +8,10 @@ _NOISE = re.compile(
 )
 """The parts of the messages of urllib3 and SQLAlchemy that say nothing to a person."""
 
+from collections.abc import Iterable
+
+_MOST_NAMES = 3
+
 
 def one_line(error: BaseException) -> str:
     """An error's message in one line; the name of its type if it has no message."""
@@ -24,3 +28,21 @@ def short_line(error: BaseException, limit: int) -> str:
     reason = line.find("(Caused by ")
     end = limit * 2 // 3 if reason < 0 else min(len(line) - reason, limit * 3 // 4)
     return f"{line[: limit - end - 3]} … {line[-end:]}"
+
+
+def printable(text: str) -> str:
+    """The text with control characters and undecodable bytes of file names escaped, so that any terminal prints it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first names of many, and how many more there are."""
+    *first, last = names = list(names)
+    if len(names) > _MOST_NAMES:
+        return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 image" or "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -13,11 +13,13 @@ import pytest
 import safetensors
 import torch
 
+from analysis import make_tables
 from cvit import vocabulary as v
 from cvit.records import EndRecord, Record, StudyRecord
 from cvit.results import StageResult
 from cvit.storage import Storage, StorageError, checksum, encode_record
 from cvit.training.checkpoint import StageProgress, load_checkpoint, load_weights, save_checkpoint, save_result
+from sweeps.engine import run
 from sweeps.engine.recording.journal import Journal
 from tests.support.plans import SMALL, make_plan
 from tests.support.scripts import ROOT, TINY, call
@@ -44,6 +46,25 @@ def test_a_sweep_prints_no_password(tmp_path: Path, options: tuple[str, ...], ex
     assert ended.exit_code == exit_code, printed
     assert PASSWORD not in printed
     assert shown in printed
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["s3cr3t", "s3@cr3t", "s3'cr3t", 's3"cr3t', "s3:cr3t?x", "s3%20cr3t", "12s3cr3t#x", "s3;cr3t&x=$y"],
+)
+def test_a_whole_sweep_leaves_no_password_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    """Nothing listens at the server: the closing lines quote its address and a command with it."""
+    monkeypatch.setattr(run, "CLOSE_TIMEOUT_S", 0.1)
+    uri = f"http://me:{secret}@127.0.0.1:1/?token={secret}"
+    options = (*TINY, "--data-fraction", "0.1", "--seeds", "1", "--init-scheme", "random", "--tracking-uri", uri)
+    ended = call(tmp_path, *options)
+    assert "is incomplete" in ended.output and "--tracking-uri" in ended.output, ended.output + ended.errors
+    assert make_tables.main(["--storage", str(tmp_path / "storage"), "--out", str(tmp_path / "out")]) == 0
+    texts = [ended.output, ended.errors, *(path.read_text("latin-1") for path in tmp_path.rglob("*") if path.is_file())]
+    assert len(texts) > 8
+    assert not [text for text in texts if "cr3t" in text]
 
 
 def test_the_journal_and_its_listeners_get_no_password(tmp_path: Path) -> None:
