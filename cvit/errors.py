@@ -1,14 +1,13 @@
 """The text of errors."""
 
 import re
+from collections.abc import Iterable
 
 _NOISE = re.compile(
     r"(?:HTTPS?Connection(?:Pool)?\([^()]*\)|<[\w.]+ object at 0x[0-9a-f]+>): "
     r"|Max retries exceeded with url: \S+ | \[SQL: .*"
 )
 """The parts of the messages of urllib3 and SQLAlchemy that say nothing to a person."""
-
-from collections.abc import Iterable
 
 _MOST_NAMES = 3
 

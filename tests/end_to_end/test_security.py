@@ -48,10 +48,7 @@ def test_a_sweep_prints_no_password(tmp_path: Path, options: tuple[str, ...], ex
     assert shown in printed
 
 
-@pytest.mark.parametrize(
-    "secret",
-    ["s3cr3t", "s3@cr3t", "s3'cr3t", 's3"cr3t', "s3:cr3t?x", "s3%20cr3t", "12s3cr3t#x", "s3;cr3t&x=$y"],
-)
+@pytest.mark.parametrize("secret", ["s3@cr3t", "s3'cr3t&x=$y;", 's3"cr3t%20'])
 def test_a_whole_sweep_leaves_no_password_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
