@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 _NOISE = re.compile(
     r"(?:HTTPS?Connection(?:Pool)?\([^()]*\)|<[\w.]+ object at 0x[0-9a-f]+>): "
-    r"|Max retries exceeded with url: \S+ | \[SQL: .*"
+    r"|Max retries exceeded with url: \S+ | \[SQL: .*| \(Background on this error at: \S+\)"
 )
 """The parts of the messages of urllib3 and SQLAlchemy that say nothing to a person."""
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import mlflow.store.db.utils as mlflow_schema
 import pytest
+from mlflow import MlflowClient
 
 from cvit.config import ConfigError
+from cvit.errors import short_line
 from cvit.tracking_schema import _following, state_of
 from sweeps.engine.sync import sync
 from sweeps.engine.tracking import mlflow_check
@@ -182,3 +184,32 @@ def test_a_locked_store_is_let_pass(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         check_store(uri, may_upgrade=False)
+
+
+def error_of(uri: str) -> Exception:
+    try:
+        MlflowClient(uri).get_experiment_by_name("a sweep whose name is so long that the line has to be shortened")
+    except Exception as error:  # whatever MLflow raises
+        return error
+    raise AssertionError("there is no error")
+
+
+def test_a_line_that_is_shortened_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        refused = error_of(nobody)
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, nobody)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "")
+        proxy = error_of("http://mlflow.example.org:5000")
+        check_store("http://mlflow.example.org:5000", may_upgrade=False)  # a proxy that is down may be up later
+    for error, reasons in ((refused, ["Connection refused"]), (proxy, ["ProxyError", "Connection refused"])):
+        assert len(str(error)) > 200
+        line = short_line(error, 200)
+        assert len(line) <= 200 and line.startswith("API request to http://")
+        assert all(reason in line for reason in reasons), line
+    assert short_line(ValueError("a\nb"), 200) == "a b"
+    assert short_line(ValueError("x" * 300 + " [SQL: SELECT " + "y" * 300), 400) == "x" * 300
