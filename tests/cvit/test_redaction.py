@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvit.redaction import redacted, without_secrets
+from cvit.tasks import TASK_NAMES, parameters_of_task
 from sweeps.engine.tracking.mlflow_views import page
 
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="-._~%+"), min_size=1)
@@ -132,3 +133,10 @@ def test_what_lets_others_in_is_left_out(text: str, shown: str) -> None:
 )
 def test_text_without_a_secret_is_left_as_it_is(text: str) -> None:
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_no_parameter_of_a_trial_is_taken_for_a_secret(task: str) -> None:
+    for name in parameters_of_task(task):
+        for text in (f"`{name}=3`, ", f"{name}: 3", f"--{name.replace('_', '-')} 3", f"params.{name} = 'a'"):
+            assert redacted(text) == text
