@@ -309,6 +309,9 @@ def _copy_of(uri: str) -> Iterator[str]:
         with contextlib.closing(open_read_only(path)) as old, contextlib.closing(sqlite3.connect(copy)) as new:
             old.backup(new)
         engine = utils.create_sqlalchemy_engine(f"sqlite:///{copy}")
-        utils._upgrade_db(engine)
+        try:
+            utils._upgrade_db(engine)
+        except Exception as error:  # whatever a migration raises
+            raise LoadError(f"MLflow store {redacted(uri)}: its copy cannot be upgraded: {one_line(error)}") from error
         engine.dispose()
         yield f"sqlite:///{copy}"

@@ -1,6 +1,7 @@
 """Looks at an MLflow store before a sweep trains: one that can never work is refused, one of an older MLflow is changed
 only with the user's word. A store that cannot be reached now is let pass, since the journal is copied later."""
 
+import logging
 import os
 import re
 import sqlite3
@@ -78,7 +79,10 @@ def _check_database(uri: str, may_upgrade: bool) -> None:
                 f"it was made by an older MLflow than {version('mlflow')}, which could not open it any more after this "
                 f"sweep: give {UPGRADE} to change it all the same, or another store",
             )
-        _upgrade(uri)
+        try:
+            _upgrade(uri)
+        except Exception as error:  # whatever a migration raises
+            raise _refusal(uri, f"it cannot be upgraded: {short_line(error, _LONGEST_ERROR)}") from error
 
 
 def _load_driver(uri: str) -> None:
@@ -119,6 +123,8 @@ def _upgrade(uri: str) -> None:
     prepare()
     from mlflow.store.db import utils
 
+    for name in ("mlflow", "alembic"):  # they report every step
+        logging.getLogger(name).setLevel(logging.WARNING)
     engine = utils.create_sqlalchemy_engine_with_retry(uri)
     utils._upgrade_db(engine)
     engine.dispose()
