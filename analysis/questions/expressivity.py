@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from analysis.display.csv_text import csv_text
+from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.tables import Tables
 from analysis.display.text import error_text, latex, latex_table, markdown_name, markdown_table
@@ -102,6 +103,7 @@ def latex_tables(studies: Sequence[Study]) -> str:
             _OVERVIEW_HEAD,
             [[*row[:3], *map(_latex_number, row[3:])] for row in _overview(by_case(fits(study)))],
             left_columns=0,
+            notes=notes(study),
         )
         for study in studies
     )

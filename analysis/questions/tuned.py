@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.display.csv_text import csv_text
+from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.tables import Tables
 from analysis.display.text import (
@@ -134,6 +135,7 @@ def latex_tables(studies: Sequence[Study]) -> str:
             f"{study.sweep}-{study.label}",
             _HEAD,
             [[*map(latex, row[:-1]), latex_estimate(row[-1])] for row in _rows(searches(study), r" \pm ")],
+            notes=notes(study),
         )
         for study in studies
     )

@@ -47,6 +47,9 @@ class _Silent:
     def started(self, name: str, pack: StagePack) -> None:
         """Says nothing."""
 
+    def waiting(self, line: str) -> None:
+        """Says nothing."""
+
     def reported(self, name: str, key: str, report: Report) -> None:
         """Says nothing."""
 

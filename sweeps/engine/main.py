@@ -1,6 +1,7 @@
 """The entry point of every sweep script: from the command line to requests, plans and runs."""
 
 import contextlib
+import itertools
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from sweeps.engine.declaration import Sweep
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import IN_PROCESS, Request
 from sweeps.engine.planning.rounds import first_round
-from sweeps.engine.recording.lease import lease
+from sweeps.engine.recording.lease import Lease, LeaseLost, lease
 from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.engine.terminal.preflight import check_request
 from sweeps.engine.tracking.backend import check_store
@@ -47,6 +48,9 @@ def main(*sweeps: Sweep) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(_run_script(sweeps, sys.argv[1:]))
+    except LeaseLost as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(exit_codes.LEASE_LOST)
     except (ConfigError, DataError, StorageError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(exit_codes.BAD_INPUT)
@@ -71,13 +75,16 @@ def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
         check_store(common.tracking_uri, common.upgrade_store)
     planned = [_plan(sweep, request, storage) for sweep, request in requests]
     with contextlib.ExitStack() as stack:
+        leases: list[Lease] = []
         if not common.dry_run:
-            for each in planned:
-                stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say))
+            leases = [stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say)) for each in planned]
         cluster = None
         if not common.dry_run and common.address != IN_PROCESS:
             cluster = stack.enter_context(_cluster(common, starts_now=any(each.progress.todo for each in planned)))
-        return _run_all(planned, storage, cluster, started_at)
+        exit_code = _run_all(planned, leases, storage, cluster, started_at)
+        for own_lease in leases:
+            own_lease.raise_if_lost()  # that of a sweep that was still to come
+        return exit_code
 
 
 def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
@@ -99,15 +106,22 @@ def _cluster(request: Request, starts_now: bool) -> "Cluster":
     return cluster
 
 
-def _run_all(planned: Sequence[Planned], storage: Storage, cluster: "Cluster | None", started_at: float) -> int:
+def _run_all(
+    planned: Sequence[Planned],
+    leases: Sequence[Lease],
+    storage: Storage,
+    cluster: "Cluster | None",
+    started_at: float,
+) -> int:
     from rich.console import Console
 
     from sweeps.engine.execution.timing import Timing
     from sweeps.engine.run import Session, run_sweep
 
     exit_code = exit_codes.FINISHED
-    for each in planned:
-        session = Session(each.request, each.info, storage, Console(soft_wrap=True), cluster, Timing(started_at))
+    for each, own_lease in itertools.zip_longest(planned, leases):
+        console, timing = Console(soft_wrap=True), Timing(started_at)
+        session = Session(each.request, each.info, storage, console, cluster, timing, own_lease)
         exit_code = max(exit_code, run_sweep(each.progress, session))
         if exit_code == exit_codes.INTERRUPTED:
             break

@@ -71,6 +71,9 @@ class Order:
     def started(self, name: str, pack: StagePack) -> None:
         self.packs.append(pack)
 
+    def waiting(self, line: str) -> None:
+        pass
+
     def reported(self, name: str, key: str, report: Report) -> None:
         pass
 

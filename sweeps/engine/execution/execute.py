@@ -11,6 +11,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 
+from cvit.provenance import code_version, source_hash
 from cvit.storage import StorageError
 from sweeps.engine.execution.cluster import scratch_folder
 from sweeps.engine.execution.faults import fault_of_trial
@@ -49,15 +50,16 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     search = progress.plan.search
     prunes = search is not None and search.asha
     # A member of a pack cannot be stopped on its own.
-    queue = StageQueue(progress, {} if prunes else site.limits, site.workers.count)
+    queue = StageQueue(progress, {} if prunes else site.limits, site.workers.count, site.claims)
     recorder = Recorder(progress, journal, queue, follower)
     settings = {"storage": site.storage.url, "device": site.workers.device, "report_every_evaluation": prunes}
+    settings["code"] = (source_hash(), code_version())
     trainable = tune.with_parameters(PackTrainer, dataset=site.dataset)
     with scratch_folder() as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, site.workers.resources),
             tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(queue, settings),
+                search_alg=PlanSearcher(queue, settings, recorder.waiting),
                 num_samples=-1,
                 reuse_actors=True,
                 scheduler=AshaPerScheme(progress.plan, recorder.pruned) if prunes else _InOrder(),

@@ -14,6 +14,10 @@ class Follower(Protocol):
         """A worker has begun a pack."""
         ...
 
+    def waiting(self, line: str) -> None:
+        """A worker is free, and there is nothing for it but stages that another driver trains, as the line says."""
+        ...
+
     def reported(self, name: str, key: str, report: Report) -> None:
         """A stage has reached a checkpoint or its end, and this is recorded."""
         ...

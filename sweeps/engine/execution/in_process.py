@@ -35,7 +35,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     Raises:
         StorageError: the storage cannot be written any more; nothing that was reported is lost.
     """
-    queue = StageQueue(progress, site.limits, site.workers.count)
+    queue = StageQueue(progress, site.limits, site.workers.count, site.claims)
     recorder = Recorder(progress, journal, queue, follower)
     idle_since: float | None = None
     for number in itertools.count():
@@ -43,6 +43,8 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
             break
         name = f"pack-{number}"
         if queue.next_pack(name) is None:
+            if queue.waiting_line is not None:
+                recorder.waiting(queue.waiting_line)
             time.sleep(POLL_S)
             continue
         recorder.started(name)

@@ -1,9 +1,13 @@
 """The queue of a plan's stages: it hands out packs, each once the parents of its stages are done."""
 
+import itertools
+import random
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Protocol
 
+from cvit.errors import one_line
 from cvit.stages import Stage
 from sweeps.engine.execution.faults import CODE_RETRIES, Fault
 from sweeps.engine.planning.progress import Outcome, Progress
@@ -13,8 +17,45 @@ LEAST_SHARE = 4
 """When the last stages are divided among workers, a pack keeps at least a quarter of its limit: on a GPU, small packs
 take almost as long as large ones."""
 
+LOOK_S = 2.0
+"""Mean time between two looks at stages that other drivers train; it is drawn anew each time, so that two drivers that
+disturb each other do not do so again."""
+
 StagePack = tuple[Stage, ...]
 """Stages of one shape that a worker trains together."""
+
+
+class Claims(Protocol):
+    """Keeps drivers of several sweeps from training a stage that they share."""
+
+    def claim(self, keys: Iterable[str], most: int) -> tuple[Iterable[str], Mapping[str, str]]:
+        """Claims the first stages that no other driver trains, at most so many.
+
+        Returns:
+            The stages that it got, and those that it was refused, each with the reason as a relative clause.
+
+        Raises:
+            OSError: the storage refuses to be written.
+        """
+        ...
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Gives claims up."""
+        ...
+
+
+class _Alone:
+    """The claims of a driver that shares its stages with no other: it gets all."""
+
+    def claim(self, keys: Iterable[str], most: int) -> tuple[Iterable[str], Mapping[str, str]]:
+        """The first so many stages."""
+        return list(itertools.islice(keys, most)), {}
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Nothing to do."""
+
+
+ALONE = _Alone()
 
 
 class StageQueue:
@@ -26,13 +67,24 @@ class StageQueue:
         storage_fault: why nothing can be stored any more; the queue is then finished.
     """
 
-    def __init__(self, progress: Progress, limits: Mapping[Hashable, int], num_workers: int = 1) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        limits: Mapping[Hashable, int],
+        num_workers: int = 1,
+        claims: Claims = ALONE,
+    ) -> None:
         """
         Args:
             limits: the largest number of stages in a pack, by shape; 1 for a shape that is not named.
             num_workers: the last stages are divided among so many workers, rather than put into fewer packs.
+            claims: a stage is trained only while it is claimed.
         """
-        self._progress, self._limits, self._num_workers = progress, limits, num_workers
+        self._progress, self._limits, self._num_workers, self._claims = progress, limits, num_workers, claims
+        self._claimed: set[str] = set()
+        self._elsewhere: dict[str, tuple[Stage, str]] = {}
+        """Stages that other drivers train, each with a relative clause that says who."""
+        self._look_at = 0.0
         self._ready: dict[Hashable, list[Stage]] = {}
         self._waiting: dict[str, list[Stage]] = {}
         self._packs: dict[str, StagePack] = {}
@@ -56,24 +108,53 @@ class StageQueue:
         """True once nothing is left to train and nothing runs that might fail and return, or once nothing can be stored
         any more."""
         self._wake()
-        is_empty = not (self._ready or self._waiting or self._resting or self._running)
+        is_empty = not (self._ready or self._waiting or self._resting or self._running or self._elsewhere)
         return self.storage_fault is not None or is_empty
 
     def next_pack(self, name: str) -> StagePack | None:
-        """The next pack; None while every stage that is left waits for its parent, or rests after a fault."""
+        """The next pack; None while every stage that is left waits for its parent or another driver, or rests after a
+        fault."""
         self._wake()
-        if not self._ready:
+        while self._ready and self.storage_fault is None:
+            shape, stages = next(iter(self._ready.items()))
+            size = self._size_of_next_pack(shape, len(stages))
+            pack, rest = tuple(stages[:size]), stages[size:]
+            if not all(stage.key in self._claimed for stage in pack):
+                self._claim(size * self._num_workers)
+                continue
+            if rest:
+                self._ready[shape] = rest
+            else:
+                del self._ready[shape]
+            self._packs[name] = pack
+            self._running.add(name)
+            return pack
+        return None
+
+    @property
+    def waiting_line(self) -> str | None:
+        """A line about the stages that other drivers train, if there are any, and nothing is ready beside them."""
+        if self._ready or not self._elsewhere:
             return None
-        shape, stages = next(iter(self._ready.items()))
-        size = self._size_of_next_pack(shape, len(stages))
-        pack, rest = tuple(stages[:size]), stages[size:]
-        if rest:
-            self._ready[shape] = rest
-        else:
-            del self._ready[shape]
-        self._packs[name] = pack
-        self._running.add(name)
-        return pack
+        reasons = Counter(reason for _, reason in self._elsewhere.values())
+        parts = [f"{count} stage{'s' if count > 1 else ''} {reason}" for reason, count in reasons.items()]
+        return f"waiting for {', '.join(parts)}"
+
+    def _claim(self, most: int) -> None:
+        """Claims the ready stages of the next packs, one for each worker at a time; those that other drivers train are
+        ready no more."""
+        ready = itertools.chain.from_iterable(self._ready.values())
+        try:
+            claimed, refused = self._claims.claim((s.key for s in ready if s.key not in self._claimed), most)
+        except OSError as error:
+            self.storage_fault = one_line(error)
+            return
+        self._claimed |= set(claimed)
+        if refused:
+            self._elsewhere |= {key: (self._todo[key], reason) for key, reason in refused.items()}
+            self._look_at = time.monotonic() + LOOK_S * random.uniform(0.5, 1.5)
+            groups = {group: [s for s in stages if s.key not in refused] for group, stages in self._ready.items()}
+            self._ready = {group: stages for group, stages in groups.items() if stages}
 
     def _size_of_next_pack(self, shape: Hashable, num_ready: int) -> int:
         """The limit, or less once the stages that are left have to be divided among the workers; chosen so that the
@@ -93,6 +174,9 @@ class StageQueue:
         now = time.monotonic()
         due = [stage for due_at, stage in self._resting if due_at <= now]
         self._resting = [(due_at, stage) for due_at, stage in self._resting if due_at > now]
+        if self._elsewhere and self._look_at <= now:
+            due += [stage for stage, _ in self._elsewhere.values()]
+            self._elsewhere = {}
         for stage in due:
             self._make_ready(stage)
 
@@ -114,6 +198,9 @@ class StageQueue:
     def pack_ended(self, name: str) -> None:
         """A worker no longer has the pack. After an error, a call of `pack_failed` follows."""
         self._running.discard(name)
+        keys = {stage.key for stage in self.pack_named(name)}
+        self._claimed -= keys
+        self._claims.release(keys)
         for stage in self.pack_named(name):
             if self._is_pruned(stage):
                 self._waiting.pop(stage.key, None)

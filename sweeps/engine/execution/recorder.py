@@ -25,6 +25,10 @@ class Recorder:
         """A worker has begun the pack."""
         self._follower.started(name, self._queue.pack_named(name))
 
+    def waiting(self, line: str) -> None:
+        """A worker is free, and there is nothing for it but stages that another driver trains, as the line says."""
+        self._follower.waiting(line)
+
     def reported(self, name: str, reports: Reports) -> None:
         """Stages of the pack have reached a checkpoint or their end.
 

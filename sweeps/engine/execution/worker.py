@@ -8,6 +8,7 @@ import torch
 from ray import tune
 
 from cvit.data.datasets import Dataset
+from cvit.provenance import announce_code_version
 from cvit.results import Reports
 from cvit.storage import Storage
 from cvit.tasks import task_named
@@ -29,6 +30,7 @@ class PackTrainer(tune.Trainable):
     def setup(self, config: dict[str, Any], dataset: Dataset | None = None) -> None:
         self._dataset = dataset
         self._idle_since: float | None = None
+        announce_code_version(*config["code"])
         if config["device"] == "cpu":
             torch.set_num_threads(1)
         self.reset_config(config)

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from sweeps.engine.execution.cost import cost_of
 from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.execution.workers import Workers
 from sweeps.engine.planning.grids import Cell, as_grids
-from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.plan import FRACTION, Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import Request
 from sweeps.engine.wording import duration
@@ -55,7 +55,8 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
         *(f"            {note}" for note in (plan.study.info.notes if plan.study.info is not None else ())),
-        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.grid.items()),
+        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in _grid(plan).items()),
+        *_image_lines(plan),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -148,6 +149,34 @@ def print_lost_head(console: Console, progress: Progress, request: Request, addr
 
 def _print(console: Console, lines: list[str]) -> None:
     console.print("\n".join(lines), highlight=False, markup=False)
+
+
+def _grid(plan: Plan) -> Mapping[str, Sequence[Any]]:
+    """The values of every axis, without the shares of the images that are left out."""
+    left_out = {share for same in plan.merged for share in same.left_out}
+    shares = {trial.cell[FRACTION] for trial in plan.trials} if left_out else set()
+    return {
+        axis: [value for value in values if axis != FRACTION or value not in left_out or value in shares]
+        for axis, values in plan.study.grid.items()
+    }
+
+
+def _image_lines(plan: Plan) -> list[str]:
+    """Lines about the numbers of images, and about shares of the images that are the same images."""
+    images = [trial.images for trial in plan.trials if trial.images is not None]
+    if not images:
+        return []
+
+    def numbers(part: str) -> str:
+        return " ".join(f"{count:,}" for count in dict.fromkeys(getattr(each, part) for each in images))
+
+    train, pool, validation, test = map(numbers, ("train", "pool", "validation", "test"))
+    lines = [f"  images    {train} of {pool} for training, {validation} for validation, {test} for testing"]
+    for same in plan.merged:
+        others = " ".join(map(as_text, same.left_out))
+        reason = f"the same {same.num_images} images as {same.kept:g}, since every class gives at least one"
+        lines.append(f"  left out  {FRACTION} {others}: {reason}")
+    return lines
 
 
 def _data_line(params: Mapping[str, Any]) -> str:
