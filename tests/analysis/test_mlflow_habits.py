@@ -289,3 +289,14 @@ def test_a_server_that_cannot_be_reached_is_not_asked_again(caplog: pytest.LogCa
     with pytest.raises(LoadError, match="Connection refused"):
         load_mlflow(uri)
     assert not caplog.records, "urllib3 says when it tries again"
+
+
+def test_runs_without_any_tag_are_copied_again_and_none_is_deleted(
+    store: Store, undisturbed: tuple[Frames, Any]
+) -> None:
+    before = {run.info.run_id for run in store.runs()}
+    for run in store.runs():
+        store.remove_tag(run, *(tag for tag in run.data.tags if tag.startswith("cvit.")))
+    copy(store.uri)
+    assert before < {run.info.run_id for run in store.runs()}
+    pd.testing.assert_frame_equal(load_mlflow(store.uri).trials, undisturbed[0].trials)
