@@ -36,6 +36,7 @@ class Closing:
         how_to_look: lines that tell where the runs can be seen.
         tracking_error: why the tracking store is incomplete.
         storage_error: why the storage cannot be written any more.
+        training_error: why the training could not go on.
     """
 
     is_interrupted: bool
@@ -44,6 +45,7 @@ class Closing:
     how_to_look: list[str]
     tracking_error: str | None = None
     storage_error: str | None = None
+    training_error: str | None = None
 
 
 def print_plan(console: Console, progress: Progress, request: Request) -> None:
@@ -127,7 +129,9 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
             f"nothing is lost: the results are in the journal, and running the command again copies them, or:",
             f"  python -m sweeps.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
         ]
-    if closing.is_interrupted:
+    if closing.training_error is not None:
+        lines += [closing.training_error, *_failures(progress), f"{stopped} Continue with:", f"  {request.command}"]
+    elif closing.is_interrupted:
         lines += [f"{stopped} Continue with:", f"  {request.command}"]
     else:
         lines += [*_failures(progress), f"Tables and figures:  python analysis/make_tables.py {source}"]
