@@ -85,6 +85,8 @@ def test_the_journal_and_its_listeners_get_no_password(tmp_path: Path) -> None:
 
 
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNPICKLING = {"get_pickled_error", "pickled_error_file"}
+"""Tune's ways to the error of a trial as a pickle, in a folder that others may be able to write."""
 CALLS = {"torch.load", "np.load", "numpy.load", "eval", "exec", "yaml.load", "os.system", "pd.read_pickle"}
 
 
@@ -94,8 +96,11 @@ def dangerous(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.partition(".")[0] in FORBIDDEN]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in FORBIDDEN:
-            found.append(node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            found += [name for name in names if name in FORBIDDEN]
+        elif isinstance(node, ast.Attribute) and node.attr in UNPICKLING:
+            found.append(node.attr)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS:
             found.append(ast.unparse(node.func))
         elif isinstance(node, ast.keyword) and node.arg == "shell":
@@ -104,8 +109,10 @@ def dangerous(source: str) -> list[str]:
 
 
 def test_what_is_dangerous_is_found() -> None:
-    source = "import pickle.x\nfrom dill import a\ntorch.load(1)\nmodel.eval()\nrun(shell=True)"
-    assert sorted(dangerous(source)) == ["dill", "pickle.x", "shell", "torch.load"]
+    lines = ["import pickle.x", "from dill import a", "from ray import cloudpickle", "torch.load(1)", "model.eval()"]
+    lines += ["run(shell=True)", "trial.pickled_error_file"]
+    found = ["cloudpickle", "dill", "pickle.x", "pickled_error_file", "shell", "torch.load"]
+    assert sorted(dangerous("\n".join(lines))) == found
 
 
 def test_nothing_is_unpickled_or_run() -> None:
