@@ -23,6 +23,8 @@ from sweeps.engine.planning.request import Request
 from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
+_MOST_VALUES_SHOWN = 24
+"""The most values of an axis that are printed."""
 SMALL_S = 10.0
 """Below this, the time that sharing saves is printed in tenths of a second: in a tiny preset it is less than one."""
 
@@ -54,7 +56,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
-        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in plan.study.grid.items()),
+        *(f"  {axis.removeprefix('data_'):<9} {_values(axis, v)}" for axis, v in plan.study.grid.items()),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -152,6 +154,15 @@ def _print(console: Console, lines: list[str]) -> None:
 def _data_line(params: Mapping[str, Any]) -> str:
     size = params["image_size"]
     return f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes"
+
+
+def _values(axis: str, values: tuple[Any, ...]) -> str:
+    """The values of an axis. With many seeds, a sentence: who wanted one certain seed reads that it is a number."""
+    if len(values) <= _MOST_VALUES_SHOWN:
+        return " ".join(map(as_text, values))
+    if axis == "seed":
+        return f"{values[0]} to {values[-1]}: {len(values):,} seeds (seeds is their number, not a seed)"
+    return f"{' '.join(map(as_text, values[:_MOST_VALUES_SHOWN]))} and {len(values) - _MOST_VALUES_SHOWN:,} more"
 
 
 def _saved(plan: Plan) -> str:
