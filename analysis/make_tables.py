@@ -31,6 +31,7 @@ from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
+from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
@@ -122,4 +123,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    make_streams_last()
     sys.exit(main())

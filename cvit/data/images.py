@@ -1,7 +1,6 @@
 """Decodes images (PNG, JPEG, ...) to uint8 arrays of one size and one number of channels."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvit.cores import usable_cores
 from cvit.errors import one_line
 
 Pixels = NDArray[np.uint8]
@@ -69,7 +69,7 @@ def decode_images(encoded: Sequence[bytes | None], name_of: Callable[[int], str]
         chunk = encoded[start : start + _CHUNK]
         return b"".join(_decode(data, name_of, start + i, target) for i, data in enumerate(chunk))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         data = b"".join(pool.map(decode, range(0, len(encoded), _CHUNK)))
     return _channels_first(data, target)
 

@@ -1,5 +1,6 @@
 """The request: everything that a user asks of a sweep, whether on the command line or from Python."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,3 +38,9 @@ class Request:
     max_pack: int | None
     dry_run: bool
     command: str
+
+
+def named_address(address: str) -> str:
+    """The address of a cluster as messages name it: with its origin, if the user did not type it."""
+    origin = " (from RAY_ADDRESS)" if address == os.environ.get("RAY_ADDRESS") else ""
+    return f"Ray address {address!r}{origin}"
