@@ -102,7 +102,8 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
 def _start_error(address: str | None, error: Exception) -> str:
     """The line about a Ray that did not start, or a cluster that cannot be attached to."""
     if address is None:
-        return f"Ray cannot start on this machine: {one_line(error).rstrip(".")}; --address local trains without it"
+        reason = one_line(error).rstrip(".")
+        return f"Ray cannot start on this machine: {reason}; --address local trains without it"
     return f"{named_address(address)} cannot be used: {one_line(error)}"
 
 
