@@ -4,6 +4,7 @@ import Ray, so that a machine on which it cannot start is told at once."""
 import contextlib
 import os
 import secrets
+import shutil
 import socket
 import uuid
 from pathlib import Path
@@ -13,6 +14,9 @@ from cvit.errors import one_line
 
 LONGEST_SOCKET_PATH = 107
 """The most bytes that the path of a Unix socket may have."""
+NEEDED_BYTES = 100 * 2**20
+"""Free space for a session: logs, and what does not fit into shared memory. Where it runs out, Ray's processes die of a
+bus error."""
 _LONGEST_IN_SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path of a socket in Ray's folder."""
 
@@ -29,10 +33,9 @@ def session_folder() -> str:
         if (reason := _reason_not_usable(folder)) is not None:
             raise ConfigError(f"RAY_TMPDIR {chosen!r} is not valid for Ray: {reason}; set it to a folder such as /tmp")
         return folder
-    user = os.geteuid()
-    candidates = {os.path.join("/tmp", "ray"): True, os.path.join("/tmp", f"ray-{user}"): True}
-    if chosen := os.environ.get("TMPDIR"):
-        candidates = {os.path.join(os.path.abspath(chosen), "ray"): True} | candidates
+    chosen = os.environ.get("TMPDIR")
+    candidates = [os.path.join(os.path.abspath(chosen), "ray")] if chosen else []
+    candidates += ["/tmp/ray", f"/tmp/ray-{os.geteuid()}"]
     reasons = []
     for folder in candidates:
         reason = _reason_not_usable(folder) or _reason_not_own(folder)
@@ -56,8 +59,11 @@ def _reason_not_usable(folder: str) -> str | None:
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
             listener.bind(probe)
         os.unlink(probe)
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         return f"{folder} cannot be used ({error.strerror or one_line(error)})"
+    if free < NEEDED_BYTES:
+        return f"{folder} has {free / 2**20:.0f} MiB left of {NEEDED_BYTES / 2**20:.0f} that Ray needs"
     return None
 
 
