@@ -1,5 +1,6 @@
 """The text that a sweep prints before it starts and after it ends."""
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from analysis.answers import answer_text
 from analysis.store.journal import load_journal
 from cvit.config import as_text
 from cvit.storage import Storage
-from sweeps.engine.execution.cost import cost_of
+from sweeps.engine.execution.cost import step_costs
 from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.execution.workers import Workers
 from sweeps.engine.planning.grids import Cell, as_grids
@@ -87,18 +88,25 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
         return
     device = torch.device(workers.device)
     limits = pack_limits(todo, workers, max_pack)
-    cost = cost_of(todo, limits, device)
-    lines = [
-        f"  packs     {_packs(progress, limits, workers.count)}",
+    costs = step_costs(todo, limits, device)
+    cost = costs.of(todo)
+    lines = [f"  packs     {_packs(progress, limits, workers.count)}"]
+    if math.isnan(cost.worker_seconds):
+        too_large = f"a step is too large to be timed on this machine's {workers.device.upper()}"
+        _print(console, [*lines, f"  cost      {cost.flops:.2g} FLOPs in training steps; {too_large}"])
+        return
+    lines.append(
         f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
-        f"on this machine's {workers.device.upper()}, evaluation not counted",
-    ]
+        f"on this machine's {workers.device.upper()}, evaluation not counted"
+    )
+    if len(costs.by_kind) < costs.num_kinds:
+        lines.append(f"            by {len(costs.by_kind)} of {costs.num_kinds} kinds of step, the rest as their mean")
     if plan.search is not None:
         per_scheme = len(plan.trials) / len(plan.study.grid["init_scheme"])
         share = (plan.search.trials + len(plan.study.grid["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
     if plan.shared:
-        lines.append(_saved_time(cost_of(plan.shared, limits, device).worker_seconds))
+        lines.append(_saved_time(costs.of(plan.shared).worker_seconds))
     _print(console, lines)
 
 
