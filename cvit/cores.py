@@ -60,5 +60,5 @@ def _quota_of(folder: Path) -> float | None:
         else:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         return float(quota) / float(period) if quota not in ("max", "-1") else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None
