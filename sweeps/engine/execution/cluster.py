@@ -11,6 +11,7 @@ from functools import cached_property
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
 from cvit.errors import one_line
+from sweeps.engine.execution.attaching import check_cluster
 from sweeps.engine.execution.ray_here import provide_token, session_folder
 from sweeps.engine.execution.workers import WORKERS_PER_GPU, Workers
 from sweeps.engine.planning.request import named_address
@@ -48,6 +49,7 @@ class Cluster:
         if self._address is None:
             session_folder()
         else:
+            check_cluster(self._address)
             _ = self.workers
 
     @cached_property
@@ -61,9 +63,8 @@ class Cluster:
 
     @property
     def head_address(self) -> str | None:
-        """host:port of the control store of an attached cluster; None for Ray on this machine, and for a Ray client,
-        which knows only its proxy."""
-        if self._address is None or self._address.startswith("ray://"):
+        """host:port of the control store of an attached cluster; None for Ray on this machine."""
+        if self._address is None:
             return None
         import ray
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 IN_PROCESS = "local"
 """The address at which a sweep trains in its own process, without Ray."""
+ANY_CLUSTER = "auto"
+"""The address by which Ray finds a cluster that runs on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
