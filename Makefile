@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Test processes; each takes a core.
 PROCESSES ?= 2
-LONG := benchmark or chaos or cluster
+LONG := benchmark or chaos or cluster or simulation
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ demo: .venv/.installed  ## a small sweep on embedded data, its table and its fig
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 -m 'not ($(LONG))'
 
-test-all: test  ## then those too: benchmarks' own tests, sweeps under faults, a cluster over SSH
+test-all: test  ## then those too: benchmarks' own tests, simulations, sweeps under faults, a cluster over SSH
 	$(BIN)/python -m pytest -m '$(LONG)'
 
 chaos: .venv/.installed  ## disturb sweeps: 110 faults, about an hour on 2 cores; all of them as root

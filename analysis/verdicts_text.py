@@ -22,11 +22,13 @@ RULE = (
     f"gain holds where the whole interval lies above 0; otherwise it does not hold where it lies below +{_MARGIN} (no "
     f"gain that matters). A claim of no loss holds where the interval lies above -{_MARGIN} (no loss that matters); "
     "otherwise it does not hold where it lies below 0. Units are points of accuracy, or percent of the steps. Else, "
-    f"and with fewer than {LEAST_PAIRS} pairs: not enough data. Claims of one kind at several places of one study are "
-    f"judged together by Holm's procedure, for either verdict at {100 * ERROR_RATE:g} %, so that the chance of any "
-    f"wrong verdict among them is at most {200 * ERROR_RATE:g} %; the ends of an interval are shown at the level of "
-    "their step in it, so they are wider than those of the tables. A diverged trial counts with its last measured "
-    "accuracy, or, never tested, with that of guessing."
+    f"with fewer than {LEAST_PAIRS} pairs, and with pairs that all differ by the same amount: not enough data. Claims "
+    "of one kind at all places of one study are judged together by Holm's procedure, for either verdict at "
+    f"{100 * ERROR_RATE:g} %, so that the chance of any wrong verdict among them is at most {200 * ERROR_RATE:g} %; "
+    "the ends of an interval are shown at the level of their step in it, so they are wider than those of the tables. "
+    "Kinds, studies and data sets are not corrected for each other, and the rate is that of one look at a number of "
+    "seeds chosen beforehand. A diverged trial counts with its last measured accuracy, or, never tested, with that of "
+    "guessing."
 )
 _RULE_OF_STUDIES = "Of each data set the most recent study of a sweep is judged."
 _PAIRED_UNITS = (POINTS, STEPS_SHARE)

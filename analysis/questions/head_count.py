@@ -45,15 +45,17 @@ def _nine_match_more(study: Study) -> Iterator[Family]:
 
 
 def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) -> Iterator[Family]:
-    """Judges accuracy with 9 heads minus that with each other number of heads, a family per width."""
-    for width in study.values(INNER_DIM):
-        at = {INNER_DIM: width, SCHEME: TREATMENT}
-        others = [heads for heads in study.values(NUM_HEADS) if is_other(heads)]
-        if OFFSETS_OF_3X3 in study.values(NUM_HEADS) and TREATMENT in study.schemes:
-            nine = {NUM_HEADS: OFFSETS_OF_3X3}
-            places = [f"{INNER_DIM}={width},{NUM_HEADS}={heads}" for heads in others]
-            family = [differences(study, at | nine, at | {NUM_HEADS: heads}) for heads in others]
-            yield judged_family(places, family, line)
+    """Judges accuracy with 9 heads minus that with each other number of heads, at all widths together."""
+    if OFFSETS_OF_3X3 not in study.values(NUM_HEADS) or TREATMENT not in study.schemes:
+        return
+    others = [heads for heads in study.values(NUM_HEADS) if is_other(heads)]
+    places = [{INNER_DIM: width, NUM_HEADS: heads} for width in study.values(INNER_DIM) for heads in others]
+    family = [
+        differences(study, place | {NUM_HEADS: OFFSETS_OF_3X3, SCHEME: TREATMENT}, place | {SCHEME: TREATMENT})
+        for place in places
+    ]
+    names_of_places = [",".join(f"{axis}={value}" for axis, value in place.items()) for place in places]
+    yield judged_family(names_of_places, family, line)
 
 
 QUESTION = Question(

@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from analysis.display.wording import plain_text
 from analysis.questions import POINTS, STEPS_SHARE, Claim, Question
 from analysis.statistics.pairs import Family, by_seed, judged_family
+from analysis.statistics.speed import LEAST_SHARE, PENALTY, TARGET_SHARE, Curve, log_speed
+from analysis.statistics.stats import Result
 from analysis.statistics.studies import BASELINE, TREATMENT, Study
+from analysis.statistics.verdicts import MARGIN
 from analysis.store.axes import FRACTION, SCHEME
 from cvit import vocabulary as names
 
 LOW_DATA = 0.1
 """The largest share of the training images that counts as low data."""
-PENALTY = 2
-"""An accuracy that is never reached counts as this many times the trial's steps."""
 
 
 def _low_data_gain(study: Study) -> Iterator[Family]:
@@ -34,7 +36,21 @@ def _gain_shrinks(study: Study) -> Iterator[Family]:
 def _trains_faster(study: Study) -> Iterator[Family]:
     if {TREATMENT, BASELINE} <= set(study.schemes):
         fractions = study.values(FRACTION)
-        yield judged_family(map(plain_text, fractions), [_steps_saved(study, f) for f in fractions], line=0.0)
+        speeds = [_log_speeds(study, fraction) for fraction in fractions]
+        # Logarithms of ratios, unlike shares, are as likely too high as too low, whichever of the two is faster.
+        family = judged_family(map(plain_text, fractions), speeds, line=0.0, margin=-math.log1p(-MARGIN))
+        yield [
+            (
+                place,
+                replace(
+                    judged,
+                    estimate=_share_saved(judged.estimate),
+                    ci_low=_share_saved(judged.ci_low),
+                    ci_high=_share_saved(judged.ci_high),
+                ),
+            )
+            for place, judged in family
+        ]
 
 
 def _gains(study: Study, fraction: float) -> dict[int, float]:
@@ -43,26 +59,29 @@ def _gains(study: Study, fraction: float) -> dict[int, float]:
     return {seed: treated[seed] - base[seed] for seed in sorted(treated.keys() & base.keys())}
 
 
-def _steps_saved(study: Study, fraction: float) -> list[float]:
-    """The steps that two phases save to reach random's last validation accuracy, as a share of all steps, per seed. If
-    they never reach it, they count with PENALTY times all steps."""
-    trials = {
-        (result.place[SCHEME], result.seed): result.trial
-        for result in study.results
-        if result.place[FRACTION] == fraction and result.trial and not result.missing
-    }
-    shares = []
-    for (scheme, seed), trial in trials.items():
-        treated = trials.get((TREATMENT, seed))
-        curve = study.curves.get((trial["trial_key"], names.VAL_ACCURACY))
-        if scheme != BASELINE or treated is None or not curve:
-            continue
-        last = max(curve)
-        needed = [study.steps_to(each, curve[last]) for each in (trial, treated)]
-        random_steps, treated_steps = (PENALTY * last if math.isinf(steps) else steps for steps in needed)
-        if math.isfinite(treated_steps):
-            shares.append((random_steps - treated_steps) / last)
-    return shares
+def _log_speeds(study: Study, fraction: float) -> list[float]:
+    """The logarithms of how many times as fast two phases are as random initialisation, one per seed."""
+    curves: dict[tuple[str, int], tuple[Curve, float]] = {}
+    for result in study.results:
+        if result.place[FRACTION] == fraction and (curve := _curve(study, result)) is not None and result.trial:
+            curves[result.place[SCHEME], result.seed] = (curve, 1 / result.trial["num_classes"])
+    return [
+        log_speed(treated[0], base, guessing)
+        for (scheme, seed), (base, guessing) in curves.items()
+        if scheme == BASELINE and (treated := curves.get((TREATMENT, seed)))
+    ]
+
+
+def _curve(study: Study, result: Result) -> Curve | None:
+    """Accuracies on validation images by step; none at all for a diverged trial, None without a result."""
+    if result.trial is None or result.missing:
+        return None
+    return {} if result.diverged else study.curves.get((result.trial["trial_key"], names.VAL_ACCURACY))
+
+
+def _share_saved(log_ratio: float) -> float:
+    """The share of the slower scheme's steps that the faster one saves; negative where two phases are the slower."""
+    return math.copysign(-math.expm1(-abs(log_ratio)), log_ratio)
 
 
 QUESTION = Question(
@@ -89,13 +108,16 @@ QUESTION = Question(
         Claim(
             order=100,
             name="trains_faster",
-            statement=f"At this share of the images, {TREATMENT} reaches {BASELINE}'s last validation accuracy in "
-            "fewer steps, those of both phases counted",
+            statement=f"At this share of the images, {TREATMENT} needs fewer steps than {BASELINE} to the same "
+            "accuracy, those of both phases counted",
             unit=STEPS_SHARE,
             judge=_trains_faster,
-            rule="Steps are those to the last validation accuracy of random initialisation on the same seed and "
-            "images, as a share of the trial's; an accuracy that is never reached counts as "
-            f"{PENALTY} times all steps.",
+            rule="Steps are counted, on the same seed and images, to one accuracy on validation images, at "
+            f"{TARGET_SHARE:g} of the way from guessing to the lower of the two trials' ends and at no less than "
+            f"{LEAST_SHARE:g} of the way to the higher; curves are smoothed to rise only. A trial of either scheme "
+            f"that diverges or never gets there counts with {PENALTY} times all its steps. The estimate is the "
+            "geometric mean over seeds, as the share of the slower scheme's steps that the faster one saves: +50 where "
+            f"{TREATMENT} is twice as fast, -50 where {BASELINE} is.",
         ),
     ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.statistics.stats import Result
 from analysis.statistics.studies import Study
-from analysis.statistics.verdicts import Judged, judge
+from analysis.statistics.verdicts import MARGIN, Judged, judge
 
 Place = Mapping[str, Any]
 Family = list[tuple[str, Judged]]
@@ -29,9 +29,11 @@ def differences(study: Study, place: Place, other: Place) -> list[float]:
     return [one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())]
 
 
-def judged_family(places: Iterable[str], family: Sequence[Sequence[float]], line: float) -> Family:
+def judged_family(
+    places: Iterable[str], family: Sequence[Sequence[float]], line: float, margin: float = MARGIN
+) -> Family:
     """The verdicts on differences at several places, judged together by the rule of `verdicts`."""
-    return list(zip(places, judge(family, line), strict=True))
+    return list(zip(places, judge(family, line, margin), strict=True))
 
 
 def _counted(result: Result) -> float:

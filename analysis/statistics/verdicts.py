@@ -4,13 +4,21 @@ A claim is about the mean of a difference between trials on the same seeds. It h
 MARGIN is the smallest difference that matters: for a claim of a gain they are 0 and +MARGIN, for a claim of no loss
 -MARGIN and 0. The claim *holds* if the whole interval lies above the lower line. Otherwise it *does not hold* if the
 whole interval lies below the upper line: any gain is too small to matter, or there is a loss. Otherwise there is *not
-enough data*, as with fewer than LEAST_PAIRS pairs.
+enough data*.
+
+Fewer than LEAST_PAIRS pairs are not enough, and neither are pairs that all differ by the same amount, however large it
+is: without spread, nothing tells how far chance moves them. Nearly all accuracies are shares of a few hundred images,
+so this happens, and a zero standard error would decide anything.
 
 The ends of the interval are Student's t limits. Claims of one family (the same question of one study at several places)
 are judged together by Holm's step-down procedure, once for holding and once for not holding, each at ERROR_RATE: so the
-chance that any verdict of a family is wrong in either direction is at most 2 · ERROR_RATE. Each end is shown at the
-level of its step: with m claims, ERROR_RATE / m for the clearest one, ERROR_RATE / (m - 1) for the next, and so on;
-from the first claim that fails, all have the level at which it failed. So verdicts can be read off the intervals.
+chance that any verdict of a family is wrong in either direction is at most 2 · ERROR_RATE. A family contains every
+claim that could have been judged: its verdicts may be selected by the results afterwards, its members may not. Families
+are not corrected for each other.
+
+Each end is shown at the level of its step: with m claims, ERROR_RATE / m for the clearest one, ERROR_RATE / (m - 1) for
+the next, and so on; from the first claim that fails, all have the level at which it failed. So verdicts can be read off
+the intervals.
 """
 
 import math
@@ -28,11 +36,13 @@ MARGIN = 0.01
 """The smallest difference that matters: one point of accuracy, or one percent of the steps."""
 LEAST_PAIRS = 3
 ERROR_RATE = 0.025
+ROUNDING = 1e-6
+"""Differences that vary by less than this are the same: accuracies on fewer than a million images are further apart."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict and its basis: the mean, its interval, the number of pairs."""
+    """A verdict and its basis: the mean, its interval (NaN without one), the number of pairs."""
 
     verdict: str
     estimate: float = math.nan
@@ -41,21 +51,24 @@ class Judged:
     n: int = 0
 
 
-def judge(family: Sequence[Sequence[float]], line: float) -> list[Judged]:
+def judge(family: Sequence[Sequence[float]], line: float, margin: float = MARGIN) -> list[Judged]:
     """The verdicts on a family of claims that mean differences lie above a line.
 
     Args:
         family: the differences of each claim, one per pair.
-        line: the lower line: 0 for a gain, -MARGIN for no loss.
+        line: the lower line: 0 for a gain, -margin for no loss.
+        margin: the distance of the upper line from the lower one, in the unit of the differences.
     """
-    testable = [i for i, differences in enumerate(family) if len(differences) >= LEAST_PAIRS]
-    of_holding = holm_levels([_p_above(family[i], line) for i in testable])
-    of_failing = holm_levels([_p_above([-d for d in family[i]], -(line + MARGIN)) for i in testable])
+    members = [i for i, differences in enumerate(family) if len(differences) >= LEAST_PAIRS]
+    of_holding = holm_levels([_p_above(family[i], line) for i in members])
+    of_failing = holm_levels([_p_above([-d for d in family[i]], -(line + margin)) for i in members])
     judged = [Judged(UNDECIDED, estimate=mean_of(differences), n=len(differences)) for differences in family]
-    for i, for_it, against in zip(testable, of_holding, of_failing, strict=True):
+    for i, for_it, against in zip(members, of_holding, of_failing, strict=True):
+        if not _varies(family[i]):
+            continue
         low = _limit(family[i], for_it)
         high = -_limit([-difference for difference in family[i]], against)
-        verdict = HOLDS if low > line else FAILS if high < line + MARGIN else UNDECIDED
+        verdict = HOLDS if low > line else FAILS if high < line + margin else UNDECIDED
         judged[i] = Judged(verdict, mean_of(family[i]), low, high, len(family[i]))
     return judged
 
@@ -73,16 +86,19 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
 
 
 def _p_above(values: Sequence[float], line: float) -> float:
-    """The one-sided p-value of the hypothesis that the mean is at most the line."""
-    error = _standard_error(values)
-    if error == 0:
-        return 0.0 if mean_of(values) > line else 1.0
-    return float(stdtr(len(values) - 1, -(mean_of(values) - line) / error))
+    """The one-sided p-value of the hypothesis that the mean is at most the line; 1 for values without spread."""
+    if not _varies(values):
+        return 1.0
+    return float(stdtr(len(values) - 1, -(mean_of(values) - line) / _standard_error(values)))
 
 
 def _limit(values: Sequence[float], level: float) -> float:
     """The lower confidence limit of the mean, with an error rate of `level`."""
     return mean_of(values) - float(stdtrit(len(values) - 1, 1 - level)) * _standard_error(values)
+
+
+def _varies(values: Sequence[float]) -> bool:
+    return max(values) - min(values) >= ROUNDING
 
 
 def _standard_error(values: Sequence[float]) -> float:

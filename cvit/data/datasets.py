@@ -8,7 +8,8 @@ import difflib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 
 from cvit.config import Augmentation
 from cvit.data.formats import Place, all_formats
-from cvit.data.images import DataError, Target
+from cvit.data.images import DataError, Target, check_size
+from cvit.data.notes import class_notes, double_notes, pixel_notes
+from cvit.data.splits import other_splits, split_name
 from cvit.data.stored import Labels, Part, Stored
 from cvit.data.subsets import holdout
+from cvit.errors import one_line, printable, some_of
 
 __all__ = ["NAMES", "DataError", "Dataset", "DatasetInfo", "Images", "describe", "load"]
 
@@ -30,6 +34,12 @@ NAMES = tuple(AUGMENTATIONS)
 """The data sets that are known by name."""
 TEST_FRACTION = 0.2
 """Share of the images held out for testing if a data set has no test images of its own."""
+SAMPLED = 32
+"""The number of images of each part whose sizes decide about the size of all."""
+BLANK = 0.5
+"""Images whose pixels deviate less from their mean, of 255, are refused."""
+_DECODING = 2
+"""The version of how transparent, 16-bit and turned images are decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +70,7 @@ class DatasetInfo:
         fingerprint: identifies the content, and the size if images are resized; independent of where they are stored.
         stored: the source of the images.
         resize: True if images are cropped and resized.
+        notes: lines that a user has to know about the data: what is not used, and how pixels are changed.
     """
 
     name: str
@@ -73,6 +84,7 @@ class DatasetInfo:
     fingerprint: str
     stored: Stored = field(repr=False)
     resize: bool = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def describe(
@@ -92,17 +104,65 @@ def describe(
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size {image_size} must be at least 1")
-    name, stored = _find(dataset, Path(data_dir).expanduser(), download)
+    with _one_line(dataset):
+        return _described(dataset, *_find(dataset, Path(data_dir).expanduser(), download), image_size)
+
+
+def load(info: DatasetInfo) -> Dataset:
+    """Decodes the images of a data set that `describe` found.
+
+    Raises:
+        DataError: an image cannot be decoded, differs from others in size, or has changed since; or the images of a
+            part are blank.
+    """
+    stored = info.stored
+    target = Target(info.in_channels, info.image_size, info.resize, stored.value_range)
+    with _one_line(info.name):
+        train = Images(stored.train.pixels(target), stored.train.labels)
+        if stored.test is not None:
+            test = Images(stored.test.pixels(target), stored.test.labels)
+        else:
+            first, second = _own_test_split(stored.train)
+            pool = train
+            train = Images(pool.images[first], pool.labels[first])
+            test = Images(pool.images[second], pool.labels[second])
+    for part, images in (("training", train.images), ("test", test.images)):
+        if (deviation := _deviation(images)) < BLANK:
+            raise DataError(
+                f"dataset {info.name!r} has blank {part} images: the values of their pixels deviate by {deviation:.2g} "
+                "of 255 from their mean, so there is nothing to learn from"
+            )
+    return Dataset(train, test)
+
+
+@contextmanager
+def _one_line(dataset: str) -> Iterator[None]:
+    """Turns errors of the system, of an unknown home, and of data that are too large or too deep, into DataError."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError) as error:
+        raise DataError(f"dataset {dataset!r} cannot be read: {one_line(error)}") from error
+
+
+def _described(dataset: str, name: str, stored: Stored, image_size: int | None) -> DatasetInfo:
+    if printable(name) != name:
+        raise DataError(f"the name of dataset {dataset!r} is not printable: rename it")
     if len(stored.class_names) < 2:
         raise DataError(f"dataset {dataset!r} has {len(stored.class_names)} class; at least 2 are needed")
-    train_labels, num_test = stored.train.labels, 0 if stored.test is None else len(stored.test.labels)
+    train, test = np.arange(len(stored.train.labels)), np.arange(0)
     if stored.test is None:
         train, test = _own_test_split(stored.train)
-        train_labels, num_test = train_labels[train], len(test)
+    num_test = len(test if stored.test is None else stored.test.labels)
     if num_test == 0:
         raise DataError(f"dataset {dataset!r} has too few images to hold some out for testing")
-    sizes, channels = _sizes_and_channels(dataset, stored)
+    train_labels = stored.train.labels if stored.test is not None else stored.train.labels[train]
+    for part in stored.parts:
+        _check_labels(dataset, part, len(stored.class_names))
+    sizes, channels = _sizes_and_channels(stored)
     size = image_size or _common_side(dataset, sizes)
+    for part in stored.parts:
+        _check_sizes(part, Target(channels, size, image_size is not None))
+    test_labels = stored.train.labels[test] if stored.test is None else stored.test.labels
     return DatasetInfo(
         name=name,
         image_size=size,
@@ -112,28 +172,19 @@ def describe(
         train_labels=train_labels,
         num_test=num_test,
         augmentation=AUGMENTATIONS.get(name, "shift" if channels == 1 else "crop_flip"),
-        fingerprint=_fingerprint(stored.content, None if sizes == [(size, size)] else size),
+        fingerprint=_fingerprint(stored, None if sizes == [(size, size)] else size),
         stored=stored,
         resize=image_size is not None,
+        notes=tuple(
+            printable(note)
+            for note in (
+                *stored.notes,
+                *class_notes(stored.class_names, train_labels, test_labels),
+                *pixel_notes(stored, channels),
+                *double_notes(stored, train, test),
+            )
+        ),
     )
-
-
-def load(info: DatasetInfo) -> Dataset:
-    """Decodes the images of a data set that `describe` found.
-
-    Raises:
-        DataError: an image cannot be decoded, or differs from the first ones in size or kind.
-    """
-    target, stored = Target(info.in_channels, info.image_size, info.resize), info.stored
-    train = Images(stored.train.pixels(target), stored.train.labels)
-    if stored.test is not None:
-        test = Images(stored.test.pixels(target), stored.test.labels)
-    else:
-        first, second = _own_test_split(stored.train)
-        pool = train
-        train = Images(pool.images[first], pool.labels[first])
-        test = Images(pool.images[second], pool.labels[second])
-    return Dataset(train, test)
 
 
 def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
@@ -141,7 +192,9 @@ def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
     for place in _places(dataset, data_dir, download):
         for format in all_formats():
             if stored := format.open(place):
-                return _name(place.path) if place.path and dataset not in format.known else dataset, stored
+                if place.path is None or dataset in format.known:
+                    return dataset, stored
+                return _name(place.path), replace(stored, notes=(*stored.notes, *_beside(place.path)))
     if dataset and Path(dataset).expanduser().exists():
         contents = " nor ".join(format.contents for format in all_formats() if format.contents)
         raise DataError(f"dataset {dataset!r} holds neither {contents}")
@@ -174,20 +227,33 @@ def _name(path: Path) -> str:
     return path.stem if path.is_file() else path.name
 
 
+def _beside(path: Path) -> Iterator[str]:
+    """A line about other splits of the same data set that lie beside the path, and so are not used."""
+    path, is_file = path.absolute(), path.is_file()
+    if split_name(path.stem).role is None:
+        return
+    with suppress(OSError):  # only the path itself has to be readable
+        names = {each.stem: each.name for each in path.parent.iterdir() if each.is_file() == is_file}
+        if others := other_splits(path.stem, sorted(names)):
+            yield f"not used: {some_of(names[each] for each in others)}, beside it; give the folder to use all splits"
+
+
 def _own_test_split(pool: Part) -> tuple[np.ndarray, np.ndarray]:
     return holdout(pool.labels, TEST_FRACTION, "test split")
 
 
-def _sizes_and_channels(dataset: str, stored: Stored) -> tuple[list[tuple[int, int]], int]:
-    """Sizes (width, height) and channels of the first images."""
-    train = stored.train.forms()
-    test = stored.test.forms() if stored.test else []
-    channels = max(form.channels for _, form in train)
-    if test and channels != (other := max(form.channels for _, form in test)):
-        raise DataError(
-            f"dataset {dataset!r} has {channels} channels in its training images, {other} in its test images"
-        )
-    return sorted({(form.width, form.height) for _, form in train + test}), channels
+def _sizes_and_channels(stored: Stored) -> tuple[list[tuple[int, int]], int]:
+    """Sizes (width, height) of the first images, and the channels of all."""
+    forms = [part.survey.forms for part in stored.parts]
+    sizes = {(form.width, form.height) for each in forms for form in each[:SAMPLED]}
+    return sorted(sizes), max(form.channels for each in forms for form in each)
+
+
+def _check_labels(dataset: str, part: Part, num_classes: int) -> None:
+    if len(part.survey.forms) != len(part.labels):
+        raise DataError(f"dataset {dataset!r} has {len(part.survey.forms)} images and {len(part.labels)} labels")
+    if part.labels.min() < 0 or part.labels.max() >= num_classes:
+        raise DataError(f"dataset {dataset!r} has labels outside 0..{num_classes - 1}")
 
 
 def _common_side(dataset: str, sizes: list[tuple[int, int]]) -> int:
@@ -201,5 +267,23 @@ def _common_side(dataset: str, sizes: list[tuple[int, int]]) -> int:
     return width
 
 
-def _fingerprint(content: str, size: int | None) -> str:
+def _check_sizes(part: Part, target: Target) -> None:
+    for index, form in enumerate(part.survey.forms):
+        if not target.resize and (form.width, form.height) != (target.size, target.size):
+            check_size(form.width, form.height, part.name_of(index), target)
+
+
+def _deviation(images: np.ndarray) -> float:
+    """The deviation of the pixels from their mean, over the channels, on up to about 2,000 images spread evenly."""
+    sample = images[:: max(1, len(images) // 1000)]
+    return float(sample.std(axis=(0, 2, 3), dtype=np.float32).mean())
+
+
+def _fingerprint(stored: Stored, size: int | None) -> str:
+    """A hash of the content and size. Where images are not decoded as in the first version, the version is in it."""
+    content = stored.content
+    if any(
+        part.survey.count(lambda form: form.is_transparent or form.is_deep or form.is_turned) for part in stored.parts
+    ):
+        content += f"|decoding {_DECODING}"
     return hashlib.sha256(f"{content}|{size or 'as stored'}".encode()).hexdigest()[:16]

@@ -6,7 +6,9 @@ Training itself is in `cvit.training.loop`, which is imported only when it is ne
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cvit.config import PARAMETERS, TrialConfig
+import numpy as np
+
+from cvit.config import PARAMETERS, ConfigError, TrialConfig
 from cvit.data.subsets import subset_size
 from cvit.stages import TrainingStage, stages_of
 from cvit.tasks import Task
@@ -44,6 +46,11 @@ def _default_patch_size(image_size: int) -> int:
 def _stages(flat: Mapping[str, Any], info: "DatasetInfo | None") -> tuple[TrialConfig, tuple[TrainingStage, ...]]:
     assert info is not None
     config = TrialConfig.from_flat(flat)
+    if np.bincount(info.train_labels).max() < 2:
+        raise ConfigError(
+            f"dataset {info.name!r} has one training image in each class, and so none that could be held out for "
+            "validation: some class needs at least 2"
+        )
     num_images = subset_size(info.train_labels, config.data.data_fraction, config.data.validation_fraction)
     return config, stages_of(config, num_images)
 

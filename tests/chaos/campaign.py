@@ -1,29 +1,34 @@
 """Runs one sweep while faults happen to it, and checks after each session that no saved work is lost."""
 
-import contextlib
+import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from cvit import vocabulary as v
+import pyarrow.fs as pafs
+
 from cvit.results import Point
+from cvit.storage import Storage
+from cvit.vocabulary import STAGES_FOLDER
+from sweeps import init_schemes
 from sweeps.engine import exit_codes
 from sweeps.engine.planning.plan import Plan
 from tests.chaos.comparing import (
     assert_equal_to_undisturbed,
     assert_nothing_saved_was_trained_again,
+    count_retrained,
     count_trials,
     saved_points,
     unfinished,
 )
 from tests.chaos.ledger import LEDGER
-from tests.chaos.processes import MARK, kill, processes_of, wait_for_none, workers_of
+from tests.chaos.processes import MARK, kill, processes_of, wait_for_none
+from tests.support.plans import make_plan
 from tests.support.scripts import ROOT, start
 
 HERE = Path(__file__).parent
@@ -31,29 +36,48 @@ SESSION_TIMEOUT_S = 400.0
 IS_ROOT = os.geteuid() == 0
 """As root, the storage is a small disk of its own, which can be filled or made read-only."""
 DISK = "48m"
+OTHER_SWEEP, OTHER_SCRIPT = init_schemes.SWEEP, "sweeps/init_schemes.py"
+"""Another sweep; with the same options, it needs the same stages."""
+SPARE_MEMORY_GIB = 3.0
+"""Memory that a session may take before Ray's memory monitor kills a worker."""
+QUICK = {"sweeps.engine.recording.lease": {"BEAT_S": 0.5, "EXPIRY_S": 10.0}}
+"""Constants of the engine that are shorter in a campaign than in life, by module."""
 
 
 class Campaign:
     """A campaign is one sweep in a folder of its own, from its first session to its end."""
 
-    def __init__(self, folder: Path, options: tuple[str, ...], plan: Plan, undisturbed: Path, seed: int) -> None:
+    def __init__(
+        self, folder: Path, options: tuple[str, ...], plan: Plan, undisturbed: Path, seed: int, url: str | None = None
+    ) -> None:
         """
         Args:
             options: the options of `sweeps/low_data.py`.
             plan: the plan that these options make.
             undisturbed: the folder of the same sweep without faults.
             seed: the seed of all draws of this campaign.
+            url: the storage; None for a folder on a disk of its own.
         """
         self.folder, self.options, self.plan, self.undisturbed = folder, options, plan, undisturbed
         self.draw = random.Random(seed)
         self.inject = folder / "inject"
-        self.storage = folder / "storage"
+        self.disk = folder / "storage"
         self.inject.mkdir()
-        self.storage.mkdir()
-        if IS_ROOT:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.storage)], check=True)
-        self._saved: dict[str, list[Point]] = {}
-        self._clock_is_right = True
+        (self.inject / "constants.json").write_text(json.dumps(QUICK))
+        self._has_disk = url is None
+        if url is None:
+            self.disk.mkdir()
+            if IS_ROOT:
+                subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.disk)], check=True)
+        else:
+            self.options = (*options, "--storage", url)
+        self.storage = Storage.open(url or str(self.disk))
+        self.said = ""
+        self.is_damaged = False
+        self.clock_is_right = True
+        self.others: list[subprocess.Popen[str]] = []
+        self.had_others = False
+        self.saved: dict[str, list[Point]] = {}
         LEDGER.sweeps += 1
 
     def __enter__(self) -> Self:
@@ -62,8 +86,8 @@ class Campaign:
     def __exit__(self, *_: object) -> None:
         for pid in processes_of(self.inject):
             kill(pid)
-        if IS_ROOT:
-            subprocess.run(["umount", "-l", str(self.storage)], check=True)
+        if IS_ROOT and self._has_disk:
+            subprocess.run(["umount", "-l", str(self.disk)], check=True)
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
@@ -75,20 +99,47 @@ class Campaign:
             if process.poll() is None:
                 fault(self, process)
         output, errors = process.communicate(timeout=SESSION_TIMEOUT_S)
+        while self.others:
+            self._end_other(self.others.pop())
         self._after(process, output + errors)
         return process.returncode
 
-    def start(self) -> subprocess.Popen[str]:
-        environment = {MARK: str(self.inject), "PYTHONPATH": f"{HERE / 'inject'}{os.pathsep}{ROOT}"}
+    def start_other(self) -> None:
+        """Starts another sweep that needs the same stages; it ends with the session, or is killed then."""
+        self.had_others = True
+        self.others.append(self.start(OTHER_SCRIPT))
+
+    def _end_other(self, process: subprocess.Popen[str]) -> None:
+        if self.draw.random() < 0.5:
+            self.wait(process, lambda: False, self.draw.uniform(0, 6))
+            LEDGER.faults["driver killed (SIGKILL)"] += process.poll() is None
+            process.kill()
+        output, errors = process.communicate(timeout=SESSION_TIMEOUT_S)
+        self._check(process, output + errors)
+
+    def start(self, script: str = "sweeps/low_data.py") -> subprocess.Popen[str]:
+        """Starts a driver with the options of the campaign, whose processes suffer the injected faults."""
+        environment = {
+            MARK: str(self.inject),
+            "PYTHONPATH": f"{HERE / 'inject'}{os.pathsep}{ROOT}",
+            "RAY_memory_usage_threshold": f"{_used_memory(SPARE_MEMORY_GIB):.4f}",
+        }
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         try:
-            return start(self.folder, *self.options)
+            return start(self.folder, *self.options, script=script)
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
     def _after(self, process: subprocess.Popen[str], said: str) -> None:
+        self._check(process, said)
+        self.said = said
+        self.check_saved()
+
+    @staticmethod
+    def _check(process: subprocess.Popen[str], said: str) -> None:
+        """Checks that a driver has ended in a way that the documentation states."""
         if process.returncode in (exit_codes.FINISHED, exit_codes.FAILED_TRIALS, exit_codes.INTERRUPTED):
             assert "Traceback" not in said, said
         elif process.returncode == exit_codes.BAD_INPUT:  # a second driver was faster
@@ -97,52 +148,55 @@ class Campaign:
             # While Ray's core connects, for a third of a second, SIGTERM aborts.
             ends = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT)
             assert process.returncode in ends, (process.returncode, said)
-        self.said = said
-        self.check_saved()
 
     def check_saved(self) -> None:
         """Checks that no work that was saved at the last call has been trained again since."""
         wait_for_none(self.inject) if self.draw.random() < 0.5 else None
         if processes_of(self.inject):
-            self._saved = {}  # a killed driver's workers go on for a moment, beside those of the next one
+            self.saved = {}  # a killed driver's workers go on for a moment, beside those of the next one
             return
-        assert_nothing_saved_was_trained_again(self.folder, self._saved)
-        self._saved = saved_points(self.folder)
+        assert_nothing_saved_was_trained_again(self.storage, self.saved)
+        self.saved = saved_points(self.storage)
 
     def finish(self) -> None:
-        """Lets the sweep end without further faults and compares it with the undisturbed one."""
+        """Lets the sweep, and any other beside it, end without further faults; compares it with the undisturbed one."""
+        plans = [self.plan]
         for _ in range(3):
             if self.session() == 0:
                 break
+        if self.had_others:
+            plans.append(make_plan(self.folder / "storage", *self.options, sweep=OTHER_SWEEP))
+            process = self.start(OTHER_SCRIPT)
+            output, errors = process.communicate(timeout=SESSION_TIMEOUT_S)
+            assert process.returncode == 0, output + errors
         wait_for_none(self.inject)
-        lost, doubled = count_trials(self.folder, self.plan)
-        LEDGER.trials += len(self.plan.trials)
-        LEDGER.lost += lost
-        LEDGER.doubled += doubled
-        assert (lost, doubled) == (0, 0), self.said
-        assert_equal_to_undisturbed(self.folder, self.undisturbed)
+        for plan in plans:
+            lost, doubled = count_trials(self.storage, self.folder, plan)
+            retrained = 0 if self.is_damaged else count_retrained(self.storage, plan)
+            LEDGER.trials += len(plan.trials)
+            LEDGER.lost += lost
+            LEDGER.doubled += doubled
+            LEDGER.retrained += retrained
+            assert (lost, doubled, retrained) == (0, 0, 0), self.said
+        assert_equal_to_undisturbed(self.storage, Storage.open(str(self.undisturbed / "storage")))
 
     # --- moments ------------------------------------------------------------------------------------------------
 
     def wait_for_training(self, process: subprocess.Popen[str]) -> bool:
         """Waits until a checkpoint or a result is written; returns False if the driver ended before."""
-
-        def newest() -> float:
-            files = self.storage.glob(f"{v.STAGES_FOLDER}/*/*.json")
-            return max((_mtime(path) for path in files), default=0.0)
-
-        before = newest()
-        return self._wait(process, lambda: newest() > before)
+        before = self._stage_files()
+        return self.wait(process, lambda: bool(self._stage_files() - before))
 
     def wait_a_moment(self, process: subprocess.Popen[str]) -> bool:
         """Waits for a random moment of the session: in its start or while it trains."""
         if self.draw.random() < 0.25:
-            return self._wait(process, lambda: False, self.draw.uniform(0, 12))
+            return self.wait(process, lambda: False, self.draw.uniform(0, 12))
         if not self.wait_for_training(process):
             return False
-        return self._wait(process, lambda: False, self.draw.uniform(0, 3))
+        return self.wait(process, lambda: False, self.draw.uniform(0, 3))
 
-    def _wait(self, process: subprocess.Popen[str], condition: Callable[[], bool], timeout_s: float = 300) -> bool:
+    def wait(self, process: subprocess.Popen[str], condition: Callable[[], bool], timeout_s: float = 300) -> bool:
+        """Waits for a condition or the time; returns False if the driver ended before."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and not condition():
             if process.poll() is not None:
@@ -150,152 +204,30 @@ class Campaign:
             time.sleep(0.02)
         return True
 
+    def _stage_files(self) -> set[tuple[str, Any]]:
+        """The records of checkpoints and results: their names and times."""
+        url = self.storage.url
+        filesystem, root = pafs.FileSystem.from_uri(url if "://" in url else f"file://{url}")
+        selector = pafs.FileSelector(f"{root.rstrip('/')}/{STAGES_FOLDER}", recursive=True, allow_not_found=True)
+        try:
+            files = filesystem.get_file_info(selector)
+        except OSError:  # a file vanished while the folder was read, or the storage has a fault at the moment
+            return set()
+        return {(file.path, file.mtime_ns) for file in files if file.path.endswith(".json")}
+
     def note_time_lost(self) -> None:
         """Notes the age of the checkpoints of all stages in training, when a process is killed."""
-        if self._clock_is_right:
-            now, points = time.time(), saved_points(self.folder)
-            LEDGER.time_lost_s += [now - points[key][-1][3] / 1000 for key in unfinished(self.folder)]
+        if self.clock_is_right:
+            now, points = time.time(), saved_points(self.storage)
+            LEDGER.time_lost_s += [now - points[key][-1][3] / 1000 for key in unfinished(self.storage)]
 
 
 Fault = Callable[[Campaign, subprocess.Popen[str]], None]
+"""Something that happens to a session of a campaign, whose driver is the process."""
 
 
-def _mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-# --- faults while a session runs -------------------------------------------------------------------------------
-
-
-def kill_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    if campaign.wait_a_moment(process):
-        LEDGER.faults["driver killed (SIGKILL)"] += 1
-        process.kill()
-        campaign.note_time_lost()
-
-
-def terminate_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    if campaign.wait_a_moment(process):
-        LEDGER.faults["driver asked to end (SIGTERM)"] += 1
-        process.terminate()
-
-
-def kill_worker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    if campaign.wait_for_training(process) and (workers := workers_of(campaign.inject)):
-        LEDGER.faults["worker killed (SIGKILL)"] += 1
-        kill(campaign.draw.choice(workers))
-
-
-def terminate_worker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    if campaign.wait_for_training(process) and (workers := workers_of(campaign.inject)):
-        LEDGER.faults["worker asked to end (SIGTERM)"] += 1
-        kill(campaign.draw.choice(workers), signal.SIGTERM)
-
-
-def raise_in_training(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Raises once, which is less often than a stage is tried, so the sweep ends well."""
-    if process.poll() is None:
-        LEDGER.faults["error raised by the training"] += 1
-        (campaign.inject / f"code-{campaign.draw.choice(['random', 'two_phase'])}").write_text("x\n")
-
-
-def second_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Starts a second driver, which is refused whether the first is just starting or training."""
-    if campaign.draw.random() < 0.5 and not campaign.wait_for_training(process):
-        return
-    LEDGER.faults["second driver"] += 1
-    second = campaign.start()
-    output, errors = second.communicate(timeout=SESSION_TIMEOUT_S)
-    if second.returncode == exit_codes.BAD_INPUT:
-        assert "is being run by process" in errors, errors
-        assert len(errors.strip().splitlines()) == 1, errors
-        return
-    # The first was just starting, or just ending, and the second was faster; then the first is refused.
-    process.wait(timeout=SESSION_TIMEOUT_S)
-    assert second.returncode == 0, output + errors
-
-
-def jump_clock(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Moves the clock by a minute to a day, forth or back, for good."""
-    if campaign.wait_a_moment(process):
-        LEDGER.faults["clock jump"] += 1
-        campaign._clock_is_right = False
-        (campaign.inject / "clock").write_text(str(campaign.draw.choice([-86400, -3600, -60, 60, 3600, 86400])))
-
-
-def lock_tracker(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Holds MLflow's database for longer than a writer waits for it."""
-    if campaign.wait_for_training(process) and (campaign.folder / "mlflow.db").exists():
-        with contextlib.closing(sqlite3.connect(campaign.folder / "mlflow.db", isolation_level=None)) as connection:
-            try:
-                connection.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError:
-                return
-            LEDGER.faults["tracking store locked for 8 s"] += 1
-            time.sleep(8)
-            connection.execute("ROLLBACK")
-
-
-def fill_disk(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    """Fills the disk: the sweep ends in one line, unless it was about to end anyway."""
-    if IS_ROOT and campaign.wait_for_training(process):
-        LEDGER.faults["storage full"] += 1
-        ballast = campaign.storage / "ballast"
-        with contextlib.suppress(OSError):
-            ballast.write_bytes(bytes(2**27))
-        _expect_refusal(process, "No space left on device")
-        ballast.unlink()
-
-
-def make_read_only(campaign: Campaign, process: subprocess.Popen[str]) -> None:
-    if IS_ROOT and campaign.wait_for_training(process):
-        remount = ["mount", "-o", "remount,ro", str(campaign.storage)]
-        while subprocess.run(remount, capture_output=True).returncode != 0:
-            time.sleep(0.01)  # a file is just being written
-        LEDGER.faults["storage read-only"] += 1
-        _expect_refusal(process, "Read-only file system")
-        subprocess.run(["mount", "-o", "remount,rw", str(campaign.storage)], check=True)
-
-
-def _expect_refusal(process: subprocess.Popen[str], reason: str) -> None:
-    process.wait(timeout=SESSION_TIMEOUT_S)
-    assert process.stdout is not None and process.stderr is not None
-    said = process.stdout.read() + process.stderr.read()
-    assert "Traceback" not in said, said
-    assert process.returncode == 0 or (process.returncode == exit_codes.FAILED_TRIALS and reason in said), said
-
-
-# --- faults between sessions ------------------------------------------------------------------------------------
-
-
-def damage_checkpoint(campaign: Campaign) -> None:
-    """Truncates a file of a newest checkpoint, or flips a bit in it; then the checkpoint before it is used."""
-    found = sorted(campaign.storage.glob(f"{v.STAGES_FOLDER}/*/step-*.json"))
-    stages = [stage for stage in {path.parent for path in found} if not (stage / "result.json").exists()]
-    if not stages:
-        return
-    stage = campaign.draw.choice(sorted(stages))
-    newest = max(path for path in found if path.parent == stage)
-    path = campaign.draw.choice([newest, newest.with_suffix(".safetensors")])
-    LEDGER.faults[f"checkpoint {_damage(path, campaign.draw)}"] += 1
-    campaign._saved = {}
-
-
-def damage_journal(campaign: Campaign) -> None:
-    """Truncates a segment within its last line, or flips a bit anywhere in it."""
-    segments = [path for path in sorted(campaign.storage.glob("journal/*/*.jsonl")) if path.stat().st_size > 200]
-    if segments:
-        LEDGER.faults[f"journal line {_damage(campaign.draw.choice(segments), campaign.draw, most=100)}"] += 1
-
-
-def _damage(path: Path, draw: random.Random, most: int | None = None) -> str:
-    data = bytearray(path.read_bytes())
-    if draw.random() < 0.5 and len(data) > 1:
-        path.write_bytes(data[: len(data) - draw.randint(1, min(most or len(data), len(data)))])
-        return "truncated"
-    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    path.write_bytes(data)
-    return "bit flipped"
+def _used_memory(spare_gib: float) -> float:
+    """The share of this machine's memory in use, plus some GiB to spare."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    kib = {name.rstrip(":"): int(value) for name, value, *_ in lines}
+    return min(0.95, 1 - (kib["MemAvailable"] - spare_gib * 2**20) / kib["MemTotal"])

@@ -1,11 +1,13 @@
 """Compares a sweep under faults with an undisturbed one: at its end, both must be equal."""
 
+import contextlib
 import json
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from cvit import vocabulary as v
 from cvit.results import Point, load_result
@@ -13,12 +15,12 @@ from cvit.storage import Storage, decode_records
 from cvit.training.checkpoint import load_checkpoint
 from sweeps.engine.planning.plan import Plan
 
+WEIGHTS = "weights.safetensors"
 Measured = dict[tuple[str, int], float]
 
 
-def results(folder: Path) -> dict[str, Measured]:
+def results(storage: Storage) -> dict[str, Measured]:
     """Reads every measurement of every finished stage that does not depend on the clock."""
-    storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
         result = load_result(storage, key)
@@ -27,9 +29,8 @@ def results(folder: Path) -> dict[str, Measured]:
     return found
 
 
-def saved_points(folder: Path) -> dict[str, list[Point]]:
+def saved_points(storage: Storage) -> dict[str, list[Point]]:
     """Reads the measurements in every stage's result or newest whole checkpoint."""
-    storage = Storage.open(str(folder / "storage"))
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
         result = load_result(storage, key)
@@ -41,36 +42,32 @@ def saved_points(folder: Path) -> dict[str, list[Point]]:
     return found
 
 
-def unfinished(folder: Path) -> set[str]:
+def unfinished(storage: Storage) -> set[str]:
     """Returns the keys of stages that have a checkpoint and no result."""
-    storage = Storage.open(str(folder / "storage"))
-    return {key for key in saved_points(folder) if load_result(storage, key) is None}
+    return {key for key in saved_points(storage) if load_result(storage, key) is None}
 
 
-def assert_equal_to_undisturbed(folder: Path, undisturbed: Path) -> None:
+def assert_equal_to_undisturbed(storage: Storage, undisturbed: Storage) -> None:
     """Checks for the same stages, measurements and weights, bit by bit, and for no leftovers."""
-    ours, theirs = results(folder), results(undisturbed)
+    ours, theirs = results(storage), results(undisturbed)
     assert ours.keys() == theirs.keys()
     for key, measured in ours.items():
         other = theirs[key]
         pairs = {at: (measured.get(at), other.get(at)) for at in sorted(measured.keys() | other.keys())}
         differences = {at: pair for at, pair in pairs.items() if pair[0] != pair[1]}
         assert differences == {}, f"stage {key} differs at {differences}"
-    weights = [sorted(f.glob("storage/stages/*/weights.safetensors")) for f in (folder, undisturbed)]
-    assert [path.parent.name for path in weights[0]] == [path.parent.name for path in weights[1]]
-    for our, their in zip(*weights, strict=True):
-        mine, reference = load_file(our), load_file(their)
-        assert mine.keys() == reference.keys()
-        assert all(mine[name].equal(reference[name]) for name in reference), our
-    assert not list(folder.glob("storage/stages/*/step-*"))
+        files = storage.names(f"{v.STAGES_FOLDER}/{key}")
+        assert files == undisturbed.names(f"{v.STAGES_FOLDER}/{key}"), key
+        if WEIGHTS in files:
+            mine, reference = (load(s.read(f"{v.STAGES_FOLDER}/{key}/{WEIGHTS}")) for s in (storage, undisturbed))
+            assert mine.keys() == reference.keys()
+            assert all(mine[name].equal(reference[name]) for name in reference), key
 
 
-def count_trials(folder: Path, plan: Plan) -> tuple[int, int]:
+def count_trials(storage: Storage, folder: Path, plan: Plan) -> tuple[int, int]:
     """Counts (lost, doubled): trials without, and with more than, one result, one end in the journal or one finished
-    run in MLflow with each measurement once."""
-    storage = Storage.open(str(folder / "storage"))
-    below = f"{v.JOURNAL_FOLDER}/{plan.study.sweep}"
-    records = [r for name in storage.names(below) for r in decode_records(storage.read(f"{below}/{name}"))]
+    run in MLflow, which is in `folder`, with each measurement once."""
+    records = _journal(storage, plan)
     declared = Counter(r["trial_key"] for r in records if r["type"] == v.RECORD_TRIAL)
     ended = Counter(r["trial_key"] for r in records if r["type"] == v.RECORD_END and r["status"] == v.STATUS_OK)
     measured: dict[str, Counter[tuple[str, int]]] = {}
@@ -102,10 +99,38 @@ def count_trials(folder: Path, plan: Plan) -> tuple[int, int]:
     return lost, doubled + len(strangers)
 
 
+def count_retrained(storage: Storage, plan: Plan) -> int:
+    """Counts the stages with a measurement in the sweep's journal that was made at another time than the one in the
+    stage's result: the stage was trained twice."""
+    times = {stage.key: {} for trial in plan.trials for stage in trial.stages}
+    for key in times:
+        result = load_result(storage, key)
+        assert result is not None, key
+        times[key] = {(name, step): time_ms for name, step, _, time_ms in result.points}
+    stages_of = {trial.key: [stage.key for stage in trial.stages] for trial in plan.trials}
+    retrained = set()
+    for record in _journal(storage, plan):
+        if record["type"] == v.RECORD_POINTS:
+            for name, step, _, time_ms in record["points"]:
+                own = [key for key in stages_of[record["trial_key"]] if (name, step) in times[key]]
+                if own and all(times[key][name, step] != time_ms for key in own):
+                    retrained.update(own)
+    return len(retrained)
+
+
+def _journal(storage: Storage, plan: Plan) -> list[dict[str, Any]]:
+    below = f"{v.JOURNAL_FOLDER}/{plan.study.sweep}"
+    return [r for name in storage.names(below) for r in decode_records(storage.read(f"{below}/{name}"))]
+
+
+def finished_runs(folder: Path) -> set[str]:
+    """The ids of all runs in the folder's MLflow store that have ended well."""
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        return {run_id for (run_id,) in connection.execute("SELECT run_uuid FROM runs WHERE status = 'FINISHED'")}
+
+
 def _mlflow(folder: Path, sweep: str) -> tuple[dict[str, list[Any]], dict[str, Counter[tuple[str, int]]]]:
     """Reads the trials' runs by trial key, and how often each has each measurement, straight from the store."""
-    import sqlite3
-
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -116,10 +141,9 @@ def _mlflow(folder: Path, sweep: str) -> tuple[dict[str, list[Any]], dict[str, C
         if run.data.tags[v.TAG_ROLE] == v.ROLE_TRIAL:
             runs.setdefault(run.data.tags[v.TAG_TRIAL_KEY], []).append(run)
     histories: dict[str, Counter[tuple[str, int]]] = {}
-    connection = sqlite3.connect(folder / "mlflow.db")
-    for run_id, name, step in connection.execute("SELECT run_uuid, key, step FROM metrics"):
-        histories.setdefault(run_id, Counter())[name, step] += 1
-    connection.close()
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        for run_id, name, step in connection.execute("SELECT run_uuid, key, step FROM metrics"):
+            histories.setdefault(run_id, Counter())[name, step] += 1
     return runs, histories
 
 
@@ -127,9 +151,9 @@ def _timeless(points: list[Point]) -> Measured:
     return {(name, step): value for name, step, value, _ in points if name != v.IMAGES_PER_SECOND}
 
 
-def assert_nothing_saved_was_trained_again(folder: Path, before: dict[str, list[Point]]) -> None:
+def assert_nothing_saved_was_trained_again(storage: Storage, before: dict[str, list[Point]]) -> None:
     """Checks that everything in checkpoints and results before is still there, time stamps included."""
-    now = saved_points(folder)
+    now = saved_points(storage)
     for key, points in before.items():
         assert key in now, f"{key} has lost its checkpoint"
         assert now[key][: len(points)] == points, json.dumps([key, points[-1], now[key][-1]])

@@ -14,6 +14,7 @@ class Ledger:
     trials: int = 0
     lost: int = 0
     doubled: int = 0
+    retrained: int = 0
     time_lost_s: list[float] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -23,6 +24,7 @@ class Ledger:
             f"faults injected: {self.faults.total()}, in {self.sessions} sessions of {self.sweeps} sweeps",
             *kinds,
             f"trials: {self.trials}, lost: {self.lost}, doubled: {self.doubled}",
+            f"stages trained twice: {self.retrained}",
         ]
         if self.time_lost_s:
             times = sorted(self.time_lost_s)

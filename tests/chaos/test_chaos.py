@@ -10,19 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.campaign import (
-    Campaign,
-    Fault,
+from tests.chaos.campaign import Campaign, Fault
+from tests.chaos.faults import (
     damage_checkpoint,
     damage_journal,
+    exhaust_memory,
     fill_disk,
+    hang_worker,
     jump_clock,
     kill_driver,
     kill_worker,
     lock_tracker,
     make_read_only,
+    other_sweep,
+    poison_stage,
     raise_in_training,
     second_driver,
+    sleep_driver,
     terminate_driver,
     terminate_worker,
 )
@@ -42,8 +46,11 @@ LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--
 LARGEST_PACKS = (1, 2, 4)
 """The largest pack of one sweep after another. On a CPU the members of a pack end bit for bit as each alone."""
 
-DURING: tuple[Fault, ...] = (kill_worker, terminate_worker, raise_in_training, second_driver, jump_clock, lock_tracker)
-LAST: tuple[Fault, ...] = (kill_driver, kill_driver, terminate_driver, fill_disk, make_read_only)
+DURING: tuple[Fault, ...] = (
+    *(kill_worker, terminate_worker, hang_worker, poison_stage, exhaust_memory, raise_in_training),
+    *(second_driver, other_sweep, jump_clock, lock_tracker),
+)
+LAST: tuple[Fault, ...] = (kill_driver, kill_driver, terminate_driver, sleep_driver, fill_disk, make_read_only)
 
 
 def undisturbed(folder: Path, options: tuple[str, ...]) -> Path:
@@ -59,7 +66,7 @@ def test_short_form(tmp_path: Path) -> None:
         campaign.session(kill_worker, second_driver, kill_driver)
         damage_checkpoint(campaign)
         damage_journal(campaign)
-        campaign.session(jump_clock, raise_in_training, terminate_driver)
+        campaign.session(jump_clock, raise_in_training, poison_stage, terminate_driver)
         damage_journal(campaign)
         campaign.finish()
 
@@ -77,7 +84,8 @@ def test_long_form(tmp_path: Path) -> None:
         plan, options = make_plan(folder / "storage", *LONG), (*LONG, "--max-pack", str(next(packs)))
         with Campaign(folder, options, plan, reference, seed=draw.randrange(2**32)) as campaign:
             while campaign.session(*(draw.choice(DURING) for _ in range(draw.randint(0, 4))), draw.choice(LAST)) != 0:
-                for _ in range(draw.randint(0, 2)):
+                # Stages whose checkpoints are damaged are trained again; in every other sweep none may be.
+                for _ in range(draw.randint(0, 2) if sweep % 2 else 0):
                     damage_checkpoint(campaign)
                 for _ in range(draw.randint(0, 2)):
                     damage_journal(campaign)

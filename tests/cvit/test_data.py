@@ -3,6 +3,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,21 @@ def test_torchvision_layout_is_read(tmp_path: Path) -> None:
     assert "is not in" in error_of("fashion_mnist", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "reason"), [(range(9), "20 images and 9 labels"), ([*range(9), *[77] * 11], "labels outside 0..9")]
+)
+def test_torchvision_files_that_do_not_fit_together_are_an_error(
+    labels: Sequence[int], reason: str, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    folder = tmp_path / "FashionMNIST/raw"
+    write_fashion_mnist(folder, images, images)
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + bytes(labels))
+    assert reason in error_of("fashion_mnist", tmp_path)
+    (folder / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x77\1\0\0\0\0")
+    assert "could not be read" in error_of("fashion_mnist", tmp_path)
+
+
 def test_damaged_torchvision_files_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     message = error_of("cifar10", tmp_path)
@@ -107,8 +123,8 @@ def test_images_are_cropped_to_the_centre_and_interpolated(tmp_path: Path) -> No
 
 
 def test_modes_become_one_or_three_channels(tmp_path: Path) -> None:
-    gray = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
-    grays = [Image.fromarray(gray), Image.fromarray(gray.astype(np.uint16) * 256), Image.fromarray(gray).convert("LA")]
+    gray = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
+    grays = [Image.fromarray(gray), Image.fromarray(gray.astype(np.uint16) * 257), Image.fromarray(gray).convert("LA")]
     grays.append(Image.fromarray(gray > 100))
     path = write_parquet(tmp_path / "gray.parquet", [encoded(image) for image in grays] * 3, alternating(12))
     data = loaded(path)
@@ -116,25 +132,34 @@ def test_modes_become_one_or_three_channels(tmp_path: Path) -> None:
     expected = {gray.tobytes(), ((gray > 100) * np.uint8(255)).tobytes()}
     assert {image.tobytes() for image in data.train.images} == expected
 
-    transparent = picture(0).convert("P")
-    transparent.info["transparency"] = bytes(range(256))
-    colours = [picture(0), picture(0, mode="RGBA"), transparent, Image.fromarray(gray), picture(0, mode="P")]
+    colours = [picture(0), picture(0, mode="RGBA"), Image.fromarray(gray), picture(0, mode="P"), picture(0, mode="L")]
     path = write_parquet(tmp_path / "colour.parquet", [encoded(image) for image in colours] * 2, alternating(10))
     write_parquet(tmp_path / "test.parquet", pictures(2), [0, 1])
     data = loaded(path)
     found = {image.transpose(1, 2, 0).tobytes() for part in (data.train, data.test) for image in part.images}
     palette = picture(0).convert("P").convert("RGB")
     expected = {np.asarray(picture(0)).tobytes(), np.asarray(palette).tobytes(), np.repeat(gray, 3).tobytes()}
-    assert found == expected
+    assert found == expected | {np.repeat(np.asarray(picture(0, mode="L")), 3).tobytes()}
 
 
-def test_channels_must_agree(tmp_path: Path) -> None:
-    gray = [encoded(picture(i, mode="L")) for i in range(40)]
-    write_parquet(tmp_path / "a/train.parquet", gray, alternating(40))
+@pytest.mark.parametrize("gray_place", [0, 39])
+def test_gray_and_colour_mixed_are_read_as_rgb_whichever_comes_first(gray_place: int, tmp_path: Path) -> None:
+    images = [picture(i, mode="L" if i == gray_place else "RGB") for i in range(40)]
+    write_parquet(tmp_path / "a/train.parquet", [encoded(image) for image in images], alternating(40))
+    write_parquet(tmp_path / "a/test.parquet", [encoded(picture(i, mode="L")) for i in (50, 51)], [0, 1])
+    data = loaded("a", tmp_path)
+    for image, found in zip(images, data.train.images, strict=True):
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), np.asarray(image.convert("RGB")))
+    assert data.info.notes == ("read as RGB: 3 grayscale images among images in colour",)
+
+
+def test_colour_in_the_test_images_alone_makes_rgb_too(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a/train.parquet", [encoded(picture(i, mode="L")) for i in range(4)], alternating(4))
     write_parquet(tmp_path / "a/test.parquet", pictures(2), [0, 1])
-    assert "1 channels in its training images, 3 in its test images" in error_of("a", tmp_path)
-    path = write_parquet(tmp_path / "b.parquet", [*gray[:39], encoded(picture(0))], alternating(40))
-    assert "row 39 is in colour" in error_of(path)
+    assert loaded("a", tmp_path).train.images.shape == (4, 3, 4, 4)
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "c.parquet", [encoded(picture(0, mode="F"), "TIFF")] * 4, alternating(4))
     assert "row 0 has pixels of mode F" in error_of(path)
 

@@ -1,19 +1,20 @@
-"""Image data sets in folders: one folder per class, below `train` and `test` or directly in the data set's folder."""
+"""Image data sets in folders: one folder per class, in a folder for each split or directly in the data set's folder."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cvit.data.class_folders import SUFFIXES, Listing, Parts, list_images, without_doubles
+from cvit.data.folder_layout import Labelled, Layout, find_layout
 from cvit.data.formats import Format, Place
 from cvit.data.images import DataError
-from cvit.data.stored import EncodedPart, Stored, hash_files
-from cvit.errors import one_line
+from cvit.data.stored import EncodedPart, Stored, digest_of_names
+from cvit.errors import counted, one_line, some_of
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-_TEST_FOLDERS = ("test", "val", "valid", "validation")
+_OTHER_IMAGES = frozenset((".jfif", ".jpe", ".jp2", ".ppm", ".pgm", ".pnm", ".avif", ".heic", ".svg", ".eps"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,49 +41,88 @@ def open_image_folder(place: Place) -> Stored | None:
 
 
 def read_image_folder(folder: Path) -> Stored | None:
-    """Lists a folder's images; None if no class folder holds any.
+    """Lists a folder's images and reads their contents; None if no class folder holds any.
 
-    With `<folder>/train` the classes are its folders, and the test images are in `test` (else `val`, `valid` or
-    `validation`), in folders of the same names. Without it the classes are the folders of `folder` itself, one pool
-    without test images of its own. Other files and hidden files are ignored.
+    `find_layout` tells which folders are the classes, and which hold training and test images. Other files and hidden
+    files are passed over; the notes count the former.
 
     Raises:
-        DataError: the test images have a class that the training images lack.
+        DataError: the layout leaves a choice, the test images have a class that the training images lack, or a file
+            cannot be read.
     """
-    train_folder = folder / "train" if (folder / "train").is_dir() else folder
-    train = _classes(train_folder)
-    if not train:
+    listing = list_images(folder)
+    layout = find_layout(folder, listing)
+    if layout is None:
+        _refuse_other_images(folder, listing)
         return None
-    test: dict[str, list[Path]] = {}
-    if train_folder != folder:
-        test = next(filter(None, (_classes(folder / name) for name in _TEST_FOLDERS)), {})
-    if unknown := sorted(set(test) - set(train)):
+    classes = [_classes(part, listing) for part in (layout.train, layout.test) if part is not None]
+    names = tuple(classes[0])
+    if unknown := sorted(set(classes[-1]) - set(names)):
         raise DataError(f"{folder} has test images of class {unknown[0]!r}, which no training image has")
-    names = tuple(train)
-    files = [path for part in (train, test) for paths in part.values() for path in paths]
-    content = hash_files((path.relative_to(folder).as_posix(), path) for path in files)
-    return Stored(_part(train, names), _part(test, names) if test else None, names, content)
+    parts = [_part(folder, part, names) for part in classes]
+    content = digest_of_names(
+        (path.relative_to(folder.joinpath(*layout.base)).as_posix(), digest)
+        for part in parts
+        for path, digest in zip(part.files, part.survey.digests, strict=True)
+    )
+    num_read = sum(len(part.files) for part in parts)
+    notes = (*layout.notes, *_passed_over(layout, listing, num_read))
+    return Stored(parts[0], parts[1] if len(parts) > 1 else None, names, content, notes)
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The sorted image files of each class, in the order of the class names; classes without images are left out."""
-    if not folder.is_dir():
-        return {}
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    classes = {name: sorted(_images(folder / name)) for name in names}
-    return {name: files for name, files in classes.items() if files}
+def _classes(part: Labelled, listing: Listing) -> dict[str, list[Parts]]:
+    """The sorted images of each class, in the order of the class names."""
+    depth_of = dict(part.images)
+    classes: dict[str, list[Parts]] = {}
+    for parts in without_doubles(sorted(depth_of), listing):
+        classes.setdefault(parts[depth_of[parts]], []).append(parts)
+    return dict(sorted(classes.items()))
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(place, name)
-
-
-def _part(classes: dict[str, list[Path]], names: Sequence[str]) -> FolderPart:
+def _part(folder: Path, classes: dict[str, list[Parts]], names: Sequence[str]) -> FolderPart:
     labels = [np.full(len(files), names.index(name), np.int64) for name, files in classes.items()]
-    return FolderPart(np.concatenate(labels), tuple(path for files in classes.values() for path in files))
+    files = (folder.joinpath(*parts) for paths in classes.values() for parts in paths)
+    return FolderPart(np.concatenate(labels), tuple(files))
+
+
+def _passed_over(layout: Layout, listing: Listing, num_read: int) -> list[str]:
+    """Notes about the files and folders in use that hold no image that is read."""
+
+    def is_used(parts: Parts) -> bool:
+        return any(parts[: len(top)] == top for top in layout.used)
+
+    labelled = [part for part in (layout.train, layout.test) if part is not None]
+    notes = []
+    if others := _by_suffix(filter(is_used, listing.others)):
+        notes.append(f"passed over: {others}")
+    if outside := layout.outside + sum(part.outside for part in labelled):
+        notes.append(f"passed over: {counted(outside, 'image')} outside class folders")
+    num_links = sum(len(part.images) for part in labelled) - num_read + len([*filter(is_used, listing.back_links)])
+    if num_links:
+        notes.append(f"passed over: {counted(num_links, 'link')} to what is listed already")
+    if empty := _empty(layout, listing):
+        notes.append(f"passed over: no image in {some_of(empty)}")
+    return notes
+
+
+def _empty(layout: Layout, listing: Listing) -> list[str]:
+    """The folders beside the class folders that hold no image."""
+    class_folders = {parts[: depth + 1] for parts, depth in layout.train.images}
+    places = {folder[:-1] for folder in class_folders}
+    empty = (folder for folder in listing.folders if folder[:-1] in places and folder not in class_folders)
+    return ["/".join(folder[len(layout.base) :]) for folder in empty]
+
+
+def _by_suffix(files: Iterable[Parts]) -> str:
+    counts = Counter(Path(parts[-1]).suffix.lower() or "without suffix" for parts in files)
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+
+
+def _refuse_other_images(folder: Path, listing: Listing) -> None:
+    """Raises DataError if the folders hold images only of kinds that are not read."""
+    others = [parts for parts in listing.others if Path(parts[-1]).suffix.lower() in _OTHER_IMAGES and len(parts) > 1]
+    if others:
+        raise DataError(f"{folder} holds {_by_suffix(others)}, which are not read: only {', '.join(sorted(SUFFIXES))}")
 
 
 def _read(path: Path) -> bytes:

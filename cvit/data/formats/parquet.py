@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from cvit.data.formats import Format, Place
 from cvit.data.images import DataError
+from cvit.data.parquet_layout import SUFFIX, Files, ParquetLayout, parquet_layout
+from cvit.data.splits import only_one
 from cvit.data.stored import EncodedPart, Labels, Stored, hash_files
-from cvit.errors import one_line
+from cvit.errors import one_line, some_of
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
@@ -30,7 +32,7 @@ class ParquetPart(EncodedPart):
         column: the path of the leaf column that holds the encoded images.
     """
 
-    files: tuple[Path, ...]
+    files: Files
     ends: tuple[int, ...]
     column: str
 
@@ -53,69 +55,71 @@ def open_parquet(place: Place) -> Stored | None:
     """Reads a Parquet file, or the Parquet files of a folder; None if there are none.
 
     Raises:
-        DataError: as for `parquet_files` and `read_parquet`.
+        DataError: as for `parquet_layout` and `read_parquet`.
     """
     if place.path is None:
         return None
-    files = [place.path] if place.path.is_file() else parquet_files(place.path) if place.path.is_dir() else []
-    return read_parquet(files) if files else None
+    if place.path.is_file():
+        return read_parquet(ParquetLayout((place.path,)))
+    layout = parquet_layout(place.path) if place.path.is_dir() else None
+    return read_parquet(layout) if layout is not None else None
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a data set: in the folder, else in its `data`, else in its only folder that has some.
-
-    Raises:
-        DataError: several folders in it hold Parquet files.
-    """
-    for place in (folder, folder / "data"):
-        if files := sorted(place.glob("*.parquet")):
-            return files
-    files = sorted(folder.glob("*/*.parquet"))
-    places = sorted({path.parent.name for path in files})
-    if len(places) > 1:
-        raise DataError(f"{folder} holds Parquet files in {', '.join(places)}: give the path of one of these folders")
-    return files
-
-
-def read_parquet(files: Sequence[Path]) -> Stored:
+def read_parquet(layout: ParquetLayout) -> Stored:
     """Reads labels and class names; images stay where they are.
 
-    Files named train* hold the training images, test* (else val*) the test images. Without such names all files are
-    one pool without test images of its own.
+    The test images are those of the best split whose images have labels. Without one, all files are one pool.
 
     Raises:
         DataError: a file is not Parquet, has no usable columns or labels, or no rows.
     """
-    train, test = _roles(files)
-    paths = [train, test] if test else [train]
-    schema = _schema(train[0])
-    image, label = _column(train[0], schema, "image", IMAGE_COLUMNS), _column(train[0], schema, "label", LABEL_COLUMNS)
-    labels, class_names = _encode(
-        [str(part[0]) for part in paths], [_read_labels(part, label) for part in paths], _class_names(schema, label)
-    )
+    schema = _schema(layout.train[0])
+    image = _column(layout.train[0], schema, "image", IMAGE_COLUMNS)
+    label = _column(layout.train[0], schema, "label", LABEL_COLUMNS)
+    train_labels = _read_labels(layout.train, label)
+    test, test_labels, notes = _test_files(layout, label)
+    paths = [layout.train, test] if test else [layout.train]
+    names = [str(part[0]) for part in paths]
+    given = [train_labels, test_labels] if test else [train_labels]
+    labels, class_names = _encode(names, given, _class_names(layout.train[0], schema, label))
     parts = [_part(files, image, values) for files, values in zip(paths, labels, strict=True)]
     content = hash_files((role, path) for role, part in zip(("train", "test"), paths, strict=False) for path in part)
-    return Stored(parts[0], parts[1] if test else None, class_names, content)
+    return Stored(parts[0], parts[1] if test else None, class_names, content, notes)
+
+
+def _test_files(layout: ParquetLayout, label: str) -> tuple[Files, np.ndarray, tuple[str, ...]]:
+    """The files with the test images and their labels, none if no split has any; and notes about what is not used.
+
+    Published test sets often lack their labels: in those of Hugging Face they all are -1.
+    """
+    notes, unused = list(layout.notes), []
+    test, labels = (), np.empty(0, np.int64)
+    for split in layout.tests:
+        name = some_of(split.names)
+        if test:
+            unused += split.names
+            continue
+        only_one(split.names, str(split.files[0].parent), split.role)
+        labels = _read_labels(split.files, label, may_lack=True)
+        if not len(labels):
+            notes.append(f"not used: {name}, whose images have no labels")
+            continue
+        test = split.files
+        if split.role != "test":
+            notes.append(f"tested on the images in {name}, since there are no other labelled test images")
+    if layout.tests and not test:
+        notes.append("test images are held out of the training images")
+    if unused := [*unused, *layout.unused]:
+        notes.append(f"not used: {some_of(unused)}")
+    return test, labels, tuple(notes)
 
 
 @contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {one_line(error)}") from error
-
-
-def _roles(files: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
-    """The training and the test files."""
-    train, test, validation = (
-        [path for path in files if path.name.startswith(prefix)] for prefix in ("train", "test", "val")
-    )
-    if len(files) == 1 or not (train or test or validation):
-        return files, []
-    if not train:
-        raise DataError(f"{files[0].parent} holds {files[0].name} but no train*.parquet")
-    return train, test or validation
 
 
 def _schema(path: Path) -> pa.Schema:
@@ -132,32 +136,51 @@ def _column(path: Path, schema: pa.Schema, kind: str, names: Sequence[str]) -> s
     )
 
 
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """The class names that the Hugging Face `datasets` library wrote into the schema's metadata; None without any."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except RecursionError as error:
+        raise DataError(f"{path} has metadata that are nested too deeply to be read") from error
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
 
 
-def _read_labels(files: Sequence[Path], label: str) -> np.ndarray:
-    """The labels as stored: integers, or names (dtype object)."""
+def _read_labels(files: Sequence[Path], label: str, *, may_lack: bool = False) -> np.ndarray:
+    """The labels as stored: integers, or names (dtype object). Empty if they may lack and no image has one."""
+    columns = [_read_label_column(path, label) for path in files]
+    if may_lack and all(map(_lacks_labels, columns)):
+        return np.empty(0, np.int64)
     parts = []
-    for path in files:
-        _column(path, _schema(path), "label", [label])
-        with _errors_name(path):
-            column = pq.ParquetFile(path).read(columns=[label]).column(label)
+    for path, column in zip(files, columns, strict=True):
         if column.null_count:
             raise DataError(f"{path} column {label} has {column.null_count} rows without a label")
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
         if not (pa.types.is_integer(column.type) or _is_text(column.type)):
             raise DataError(f"{path} column {label} is {column.type}; labels must be integers from 0, or names")
-        parts.extend(map(_array, column.chunks))
+        with _errors_name(path):
+            parts.extend(map(_array, column.chunks))
     if len({values.dtype.kind == "O" for values in parts}) > 1:
         raise DataError(f"{files[0].parent} has labels that are integers in some files and names in others")
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _read_label_column(path: Path, label: str) -> pa.ChunkedArray:
+    _column(path, _schema(path), "label", [label])
+    with _errors_name(path):
+        column = pq.ParquetFile(path).read(columns=[label]).column(label)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+    return column
+
+
+def _lacks_labels(column: pa.ChunkedArray) -> bool:
+    """True if there are images, and all of them have the label -1, or none."""
+    if not len(column):
+        return False
+    if column.null_count == len(column):
+        return True
+    return pa.types.is_signed_integer(column.type) and set(column.unique().to_pylist()) <= {-1, None}
 
 
 def _array(labels: pa.Array) -> np.ndarray:
@@ -229,7 +252,7 @@ def _encoded_column(path: Path, image: str) -> str:
 FORMAT = Format(
     open=open_parquet,
     order=50,
-    suffix=".parquet",
+    suffix=SUFFIX,
     paths=("a Parquet file", "a folder of Parquet files"),
     contents="Parquet files",
 )

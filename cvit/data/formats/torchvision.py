@@ -59,7 +59,7 @@ def open_torchvision(place: Place) -> Stored | None:
     try:
         train, class_names = _read(name, data_dir, place.download, train=True)
         test, _ = _read(name, data_dir, place.download, train=False)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+    except (RuntimeError, OSError, ValueError, AssertionError, LookupError, EOFError) as error:
         reason = one_line(error).removesuffix(_TORCHVISION_HINT)
         problem = "could not be downloaded to" if missing else "could not be read from"
         raise DataError(f"dataset {name!r} {problem} {data_dir} ({reason}): place there {layouts}") from error

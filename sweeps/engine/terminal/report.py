@@ -57,6 +57,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
+        *(f"            {note}" for note in (plan.study.info.notes if plan.study.info is not None else ())),
         *(f"  {axis.removeprefix('data_'):<9} {_values(axis, v)}" for axis, v in plan.study.grid.items()),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",

@@ -6,20 +6,28 @@ It reads its orders from the folder CVIT_INJECT again and again, so a test can c
     clock         seconds by which the wall clock is wrong; the monotonic clock stays right
     code-<word>   the training raises an error in stages whose init scheme, phase or key is this word, once for each
                   line of the file
+    kill-<word>   it kills its own process, likewise
+    memory-<word>  it takes more and more memory until it is killed, likewise
+    constants.json  {module: {name: value}}: constants of the engine that are other ones here
 """
 
+import functools
 import importlib.abc
 import importlib.util
+import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 FOLDER = Path(os.environ.get("CVIT_INJECT", "/nonexistent"))
+MOST_MEMORY_MIB = 6 * 1024
+"""The most memory that a process takes when it is asked to exhaust it."""
 
 _real_time, _real_time_ns = time.time, time.time_ns
 
@@ -31,40 +39,70 @@ def _offset_s() -> int:
         return 0
 
 
-def _raise_as_asked(stage: Any) -> None:
+def _is_asked(order: str, stage: Any) -> bool:
+    """True if there is such an order for the stage; it takes a line off the order's file."""
     for word in (stage.trial.init.init_scheme, stage.phase, stage.key):
-        path = FOLDER / f"code-{word}"
+        path = FOLDER / f"{order}-{word}"
         lines = path.read_text().splitlines() if path.exists() else []
         if lines:
             path.write_text("\n".join(lines[1:]))
-            raise ValueError(f"injected into {word}")
+            return True
+    return False
 
 
-def _patch(module: ModuleType) -> None:
+def _suffer(stage: Any) -> None:
+    if _is_asked("kill", stage):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if _is_asked("memory", stage):
+        taken = []
+        while len(taken) < MOST_MEMORY_MIB // 64:
+            taken.append(b"x" * 2**26)
+            time.sleep(0.01)
+        time.sleep(30)  # the memory monitor looks a few times a second
+    if _is_asked("code", stage):
+        raise ValueError(f"injected into {stage.trial.init.init_scheme}")
+
+
+def _patch_training(module: ModuleType) -> None:
     train_interval = module._train_interval  # type: ignore[attr-defined]
 
     def faulty(pack: Any, group: Any, data: Any) -> None:
         for member in group:
-            _raise_as_asked(member.stage)
+            _suffer(member.stage)
         train_interval(pack, group, data)
 
     module._train_interval = faulty  # type: ignore[attr-defined]
 
 
+def _patch_constants(constants: dict[str, float], module: ModuleType) -> None:
+    vars(module).update(constants)
+
+
+def _actions() -> dict[str, Callable[[ModuleType], None]]:
+    """The changes to make to a module once it is imported, by the module's name."""
+    path = FOLDER / "constants.json"
+    constants = json.loads(path.read_text()) if path.exists() else {}
+    actions = {module: functools.partial(_patch_constants, values) for module, values in constants.items()}
+    return actions | {"cvit.training.loop": _patch_training}
+
+
 class _AfterImport(importlib.abc.MetaPathFinder):
+    def __init__(self, actions: dict[str, Callable[[ModuleType], None]]) -> None:
+        self._actions = actions
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "cvit.training.loop":
+        action = self._actions.pop(fullname, None)
+        if action is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         assert spec is not None and spec.loader is not None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            _patch(module)
+            action(module)
 
         spec.loader.exec_module = exec_module
         return spec
@@ -73,4 +111,4 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 if FOLDER.is_dir():
     time.time = lambda: _real_time() + _offset_s()
     time.time_ns = lambda: _real_time_ns() + _offset_s() * 1_000_000_000
-    sys.meta_path.insert(0, _AfterImport())
+    sys.meta_path.insert(0, _AfterImport(_actions()))

@@ -1,0 +1,212 @@
+"""How often claims get a wrong verdict: every claim is judged on made-up studies in which the truth is known.
+
+A claim has two lines, and a study two truths for it: at the lower line, where `holds` is wrong, and at the upper one,
+where `does not hold` is. In either, a data set counts if any place of the claim has the wrong verdict. The share of
+these data sets is the family-wise error, which may be ERROR_RATE.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from analysis.claims import all_claims
+from analysis.questions import POINTS, STEPS_SHARE
+from analysis.questions.expressivity import ZERO_ERROR
+from analysis.statistics.studies import Study
+from analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, MARGIN, judge
+from cvit import vocabulary as names
+from cvit.theorem.counts import heads_needed
+from tests.support.random_studies import Cell, measured_curve, study_in_memory
+
+SCHEMES = ["random", "two_phase"]
+TEST_IMAGES = 357
+CLAIMS = {claim.name: claim for _, claim in all_claims()}
+QUICK = 100
+LONG = 1000
+
+
+class Draws:
+    """The random part of a study: effects that trials share, and noise of their own."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self._shared: dict[object, float] = {}
+
+    def shared(self, *what: object) -> float:
+        """A standard normal value that is the same whenever the same is asked for."""
+        return self._shared.setdefault(what, self.rng.normal())
+
+    def accuracy(self, mean: float, spread: float) -> float:
+        """An accuracy on TEST_IMAGES images; rounding to whole images leaves its expectation as it is."""
+        value = mean + spread * self.rng.normal()
+        return float(np.floor(TEST_IMAGES * value + self.rng.random()) / TEST_IMAGES)
+
+
+def _study(draws: Draws, sweep: str, grid: dict[str, list], mean: Callable[[Cell], tuple[float, float]]) -> Study:
+    """A study whose accuracies have a mean and a spread by their cell, besides what a seed does to all of them."""
+
+    def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
+        level, spread = mean(cell)
+        return draws.accuracy(level + 0.02 * draws.shared(cell["seed"]), spread), {}, {}
+
+    return study_in_memory(sweep, grid, outcome)
+
+
+def low_data_gain(draws: Draws, seeds: int, truth: float) -> Study:
+    grid = {"data_fraction": [0.02, 0.05, 0.1, 0.5], "init_scheme": SCHEMES, "seed": list(range(seeds))}
+    spread = {0.02: 0.03, 0.05: 0.015, 0.1: 0.01, 0.5: 0.005}
+    return _study(
+        draws,
+        "low_data",
+        grid,
+        lambda c: (0.7 + truth * (c["init_scheme"] == "two_phase"), spread[c["data_fraction"]]),
+    )
+
+
+def gain_shrinks(draws: Draws, seeds: int, truth: float) -> Study:
+    def mean(cell: Cell) -> tuple[float, float]:
+        gain = 0.03 + truth * (cell["data_fraction"] == 0.02)
+        return 0.7 + gain * (cell["init_scheme"] == "two_phase"), 0.03 if cell["data_fraction"] == 0.02 else 0.005
+
+    grid = {"data_fraction": [0.02, 1.0], "init_scheme": SCHEMES, "seed": list(range(seeds))}
+    return _study(draws, "low_data", grid, mean)
+
+
+def nine_heads(draws: Draws, seeds: int, truth: float) -> Study:
+    """Nine heads are the better by `truth`, whatever they are compared with."""
+    grid = {
+        "inner_dim": [0, 144],
+        "num_heads": [1, 2, 6, 8, 9, 12, 16],
+        "init_scheme": ["two_phase"],
+        "seed": list(range(seeds)),
+    }
+    return _study(draws, "head_count", grid, lambda c: (0.8 + truth * (c["num_heads"] == 9), 0.1 / c["num_heads"]))
+
+
+def without_warmup(draws: Draws, seeds: int, truth: float, scheme: str, sign: int) -> Study:
+    """At most learning rates it is open whether they count: there the mean is half of that at the best rate."""
+
+    def mean(cell: Cell) -> tuple[float, float]:
+        level, spread = (0.86, 0.03) if cell["learning_rate"] == 0.001 else (0.43, 0.06)
+        return level + sign * truth * (cell["warmup_fraction"] == 0), spread
+
+    grid = {
+        "warmup_fraction": [0.0, 0.1],
+        "learning_rate": [0.001, 0.016, 0.032, 0.064, 0.128],
+        "init_scheme": [scheme],
+        "seed": list(range(seeds)),
+    }
+    return _study(draws, "no_warmup", grid, mean)
+
+
+def equally_fast(draws: Draws, seeds: int, truth: float) -> Study:
+    """Two phases save `truth` of the steps; the end of the curves, the speed of a seed and of a trial vary."""
+
+    def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
+        place = (cell["data_fraction"], cell["seed"])
+        slowness = np.exp(0.2 * draws.shared("speed", *place) + 0.1 * draws.rng.normal())
+        speed = (1 / (1 - truth) if cell["init_scheme"] == "two_phase" else 1) / slowness
+        end = 0.8 + 0.03 * draws.shared("end", *place) + 0.02 * draws.rng.normal()
+        return 0.0, measured_curve(draws.rng, speed=speed, end=end, noise=0.02), {}
+
+    grid = {"data_fraction": [0.02, 0.05, 0.2], "init_scheme": SCHEMES, "seed": list(range(seeds))}
+    return study_in_memory("low_data", grid, outcome)
+
+
+def fits(draws: Draws, restarts: int, needed: Callable[[int, int], int]) -> Study:
+    """Fits that come more or less close to their bound, which is zero with as many heads as are needed, or more."""
+
+    def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
+        place = (cell["kernel_size"], cell["patch_size"], cell["num_heads"])
+        bound = ZERO_ERROR * (1 + abs(draws.shared(*place))) if cell["num_heads"] < needed(*place[:2]) else 0.0
+        reached = bound + 10 ** draws.rng.uniform(-8, -1)
+        return reached, {}, {names.EXPRESSIVITY_BOUND: bound, "fit_channels": 8, "fit_image_size": 8}
+
+    grid = {
+        "kernel_size": [3, 5],
+        "patch_size": [1, 2],
+        "num_heads": [8, 9, 24, 25],
+        "seed": list(range(restarts)),
+    }
+    return study_in_memory("expressivity", grid, outcome)
+
+
+def _as_counted(draws: Draws, restarts: int) -> Study:
+    return fits(draws, restarts, heads_needed)
+
+
+GAIN, NO_LOSS = (0.0, MARGIN), (-MARGIN, 0.0)
+Truth = Callable[[Draws, int], Study]
+
+
+def _at(lines: tuple[float, float], study: Callable[[Draws, int, float], Study]) -> tuple[Truth, Truth]:
+    """The studies whose truth lies at the lower and at the upper line."""
+    lower, upper = lines
+    return (lambda draws, seeds: study(draws, seeds, lower)), (lambda draws, seeds: study(draws, seeds, upper))
+
+
+TRUTHS: dict[str, tuple[Truth, Truth]] = {
+    "low_data_gain": _at(GAIN, low_data_gain),
+    "gain_shrinks": _at(GAIN, gain_shrinks),
+    "trains_faster": _at(GAIN, equally_fast),
+    "nine_beat_fewer": _at(GAIN, nine_heads),
+    "nine_match_more": _at(NO_LOSS, nine_heads),
+    "no_loss_without_warmup": _at(NO_LOSS, functools.partial(without_warmup, scheme="two_phase", sign=1)),
+    "random_loses_without_warmup": _at(GAIN, functools.partial(without_warmup, scheme="random", sign=-1)),
+    "heads_enough": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) + 1), _as_counted),
+    "heads_necessary": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) - 1), _as_counted),
+    "patches_save_heads": (lambda draws, n: fits(draws, n, lambda *case: 9), _as_counted),
+}
+"""Claim → studies in which it is not true, but only just, and studies in which it is, but only just."""
+
+
+def test_every_claim_is_simulated() -> None:
+    assert TRUTHS.keys() == CLAIMS.keys()
+
+
+def num_wrong(claim: str, wrong: str, seeds: int, num_studies: int) -> int:
+    """The number of data sets on which any place of a claim has the wrong verdict."""
+    truth = TRUTHS[claim][(HOLDS, FAILS).index(wrong)]
+    rng = np.random.default_rng([seeds, *claim.encode(), *wrong.encode()])
+    return sum(
+        any(judged.verdict == wrong for family in CLAIMS[claim].judge(truth(Draws(rng), seeds)) for _, judged in family)
+        for _ in range(num_studies)
+    )
+
+
+def assert_rate(claim: str, wrong: str, seeds: int, num_studies: int) -> None:
+    found = num_wrong(claim, wrong, seeds, num_studies)
+    print(f"{claim}: {wrong!r} is wrong in {found} of {num_studies} data sets of {seeds} seeds")
+    allowed = ERROR_RATE if CLAIMS[claim].unit in (POINTS, STEPS_SHARE) else 0.0  # what heads express is no chance
+    # More than this come by chance in one simulation of 10,000.
+    assert found <= binom.ppf(1 - 1e-4, num_studies, allowed)
+
+
+@pytest.mark.parametrize("wrong", [HOLDS, FAILS])
+@pytest.mark.parametrize("claim", TRUTHS)
+def test_false_verdicts(claim: str, wrong: str) -> None:
+    assert_rate(claim, wrong, 5, QUICK)
+
+
+@pytest.mark.parametrize("line", [0.0, -MARGIN])
+@pytest.mark.parametrize("spread", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("pairs", [3, 5])
+@pytest.mark.parametrize("images", [50, TEST_IMAGES])
+def test_differences_of_a_few_test_images(images: int, pairs: int, spread: float, line: float) -> None:
+    """Where differences vary by about an image, those of all seeds are often the same. The mean lies on the line."""
+    rng = np.random.default_rng([images, pairs, int(10 * spread)])
+    values = images * line + spread * rng.normal(size=(500, pairs))
+    differences = np.floor(values + rng.random(values.shape)) / images
+    verdicts = [judge([row], line)[0].verdict for row in differences.tolist()]
+    assert verdicts.count(HOLDS) <= binom.ppf(1 - 1e-4, len(verdicts), ERROR_RATE)
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("wrong", [HOLDS, FAILS])
+@pytest.mark.parametrize("claim", TRUTHS)
+def test_false_verdicts_in_long_simulations(claim: str, wrong: str, seeds: int) -> None:
+    assert_rate(claim, wrong, seeds, LONG)
