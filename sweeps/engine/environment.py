@@ -3,6 +3,7 @@ before any of them is imported."""
 
 import os
 import warnings
+from pathlib import Path
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,6 +23,9 @@ _RAY = {
 _REFUSED_BY_TUNE = ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR", "RAY_STORAGE")
 """Variables of earlier versions of Ray, which ask for a folder of results. The state of a sweep is in its storage; Tune
 ends with an error if one of them is set."""
+
+NO_HOME = "/nonexistent"
+"""The home folder of a user that has none: a name without a folder, where nobody can lay a file for others."""
 
 _MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -45,6 +49,10 @@ def prepare() -> None:
     """Sets every variable that the user has not set, and removes those with which Ray cannot work."""
     for name, value in (_RAY | _MLFLOW | _MALLOC).items():
         os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME, and a user without an entry, as in some containers: libraries end at `~`
+        os.environ["HOME"] = NO_HOME
     for name in _REFUSED_BY_TUNE:
         os.environ.pop(name, None)
     options = os.environ.get("PYTHONWARNINGS", "").split(",")

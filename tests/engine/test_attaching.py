@@ -91,3 +91,19 @@ def test_a_cluster_with_tokens_is_named_as_such(cluster: str, tmp_path: Path) ->
     for line, (environment, expected) in zip(lines, cases, strict=True):
         assert line.startswith(expected), environment
     assert "gcs_client" not in done.stderr
+
+
+def test_a_wrong_address_leaves_nothing_in_the_storage(cluster: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sweeps/low_data.py"), "--preset", "smoke", "--address", "auto"],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("low_data.py: error: Ray address 'auto' (RAY_ADDRESS names ")
+    assert "asks for a token: set RAY_AUTH_MODE=token" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Environments in which Ray, Tune or printing would fail: it works, or one line names the variable and what to set."""
 
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cvit.config import ConfigError
-from sweeps.engine.environment import prepare
+from sweeps.engine.environment import NO_HOME, prepare
 from sweeps.engine.execution import ray_here
 from sweeps.engine.execution.ray_here import provide_token, session_folder
 from tests.support.scripts import ROOT
@@ -118,6 +119,21 @@ def test_variables_that_end_tune_are_removed_and_ray_uploads_nothing(monkeypatch
     prepare()
     assert not set(refused) & os.environ.keys()
     assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
+
+
+def test_a_user_without_a_home_folder_gets_a_name_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no entry: `~` would be an error in Ray."""
+
+    def no_entry(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    monkeypatch.setenv("HOME", "/its/own")
+    prepare()
+    assert os.environ["HOME"] == "/its/own"
+    monkeypatch.delenv("HOME")
+    prepare()
+    assert os.environ["HOME"] == NO_HOME and not Path(NO_HOME).exists()
 
 
 def test_a_folder_of_ray_that_is_no_good_is_told_before_anything_starts(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
@@ -73,16 +74,17 @@ class Cluster:
 
 @contextlib.contextmanager
 def _ray(address: str | None, device: str) -> Iterator[Workers]:
+    place: dict[str, Any] = {"address": address}
     if address is None:
         provide_token()
-        place = {"num_cpus": usable_cores(), "include_dashboard": False, "_temp_dir": session_folder()}
-    else:
-        place = {}
+        folder = session_folder()
+        place = {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False, "_temp_dir": folder}
+        logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
     sigterm_before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **place)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
         raise KeyboardInterrupt from error
     # Ray raises any kind of exception, bare ones too, when its processes do not start.
@@ -103,8 +105,8 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
 def _start_error(address: str | None, error: Exception) -> str:
     """The line about a Ray that did not start, or a cluster that cannot be attached to."""
     if address is None:
-        reason = one_line(error).rstrip(".")
-        return f"Ray cannot start on this machine: {reason}; --address local trains without it"
+        reason, logs = one_line(error).rstrip("."), f"{session_folder()}/session_latest/logs"
+        return f"Ray cannot start on this machine: {reason}; see {logs}. --address local trains without Ray"
     return f"{named_address(address)} cannot be used: {one_line(error)}"
 
 
