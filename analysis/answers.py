@@ -1,6 +1,7 @@
 """The answer of one study in a few lines, for the terminal at the end of a sweep."""
 
 from analysis.display.accuracy_tables import GENERAL_LAYOUT
+from analysis.display.notes import notes
 from analysis.display.tables import general_tables
 from analysis.questions import question_of, tables_of
 from analysis.statistics.studies import read_study
@@ -18,4 +19,4 @@ def answer_text(frames: Frames, study_key: str) -> str:
     axes = set(question_of(study.sweep).axes)
     has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
     tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
-    return tables.answer(study)
+    return "\n".join([tables.answer(study), *notes(study)])

@@ -11,10 +11,11 @@ from importlib import metadata
 from analysis import verdicts_text
 from analysis.claims import Verdict, claim_of
 from analysis.display.html import code, figure, from_markdown, page, table, table_of
+from analysis.display.notes import IN_BRACKETS, notes
 from analysis.files import SweepFiles
 from analysis.statistics.studies import Study, all_studies
 from analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
-from analysis.store.frames import Frames
+from analysis.store.frames import TRAINED_WITH, Frames
 
 PAPER = "https://arxiv.org/abs/2111.01353"
 TITLE = "Can vision transformers perform convolution? The claims, checked"
@@ -99,19 +100,32 @@ def _commands(studies: Iterable[Study], command: str) -> list[str]:
 
 
 def _provenance(studies: Iterable[Study]) -> list[str]:
-    head = ["sweep", "study", "started", "trials", "data set", "data fingerprint", "code version", "device"]
-    rows = []
+    head = [
+        "sweep",
+        "study",
+        "started",
+        "trials",
+        "data set",
+        "data fingerprint",
+        "code version",
+        "torch",
+        "device",
+        "CPU",
+    ]
+    rows, all_notes = [], []
     for study in studies:
         started = datetime.fromtimestamp(study.start_time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
         done = f"{len(study.results) - len(study.missing)} of {len(study.results)}"
-        measured = [_distinct(study, name) for name in ("data_fingerprint", "code_version", "device")]
+        measured = [_distinct(study, name) for name in ("data_fingerprint", *TRAINED_WITH)]
         rows.append([study.sweep, study.label, started, done, study.dataset or "-", *measured])
+        all_notes += [f"{study.sweep}, {study.label}: {note}" for note in notes(study) if note != IN_BRACKETS]
     versions = [["Python", platform.python_version()], *([name, _version(name)] for name in _LIBRARIES)]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     return [
         "<h2>Provenance</h2>",
-        _paragraph("Where the trials come from: a dash is what their records do not say."),
+        _paragraph("With what the trials were trained: a dash is what their records do not say."),
         table(head, rows),
+        *map(_paragraph, all_notes),
         _paragraph(f"Versions on the machine that made this page ({machine}):"),
         table(["library", "version"], versions),
     ]

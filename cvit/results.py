@@ -12,6 +12,16 @@ Point = tuple[str, int, float, int]
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """With what a stage was trained in one session. None is what the version that trained it did not record."""
+
+    code_version: str | None = None
+    torch_version: str | None = None
+    device: str | None = None
+    cpu_capability: str | None = None
+
+
+@dataclass(frozen=True)
 class StageResult:
     """The result of a finished stage.
 
@@ -19,8 +29,10 @@ class StageResult:
         status: `ok` or `diverged`.
         initial_loss: training loss of the trial's first step.
         seconds: time spent training and evaluating the stage.
+        device: the device of the last session.
         points: all measurements.
         diverged_step: the step at which it diverged, counted over the trial.
+        trained_with: of every session that trained it, without repetition; empty in results of earlier versions.
     """
 
     status: str
@@ -29,6 +41,7 @@ class StageResult:
     device: str
     points: list[Point]
     diverged_step: int | None = None
+    trained_with: tuple[Provenance, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ def load_result(storage: Storage, key: str) -> StageResult | None:
         return None
     record.pop("weights")
     record["points"] = [as_point(p) for p in record["points"]]
+    record["trained_with"] = tuple(Provenance(**each) for each in record.get("trained_with", ()))
     return StageResult(**record)
 
 

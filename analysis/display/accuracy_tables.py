@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.text import (
     gain_text,
@@ -24,7 +25,7 @@ from analysis.display.text import (
     number_text,
     percent,
 )
-from analysis.display.wording import csv_value, heading, in_caption, scheme_text, texts, value_text
+from analysis.display.wording import cell_text, csv_value, heading, in_caption, scheme_text, texts
 from analysis.statistics.stats import Summary
 from analysis.statistics.studies import GAIN, Study
 from analysis.store.axes import SCHEME
@@ -35,6 +36,7 @@ _RULES = (
     "A dash: nothing to compute it from."
 )
 _COUNTS = ("expected", "diverged", "missing")
+_TRAIN_IMAGES = "train_images"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
     """All studies as CSV. `kind` is `accuracy` or the kind of a comparison; accuracies and differences are fractions.
 
     Columns: sweep, study, dataset, kind, the axes without the scheme, init_scheme (`two_phase-random` for the paired
-    gain), mean, ci_low, ci_high, n, expected, diverged, and the columns of the layout.
+    gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout, and the number of training images
+    (train_images), if a study says it.
     """
     axes = list(dict.fromkeys(axis for study in studies for axis in study.axes))
     rows = []
@@ -126,9 +129,10 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
                         row |= zip(column.csv_names, column.values(study, cell.place), strict=True)
                     elif not column.is_measured:
                         row |= zip(column.csv_names, column.values(study, place), strict=True)
-                rows.append(row)
+                rows.append(row | {_TRAIN_IMAGES: study.shares.count_at(place)})
     columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
     columns += [name for column in layout.columns for name in column.csv_names]
+    columns += [_TRAIN_IMAGES] if any(study.shares.num_images for study in studies) else []
     # As objects, because beside a missing value pandas would turn integers into floats.
     return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
@@ -211,7 +215,7 @@ def _latex_table(study: Study, layout: Layout) -> str:
         "number of seeds."
     )
     cells = [[*map(latex, r[:first]), *map(latex_estimate, r[first:last]), *map(latex, r[last:])] for r in rows]
-    return latex_table(caption, f"{study.sweep}-{study.label}", head, cells, left_columns=first)
+    return latex_table(caption, f"{study.sweep}-{study.label}", head, cells, left_columns=first, notes=notes(study))
 
 
 def _overview(study: Study, layout: Layout, plus_minus: str) -> tuple[list[str], list[list[str]]]:
@@ -239,10 +243,10 @@ def _pivot(
     axes = _row_axes(study, across)
     columns = study.schemes if across == SCHEME else study.values(across)
     cells = {(tuple(cell.place[axis] for axis in axes), cell.place[across]): cell for cell in summaries}
-    head = [*map(heading, axes), *(value_text(across, value, study.head_dim) for value in columns)]
+    head = [*map(heading, axes), *(cell_text(study, across, value) for value in columns)]
     return head, [
         [
-            *(value_text(axis, value, study.head_dim) for axis, value in zip(axes, place, strict=True)),
+            *(cell_text(study, axis, value) for axis, value in zip(axes, place, strict=True)),
             *(text(cells.get((place, value))) for value in columns),
         ]
         for place in dict.fromkeys(place for place, _ in cells)

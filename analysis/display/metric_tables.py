@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.display.notes import notes
 from analysis.display.settings import has_schemes, heading_lines, listed, settings_lines
 from analysis.display.text import latex, latex_table, markdown_table, number_text
 from analysis.display.wording import csv_value, heading, in_caption, metric_text, scheme_text, texts
@@ -70,7 +71,9 @@ def _latex_table(study: Study) -> str:
     caption = f"{_metric(study)} {source}{by}: mean over seeds with the 95 % t-interval."
     cells = [list(map(latex, row)) for row in rows]
     name = f"{study.sweep}-{study.label}"
-    return latex_table(caption, name, head, cells, left_columns=len(study.axes) + len(_scheme_axis(study)))
+    return latex_table(
+        caption, name, head, cells, left_columns=len(study.axes) + len(_scheme_axis(study)), notes=notes(study)
+    )
 
 
 def _table(study: Study) -> list[str]:

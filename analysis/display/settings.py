@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from analysis.display.notes import notes, trained_with_text
 from analysis.display.text import markdown_table
 from analysis.display.wording import label, labels, plain_text
 from analysis.statistics.stats import Result
@@ -30,22 +31,24 @@ def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
 
 
 def settings_lines(study: Study, in_tables: Collection[str] = ()) -> list[str]:
-    """A section's footer in Markdown: the settings of the schemes, and the command.
+    """A section's footer in Markdown: the notes on its tables, the settings of the schemes, and the command.
 
     Args:
         in_tables: the parameters that the tables already show.
     """
     shared, differing = split_settings(study, in_tables)
-    lines = []
+    lines = [line for note in notes(study) for line in ("", note)]
     if differing:
         rows = [
             [f"`{name}`", *(by_scheme.get(scheme, "-") for scheme in study.schemes)]
             for name, by_scheme in differing.items()
         ]
         lines += ["", "Settings that differ:", "", *markdown_table(["setting", *study.schemes], rows)]
-    lines += ["", *([f"Data set: {study.dataset}.", ""] if study.dataset else [])]
+    lines += ["", *([f"Data set: {study.dataset}{_num_images(study)}.", ""] if study.dataset else [])]
     if shared:
         lines += ["Shared settings: " + ", ".join(f"`{name}={value}`" for name, value in shared.items()) + ".", ""]
+    if trained_with := trained_with_text(study):
+        lines += [f"Trained with: {trained_with}.", ""]
     return [*lines, "Command:", "", *(f"    {line}" for line in study.command.splitlines() or ["unknown"])]
 
 
@@ -77,6 +80,12 @@ def split_settings(study: Study, in_tables: Collection[str] = ()) -> tuple[dict[
 def has_schemes(study: Study) -> bool:
     """True if the trials of the study's task have an init scheme."""
     return SCHEME in parameters_of_task(study.task)
+
+
+def _num_images(study: Study) -> str:
+    """The number of training images, where all trials have the same; else the tables show it."""
+    count = study.shares.count_at({})
+    return "" if count is None else f", {count:,} training images"
 
 
 def _by_axis(study: Study, trials: Sequence[Mapping[str, Any]], name: str) -> str:

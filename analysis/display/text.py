@@ -73,13 +73,20 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def latex_table(
-    caption: str, name: str, head: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1
+    caption: str,
+    name: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left_columns: int = 1,
+    notes: Sequence[str] = (),
 ) -> str:
-    """A `table`; caption and head are plain text, the cells are LaTeX already.
+    """A `table`; caption, head and notes are plain text, the cells are LaTeX already.
 
     Args:
         name: the label after `tab:`, for references in the text.
         left_columns: the number of first columns that are aligned to the left.
+        notes: sentences below the table.
     """
     return "\n".join(
         [
@@ -94,6 +101,7 @@ def latex_table(
             *("    " + " & ".join(cells) + r" \\" for cells in rows),
             r"    \bottomrule",
             r"  \end{tabular}",
+            *([rf"  \par\footnotesize {latex(' '.join(notes))}"] if notes else []),
             r"\end{table}",
             "",
         ]

@@ -49,7 +49,14 @@ def label(axis: str, value: Any, head_dim: int | None = None) -> str:
 
 def texts(study: Study, place: Mapping[str, Any]) -> list[str]:
     """A place on the study's axes as cells of a table."""
-    return [value_text(axis, place[axis], study.head_dim) for axis in study.axes]
+    return [cell_text(study, axis, place[axis]) for axis in study.axes]
+
+
+def cell_text(study: Study, axis: str, value: Any) -> str:
+    """A value in a column of a study's table; a share of the images has their number, if it is known."""
+    text = value_text(axis, value, study.head_dim)
+    count = study.shares.num_images.get(value) if axis == FRACTION else None
+    return text if count is None else f"{text} ({count:,})"
 
 
 def labels(study: Study, place: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass
 
 import pandas as pd
 
+from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.tables import Tables
 from analysis.display.text import error_text, latex, latex_table, markdown_table
@@ -103,6 +104,7 @@ def latex_tables(studies: Sequence[Study]) -> str:
             _OVERVIEW_HEAD,
             [[*row[:3], *map(_latex_number, row[3:])] for row in _overview(by_case(fits(study)))],
             left_columns=0,
+            notes=notes(study),
         )
         for study in studies
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.tables import Tables
 from analysis.display.text import gain_text, latex, latex_estimate, latex_table, markdown_table, mean_text, percent
@@ -126,6 +127,7 @@ def latex_tables(studies: Sequence[Study]) -> str:
             f"{study.sweep}-{study.label}",
             _HEAD,
             [[*map(latex, row[:-1]), latex_estimate(row[-1])] for row in _rows(searches(study), r" \pm ")],
+            notes=notes(study),
         )
         for study in studies
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from analysis.statistics.shares import Shares, one_per_subset, shares_of
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
 from analysis.store.axes import INNER_DIM, SCHEME, axes_of, sort_key
 from analysis.store.frames import CURVE_COLUMNS, Frames, rows_of
@@ -72,6 +73,11 @@ class Study:
         """Two phases minus random initialisation on the same seeds, a summary per row that has both."""
         gains = paired_difference(self.results, SCHEME, TREATMENT, BASELINE)
         return [replace(gain, place={**gain.place, SCHEME: GAIN}) for gain in gains]
+
+    @cached_property
+    def shares(self) -> Shares:
+        """The shares of the images in its trials."""
+        return shares_of(self.trials)
 
     @cached_property
     def head_dim(self) -> int | None:
@@ -166,7 +172,7 @@ def _read_study(
     dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
     task = _task(study["task"])
     axes = axes_of(study["cells"])
-    results = study_results(study["cells"], trials, task.metric)
+    results = one_per_subset(study_results(study["cells"], trials, task.metric), shares_of(trials))
     if SCHEME not in axes:  # all trials share it, or have none
         scheme = study["params"].get(SCHEME, "-")
         results = [replace(result, place={**result.place, SCHEME: scheme}) for result in results]

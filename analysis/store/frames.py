@@ -2,8 +2,10 @@
 
 `studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params
 `trials`   one row per trial: trial_key, study_key, sweep, task, status (missing while unfinished), diverged_step,
-           code_version, device (None if unknown), every flat parameter of its task (typed; None if it is not set, and
-           for parameters of other tasks), the final value, at the largest step, of every metric (NaN if never measured)
+           with what it was trained: code_version, torch_version, device, cpu_capability (None if unknown; several
+           joined by ", "), train_images (their number; missing if unknown), every flat parameter of its task (typed;
+           None if it is not set, and for parameters of other tasks), the final value, at the largest step, of every
+           metric (NaN if never measured)
 `curves`   one row per measurement of the metrics whose history is loaded: trial_key, metric, step, value
 
 `cells` is a list of grids, each a mapping from parameter name to values, `seed` included; the trials that a study
@@ -50,7 +52,18 @@ METRICS = (
 """The metrics that always have a column in `trials`; others have one if they occur."""
 
 STUDY_COLUMNS = ("study_key", "sweep", "task", "question", "start_time_ms", "command", "cells", "params")
-TRIAL_COLUMNS = ("trial_key", "study_key", "sweep", "task", "status", "diverged_step", "code_version", "device")
+TRAINED_WITH = {
+    "code_version": names.TAG_CODE_VERSION,
+    "torch_version": names.TAG_TORCH_VERSION,
+    "device": names.TAG_DEVICE,
+    "cpu_capability": names.TAG_CPU_CAPABILITY,
+}
+"""The columns that say with what a trial was trained, and their tags."""
+TRIAL_COLUMNS = (
+    *("trial_key", "study_key", "sweep", "task", "status", "diverged_step"),
+    *TRAINED_WITH,
+    "train_images",
+)
 CURVE_COLUMNS = ("trial_key", "metric", "step", "value")
 
 _MLFLOW_INFINITY = 1.797e308  # MLflow stores infinities as the largest finite double
@@ -91,7 +104,7 @@ class Raw:
         ends: status and diverged step, by trial key.
         finals: the last step and its value, by (trial key, metric).
         curves: values by step, by (trial key, metric).
-        devices: the devices of training, by trial key.
+        trained_with: with what trials that have ended were trained, by trial key and column.
     """
 
     curves_of: CurvesOf
@@ -100,7 +113,7 @@ class Raw:
     ends: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     finals: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     curves: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
-    devices: dict[str, str] = field(default_factory=dict)
+    trained_with: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, sweep: str, record: Record) -> None:
         """Adds a record of a sweep."""
@@ -140,7 +153,10 @@ class Raw:
         """Adds a trial. A parameter that it lacks was added later, so it has its neutral value."""
         task, parameters = _task_of(record.tags)
         row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key, "sweep": sweep}
+        # Before trials said with what they were trained, the code version was that of their planning.
         row |= {"task": task, "code_version": record.tags.get(names.TAG_CODE_VERSION)}
+        images = record.tags.get(names.TAG_TRAIN_IMAGES)
+        row["train_images"] = None if images is None else int(images)
         neutral = with_numbers({name: parameter.neutral for name, parameter in parameters.items()}, parameters)
         place = (record.study_key, record.trial_key)
         self.trials.setdefault(place, row | neutral | _typed_params(parameters, record.params))
@@ -166,8 +182,8 @@ class Raw:
         """Adds the end of a trial; the last one counts."""
         step = record.tags.get(names.TAG_DIVERGED_STEP)
         self.ends[record.trial_key] = (record.status, None if step is None else int(step))
-        if names.TAG_DEVICE in record.tags:
-            self.devices[record.trial_key] = record.tags[names.TAG_DEVICE]
+        known = {column: record.tags[tag] for column, tag in TRAINED_WITH.items() if tag in record.tags}
+        self.trained_with.setdefault(record.trial_key, {}).update(known)
 
     def frames(self, source: str) -> Frames:
         """The frames, in an order that does not depend on the store.
@@ -186,7 +202,7 @@ class Raw:
         for (_, trial_key), trial in self.trials.items():
             status, diverged_step = self.ends.get(trial_key, (None, None))
             final = {metric: self.finals.get((trial_key, metric), (0, float("nan")))[1] for metric in metrics}
-            ended = {"status": status, "diverged_step": diverged_step, "device": self.devices.get(trial_key)}
+            ended = {"status": status, "diverged_step": diverged_step} | self.trained_with.get(trial_key, {})
             rows.append(trial | ended | final)
         rows.sort(key=self._trial_order)
         tasks = {row["task"] for row in [*self.studies.values(), *rows]}
@@ -194,8 +210,9 @@ class Raw:
         others = sorted({name for row in rows for name in row} - {*TRIAL_COLUMNS, *parameters, *metrics})
         columns = [*TRIAL_COLUMNS, *parameters, *others, *metrics]
         frame = pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
-        texts = dict.fromkeys(("status", "code_version", "device"), "string")
-        return frame.astype(texts | {"diverged_step": "Int64"} | dict.fromkeys(metrics, "float64"))
+        texts = dict.fromkeys(("status", *TRAINED_WITH), "string")
+        counts = dict.fromkeys(("diverged_step", "train_images"), "Int64")
+        return frame.astype(texts | counts | dict.fromkeys(metrics, "float64"))
 
     def _trial_order(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         study = self.studies.get(row["study_key"])

@@ -47,10 +47,16 @@ class _Silent:
     def started(self, name: str, pack: StagePack) -> None:
         """Says nothing."""
 
+    def waiting(self, line: str) -> None:
+        """Says nothing."""
+
     def reported(self, name: str, key: str, report: Report) -> None:
         """Says nothing."""
 
     def ended(self, name: str, lines: Iterable[str] = ()) -> None:
+        """Says nothing."""
+
+    def noticed(self, line: str) -> None:
         """Says nothing."""
 
 

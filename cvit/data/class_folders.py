@@ -42,11 +42,11 @@ def list_images(root: Path) -> Listing:
         DataError: a link leads nowhere, or a file or folder cannot be read.
     """
     listing = Listing(os.path.realpath(root))
-    above = {listing.root, *map(str, Path(listing.root).parents)}
+    above = real_and_above(root)
     try:
         for entry in _entries(root):
             if entry.is_dir():
-                _list_below(listing, entry.name, entry.path, set(above))
+                _list_below(listing, entry.name, entry.path, above.copy())
             else:
                 _add_file(listing, (entry.name,), entry)
     except OSError as error:
@@ -54,6 +54,12 @@ def list_images(root: Path) -> Listing:
     for paths in (listing.images, listing.others, listing.folders):
         paths.sort()
     return listing
+
+
+def real_and_above(folder: Path) -> set[str]:
+    """The real place of a folder, and all places above it: a link to one of them would lead round in a circle."""
+    real = os.path.realpath(folder)
+    return {real, *map(str, Path(real).parents)}
 
 
 def without_doubles(images: list[Parts], listing: Listing) -> list[Parts]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,18 @@ class DatasetInfo:
     stored: Stored = field(repr=False)
     resize: bool = field(repr=False)
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def train_counts(self) -> NDArray[np.integer]:
+        """Number of training images of each class."""
+        return np.bincount(self.train_labels)
+
+    @cached_property
+    def test_counts(self) -> NDArray[np.integer]:
+        """Number of test images of each class."""
+        if self.stored.test is not None:
+            return np.bincount(self.stored.test.labels)
+        return np.bincount(self.stored.train.labels[_own_test_split(self.stored.train)[1]])
 
 
 def describe(
@@ -229,12 +242,16 @@ def _name(path: Path) -> str:
 
 def _beside(path: Path) -> Iterator[str]:
     """A line about other splits of the same data set that lie beside the path, and so are not used."""
-    path, is_file = path.absolute(), path.is_file()
-    if split_name(path.stem).role is None:
+    path = path.absolute()
+
+    def name_of(path: Path) -> str:
+        return path.stem if path.suffix in {format.suffix for format in all_formats()} else path.name
+
+    if split_name(name_of(path)).role is None:
         return
     with suppress(OSError):  # only the path itself has to be readable
-        names = {each.stem: each.name for each in path.parent.iterdir() if each.is_file() == is_file}
-        if others := other_splits(path.stem, sorted(names)):
+        names = {name_of(each): each.name for each in path.parent.iterdir() if each.is_file() == path.is_file()}
+        if others := other_splits(name_of(path), sorted(names)):
             yield f"not used: {some_of(names[each] for each in others)}, beside it; give the folder to use all splits"
 
 
@@ -274,9 +291,14 @@ def _check_sizes(part: Part, target: Target) -> None:
 
 
 def _deviation(images: np.ndarray) -> float:
-    """The deviation of the pixels from their mean, over the channels, on up to about 2,000 images spread evenly."""
+    """The deviation of the pixels from their mean, over the channels, on up to 2,000 images spread evenly.
+
+    The images are taken one by one, because all of them as float32 may not fit into the memory.
+    """
     sample = images[:: max(1, len(images) // 1000)]
-    return float(sample.std(axis=(0, 2, 3), dtype=np.float32).mean())
+    means = np.mean([image.mean(axis=(1, 2)) for image in sample], axis=0)
+    squares = np.mean([np.square(image, dtype=np.float32).mean(axis=(1, 2)) for image in sample], axis=0)
+    return float(np.sqrt(np.maximum(squares - means**2, 0)).mean())
 
 
 def _fingerprint(stored: Stored, size: int | None) -> str:

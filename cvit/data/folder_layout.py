@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cvit.data.class_folders import Listing, Parts
 from cvit.data.images import DataError
-from cvit.data.splits import Splits, find_splits, only_one, split_name
+from cvit.data.splits import Splits, find_splits, only_one, other_splits, split_name
 from cvit.errors import counted, some_of
 
 _PLAIN = frozenset(("images", "image", "imgs", "img", "pictures", "data", "dataset"))
@@ -63,17 +63,15 @@ def find_layout(folder: Path, listing: Listing) -> Layout | None:
     tops = _below(listing.images, base)
     if not tops:
         return None
-    splits = find_splits(tops, str(place))
+    without_folders = {name for name, images in tops.items() if all(len(parts) < len(base) + 3 for parts in images)}
+    # Scenes have classes such as train_station and train_interior: without folders in them they are no training images.
+    candidates = [name for name in tops if name not in without_folders or split_name(name).role != "train"]
+    splits = find_splits(candidates, str(place))
     train = _labelled(tops, splits.train, base, "train")
-    is_sure = bool(_strict_partners(splits)) or (splits.train and len(splits.train) == len(tops))
     if not _has_classes(train, set(), "train"):
-        if is_sure:
-            raise DataError(
-                f"{place}/{splits.train[0]} holds images without class folders: put the images of each class into a "
-                "folder of its own in it"
-            )
+        _refuse_flat(place, tops)
         return _classes_only(place, base, tops, _num_in(base, listing))
-    if not is_sure:
+    if not _pair(tops) and len(splits.train) < len(tops):
         _refuse_class(place, base, tops, splits, train)
     return _with_splits(place, base, tops, splits, listing)
 
@@ -134,7 +132,7 @@ def _with_splits(place: Path, base: Parts, tops: dict[str, list[Parts]], splits:
         classes = _below(tops[name], (*base, name))
         _refuse_lone_splits(place / name, {each: _inner(each, classes[each], len(base) + 1) for each in classes})
     notes, without_classes, test, tested = [], [], None, ()
-    for role, names in (("test", splits.test), ("validation", splits.validation)):
+    for role, names in splits.held_out:
         labelled = _labelled(tops, names, base, role)
         if not names or test is not None:
             continue
@@ -179,22 +177,36 @@ def _refuse_annotated(place: Path, base: Parts, names: Sequence[str], listing: L
                 )
 
 
+def _refuse_flat(place: Path, tops: Iterable[str]) -> None:
+    """Raises DataError if folders without class folders are named like splits, and nothing but splits."""
+    names = _pair(tops) or list(tops)
+    if split_name(names[0]).role == "train" and (len(names) > 1 or not split_name(names[0]).rest):
+        raise DataError(
+            f"{place}/{names[0]} holds images without class folders: put the images of each class into a folder of its "
+            "own in it"
+        )
+
+
 def _refuse_class(place: Path, base: Parts, tops: dict[str, list[Parts]], splits: Splits, train: Labelled) -> None:
-    """Raises DataError if a folder named train may be a class: it holds both images and folders, or folders beside
-    others that hold different folders."""
+    """Raises DataError if a folder named train may be a class: its name says more, it holds both images and folders, or
+    it holds folders beside others that hold different folders."""
     others = [name for name in tops if name not in splits.train]
     inner = [_inner(name, tops[name], len(base)) for name in others]
-    if train.outside or any(len(folders) > 1 and not folders & train.classes for folders in inner):
+    says_more = any(split_name(name).series for name in splits.train)
+    if says_more or train.outside or any(len(folders) > 1 and not folders & train.classes for folders in inner):
         raise DataError(
             f"{place} holds {splits.train[0]} with folders in it beside {some_of(others)}: training images or a class? "
             "Rename the folder, or give the path of the training images"
         )
 
 
-def _strict_partners(splits: Splits) -> list[str]:
-    """The other splits whose names agree with the training images' in everything else."""
-    series = {split_name(name).series for name in splits.train}
-    return [name for name in (*splits.test, *splits.validation) if split_name(name).series in series]
+def _pair(names: Iterable[str]) -> list[str]:
+    """A name of training images and those of the other splits of its data set; empty if there are none."""
+    names = list(names)
+    for name in names:
+        if split_name(name).role == "train" and (others := other_splits(name, names)):
+            return [name, *others]
+    return []
 
 
 def _inner(name: str, images: Sequence[Parts], depth: int) -> set[str]:
@@ -217,11 +229,10 @@ def _classes_only(place: Path, base: Parts, tops: dict[str, list[Parts]], outsid
     inner = {name: _inner(name, images, depth) for name, images in tops.items()}
     _refuse_lone_splits(place, inner)
     for name, folders in inner.items():
-        found = find_splits(folders, f"{place}/{name}")
-        if partners := _strict_partners(found):
+        if pair := _pair(sorted(folders)):
             raise DataError(
-                f"{place}/{name} holds {found.train[0]} and {some_of(partners)}: give its path if it is the data set; "
-                f"if it is a class, put the classes into the splits, as in {found.train[0]}/{name}"
+                f"{place}/{name} holds {some_of(pair)}: give its path if it is the data set; if it is a class, put the "
+                f"classes into the splits, as in {pair[0]}/{name}"
             )
     common = set.intersection(*inner.values()) if len(inner) > 1 else set()
     notes = ()

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cvit.data.class_folders import real_and_above
 from cvit.data.images import DataError
-from cvit.data.splits import Splits, find_splits, split_name
+from cvit.data.splits import Role, Splits, find_splits, split_name
 from cvit.errors import some_of
 
 SUFFIX = ".parquet"
@@ -27,7 +28,7 @@ Files = tuple[Path, ...]
 class TestFiles:
     """The files of a split, `test` or `validation`, and their names without numbers of shards."""
 
-    role: str
+    role: Role
     names: tuple[str, ...]
     files: Files
 
@@ -91,15 +92,11 @@ def _layout(folder: Path, depth: int) -> ParquetLayout | None:
 
 
 def _with_splits(splits: Splits, files: Mapping[str, Files], folders: Iterable[str]) -> ParquetLayout:
-    tests = [
-        TestFiles(role, names, _joined(files, names))
-        for role, names in (("test", splits.test), ("validation", splits.validation))
-        if names
-    ]
+    tests = tuple(TestFiles(role, names, _joined(files, names)) for role, names in splits.held_out if names)
     used = {*splits.train, *splits.test, *splits.validation}
     unused = [*(name for name in files if name not in used), *(f"{name}/" for name in folders if name not in files)]
     notes = [note for names in (splits.train, splits.test, splits.validation) for note in _shards(files, names)]
-    return ParquetLayout(_joined(files, splits.train), tuple(tests), tuple(unused), tuple(notes))
+    return ParquetLayout(_joined(files, splits.train), tests, tuple(unused), tuple(notes))
 
 
 def _pool(folder: Path, files: Mapping[str, Files], folders: list[str]) -> ParquetLayout:
@@ -117,7 +114,9 @@ def _pool(folder: Path, files: Mapping[str, Files], folders: list[str]) -> Parqu
 
 
 def _joined(files: Mapping[str, Files], names: Iterable[str]) -> Files:
-    return tuple(path for name in names for path in files[name])
+    """The files of some names, less links to others among them."""
+    paths = (path for name in names for path in files[name])
+    return tuple({os.path.realpath(path): path for path in reversed(list(paths))}.values())[::-1]
 
 
 def _shards(files: Mapping[str, Files], names: Iterable[str]) -> list[str]:
@@ -146,10 +145,11 @@ def _files_below(folder: Path, depth: int) -> Files:
 
 
 def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The sorted Parquet files and folders in a folder, hidden ones left out."""
+    """The sorted Parquet files and folders in a folder, without hidden ones and links that lead back."""
     with os.scandir(folder) as entries:
         shown = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
-    folders = [folder / each.name for each in shown if each.is_dir()]
+    above = real_and_above(folder)
+    folders = [folder / each.name for each in shown if each.is_dir() and os.path.realpath(each.path) not in above]
     files = [each for each in shown if each.name.lower().endswith(SUFFIX) and not each.is_dir()]
     for each in files:
         if not each.is_file():

@@ -26,6 +26,7 @@ _ROLES: dict[str, Role] = {
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _TOKEN = re.compile(r"\d+|[^\W\d_]+")
 _GLUED = re.compile("|".join(sorted(_WORDS, key=len, reverse=True)))
+_KINDS: dict[Role, str] = {"train": "training", "test": "test", "validation": "validation"}
 _PARTIAL = "partial"  # Hugging Face converts the first part of a large data set into folders such as `partial-train`
 
 
@@ -50,6 +51,11 @@ class Splits:
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> tuple[tuple[Role, tuple[str, ...]], ...]:
+        """The roles that may hold the test images, the best first, with their names."""
+        return ("test", self.test), ("validation", self.validation)
 
 
 def split_name(name: str) -> SplitName:
@@ -89,16 +95,16 @@ def find_splits(names: Iterable[str], place: str) -> Splits:
     if len(candidates) > 1 and () in candidates:
         candidates = [()]
     if len(candidates) > 1:
-        raise _choice(place, [each.name for each in train], "training")
+        raise _choice(place, [each.name for each in train], "train")
     train = [each for each in train if each.series == candidates[0]]
     tests, validations = (_partners(others, role, candidates[0]) for role in ("test", "validation"))
     folds = {each.rest for each in train} & {each.rest for each in tests + validations}
     if len({each.rest for each in train}) < len(train) or len(folds) > 1:
-        raise _choice(place, [each.name for each in train], "training")
+        raise _choice(place, [each.name for each in train], "train")
     return Splits(*(tuple(each.name for each in part) for part in (train, tests, validations)))
 
 
-def only_one(names: Sequence[str], place: str, role: str) -> None:
+def only_one(names: Sequence[str], place: str, role: Role) -> None:
     """Raises DataError if several names, which are not numbered shards, claim the same role."""
     parsed = [split_name(name) for name in names]
     if len({each.rest for each in parsed}) < len(parsed) or len({each.series for each in parsed}) > 1:
@@ -137,8 +143,9 @@ def _refuse_glued(parsed: Sequence[SplitName], place: str) -> None:
             )
 
 
-def _choice(place: str, names: Sequence[str], role: str) -> DataError:
+def _choice(place: str, names: Sequence[str], role: Role) -> DataError:
+    remedy = "give the path of one of them" if role == "train" else "call the one to test on test"
     return DataError(
-        f"{place} holds {some_of(names)}, which may each be the {role} images: give the path of one of them, or put "
-        "the others elsewhere"
+        f"{place} holds {some_of(names)}, which may each be the {_KINDS[role]} images: {remedy}, or put the others "
+        "elsewhere"
     )

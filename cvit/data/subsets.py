@@ -16,6 +16,20 @@ from cvit.randomness import derived_seed
 
 Indices = NDArray[np.int64]
 
+SHARE_TOLERANCE = 0.1
+"""The largest relative error of a held-out share. Fewer than two images more or less do not matter either."""
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """The numbers of images that a trial is trained, validated and tested on, whatever its seed. It is trained on a
+    share of the `pool`."""
+
+    train: int
+    pool: int
+    validation: int
+    test: int
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -36,9 +50,7 @@ def holdout(labels: NDArray[np.integer], fraction: float, purpose: str) -> tuple
     Returns:
         Two sorted index arrays. A class of two or more images is in both; a single image stays in the rest.
     """
-    counts = np.bincount(labels)
-    most = np.maximum(counts - 1, 0)
-    held_out = _first_of_each_class(labels, np.minimum(_quota(counts, fraction), most), 0, purpose)
+    held_out = _first_of_each_class(labels, _held_out(np.bincount(labels), fraction), 0, purpose)
     return np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True), held_out
 
 
@@ -70,11 +82,75 @@ def select(labels: NDArray[np.integer], data_fraction: float, validation_fractio
     return Split(train=pool[subset(labels[pool], data_fraction, seed)], validation=validation)
 
 
+def at_most(labels: NDArray[np.integer], most: int) -> Indices:
+    """A stratified share of the images, as large as `most` allows; the same for every seed.
+
+    Args:
+        most: at least the number of classes that occur, of each of which one image is taken.
+
+    Returns:
+        Sorted indices.
+    """
+    return _first_of_each_class(labels, _quota_at_most(np.bincount(labels), most), 0, "subset")
+
+
+def num_at_most(counts: NDArray[np.integer], most: int) -> int:
+    """Number of images that `at_most` takes of classes with these numbers of images."""
+    return int(_quota_at_most(np.trim_zeros(counts, "b"), most).sum())
+
+
 def subset_size(labels: NDArray[np.integer], data_fraction: float, validation_fraction: float) -> int:
     """Number of training images that `select` takes, for any seed."""
-    counts = np.bincount(labels)
-    held_out = np.minimum(_quota(counts, validation_fraction), np.maximum(counts - 1, 0))
-    return int(_quota(counts - held_out, data_fraction).sum())
+    return image_counts(np.bincount(labels), data_fraction, validation_fraction)[0]
+
+
+def image_counts(
+    counts: NDArray[np.integer], data_fraction: float, validation_fraction: float
+) -> tuple[int, NDArray[np.integer]]:
+    """The number of training images that `select` takes, and the number that it holds out of each class.
+
+    Args:
+        counts: the number of images of each class.
+    """
+    held_out = _held_out(counts, validation_fraction)
+    return int(_quota(counts - held_out, data_fraction).sum()), held_out
+
+
+def is_about(number: int, fraction: float, total: int) -> bool:
+    """True if a number of images is the given fraction of the total, and the others are the rest, up to rounding."""
+    error = abs(number - fraction * total)
+    return error < 2 or error <= SHARE_TOLERANCE * min(fraction, 1 - fraction) * total
+
+
+def possible_fraction(counts: NDArray[np.integer], fraction: float) -> float | None:
+    """The fraction nearest to the given one, as far as that is easily found, that `holdout` can hold out; None if none
+    is found. It has at most three digits."""
+    total = int(counts.sum())
+    for _ in range(20):
+        fraction = round(int(_held_out(counts, fraction).sum()) / total, 3)
+        if not 0 < fraction < 1:
+            return None
+        if is_about(int(_held_out(counts, fraction).sum()), fraction, total):
+            return fraction
+    return None
+
+
+def _held_out(counts: NDArray[np.integer], fraction: float) -> Indices:
+    """The number of images held out of each class: at least 1 and all but 1, if there are two."""
+    return np.minimum(_quota(counts, fraction), np.maximum(counts - 1, 0))
+
+
+def _quota_at_most(counts: NDArray[np.integer], most: int) -> Indices:
+    """The quota of a share of the images that are about `most` in all, and not more."""
+    share = min(1.0, most / max(1, counts.sum()))
+    quota = _quota(counts, share)
+    if quota.sum() <= most:
+        return quota
+    low, high = 0.0, share  # the classes that happen to round up, or that have one image, are too many
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _quota(counts, middle).sum() <= most else (low, middle)
+    return _quota(counts, low)
 
 
 def _quota(counts: NDArray[np.integer], fraction: float) -> Indices:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from cvit.data.datasets import Dataset, DatasetInfo
+    from cvit.data.subsets import ImageCounts
     from cvit.results import Reports
     from cvit.storage import Storage
 
@@ -59,6 +60,8 @@ class Task(Generic[StageType]):
         step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
         peak_bytes: (stage, size of a pack, CUDA device) → memory of the pack; None if stages are never packed.
         defaults_of_data: description of a data set → the parameters that it sets.
+        image_counts: (configuration, description of the data set) → the numbers of images that a trial uses; None for a
+            task whose trials do not take a share of the images.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Task(Generic[StageType]):
     step_seconds: "Callable[[StageType, Sequence[int], torch.device], list[float]]"
     peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None
     defaults_of_data: "Callable[[DatasetInfo], dict[str, Any]]" = _no_defaults
+    image_counts: "Callable[[Any, DatasetInfo], ImageCounts] | None" = None
 
 
 @cache

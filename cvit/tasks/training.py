@@ -4,18 +4,19 @@ Training itself is in `cvit.training.loop`, which is imported only when it is ne
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cvit.config import PARAMETERS, ConfigError, TrialConfig
-from cvit.data.subsets import subset_size
+from cvit.config import PARAMETERS, ConfigError, DataConfig, TrialConfig
+from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, possible_fraction
 from cvit.stages import TrainingStage, stages_of
 from cvit.tasks import Task
 from cvit.vocabulary import TEST_ACCURACY, TRAIN_LOSS, TRAINING, VAL_ACCURACY
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from cvit.data.datasets import Dataset, DatasetInfo
     from cvit.results import Reports
@@ -46,13 +47,46 @@ def _default_patch_size(image_size: int) -> int:
 def _stages(flat: Mapping[str, Any], info: "DatasetInfo | None") -> tuple[TrialConfig, tuple[TrainingStage, ...]]:
     assert info is not None
     config = TrialConfig.from_flat(flat)
-    if np.bincount(info.train_labels).max() < 2:
+    return config, stages_of(config, _image_counts(config.data, info).train)
+
+
+@lru_cache(maxsize=1024)
+def _image_counts(data: DataConfig, info: "DatasetInfo") -> ImageCounts:
+    """The numbers of images that a trial uses.
+
+    Raises:
+        ConfigError: every class gives at least one image, and that is too far from what a parameter says.
+    """
+    counts = info.train_counts
+    train, held_out = image_counts(counts, data.data_fraction, data.validation_fraction)
+    total, number = int(counts.sum()), int(held_out.sum())
+    if number == 0:
         raise ConfigError(
             f"dataset {info.name!r} has one training image in each class, and so none that could be held out for "
             "validation: some class needs at least 2"
         )
-    num_images = subset_size(info.train_labels, config.data.data_fraction, config.data.validation_fraction)
-    return config, stages_of(config, num_images)
+    if not is_about(number, data.validation_fraction, total):
+        valid = possible_fraction(counts, data.validation_fraction)
+        raise ConfigError(
+            f"validation_fraction {data.validation_fraction!r} would hold out {number} of {total} training images "
+            f"({100 * number / total:.3g} %), because every class gives at least one image and keeps one"
+            + (f": give {valid:g}" if valid is not None else "")
+        )
+    test = info.num_test
+    if data.max_test_images is not None and data.max_test_images < test:
+        test = _at_most("max_test_images", data.max_test_images, info.test_counts)
+    validation = _at_most("max_validation_images", data.max_validation_images, held_out)
+    return ImageCounts(train, total - number, validation, test)
+
+
+def _at_most(name: str, most: int, counts: "NDArray[np.integer]") -> int:
+    """The number of images in a stratified share of at most so many; raises ConfigError if there are more classes."""
+    num_classes = int((counts > 0).sum())
+    if most < num_classes:
+        raise ConfigError(
+            f"{name} {most} must be at least {num_classes}, the number of classes: one image of each is looked at"
+        )
+    return num_at_most(counts, most)
 
 
 def _train(
@@ -100,4 +134,5 @@ TASK = Task(
     step_seconds=_step_seconds,
     peak_bytes=_peak_bytes,
     defaults_of_data=_defaults_of_data,
+    image_counts=lambda config, info: _image_counts(config.data, info),
 )

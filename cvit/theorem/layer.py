@@ -58,6 +58,7 @@ class PatchAttention(nn.Module):
             half_widths: patches along each axis, as many as `patch` has.
         """
         super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.patch, self.num_heads, self.head_dim, self.half_widths = patch, num_heads, head_dim, half_widths
         pixels = math.prod(patch)
         in_dim, inner_dim, out_dim = in_channels * pixels, num_heads * head_dim, out_channels * pixels
@@ -89,18 +90,21 @@ class PatchAttention(nn.Module):
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, *shape) → (B, out_channels, *shape); the batch dimension is optional.
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, *shape) → (B, out_channels, *shape); the batch dimension is optional. The argument has the
+        name that it has in a convolution, so that calls by name go on working.
+
+        Every output is a sum over all patches: one pixel that is not finite makes the whole image NaN.
 
         Raises:
             ValueError: the patch does not divide the image.
         """
-        shape = tuple(images.shape[-len(self.patch) :])
+        shape = tuple(input.shape[-len(self.patch) :])
         for side, pixels in zip(self.patch, shape, strict=True):
             if pixels % side:
                 raise ValueError(f"patch size {side} does not divide an image of {by_axis(shape)} pixels")
         grid = tuple(pixels // side for pixels, side in zip(shape, self.patch, strict=True))
-        tokens = to_patches(images, self.patch)
+        tokens = to_patches(input, self.patch)
         bias = self.position_bias(grid)
         value = self._heads(self.value(tokens))
         if self.query is None or self.key is None:
@@ -188,6 +192,8 @@ def reason_not_convertible(conv: nn.Module) -> str | None:
         return f"{type(conv).__name__} has a forward of its own"
     if conv._forward_hooks or conv._forward_pre_hooks:
         return "it has forward hooks, which would be lost"
+    if conv._backward_hooks or conv._backward_pre_hooks:
+        return "it has backward hooks, which would be lost"
     if any(step != 1 for step in conv.stride):
         return f"stride {conv.stride}"
     if conv.padding_mode != "zeros":

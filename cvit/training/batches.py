@@ -11,7 +11,7 @@ from torch import Tensor
 from cvit.config import Augmentation
 from cvit.data.augment import UNIT, channel_statistics, draw_augmentation
 from cvit.data.datasets import Dataset
-from cvit.data.subsets import select, subset
+from cvit.data.subsets import at_most, select
 from cvit.randomness import generator
 from cvit.stages import TrainingStage
 
@@ -80,10 +80,8 @@ def pack_data(dataset: Dataset, stages: Sequence[TrainingStage], device: torch.d
     splits = {(f, seed): select(labels, f, config.validation_fraction, seed) for f, seed in dict.fromkeys(wanted)}
     union = np.unique(np.concatenate([split.train for split in splits.values()]))
     held_out = next(iter(splits.values())).validation
-    share = min(1.0, config.max_validation_images / len(held_out))
-    validated = held_out[subset(labels[held_out], share, seed=0)]
-    share = min(1.0, (config.max_test_images or len(dataset.test.labels)) / len(dataset.test.labels))
-    tested = subset(dataset.test.labels, share, seed=0)
+    validated = held_out[at_most(labels[held_out], config.max_validation_images)]
+    tested = at_most(dataset.test.labels, config.max_test_images or len(dataset.test.labels))
 
     def on_device(images: np.ndarray, labels: np.ndarray) -> LabelledImages:
         return LabelledImages(torch.tensor(images, device=device), torch.tensor(labels, device=device))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 import safetensors.torch
 from torch import Tensor
 
-from cvit.results import Point, StageResult, as_point, read_record, read_weights, stage_folder
+from cvit.results import Point, Provenance, StageResult, as_point, read_record, read_weights, stage_folder
 from cvit.storage import Storage, checksum, encode_record
 from cvit.training.stability import Stability
 
@@ -31,6 +31,7 @@ class StageProgress:
         seconds: time spent training and evaluating this stage, over all sessions.
         points: every measurement of this stage so far.
         stability: the measures of stability so far.
+        trained_with: of every session so far, without repetition.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class StageProgress:
     seconds: float = 0.0
     points: list[Point] = field(default_factory=list)
     stability: Stability = field(default_factory=Stability)
+    trained_with: list[Provenance] = field(default_factory=list)
 
 
 def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], progress: StageProgress) -> None:
@@ -64,6 +66,8 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Stag
             continue
         record["points"] = [as_point(p) for p in record["points"]]
         record["stability"] = Stability(**record.get("stability", {}))
+        # The session that wrote a checkpoint without it, a version before, is unknown.
+        record["trained_with"] = [Provenance(**each) for each in record.get("trained_with", [{}])]
         return safetensors.torch.load(data), StageProgress(**record)
     return None
 

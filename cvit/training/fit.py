@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.fits import ExpressivityConfig, FitStage
 from cvit.geometry import Grid, num_relative_positions, occurs, relative_position, relative_position_index
+from cvit.provenance import provenance
 from cvit.randomness import generator
 from cvit.results import Point, Report, StageResult, load_result
 from cvit.storage import Storage
@@ -115,7 +116,8 @@ def fit(stage: FitStage, storage: Storage) -> Iterator[Report]:
     if result is None:
         started = time.monotonic()
         points, logits = descend(stage.trial)
-        result = StageResult(STATUS_OK, points[0][2], time.monotonic() - started, "cpu", points)
+        seconds, here = time.monotonic() - started, provenance(torch.device("cpu"))
+        result = StageResult(STATUS_OK, points[0][2], seconds, "cpu", points, trained_with=(here,))
         ckpt.save_result(storage, stage.key, {"relative_bias": logits}, result)
     yield Report(result.points, stage.steps, result)
 

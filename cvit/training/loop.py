@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.transfer import logit_error
+from cvit.provenance import provenance
 from cvit.results import Report, Reports, StageResult, last_value, load_result
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
@@ -129,6 +130,10 @@ def _train_together(
     stages: Sequence[TrainingStage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
 ) -> Iterator[Reports]:
     remaining = [_restored_or_started(place, stage, data, storage) for place, stage in enumerate(stages)]
+    here = provenance(device)
+    for member in remaining:
+        before = member.progress.trained_with
+        member.progress.trained_with = [*(session for session in before if session != here), here]
     group: list[_Member] = []
     pack: TrainingPack | None = None
     saved_at, saving_s = time.monotonic(), 0.0
@@ -147,7 +152,7 @@ def _train_together(
         )
         reports = []
         if any(member.is_at_end for member in group):
-            reports += _finish(pack, group, data, storage, device)
+            reports += _finish(pack, group, data, storage)
             remaining = [member for member in remaining if not member.is_at_end]
         unfinished = [not member.is_at_end for member in group]
         if is_due and any(unfinished):
@@ -250,21 +255,19 @@ def _record_interval(member: _Member, measured: Measured, number: int, val_loss:
     _record(progress, stage.first_step + last, interval)
 
 
-def _finish(
-    pack: TrainingPack, group: Sequence[_Member], data: PackData, storage: Storage, device: torch.device
-) -> Reports:
+def _finish(pack: TrainingPack, group: Sequence[_Member], data: PackData, storage: Storage) -> Reports:
     """Saves the results of the members that have reached their end."""
     tested = pack.evaluate(data.test) if any(m.is_at_end and m.diverged_step is None for m in group) else None
     reports = []
     for number, (member, weights) in enumerate(zip(group, pack.weights(), strict=True)):
         if member.is_at_end:
-            result = _result(member, tested[number][1] if tested is not None else math.nan, device)
+            result = _result(member, tested[number][1] if tested is not None else math.nan)
             ckpt.save_result(storage, member.stage.key, weights, result)
             reports.append(member.news(result))
     return reports
 
 
-def _result(member: _Member, test_accuracy: float, device: torch.device) -> StageResult:
+def _result(member: _Member, test_accuracy: float) -> StageResult:
     """The result of a member. A loss that ends above the trial's first one, by a margin, counts as diverged at the last
     step."""
     stage, progress, diverged_step = member.stage, member.progress, member.diverged_step
@@ -282,9 +285,10 @@ def _result(member: _Member, test_accuracy: float, device: torch.device) -> Stag
         status=STATUS_OK if diverged_step is None else STATUS_DIVERGED,
         initial_loss=progress.initial_loss,
         seconds=progress.seconds,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=progress.trained_with[-1].device or "",
         points=progress.points,
         diverged_step=diverged_step,
+        trained_with=tuple(progress.trained_with),
     )
 
 

@@ -1,6 +1,7 @@
 """The entry point of every sweep script: from the command line to requests, plans and runs."""
 
 import contextlib
+import itertools
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from sweeps.engine.declaration import Sweep
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import IN_PROCESS, Request
 from sweeps.engine.planning.rounds import first_round
-from sweeps.engine.recording.lease import lease
+from sweeps.engine.recording.lease import Lease, LeaseLost, lease
 from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.engine.terminal.preflight import check_request
 
@@ -49,6 +50,9 @@ def main(*sweeps: Sweep) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(_run_script(sweeps, sys.argv[1:]))
+    except LeaseLost as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(exit_codes.LEASE_LOST)
     except (ConfigError, DataError, StorageError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(exit_codes.BAD_INPUT)
@@ -72,18 +76,20 @@ def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
         storage.check_writable()
     planned = [_plan(sweep, request, storage) for sweep, request in requests]
     if common.dry_run:
-        return _run_all(planned, storage, None, started_at)
+        return _run_all(planned, [], storage, None, started_at)
     needs_ray = common.address != IN_PROCESS and any(each.progress.todo for each in planned)
     with contextlib.ExitStack() as stack:
         cluster = None if common.address == IN_PROCESS else stack.enter_context(_cluster(common))
         if cluster is not None and needs_ray:
             cluster.reach()  # before the leases, so that a wrong address leaves nothing in the storage
-        for each in planned:
-            stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say))
+        leases = [stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say)) for each in planned]
         if cluster is not None and needs_ray:
             stack.enter_context(cluster)  # once more, so that its workers end before the leases do
             _ = cluster.workers
-        return _run_all(planned, storage, cluster, started_at)
+        exit_code = _run_all(planned, leases, storage, cluster, started_at)
+        for own_lease in leases:
+            own_lease.raise_if_lost()  # that of a sweep that was still to come
+        return exit_code
 
 
 def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
@@ -102,7 +108,13 @@ def _cluster(request: Request) -> "Cluster":
     return Cluster(request.address, request.device)
 
 
-def _run_all(planned: Sequence[Planned], storage: Storage, cluster: "Cluster | None", started_at: float) -> int:
+def _run_all(
+    planned: Sequence[Planned],
+    leases: Sequence[Lease],
+    storage: Storage,
+    cluster: "Cluster | None",
+    started_at: float,
+) -> int:
     import torch
     from rich.console import Console
 
@@ -112,8 +124,9 @@ def _run_all(planned: Sequence[Planned], storage: Storage, cluster: "Cluster | N
     # torch by itself sees the cores of the machine, less those that affinity excludes.
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     exit_code = exit_codes.FINISHED
-    for each in planned:
-        session = Session(each.request, each.info, storage, Console(soft_wrap=True), cluster, Timing(started_at))
+    for each, own_lease in itertools.zip_longest(planned, leases):
+        console, timing = Console(soft_wrap=True), Timing(started_at)
+        session = Session(each.request, each.info, storage, console, cluster, timing, own_lease)
         exit_code = max(exit_code, run_sweep(each.progress, session))
         if exit_code == exit_codes.INTERRUPTED:
             break

@@ -2,30 +2,31 @@
 
 import contextlib
 import functools
-import os
-import subprocess
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
 from cvit.data.datasets import Dataset, DatasetInfo, load
+from cvit.provenance import code_version
 from cvit.storage import Storage, StorageError
 from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
 from sweeps.engine import exit_codes
 from sweeps.engine.execution import in_process
+from sweeps.engine.execution.faults import TrainingError
 from sweeps.engine.execution.head_watch import watching
 from sweeps.engine.execution.pack_size import pack_limits
+from sweeps.engine.execution.queue import ALONE
 from sweeps.engine.execution.site import Site
 from sweeps.engine.execution.timing import Timing
 from sweeps.engine.execution.workers import Workers, this_process, workers_here
 from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.request import Request
 from sweeps.engine.planning.rounds import rounds
+from sweeps.engine.recording.claims import Claims
 from sweeps.engine.recording.journal import Journal
+from sweeps.engine.recording.lease import Lease
 from sweeps.engine.recording.record import record_failures, record_known_results, take_up_pruned
 from sweeps.engine.terminal.display import Display
 from sweeps.engine.terminal.report import (
@@ -54,6 +55,7 @@ class Session:
         info: the description of the data set; None for a task that needs none.
         cluster: Ray, which starts at the first use of its workers; None trains in this process.
         timing: counts the time spent on training and around it.
+        lease: None for a dry run, which writes nothing.
     """
 
     request: Request
@@ -62,11 +64,17 @@ class Session:
     console: Console
     cluster: "Cluster | None"
     timing: Timing
+    lease: Lease | None = None
 
     @functools.cached_property
     def dataset(self) -> Dataset | None:
         """The data set, decoded at the first use. Raises DataError if an image cannot be decoded."""
         return load(self.info) if self.info is not None else None
+
+    def check(self) -> None:
+        """Raises LeaseLost if this driver may not write any more."""
+        if self.lease is not None:
+            self.lease.check()
 
     @property
     def workers(self) -> Workers:
@@ -76,12 +84,18 @@ class Session:
 
 @dataclass(frozen=True)
 class Ending:
-    """The ending of a session: its status in the tracking store, its exit code, and the error of a storage that refused
-    to be written."""
+    """The ending of a session.
+
+    Attributes:
+        status: its status in the tracking store.
+        storage_error: why the storage could not be written any more.
+        training_error: why the training could not go on.
+    """
 
     status: str
     exit_code: int
     storage_error: str | None = None
+    training_error: str | None = None
 
 
 def run_sweep(progress: Progress, session: Session) -> int:
@@ -93,9 +107,10 @@ def run_sweep(progress: Progress, session: Session) -> int:
     Raises:
         ConfigError: the cluster cannot be used.
         DataError: an image cannot be decoded.
+        LeaseLost: another driver has taken the sweep over.
     """
     console, request = session.console, session.request
-    journal = Journal(session.storage, progress.plan.study.sweep)
+    journal = Journal(session.storage, progress.plan.study.sweep, session.check)
     take_up_pruned(progress, journal)
     print_plan(console, progress, request)
     if request.dry_run:
@@ -107,7 +122,9 @@ def run_sweep(progress: Progress, session: Session) -> int:
         with Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
     except KeyboardInterrupt:
+        _raise_if_lost(session)
         return exit_codes.INTERRUPTED
+    _raise_if_lost(session)
     closing = Closing(
         is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
         time_line=session.timing.line(progress.num_ended_here),
@@ -115,9 +132,15 @@ def run_sweep(progress: Progress, session: Session) -> int:
         tracking_error=book.tracking_error,
         how_to_look=book.tracker.how_to_look(),
         storage_error=book.ending.storage_error or book.storage_error,
+        training_error=book.ending.training_error,
     )
     print_closing(console, progress, request, session.storage, closing)
     return book.ending.exit_code
+
+
+def _raise_if_lost(session: Session) -> None:
+    if session.lease is not None:
+        session.lease.raise_if_lost()
 
 
 def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: Session) -> Ending:
@@ -133,7 +156,9 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
     except KeyboardInterrupt:
         return Ending(KILLED, exit_codes.INTERRUPTED)
     except StorageError as error:
-        return Ending(FAILED, exit_codes.FAILED_TRIALS, str(error))
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, storage_error=str(error))
+    except TrainingError as error:
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, training_error=str(error))
     if progress.is_finished:
         return Ending(FINISHED, exit_codes.FINISHED)
     return Ending(FAILED, exit_codes.FAILED_TRIALS)
@@ -142,7 +167,8 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
 def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
     """Trains the stages of one round and displays the progress; returns the outcome of every stage, by key."""
     limits = pack_limits(progress.todo, session.workers, session.request.max_pack)
-    site = Site(session.dataset, session.storage, session.workers, limits, session.timing)
+    claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
+    site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
     with Display(progress, session.console) as display:
         if session.cluster is None:
             return in_process.train_stages(progress, journal, display, site)
@@ -163,7 +189,7 @@ class Book:
 
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
         self._progress, self._journal = progress, journal
-        self._tags = {TAG_CODE_VERSION: _code_version(), TAG_TASK: progress.plan.study.task}
+        self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
@@ -171,7 +197,7 @@ class Book:
         self.storage_error: str | None = None
         self._write_plan()
         sweep = progress.plan.study.sweep
-        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records)
+        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records, session.check)
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:
@@ -211,14 +237,3 @@ def _watched_head(progress: Progress, address: str | None, session: Session) -> 
     if address is None:
         return contextlib.nullcontext()
     return watching(address, functools.partial(print_lost_head, session.console, progress, session.request, address))
-
-
-def _code_version() -> str:
-    """The package's version and, in a checkout, the commit."""
-    root = Path(__file__).parents[2]
-    git = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return version("cvit")
-    return f"{version('cvit')}+{commit}"

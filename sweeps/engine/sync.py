@@ -3,6 +3,7 @@
 python -m sweeps.engine.sync --storage s3://bucket/folder --tracking-uri http://127.0.0.1:5000
 """
 
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Annotated
@@ -12,14 +13,14 @@ from cyclopts import App, CycloptsError, Parameter
 from cvit import vocabulary as v
 from cvit.config import ConfigError
 from cvit.errors import one_line
-from cvit.records import EndRecord, Record, StudyRecord, TrialRecord
+from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
 from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from sweeps.engine import exit_codes
 from sweeps.engine.recording.journal import Journal
-from sweeps.engine.recording.lease import lease
+from sweeps.engine.recording.lease import LeaseLost, lease
 from sweeps.engine.terminal.preflight import check_reachable, check_tracking_uri
 from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for
 from sweeps.engine.tracking.tracker import Tracker
@@ -57,7 +58,7 @@ def sync(
 def _sync_sweep(storage: Storage, sweep: str, uri: str) -> bool:
     """Copies the journal of a sweep; False if the store does not have all of it."""
     # A living driver copies its journal itself.
-    with lease(storage, sweep, print):
+    with lease(storage, sweep, print) as own_lease:
         records = Journal(storage, sweep).records
         trials_of: dict[str, set[str]] = {r.study_key: set() for r in records if isinstance(r, StudyRecord)}
         for record in records:
@@ -65,7 +66,12 @@ def _sync_sweep(storage: Storage, sweep: str, uri: str) -> bool:
                 trials_of[record.study_key].add(record.trial_key)
         status = {r.trial_key: r.status for r in records if isinstance(r, EndRecord)}
         outcomes = {study: _outcome(trials, status) for study, trials in trials_of.items()}
-        errors = [_sync_study(uri, sweep, {key, *trials_of[key]}, out, records) for key, out in outcomes.items()]
+        errors = []
+        for key, outcome in outcomes.items():
+            tracker = Tracker(uri, sweep, {key, *trials_of[key]}, records, own_lease.check)
+            is_copied = tracker.close(outcome, TIMEOUT_S)
+            errors.append(None if is_copied else tracker.error or f"not done within {TIMEOUT_S:.0f} s")
+        own_lease.raise_if_lost()
     failures = [error for error in errors if error is not None]
     place = f"{backend_for(uri).title} at {uri}"
     for error in failures:
@@ -83,20 +89,20 @@ def _outcome(trials: set[str], status: Mapping[str, str]) -> str:
     return FAILED if any(status[trial] == v.STATUS_FAILED for trial in trials) else FINISHED
 
 
-def _sync_study(uri: str, sweep: str, keys: set[str], outcome: str, records: list[Record]) -> str | None:
-    """Copies a study and its trials; returns the error that prevented it, if any."""
-    tracker = Tracker(uri, sweep, keys, records)
-    return None if tracker.close(outcome, TIMEOUT_S) else tracker.error or f"not done within {TIMEOUT_S:.0f} s"
-
-
 def main() -> None:
     """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs."""
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = App(name="python -m sweeps.engine.sync", version_flags=[], result_action="return_value")
     app.default(sync)
     try:
         sys.exit(app(exit_on_error=False, print_error=False))
+    except LeaseLost as error:
+        print(f"sync: {error}", file=sys.stderr)
+        sys.exit(exit_codes.LEASE_LOST)
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.INTERRUPTED)
     except (CycloptsError, ConfigError, StorageError) as error:
         print(f"sync: error: {one_line(error)}", file=sys.stderr)
         sys.exit(exit_codes.BAD_INPUT)

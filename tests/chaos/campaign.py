@@ -27,7 +27,7 @@ from tests.chaos.comparing import (
     unfinished,
 )
 from tests.chaos.ledger import LEDGER
-from tests.chaos.processes import MARK, kill, processes_of, wait_for_none
+from tests.chaos.processes import HOST, MARK, kill, processes_of, wait_for_none
 from tests.support.plans import make_plan
 from tests.support.scripts import ROOT, start
 
@@ -40,7 +40,11 @@ OTHER_SWEEP, OTHER_SCRIPT = init_schemes.SWEEP, "sweeps/init_schemes.py"
 """Another sweep; with the same options, it needs the same stages."""
 SPARE_MEMORY_GIB = 3.0
 """Memory that a session may take before Ray's memory monitor kills a worker."""
-QUICK = {"sweeps.engine.recording.lease": {"BEAT_S": 0.5, "EXPIRY_S": 10.0}}
+QUICK = {
+    "sweeps.engine.recording.lease": {"BEAT_S": 0.5},
+    "sweeps.engine.recording.drivers": {"EXPIRY_S": 10.0},
+    "sweeps.engine.execution.watch": {"LEAST_SAID_S": 5.0, "LEAST_ENDED_S": 20.0, "SAID_AFTER": 3, "ENDED_AFTER": 10},
+}
 """Constants of the engine that are shorter in a campaign than in life, by module."""
 
 
@@ -117,12 +121,17 @@ class Campaign:
         output, errors = process.communicate(timeout=SESSION_TIMEOUT_S)
         self._check(process, output + errors)
 
-    def start(self, script: str = "sweeps/low_data.py") -> subprocess.Popen[str]:
-        """Starts a driver with the options of the campaign, whose processes suffer the injected faults."""
+    def start(self, script: str = "sweeps/low_data.py", host: str = "") -> subprocess.Popen[str]:
+        """Starts a driver with the options of the campaign, whose processes suffer the injected faults.
+
+        Args:
+            host: a name of the machine, so that drivers take each other for those of different machines.
+        """
         environment = {
             MARK: str(self.inject),
             "PYTHONPATH": f"{HERE / 'inject'}{os.pathsep}{ROOT}",
             "RAY_memory_usage_threshold": f"{_used_memory(SPARE_MEMORY_GIB):.4f}",
+            HOST: host,
         }
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
@@ -142,6 +151,8 @@ class Campaign:
         """Checks that a driver has ended in a way that the documentation states."""
         if process.returncode in (exit_codes.FINISHED, exit_codes.FAILED_TRIALS, exit_codes.INTERRUPTED):
             assert "Traceback" not in said, said
+        elif process.returncode == exit_codes.LEASE_LOST:  # it slept
+            assert "is no longer this driver's" in said and "Traceback" not in said, said
         elif process.returncode == exit_codes.BAD_INPUT:  # a second driver was faster
             assert "is being run by process" in said, said
         else:

@@ -70,7 +70,8 @@ def sleep_driver(campaign: Campaign, process: subprocess.Popen[str]) -> None:
     asleep = set(campaign.storage.names(folder))
     kill(process.pid, signal.SIGSTOP)
     LEDGER.faults["driver asleep while another takes over"] += 1
-    second = campaign.start()
+    # A driver that is suspended on the same machine is known to live, so nobody takes over from it.
+    second = campaign.start(host="another-machine")
     try:
         if campaign.wait(second, lambda: not asleep & set(campaign.storage.names(folder)), 120):
             campaign.wait_for_training(second)

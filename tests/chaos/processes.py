@@ -7,6 +7,8 @@ from pathlib import Path
 
 MARK = "CVIT_INJECT"
 """Every process of a sweep under test, Ray's included, has this in its environment."""
+HOST = "CVIT_HOST"
+"""The name that a sweep under test takes for that of its machine, if it is not empty."""
 
 
 def processes_of(folder: Path) -> dict[int, str]:

@@ -281,7 +281,7 @@ def test_every_size_that_a_convolution_meets_counts(sides: tuple[int, int], odd:
         assert conversion.kept == {"conv": f"patch size 2 does not divide its images of {odd}x{odd} pixels"}
 
 
-def test_the_example_goes_through_once_in_eval_mode_and_without_gradients() -> None:
+def test_the_example_goes_through_the_network_before_and_after_in_eval_mode_and_without_gradients() -> None:
     seen = []
 
     def forward(self: nn.Module, images: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def test_the_example_goes_through_once_in_eval_mode_and_without_gradients() -> N
 
     example = torch.zeros(1, 2, 4, 4)
     assert convert(Calls(forward, conv=same()), example, 2).replaced == {"conv": 9}
-    assert seen == [(False, False, example.shape)]
+    assert seen == [(False, False, example.shape)] * 2
 
 
 def test_both_sides_of_an_image_count() -> None:

@@ -75,6 +75,24 @@ def test_images_and_classes_may_be_links_to_elsewhere(tmp_path: Path) -> None:
     assert loaded(tmp_path / "pets").info.notes == () and num_images(tmp_path / "pets") == 10
 
 
+def test_each_parquet_file_is_read_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    for name, first in (("train/0", 0), ("train/1", 20), ("test/0", 40)):
+        write_parquet(tmp_path / f"a/{name}.parquet", pictures(10, first), alternating(10))
+    plain = info_of(tmp_path / "a")
+    for place in ("loop", "train/loop", "test/loop"):
+        (tmp_path / "a" / place).symlink_to(tmp_path / "a")
+    (tmp_path / "a/train/2.parquet").symlink_to("1.parquet")
+    info = info_of(tmp_path / "a")
+    assert (len(info.train_labels), info.num_test, info.notes) == (20, 10, ())
+    assert info.fingerprint == plain.fingerprint
+
+
+def test_a_parquet_file_whose_name_cannot_be_decoded_is_one_line(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a/train.parquet", pictures(20), alternating(20))
+    path.rename(tmp_path / "a" / os.fsdecode(b"train-\xff.parquet"))
+    assert error_of(tmp_path / "a").startswith(rf"{tmp_path}/a/train-\udcff.parquet is not a Parquet file that can be")
+
+
 def test_a_link_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path / "pets", {"cat": 5, "dog": 5})
     for place in ("pets/cat/gone.png", "pets/emu"):

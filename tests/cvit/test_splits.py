@@ -188,6 +188,7 @@ def test_two_folders_of_validation_images_are_a_choice(tmp_path: Path) -> None:
         ("Test-tube", "Test-strip"),
         ("training-shoes", "testing-kit"),
         ("device", "valley"),
+        ("train_interior", "train_station", "test_kitchen", "training_ground"),  # as in SUN397
     ],
 )
 def test_classes_may_be_called_like_splits(classes: tuple[str, ...], tmp_path: Path) -> None:
@@ -231,6 +232,7 @@ def test_a_folder_beside_training_images_alone_is_named(tmp_path: Path) -> None:
         ([], ["train/train", "test1/test1"], "train holds images without class folders"),
         (["train", "train/val", "test"], [], "put cat and dog into a folder train"),
         ([], ["train"], "train holds images without class folders"),
+        (["train_station"], ["train_interior", "abbey"], "train_station with folders in it beside abbey and train_int"),
         (["cat", "dog", "train"], [], None),
     ],
 )
@@ -343,10 +345,14 @@ def test_a_parquet_file_given_alone_names_the_other_splits(tmp_path: Path) -> No
     assert "mnist_test, mnist_train" not in error_of(tmp_path / "mnist")
 
 
-@pytest.mark.parametrize("labels", [[-1, -1, -1], [None, None, None]])
-def test_test_images_without_labels_are_replaced_by_labelled_ones(labels: list[int | None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("labels", "column"), [([-1, -1, -1], "label"), ([None, None, None], "label"), ([0, 0, 0], "id")]
+)
+def test_test_images_without_labels_are_replaced_by_labelled_ones(
+    labels: list[int | None], column: str, tmp_path: Path
+) -> None:
     write_parquet(tmp_path / "a/train.parquet", pictures(20), alternating(20))
-    write_parquet(tmp_path / "a/test.parquet", pictures(3, 60), labels)
+    write_parquet(tmp_path / "a/test.parquet", pictures(3, 60), labels, label_column=column)
     assert counts(tmp_path / "a") == (16, 4)
     assert info_of(tmp_path / "a").notes == (
         "not used: test, whose images have no labels",

@@ -4,7 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cvit.data.subsets import holdout, select, subset, subset_size, train_validation_split
+from cvit.data.subsets import (
+    at_most,
+    holdout,
+    image_counts,
+    is_about,
+    num_at_most,
+    possible_fraction,
+    select,
+    subset,
+    subset_size,
+    train_validation_split,
+)
 from cvit.randomness import derived_seed, generator
 
 # Addressed randomness
@@ -73,3 +84,40 @@ def test_subset_of_everything_is_everything_and_seeds_differ() -> None:
 
 def test_subset_is_the_same_in_every_version() -> None:
     assert subset(np.tile(np.arange(2), 10), 0.2, 7).tolist() == [1, 8, 17, 18]
+
+
+# Numbers of images that mean what they say
+
+
+@given(labels_of, st.integers(0, 150))
+def test_at_most_is_stratified_nearly_as_many_and_never_more(labels: np.ndarray, more: int) -> None:
+    counts = np.bincount(labels)
+    most = int((counts > 0).sum()) + more
+    taken = at_most(labels, most)
+    assert len(taken) == num_at_most(counts, most) <= most
+    assert set(labels[taken]) == set(labels)
+    assert len(taken) >= min(len(labels), most - len(counts))
+    share = subset(labels, min(1.0, most / len(labels)), 0)
+    assert set(taken) <= set(share)
+    if len(share) <= most:  # as earlier versions took them
+        np.testing.assert_array_equal(taken, share)
+
+
+def test_at_most_holds_where_every_class_would_round_up() -> None:
+    labels = np.repeat(np.arange(10), [19, 18, 17, 16, 15, 14, 13, 12, 11, 65])
+    assert max(len(subset(labels, most / 200, 0)) - most for most in range(10, 200)) > 0
+    assert all(len(at_most(labels, most)) <= most for most in range(10, 200))
+
+
+@pytest.mark.parametrize(("count", "fraction", "valid"), [(2, 0.1, 0.5), (100, 0.001, 0.01), (100, 0.9999, 0.99)])
+def test_a_share_that_cannot_be_held_out_is_told_with_one_that_can(count: int, fraction: float, valid: float) -> None:
+    counts = np.full(150, count)
+    assert not is_about(int(image_counts(counts, 1.0, fraction)[1].sum()), fraction, int(counts.sum()))
+    assert possible_fraction(counts, fraction) == valid
+    assert is_about(int(image_counts(counts, 1.0, valid)[1].sum()), valid, int(counts.sum()))
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 20), elements=st.integers(10, 40)), st.floats(0.1, 0.9))
+def test_a_share_of_classes_that_are_not_tiny_can_be_held_out(counts: np.ndarray, fraction: float) -> None:
+    held_out = image_counts(counts, 1.0, fraction)[1]
+    assert is_about(int(held_out.sum()), fraction, int(counts.sum()))

@@ -36,3 +36,9 @@ def test_a_head_that_comes_back_in_time_is_not_lost() -> None:
         time.sleep(1.5)  # one look finds nobody
         with socket.create_server((host, port)):
             assert not lost.wait(4.5)
+
+
+def test_a_connection_that_fails_in_another_way_does_not_end_the_watch() -> None:
+    lost = threading.Event()
+    with watching("a..b:1", lost.set, INTERVAL_S):  # Python raises a UnicodeError for such a name
+        assert lost.wait(10)

@@ -13,6 +13,7 @@ from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialReco
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.recording.journal import Journal
+from sweeps.engine.recording.lease import LeaseLost
 from sweeps.head_count import HEAD_COUNT
 from tests.support.plans import SMALL, make_plan
 
@@ -294,3 +295,21 @@ def test_a_record_of_a_type_of_a_later_version_is_passed_over(tmp_path: Path) ->
     later = encode_record({"type": "of a later version", "trial_key": plan.trials[0].key})
     Storage.open(str(tmp_path)).append_local("journal/low_data/1.jsonl", later)
     assert open_journal(tmp_path).records == records
+
+
+def test_nothing_is_recorded_once_the_lease_is_lost(tmp_path: Path) -> None:
+    has_lost = False
+
+    def check() -> None:
+        if has_lost:
+            raise LeaseLost("another driver has it")
+
+    plan = make_plan(tmp_path, *SMALL)
+    journal = Journal(Storage.open(str(tmp_path)), "low_data", check)
+    journal.record_plan(plan.study, plan.trials, {})
+    (segment,) = tmp_path.glob("journal/low_data/*")
+    before, has_lost = segment.read_bytes(), True
+    with pytest.raises(LeaseLost):
+        journal.record_end(plan.trials[0], v.STATUS_OK, {}, "")
+    journal.flush()
+    assert segment.read_bytes() == before and len(list(tmp_path.glob("journal/low_data/*"))) == 1

@@ -11,11 +11,14 @@ from cvit.results import load_result
 from cvit.storage import Storage
 from cvit.vocabulary import IMAGES_PER_SECOND
 from sweeps.engine.execution.queue import StageQueue
+from sweeps.engine.planning.plan import SameImages
 from sweeps.engine.planning.progress import Progress
 from sweeps.full_grid import SWEEP as FULL_GRID
 from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
 from sweeps.no_warmup import SWEEP as NO_WARMUP
+from tests.support.images import write_folder
 from tests.support.plans import SMALL, make_plan, make_progress, walk
+from tests.support.scripts import call, sweep
 
 
 def test_a_grid_becomes_trials_and_stages(tmp_path: Path) -> None:
@@ -200,3 +203,58 @@ def test_trials_end_the_same_with_and_without_sharing_stages(tmp_path: Path) -> 
                 (folder / "stages" / stage.key / "weights.safetensors").read_bytes() for folder in (together, alone)
             ]
             assert weights[0] == weights[1]
+
+
+FEW = ("--data-fraction", "0.0001", "0.0002", "0.001", "0.05")
+
+
+def test_shares_that_are_the_same_images_are_one_cell(tmp_path: Path) -> None:
+    """Ten digits, one of each class: the least that there is."""
+    plan = make_plan(tmp_path, *FEW, *SMALL[3:])
+    numbers = {trial.cell["data_fraction"]: trial.images and trial.images.train for trial in plan.trials}
+    assert numbers == {0.001: 10, 0.05: 58}
+    assert plan.merged == (SameImages((0.0001, 0.0002), 0.001, 10),)
+    assert len(plan.trials) == 2 * 2 * 2
+    alone = make_plan(tmp_path, "--data-fraction", "0.001", "0.05", *SMALL[3:])
+    assert alone.merged == () and [t.key for t in alone.trials] == [t.key for t in plan.trials]
+
+
+def test_the_plan_shows_the_numbers_of_images_and_what_is_left_out(tmp_path: Path) -> None:
+    output = sweep(tmp_path, *FEW, *SMALL[3:], "--max-test-images", "100", "--dry-run", "--max-pack", "1")
+    assert "  fraction  0.001 0.05\n" in output
+    assert "  images    10 58 of 1,153 for training, 287 for validation, 100 for testing\n" in output
+    assert "  left out  data_fraction 0.0001 0.0002: the same 10 images as 0.001" in output
+    assert "trials    8, 0 of them done" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--validation-fraction", "0.001"), r"hold out 10 of 1440 training images \(0.694 %\).*: give 0.007$"),
+        (("--validation-fraction", "0.9999"), r"hold out 1430 of 1440 training images \(99.3 %\).*: give 0.993$"),
+        (("--max-test-images", "5"), "^max_test_images 5 must be at least 10, the number of classes"),
+        (("--max-validation-images", "9"), "^max_validation_images 9 must be at least 10, the number of classes"),
+    ],
+)
+def test_numbers_of_images_that_would_not_be_what_they_say_are_refused(
+    options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(tmp_path, *SMALL, *options)
+
+
+def test_no_image_is_left_for_validation(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "few", {"cat": 2, "dog": 2})  # one of each for testing
+    ended = call(tmp_path, "--dataset", str(folder), "--preset", "smoke", "--dry-run")
+    assert (ended.exit_code, ended.errors.count("\n")) == (2, 1) and "validation" in ended.errors
+
+
+def test_many_classes_of_few_images(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "many", {f"{number:03}": 3 for number in range(40)})
+    ended = call(tmp_path, "--dataset", str(folder), "--preset", "smoke", "--dry-run")
+    assert ended.exit_code == 2
+    assert "validation_fraction 0.1 would hold out 40 of 80 training images (50 %)" in ended.errors
+    options = ("--validation-fraction", "0.5", "--data-fraction", "0.01", "1", "--max-pack", "1")
+    output = sweep(tmp_path, "--dataset", str(folder), "--preset", "smoke", "--dry-run", *options)
+    assert "images    40 of 40 for training, 40 for validation, 40 for testing" in output
+    assert "left out  data_fraction 0.01: the same 40 images as 1," in output

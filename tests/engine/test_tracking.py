@@ -4,8 +4,9 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from mlflow import MlflowClient
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
-from cvit.records import StudyRecord, TrialRecord
+from cvit.records import PointsRecord, StudyRecord, TrialRecord
+from sweeps.engine.recording.lease import LeaseLost
 from sweeps.engine.terminal.preflight import check_tracking_uri
 from sweeps.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
 from sweeps.engine.tracking.tracker import Tracker
 from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
 from tests.support.mlflow_stores import empty_store
 from tests.support.plans import SMALL, make_plan
+from tests.support.scripts import TINY, call
 
 LONGEST_EXPERIMENT_TAG = 5000
 """Characters that MLflow's stores take."""
@@ -226,3 +229,74 @@ def test_a_step_that_is_measured_again_in_a_later_session_is_there_once(tmp_path
         journal.record_end(trial, v.STATUS_OK, {}, "a note")
     assert tracker.close("FINISHED", timeout_s=60), tracker.error
     assert all(history(uri, run) == expected(8) for run in trial_runs(uri, "again"))
+
+
+def lost() -> None:
+    raise LeaseLost("another driver has it")
+
+
+@pytest.mark.parametrize("outcome", ["KILLED", "FINISHED"])
+def test_a_driver_that_lost_its_sweep_writes_nothing(tmp_path: Path, uri: str, outcome: str) -> None:
+    name = f"lost-{outcome}"
+    plan = make_plan(tmp_path, *SMALL)
+    copy(uri, name, plan, journal_of(tmp_path / "before", plan, 3, ended=False), "RUNNING")
+    before = [run.to_dictionary() for run in runs(uri, name)]
+    tracker = Tracker(uri, name, keys(plan), journal_of(tmp_path, plan, 5, ended=True).records, lost)
+    assert not tracker.close(outcome, timeout_s=60)
+    assert tracker.error == "LeaseLost: another driver has it"
+    assert [run.to_dictionary() for run in runs(uri, name)] == before
+
+
+def test_a_driver_that_loses_its_sweep_later_leaves_its_runs_as_they_are(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    has_lost = threading.Event()
+    journal = journal_of(tmp_path, plan, 3, ended=False)
+    tracker = Tracker(uri, "later lost", keys(plan), journal.records, lambda: lost() if has_lost.is_set() else None)
+    journal.listen(tracker.feed)
+    copied = deadline_s(60)
+    while tracker.error or not is_there(uri, "later lost", 9):
+        next(copied)
+    has_lost.set()
+    before = [run.to_dictionary() for run in runs(uri, "later lost")]
+    for trial in plan.trials:
+        journal.record_end(trial, v.STATUS_OK, {}, "a note")
+    assert not tracker.close("KILLED", timeout_s=60)
+    assert [run.to_dictionary() for run in runs(uri, "later lost")] == before
+
+
+def is_there(uri: str, experiment: str, num_runs: int) -> bool:
+    return MlflowClient(uri).get_experiment_by_name(experiment) is not None and len(runs(uri, experiment)) == num_runs
+
+
+def deadline_s(seconds: float) -> Iterator[None]:
+    """Waits a moment each time, and fails after so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        yield
+    raise TimeoutError
+
+
+def test_a_record_that_makes_no_sense_holds_up_no_other_and_is_said(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    records = journal_of(tmp_path, plan, 3, ended=True).records
+    tracker = Tracker(uri, "senseless", keys(plan), records)
+    tracker.feed([PointsRecord(trial_key="unknown", points=[])])
+    assert not tracker.close("FINISHED", timeout_s=60)
+    assert tracker.error == "a record of the journal: IndexError: list index out of range"
+    assert len(trial_runs(uri, "senseless")) == 8
+    assert all(history(uri, run) == expected(3) for run in trial_runs(uri, "senseless"))
+
+
+@pytest.mark.parametrize("error", [SystemExit("gone"), MemoryError("none left")])
+def test_a_thread_that_dies_does_not_look_as_if_all_were_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def dies(*_: object) -> bool:
+        raise error
+
+    monkeypatch.setattr(Tracker, "_take", dies)
+    ended = call(tmp_path, *TINY, "--min-steps", "24", "--data-fraction", "0.05", "--seeds", "1")
+    assert ended.exit_code == 0, ended.errors
+    assert f"is incomplete ({type(error).__name__}: {error}); nothing is lost" in ended.output
+    assert f"python -m sweeps.engine.sync --storage storage --tracking-uri sqlite:///{tmp_path}" in ended.output

@@ -21,13 +21,15 @@ Cell = dict[str, Any]
 
 @dataclass
 class FakeTrial:
-    """A trial as a store has it; points are (metric, step, value, time in ms)."""
+    """A trial as a store has it; points are (metric, step, value, time in ms). `tags` are those of its end, and
+    `planned_tags` those that it has from the beginning."""
 
     key: str
     params: dict[str, Any]
     points: list[Point]
     status: str | None = names.STATUS_OK
     tags: dict[str, str] = field(default_factory=dict)
+    planned_tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -127,7 +129,8 @@ def _records(study: FakeStudy) -> Iterator[Record]:
             tags=study.tags,
         )
     for trial in study.trials:
-        made = TrialRecord(trial_key=trial.key, study_key=study.key, params=trial.params, tags=study.tags)
+        tags = study.tags | trial.planned_tags
+        made = TrialRecord(trial_key=trial.key, study_key=study.key, params=trial.params, tags=tags)
         measured = PointsRecord(trial_key=trial.key, points=trial.points)
         yield from (made, measured, made, measured)
         if trial.status is not None:
@@ -161,7 +164,7 @@ def write_mlflow(uri: str, studies: Iterable[FakeStudy]) -> None:
         )
         for trial in reversed(study.trials):
             tags = {names.TAG_ROLE: names.ROLE_TRIAL, names.TAG_TRIAL_KEY: trial.key, names.TAG_STUDY_KEY: study.key}
-            tags |= {"mlflow.parentRunId": parent.info.run_id} | study.tags | trial.tags
+            tags |= {"mlflow.parentRunId": parent.info.run_id} | study.tags | trial.planned_tags | trial.tags
             if trial.key.endswith("two_phase-0"):  # a driver died between creating the run and taking note of it
                 client.create_run(experiment, start_time=0, tags={k: v for k, v in tags.items() if k not in trial.tags})
             run = client.create_run(experiment, tags=tags | ({names.TAG_STATUS: trial.status} if trial.status else {}))

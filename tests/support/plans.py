@@ -71,11 +71,17 @@ class Order:
     def started(self, name: str, pack: StagePack) -> None:
         self.packs.append(pack)
 
+    def waiting(self, line: str) -> None:
+        pass
+
     def reported(self, name: str, key: str, report: Report) -> None:
         pass
 
     def ended(self, name: str, lines: Iterable[str] = ()) -> None:
         assert not list(lines)
+
+    def noticed(self, line: str) -> None:
+        raise AssertionError(line)
 
 
 def walk(progress: Progress, folder: Path) -> list[Stage]:

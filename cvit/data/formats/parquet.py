@@ -149,6 +149,8 @@ def _class_names(path: Path, schema: pa.Schema, label: str) -> tuple[str, ...] |
 
 def _read_labels(files: Sequence[Path], label: str, *, may_lack: bool = False) -> np.ndarray:
     """The labels as stored: integers, or names (dtype object). Empty if they may lack and no image has one."""
+    if may_lack and all(label not in _schema(path).names for path in files):
+        return np.empty(0, np.int64)
     columns = [_read_label_column(path, label) for path in files]
     if may_lack and all(map(_lacks_labels, columns)):
         return np.empty(0, np.int64)

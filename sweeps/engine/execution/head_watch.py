@@ -17,15 +17,17 @@ def watching(address: str, lost: Callable[[], None], interval_s: float = _INTERV
         address: host:port of the cluster's control store.
     """
     ended = threading.Event()
+    host, _, port = address.rpartition(":")
+    place = host.strip("[]"), int(port)
 
     def watch() -> None:
-        host, _, port = address.rpartition(":")
         failures = 0
         while not ended.wait(interval_s):
             try:
-                socket.create_connection((host, int(port)), timeout=interval_s).close()
+                socket.create_connection(place, timeout=interval_s).close()
                 failures = 0
-            except OSError:
+            # Whatever prevents the connection, the thread goes on watching.
+            except Exception:  # noqa: BLE001
                 failures += 1
             if failures == _MOST_FAILURES:
                 lost()

@@ -11,6 +11,7 @@ import torch
 from cvit.stages import Stage
 from cvit.tasks import task_named
 from cvit.training.probe import one_thread
+from sweeps.engine.execution.faults import TrainingError, fault_of_trial
 from sweeps.engine.execution.workers import Workers
 
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
@@ -33,6 +34,9 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
 
     Args:
         max_pack: the limit for all stages, which are then not measured.
+
+    Raises:
+        TrainingError: a worker of the cluster could not measure them.
     """
     shapes = {stage.shape: stage for stage in stages}
     if max_pack is not None:
@@ -50,9 +54,14 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
         sizes = fitting_packs(*arguments)
     else:
         import ray  # in-process training needs no Ray
+        from ray.exceptions import RayError
 
-        num_gpus = workers.resources.get("gpu", 0)
-        sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
+        num_gpus = workers.resources.get("GPU", 0)
+        try:
+            sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
+        except RayError as error:
+            reason = fault_of_trial(error, str(error)).line
+            raise TrainingError(f"the size of packs could not be measured ({reason}); --max-pack sets it") from error
     size_of = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}
     return {shape: size_of.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
 

@@ -12,10 +12,15 @@ from sweeps.engine.recording.record import record_pruned, record_report
 
 
 class Recorder:
-    """Records the reports of packs, which it identifies by name; it does not matter who trains them."""
+    """Records the reports of packs, which it identifies by name; it does not matter who trains them.
+
+    Attributes:
+        num_reports: the number of reports so far.
+    """
 
     def __init__(self, progress: Progress, journal: Journal, queue: StageQueue, follower: Follower) -> None:
         self._progress, self._journal, self._queue, self._follower = progress, journal, queue, follower
+        self.num_reports = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks and schedulers, and this object with them, into snapshots that are never read.
@@ -25,12 +30,17 @@ class Recorder:
         """A worker has begun the pack."""
         self._follower.started(name, self._queue.pack_named(name))
 
+    def waiting(self, line: str) -> None:
+        """A worker is free, and there is nothing for it but stages that another driver trains, as the line says."""
+        self._follower.waiting(line)
+
     def reported(self, name: str, reports: Reports) -> None:
         """Stages of the pack have reached a checkpoint or their end.
 
         Raises:
             StorageError: the journal cannot be written any more.
         """
+        self.num_reports += len(reports)
         for key, report in reports:
             record_report(self._progress, self._journal, key, report)
             self._queue.stage_advanced(key)
@@ -49,3 +59,7 @@ class Recorder:
     def failed(self, name: str, fault: Fault) -> None:
         """A worker has given the pack up."""
         self._follower.ended(name, self._queue.pack_failed(name, fault))
+
+    def noticed(self, line: str) -> None:
+        """Something happened that the user has to know."""
+        self._follower.noticed(line)

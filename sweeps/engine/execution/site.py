@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cvit.data.datasets import Dataset
 from cvit.storage import Storage
+from sweeps.engine.execution.queue import ALONE, Claims
 from sweeps.engine.execution.timing import Timing
 from sweeps.engine.execution.workers import Workers
 
@@ -17,6 +18,7 @@ class Site:
         dataset: None for a task that needs none.
         limits: the largest number of stages in a pack, by shape; 1 for a shape that is not named.
         timing: counts the workers' time.
+        claims: keeps other drivers from training the same stages.
     """
 
     dataset: Dataset | None
@@ -24,3 +26,4 @@ class Site:
     workers: Workers
     limits: Mapping[Hashable, int]
     timing: Timing
+    claims: Claims = ALONE

@@ -30,8 +30,8 @@ class Workers:
 
     @property
     def resources(self) -> dict[str, float]:
-        """The resources of one worker, as Tune names them."""
-        return {"cpu": 1.0} | ({"gpu": 1 / WORKERS_PER_GPU} if self.device == "cuda" else {})
+        """The resources of one worker, as Ray names them."""
+        return {"CPU": 1.0} | ({"GPU": 1 / WORKERS_PER_GPU} if self.device == "cuda" else {})
 
 
 def workers_here(device: str) -> Workers:

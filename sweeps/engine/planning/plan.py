@@ -1,7 +1,7 @@
 """The plan of a sweep: from a request to trials, and from trials to the stages that they need. It never changes."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -17,6 +17,16 @@ from sweeps.engine.planning.trials import Study, Trial, study_of
 MOST_TRIALS = 50_000
 """The largest number of trials in a plan: the journal and the tracking store of so many take gigabytes
 (docs/FAULTS.md, "Scale")."""
+FRACTION = "data_fraction"
+
+
+@dataclass(frozen=True)
+class SameImages:
+    """Shares of the training images that are the same images: the trials with one of them stand for all."""
+
+    left_out: tuple[float, ...]
+    kept: float
+    num_images: int
 
 
 @dataclass(frozen=True)
@@ -25,12 +35,14 @@ class Plan:
 
     Attributes:
         dropped: the impossible combinations of the grid, each with the reason; the trials are the rest.
+        merged: the shares of the images that are left out, because the same images have another share too.
         search: for a sweep whose later trials depend on the results of earlier ones; see `planning.search`.
     """
 
     study: Study
     trials: tuple[Trial, ...] = ()
     dropped: tuple[tuple[Cell, str], ...] = ()
+    merged: tuple[SameImages, ...] = ()
     search: Search | None = None
 
     @classmethod
@@ -60,7 +72,8 @@ class Plan:
                 dropped.append((cell, str(error)))
         if not trials:
             raise ConfigError(dropped[0][1])
-        return cls(study, tuple(trials), tuple(dropped))
+        kept, merged = _one_per_subset(trials)
+        return cls(study, tuple(kept), tuple(dropped), merged)
 
     def extended(self, more: Iterable[Trial]) -> Self:
         """The plan with more trials."""
@@ -101,3 +114,27 @@ def require_feasible(sweep: Sweep, request: Request) -> None:
         numbers += [f"{request.search_trials or search.trials:,} search trials"] if search is not None else []
         limit = f"{num_trials:,} trials are more than {MOST_TRIALS:,}, the most in a sweep"
         raise ConfigError(f"{limit}: {', '.join(numbers)}")
+
+
+def _one_per_subset(trials: Sequence[Trial]) -> tuple[list[Trial], tuple[SameImages, ...]]:
+    """The trials without those that would repeat another one: a class gives at least one image, so that small shares of
+    few images are the same images. The largest share is kept, since it is the closest to the number of images."""
+    groups: dict[Hashable, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(_place_and_images(trial), []).append(trial)
+    kept = {place: max(group, key=lambda trial: trial.cell.get(FRACTION, 0.0)) for place, group in groups.items()}
+    merged: dict[tuple[float, int], dict[float, None]] = {}
+    for place, group in groups.items():
+        images = kept[place].images
+        if len(group) > 1 and images is not None:
+            others = [trial.cell[FRACTION] for trial in group if trial is not kept[place]]
+            merged.setdefault((kept[place].cell[FRACTION], images.train), {}).update(dict.fromkeys(others))
+    lines = (SameImages(tuple(others), share, count) for (share, count), others in merged.items())
+    return [trial for trial in trials if kept[_place_and_images(trial)] is trial], tuple(lines)
+
+
+def _place_and_images(trial: Trial) -> Hashable:
+    """A value that is equal for trials on the same images that differ in nothing but the share that asks for them."""
+    if trial.images is None or FRACTION not in trial.cell:
+        return trial.key
+    return trial.images.train, *((axis, value) for axis, value in trial.cell.items() if axis != FRACTION)

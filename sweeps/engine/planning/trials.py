@@ -7,6 +7,7 @@ from typing import Any
 
 from cvit.config import with_numbers
 from cvit.data.datasets import DatasetInfo
+from cvit.data.subsets import ImageCounts
 from cvit.stages import Stage, short_hash
 from cvit.tasks import task_named
 from sweeps.engine.declaration import Sweep
@@ -22,12 +23,14 @@ class Trial:
         key: unique within the sweep.
         cell: its place in the grid.
         params: its flat parameters.
+        images: the numbers of images that it uses; None for a task that takes no share of them.
     """
 
     key: str
     cell: Cell
     params: Mapping[str, Any]
     stages: tuple[Stage, ...]
+    images: ImageCounts | None = None
 
     @property
     def steps(self) -> int:
@@ -76,7 +79,10 @@ class Study:
         config, stages = task.stages(flat, self.info)
         # Two cells may need the same stages, such as two rules for the width that agree at one number of heads.
         key = short_hash([self.key, stages[-1].key, with_numbers(cell, task.parameters)], digits=16)
-        return Trial(key, cell, config.flat(), stages)
+        images = None
+        if task.image_counts is not None and self.info is not None:
+            images = task.image_counts(config, self.info)
+        return Trial(key, cell, config.flat(), stages, images)
 
 
 def study_of(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Study:

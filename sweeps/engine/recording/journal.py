@@ -23,7 +23,7 @@ from cvit.redaction import redacted
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from cvit.tasks import parameters_of_task
-from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED
+from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED, TAG_CODE_VERSION, TAG_TRAIN_IMAGES
 from sweeps.engine.planning.grids import as_grids
 from sweeps.engine.planning.trials import Study, Trial
 from sweeps.engine.recording.backoff import is_refused, pause_s
@@ -80,9 +80,13 @@ class _Contents:
 class Journal:
     """Appends what is new and leaves out what it contains, so that recording a result twice changes nothing."""
 
-    def __init__(self, storage: Storage, sweep: str) -> None:
-        """Reads the sweep's journal. Torn and altered lines are left out; their results are recorded again."""
-        self._storage, self._folder = storage, f"{JOURNAL_FOLDER}/{sweep}"
+    def __init__(self, storage: Storage, sweep: str, check: Callable[[], None] = lambda: None) -> None:
+        """Reads the sweep's journal. Torn and altered lines are left out; their results are recorded again.
+
+        Args:
+            check: called before everything that is written; it raises LeaseLost if this driver may not write any more.
+        """
+        self._storage, self._folder, self._check = storage, f"{JOURNAL_FOLDER}/{sweep}", check
         self._listeners: list[Callable[[list[Record]], None]] = []
         self._contents = _Contents()
         self._number, self._is_behind, self._written_at = 0, False, -math.inf
@@ -131,7 +135,9 @@ class Journal:
                 )
             )
         new += [
-            TrialRecord(trial_key=trial.key, study_key=study.key, params=dict(trial.params), tags=tags)
+            TrialRecord(
+                trial_key=trial.key, study_key=study.key, params=dict(trial.params), tags=_tags_of_trial(trial, tags)
+            )
             for trial in trials
             if trial.key not in self._contents.trials
         ]
@@ -197,6 +203,7 @@ class Journal:
         """Repeats a write while the storage cannot be reached; a storage that refuses to be written ends the sweep."""
         for failures in itertools.count(1):
             try:
+                self._check()
                 return write()
             except OSError as error:
                 reason = f"storage {self._storage.url!r} cannot be written: {one_line(error)}"
@@ -223,6 +230,12 @@ class Journal:
         """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
         self._number = max(self._number + 1, time.time_ns())
         self._segment, self._segment_name = b"", f"{self._number:020d}-{os.getpid()}.jsonl"
+
+
+def _tags_of_trial(trial: Trial, tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a planned trial. The code that plans it need not be the one that trains it, so its end says that."""
+    of_trial = {name: text for name, text in tags.items() if name != TAG_CODE_VERSION}
+    return of_trial if trial.images is None else of_trial | {TAG_TRAIN_IMAGES: str(trial.images.train)}
 
 
 def _in_numbers(grid: Grid, parameters: Mapping[str, Parameter]) -> dict[str, list[Any]]:

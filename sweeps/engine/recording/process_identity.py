@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cvit.stages import short_hash
 
+_PROC = Path("/proc")
+
 
 def this_process() -> str:
     """The identity of this process, `host:pid:place:start`.
@@ -24,42 +26,60 @@ def host_and_pid(process: str) -> tuple[str, str]:
 
 
 def is_here(process: str) -> bool:
-    """True if the given process, if alive, would be visible to this one."""
+    """True if the given process, if alive, would run on this machine and in this container."""
     host, pid, place, *_ = [*process.split(":"), "", ""]
-    return host == socket.gethostname() and pid.isdigit() and place in ("", _place())
+    return host == socket.gethostname() and pid.isdecimal() and place in ("", _place())
 
 
 def is_dead(process: str) -> bool:
-    """True if a process is known to have ended; always False for a process on another machine."""
+    """True if a process is known to have ended; always False for a process on another machine, and for one that shares
+    its pid with a process that the system hides."""
     if not is_here(process):
         return False
+    start, start_now = _starts(process)
+    return start_now is None or (start != "" and start_now not in ("", start))
+
+
+def is_alive(process: str) -> bool:
+    """True if a process is known to live; always False for a process on another machine, and where the system does not
+    tell whether the process with its pid is another one by now."""
+    if not is_here(process):
+        return False
+    start, start_now = _starts(process)
+    return start != "" and start == start_now
+
+
+def _starts(process: str) -> tuple[str, str | None]:
+    """The start of a process of this machine, and the start of the process that has its pid now."""
     _, pid, _, start, *_ = [*process.split(":"), "", ""]
-    start_now = _start_of(int(pid))
-    return start_now is None or (start != "" and start != start_now)
+    return start, _start_of(int(pid))
 
 
 @cache
 def _place() -> str:
     """A hash of the boot and the container; empty if the system does not tell."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return short_hash([boot, os.readlink("/proc/self/ns/pid")], digits=8)
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return short_hash([boot, os.readlink(_PROC / "self/ns/pid")], digits=8)
     except OSError:
         return ""
 
 
 def _start_of(pid: int) -> str | None:
     """The start of a process, empty if the system does not tell; None if there is no such process, or only a zombie."""
-    if not Path("/proc/self/stat").exists():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass
-        return ""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (_PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
+        # No such process, or no such file: outside Linux, and for processes of other users under `hidepid`.
+        return "" if _exists(pid) else None
     return None if fields[0] in "ZX" else fields[19]
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -1,13 +1,23 @@
 """Recording: the reports of stages go to the progress of a sweep and to its journal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from cvit.results import Report
+from cvit.results import Provenance, Report, StageResult
 from cvit.tasks import task_named
-from cvit.vocabulary import STATUS_FAILED, STATUS_PRUNED, TAG_DEVICE, TAG_DIVERGED_STEP
+from cvit.vocabulary import (
+    STATUS_FAILED,
+    STATUS_PRUNED,
+    TAG_CODE_VERSION,
+    TAG_CPU_CAPABILITY,
+    TAG_DEVICE,
+    TAG_DIVERGED_STEP,
+    TAG_TORCH_VERSION,
+)
 from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.planning.trials import Trial
 from sweeps.engine.recording.journal import Journal
+
+_UNKNOWN = "unknown"
 
 
 def record_report(progress: Progress, journal: Journal, key: str, report: Report) -> None:
@@ -72,9 +82,26 @@ def _record_outcome(progress: Progress, journal: Journal, trial: Trial) -> None:
         return
     results = [progress.results[stage.key] for stage in trial.stages if stage.key in progress.results]
     diverged = [result.diverged_step for result in results if result.diverged_step is not None]
-    tags = {TAG_DEVICE: results[-1].device}
+    tags = _trained_with(results)
     if diverged:
         tags[TAG_DIVERGED_STEP] = str(diverged[0])
     stages = " → ".join(f"{stage.phase} {stage.key} ({stage.steps} steps)" for stage in trial.stages)
     note = f"{stages}; {sum(result.seconds for result in results):.1f} s"
     journal.record_end(trial, status, tags, note + (f"; diverged at step {diverged[0]}" if diverged else ""))
+
+
+def _trained_with(results: Sequence[StageResult]) -> dict[str, str]:
+    """The tags that say with what a trial was trained. Several values of a tag, such as the versions of the code that
+    trained the two phases, are joined by ", ". A tag of which nothing is known is left out."""
+    sessions = [each for result in results for each in result.trained_with or (Provenance(device=result.device),)]
+    values = {
+        TAG_CODE_VERSION: [session.code_version for session in sessions],
+        TAG_TORCH_VERSION: [session.torch_version for session in sessions],
+        TAG_DEVICE: [session.device for session in sessions],
+        TAG_CPU_CAPABILITY: [session.cpu_capability for session in sessions],
+    }
+    return {
+        tag: ", ".join(dict.fromkeys(value or _UNKNOWN for value in of_tag))
+        for tag, of_tag in values.items()
+        if any(of_tag)
+    }

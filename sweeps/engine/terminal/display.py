@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cvit.config import as_text
+from cvit.errors import one_line
 from cvit.results import Report, last_value
 from cvit.tasks import task_named
 from cvit.vocabulary import IMAGES_PER_SECOND, is_accuracy
@@ -21,6 +22,7 @@ from sweeps.engine.planning.progress import Progress
 from sweeps.engine.wording import duration
 
 PLAIN_INTERVAL_S = 5.0
+WAITING_INTERVAL_S = 60.0
 _MOST_PACKS_SHOWN = 8
 _PANEL_TIME_SHARE = 0.05
 """Largest share of the time spent on drawing the panel: with ten thousand trials, one drawing takes 0.1 s."""
@@ -38,6 +40,8 @@ class Display:
         self._first_steps: dict[str, int] = {}
         self._speed: dict[str, float] = {}
         self._running: dict[str, StagePack] = {}
+        self._waiting = self._waiting_printed = ""
+        self._waiting_printed_at = 0.0
         self._group, self._next_panel_at = Group(), 0.0
         self._live = Live(get_renderable=self._current_panel, console=console, refresh_per_second=2, transient=True)
 
@@ -57,6 +61,15 @@ class Display:
     def started(self, name: str, pack: StagePack) -> None:
         """A worker has begun a pack."""
         self._running[name] = pack
+        self._waiting = ""
+
+    def waiting(self, line: str) -> None:
+        """A worker is free, and the stages that are left wait for another driver."""
+        self._waiting, now = line, time.monotonic()
+        is_news = line != self._waiting_printed or now - self._waiting_printed_at >= WAITING_INTERVAL_S
+        if is_news and not self._running and not self._console.is_terminal:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._waiting_printed, self._waiting_printed_at = line, now
 
     def reported(self, name: str, key: str, report: Report) -> None:
         """A stage has reached a checkpoint or its end."""
@@ -73,8 +86,12 @@ class Display:
         self._running.pop(name, None)
         self._speed.pop(name, None)
         for line in lines:
-            self._console.print(line, highlight=False, markup=False)
+            self.noticed(line)
         self._print_plain_at_times()
+
+    def noticed(self, line: str) -> None:
+        """Something happened that the user has to know, such as a worker that hangs."""
+        self._console.print(line, highlight=False, markup=False)
 
     def _print_plain_at_times(self) -> None:
         if not self._console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
@@ -86,12 +103,13 @@ class Display:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _headline(self) -> str:
-        speed = sum(self._speed.values())
+        speed = sum(list(self._speed.values()))
         parts = [
             f"{self._progress.num_done} of {len(self._progress.plan.trials)} trials done",
             f"{len(self._running)} running",
             *([f"{speed:,.0f} images/s"] if speed else []),
             self._time_left(),
+            *([self._waiting] if self._waiting else []),
         ]
         return ", ".join(parts)
 
@@ -133,7 +151,10 @@ class Display:
         """The panel, redrawn no more often than `_PANEL_TIME_SHARE` allows. Rich calls this in a thread of its own."""
         started = time.monotonic()
         if started >= self._next_panel_at:
-            self._group = self._panel()
+            try:
+                self._group = self._panel()
+            except Exception as error:  # noqa: BLE001  it would end the thread, and the panel would stand still
+                self._group = Group(Text(f"the panel cannot be drawn now: {type(error).__name__}: {one_line(error)}"))
             self._next_panel_at = started + (time.monotonic() - started) / _PANEL_TIME_SHARE
         return self._group
 

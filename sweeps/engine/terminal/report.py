@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from sweeps.engine.execution.cost import step_costs
 from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.execution.workers import Workers
 from sweeps.engine.planning.grids import Cell, as_grids
-from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.plan import FRACTION, Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import Request
 from sweeps.engine.wording import duration
@@ -39,6 +39,7 @@ class Closing:
         how_to_look: lines that tell where the runs can be seen.
         tracking_error: why the tracking store is incomplete.
         storage_error: why the storage cannot be written any more.
+        training_error: why the training could not go on.
     """
 
     is_interrupted: bool
@@ -47,6 +48,7 @@ class Closing:
     how_to_look: list[str]
     tracking_error: str | None = None
     storage_error: str | None = None
+    training_error: str | None = None
 
 
 def print_plan(console: Console, progress: Progress, request: Request) -> None:
@@ -58,7 +60,8 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
         *(f"            {note}" for note in (plan.study.info.notes if plan.study.info is not None else ())),
-        *(f"  {axis.removeprefix('data_'):<9} {_values(axis, v)}" for axis, v in plan.study.grid.items()),
+        *(f"  {axis.removeprefix('data_'):<9} {_values(axis, v)}" for axis, v in _grid(plan).items()),
+        *_image_lines(plan),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -136,7 +139,9 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
             f"nothing is lost: the results are in the journal, and running the command again copies them, or:",
             f"  python -m sweeps.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
         ]
-    if closing.is_interrupted:
+    if closing.training_error is not None:
+        lines += [closing.training_error, *_failures(progress), f"{stopped} Continue with:", f"  {request.command}"]
+    elif closing.is_interrupted:
         lines += [f"{stopped} Continue with:", f"  {request.command}"]
     else:
         lines += [*_failures(progress), f"Tables and figures:  python analysis/make_tables.py {source}"]
@@ -160,12 +165,40 @@ def _print(console: Console, lines: list[str]) -> None:
     console.print("\n".join(lines), highlight=False, markup=False)
 
 
+def _grid(plan: Plan) -> Mapping[str, Sequence[Any]]:
+    """The values of every axis, without the shares of the images that are left out."""
+    left_out = {share for same in plan.merged for share in same.left_out}
+    shares = {trial.cell[FRACTION] for trial in plan.trials} if left_out else set()
+    return {
+        axis: [value for value in values if axis != FRACTION or value not in left_out or value in shares]
+        for axis, values in plan.study.grid.items()
+    }
+
+
+def _image_lines(plan: Plan) -> list[str]:
+    """Lines about the numbers of images, and about shares of the images that are the same images."""
+    images = [trial.images for trial in plan.trials if trial.images is not None]
+    if not images:
+        return []
+
+    def numbers(part: str) -> str:
+        return " ".join(f"{count:,}" for count in dict.fromkeys(getattr(each, part) for each in images))
+
+    train, pool, validation, test = map(numbers, ("train", "pool", "validation", "test"))
+    lines = [f"  images    {train} of {pool} for training, {validation} for validation, {test} for testing"]
+    for same in plan.merged:
+        others = " ".join(map(as_text, same.left_out))
+        reason = f"the same {same.num_images} images as {same.kept:g}, since every class gives at least one"
+        lines.append(f"  left out  {FRACTION} {others}: {reason}")
+    return lines
+
+
 def _data_line(params: Mapping[str, Any]) -> str:
     size = params["image_size"]
     return f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes"
 
 
-def _values(axis: str, values: tuple[Any, ...]) -> str:
+def _values(axis: str, values: Sequence[Any]) -> str:
     """The values of an axis. With many seeds, a sentence: who wanted one certain seed reads that it is a number."""
     if len(values) <= _MOST_VALUES_SHOWN:
         return " ".join(map(as_text, values))

@@ -9,7 +9,7 @@ import queue
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,19 @@ from cvit.config import as_text
 from cvit.errors import one_line
 from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.results import Point
+from sweeps.engine.recording.lease import LeaseLost
 from sweeps.engine.recording.process_identity import is_dead, is_here, this_process
-from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, RUNNING, ExistingRun, NewRun, Refused, backend_for
+from sweeps.engine.tracking.backend import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RUNNING,
+    Backend,
+    ExistingRun,
+    NewRun,
+    Refused,
+    backend_for,
+)
 
 _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -73,23 +84,34 @@ class Tracker:
         error: why something is not copied.
     """
 
-    def __init__(self, uri: str, sweep: str, planned: set[str], records: Iterable[Record]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        sweep: str,
+        planned: set[str],
+        records: Iterable[Record],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
             uri: tracking URI.
             sweep: name of the sweep.
             planned: keys of this driver's study and trials.
             records: the journal so far.
+            check: called before everything that is written; it raises LeaseLost if this driver may not write any more.
 
         Raises:
             ConfigError: the URI is not valid.
         """
         self._backend, self._sweep, self._planned = backend_for(uri), sweep, planned
+        self._check, self._is_complete = check, False
         self.place = f"{self._backend.title} at {uri}"
         self._inbox: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
         self._runs: dict[str, TrackedRun] = {}
         self._studies: dict[str, StudyRecord] = {}
         """The first record of each study."""
+        self._code_versions: dict[str, dict[str, None]] = {}
+        """The code versions that trained the trials of each study."""
         self._is_connected = False
         self._final_status: str | None = None
         self._deadline = float("inf")
@@ -97,7 +119,7 @@ class Tracker:
         self._refusal: str | None = None
         self.error: str | None = None
         for record in records:
-            self._remember(record)
+            self._remember_if_whole(record)
         self._thread = threading.Thread(target=self._copy, name="tracker", daemon=True)
         self._thread.start()
 
@@ -123,9 +145,22 @@ class Tracker:
         self._final_status, self._deadline = status, time.monotonic() + timeout_s
         self._inbox.put(None)
         self._thread.join(timeout_s + 1)
-        return not self._thread.is_alive() and self.error is None
+        return self._is_complete and self.error is None
+
+    @property
+    def _store(self) -> Backend:
+        """The backend, for one call, unless this driver may not write any more."""
+        self._check()
+        return self._backend
 
     def _copy(self) -> None:
+        """Copies until the end, or until an error that nobody foresaw, which must not look like the end."""
+        try:
+            self._copy_all()
+        except BaseException as error:  # noqa: BLE001
+            self.error = f"{type(error).__name__}: {one_line(error)[:_LONGEST_ERROR]}"
+
+    def _copy_all(self) -> None:
         pause, is_closing = _FLUSH_INTERVAL_S, False
         while True:
             is_closing |= self._take(0 if is_closing else pause)
@@ -139,7 +174,10 @@ class Tracker:
                     self._end_open_runs()
                 self.error, pause = self._refusal, _FLUSH_INTERVAL_S
                 if is_closing:
+                    self._is_complete = True
                     return
+            except LeaseLost:
+                raise
             # Whatever the store raises (network, SQL, its own errors), training goes on and the copy is tried again.
             except Exception as error:  # noqa: BLE001
                 self.error = one_line(error)[:_LONGEST_ERROR]
@@ -171,7 +209,14 @@ class Tracker:
                 is_closing, deadline = True, 0.0
                 continue
             for record in records:
-                self._remember(record)
+                self._remember_if_whole(record)
+
+    def _remember_if_whole(self, record: Record) -> None:
+        """Adds a record; one that makes no sense holds up no other."""
+        try:
+            self._remember(record)
+        except Exception as error:  # noqa: BLE001
+            self._refusal = f"a record of the journal: {type(error).__name__}: {one_line(error)[:_LONGEST_ERROR]}"
 
     def _remember(self, record: Record) -> None:
         """Adds a record to what is to be written of its run."""
@@ -189,6 +234,7 @@ class Tracker:
             case EndRecord():
                 run.status, run.end_time_ms = record.status, record.time_ms
                 run.tags |= {**record.tags, v.TAG_STATUS: record.status, v.TAG_NOTE: record.note}
+                self._remember_code_versions(run)
         run.changed = True
 
     def _remember_trial(self, run: TrackedRun, record: TrialRecord) -> None:
@@ -201,6 +247,19 @@ class Tracker:
                 v.TAG_STUDY_KEY: run.study_key,
                 v.TAG_SWEEP: self._sweep,
             }
+
+    def _remember_code_versions(self, run: TrackedRun) -> None:
+        """Adds the code versions that trained a trial to those of its study; until then, the study has the version that
+        planned it."""
+        study, joined = self._runs.get(run.study_key), run.tags.get(v.TAG_CODE_VERSION)
+        if study is None or joined is None:
+            return
+        versions = self._code_versions.setdefault(run.study_key, {})
+        new = [version for version in joined.split(", ") if version not in versions]
+        if new:
+            versions.update(dict.fromkeys(new))
+            study.tags[v.TAG_CODE_VERSION] = ", ".join(versions)
+            study.changed = True
 
     def _remember_study(self, run: TrackedRun, record: StudyRecord) -> None:
         self._studies.setdefault(run.key, record)
@@ -226,7 +285,7 @@ class Tracker:
         study = next((study for key, study in self._studies.items() if key in self._planned), None)
         if study is None:
             raise LookupError("the journal's record of the study is damaged")
-        self._backend.connect(self._sweep, study)
+        self._store.connect(self._sweep, study)
         self._adopt()
         self._is_connected = True
 
@@ -236,7 +295,7 @@ class Tracker:
         A run that has ended as the journal says is left alone. A run that a dead driver left RUNNING is continued
         where this driver's plan has it, else ended as KILLED. The runs of a living driver are left alone.
         """
-        runs = self._backend.existing(self._planned)
+        runs = self._store.existing(self._planned)
         drivers = {r.tags[v.TAG_STUDY_KEY]: r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
         for existing in runs:
             run = self._runs.get(existing.key)
@@ -246,7 +305,7 @@ class Tracker:
             is_orphan = study_key in self._planned or self._is_gone(drivers.get(study_key, ""), study_key)
             is_unfinished = run is None or run.status is None
             if existing.status == RUNNING and is_unfinished and existing.key not in self._planned and is_orphan:
-                self._backend.set_status(existing.id, KILLED)
+                self._store.set_status(existing.id, KILLED)
 
     def _adopt_run(self, run: TrackedRun, existing: ExistingRun) -> None:
         run.run_id, run.is_open, run.was_copied_before = existing.id, existing.status == RUNNING, True
@@ -271,13 +330,13 @@ class Tracker:
         if run_id is None:
             run_id = self._create(run)
         elif not run.is_open and status == RUNNING:
-            self._backend.set_status(run_id, RUNNING)
+            self._store.set_status(run_id, RUNNING)
         run.is_open = True
         if run.was_copied_before and run.points:
             self._leave_out_copied(run, run_id)
-        self._backend.write(run_id, run.params, run.tags, run.points)
+        self._store.write(run_id, run.params, run.tags, run.points)
         if status != RUNNING:
-            self._backend.set_status(run_id, status, run.end_time_ms)
+            self._store.set_status(run_id, status, run.end_time_ms)
             run.is_open = False
         run.settle()
 
@@ -285,7 +344,7 @@ class Tracker:
         """A step measured twice, because a checkpoint and the journal were damaged, must not be there twice."""
         copied = run.steps_copied_before
         for metric in {name for name, *_ in run.points} - copied.keys():
-            copied[metric] = set(self._backend.written_steps(run_id, metric))
+            copied[metric] = set(self._store.written_steps(run_id, metric))
         run.points = [point for point in run.points if point[1] not in copied[point[0]]]
 
     def _status(self, run: TrackedRun) -> str:
@@ -306,7 +365,7 @@ class Tracker:
             key=run.key, name=self._name(run), parent_id=parent_id, start_time_ms=run.start_time_ms, tags=dict(run.tags)
         )
         try:
-            run.run_id = self._backend.create(new)
+            run.run_id = self._store.create(new)
         except Refused:
             raise
         except Exception:
@@ -326,7 +385,7 @@ class Tracker:
         assert self._final_status is not None
         for run in self._runs.values():
             if run.is_open and run.run_id is not None and run.key in self._planned:
-                self._backend.set_status(run.run_id, self._final_status)
+                self._store.set_status(run.run_id, self._final_status)
                 run.is_open = False
         if self._may_have_duplicates:
-            self._backend.existing(self._planned)  # which leaves one for each key
+            self._store.existing(self._planned)  # which leaves one for each key
