@@ -5,6 +5,7 @@ python analysis/make_tables.py --storage runs       # from the journal, without 
 python analysis/make_tables.py --strict             # exit code 3 when a claim of the paper does not hold
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Annotated
 if __name__ == "__main__":
     # Python puts this folder on the path, where its package `statistics` would hide Python's own.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.pop("MPLBACKEND", None)  # no figure needs it, and matplotlib refuses to be imported with a wrong one
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
@@ -31,6 +33,7 @@ from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
 from cvit.redaction import Redacting, redacted
 from cvit.storage import Storage, StorageError
+from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
@@ -122,5 +125,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     sys.exit(main())

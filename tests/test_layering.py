@@ -17,6 +17,7 @@ LIGHT_MODULES = (
     "cvit.records",
     "cvit.redaction",
     "cvit.storage",
+    "cvit.streams",
     "cvit.tasks",
     "cvit.theorem.counts",
     "cvit.tracking",

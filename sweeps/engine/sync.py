@@ -16,6 +16,7 @@ from cvit.errors import one_line
 from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError
+from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from sweeps.engine import exit_codes
 from sweeps.engine.recording.journal import Journal
@@ -92,6 +93,7 @@ def _outcome(trials: set[str], status: Mapping[str, str]) -> str:
 
 def main() -> None:
     """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs."""
+    make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = App(name="python -m sweeps.engine.sync", version_flags=[], result_action="return_value")

@@ -1,11 +1,14 @@
 """The request: everything that a user asks of a sweep, whether on the command line or from Python."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 IN_PROCESS = "local"
 """The address at which a sweep trains in its own process, without Ray."""
+ANY_CLUSTER = "auto"
+"""The address by which Ray finds a cluster that runs on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +42,9 @@ class Request:
     dry_run: bool
     command: str
     upgrade_store: bool = False
+
+
+def named_address(address: str) -> str:
+    """The address of a cluster as messages name it: with its origin, if the user did not type it."""
+    origin = " (from RAY_ADDRESS)" if address == os.environ.get("RAY_ADDRESS") else ""
+    return f"Ray address {address!r}{origin}"

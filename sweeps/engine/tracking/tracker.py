@@ -6,6 +6,7 @@ never the training; sending a record again adds nothing, so after any interrupti
 
 import json
 import queue
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -277,7 +278,7 @@ class Tracker:
         run.tags |= {
             v.TAG_COMMAND: record.command,
             v.TAG_GRID: json.dumps(run.cells),
-            v.TAG_NOTE: f"{record.question}\n\n`{record.command}`",
+            v.TAG_NOTE: f"{record.question}\n\n{textwrap.indent(record.command, ' ' * 4)}",  # code, whatever it holds
         }
 
     def _connect(self) -> None:
