@@ -79,7 +79,7 @@ def open_url(url: str) -> tuple[pafs.FileSystem, str]:
 
     filesystem, root = _ask(opened, CHECK_LIMIT_S)
     if not root and filesystem.type_name in _WITH_BUCKETS:
-        raise ValueError("it names no bucket")
+        raise ValueError("it names no bucket, as in s3://bucket/folder")
     return filesystem, root
 
 

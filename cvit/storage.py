@@ -23,6 +23,7 @@ from cvit import buckets, folders
 from cvit.buckets import without_waiting as without_waiting
 from cvit.errors import Refused, one_line
 from cvit.redaction import redacted
+from cvit.storage_urls import spelling_error
 
 FORMAT = 1
 """The format of everything that this version stores, and the latest that it reads."""
@@ -87,9 +88,11 @@ class Storage:
         """Opens a folder or a filesystem URL without creating or reading anything there.
 
         Raises:
-            StorageError: the URL's scheme is unknown, its options are wrong, it names no bucket, or it contains a key,
-                which would appear in logs and process lists.
+            StorageError: the URL is empty or misspelt, its scheme is unknown, its options are wrong, it names no
+                bucket, or it contains a key, which would appear in logs and process lists.
         """
+        if (rule := spelling_error(url)) is not None:
+            raise StorageError(redacted(f"storage {url!r} is not valid: {rule}"))
         if re.match(r"\w+://[^/@]*:[^@]*@", url):
             raise StorageError(redacted(f"storage {url!r} holds a key: give it to AWS_ACCESS_KEY_ID and so on instead"))
         try:

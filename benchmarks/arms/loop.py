@@ -56,6 +56,9 @@ class _Silent:
     def ended(self, name: str, lines: Iterable[str] = ()) -> None:
         """Says nothing."""
 
+    def noticed(self, line: str) -> None:
+        """Says nothing."""
+
 
 def _set_up(options: list[str], dataset: Dataset) -> None:
     _Process.progress, _, request = planned(options)

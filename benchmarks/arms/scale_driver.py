@@ -26,6 +26,7 @@ from cvit.storage import Storage
 from cvit.training.loop import EARLY_STEPS
 from sweeps.engine import run
 from sweeps.engine.execution import execute
+from sweeps.engine.execution.callback import TuneCallback
 from sweeps.engine.execution.searcher import PlanSearcher
 from sweeps.engine.execution.site import Site
 from sweeps.engine.execution.timing import Timing
@@ -111,7 +112,7 @@ def points_of(stage: TrainingStage) -> list[Point]:
 def report_as_trained(plan: Plan, done_at: list[float]) -> Callable[..., None]:
     """Returns a callback for results like the engine's, fed by workers that only name the stages that are done; it
     notes when each of them was."""
-    of_real_workers = execute._TuneCallback.on_trial_result
+    of_real_workers = TuneCallback.on_trial_result
 
     def on_trial_result(
         self: Any, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -192,7 +193,7 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
 def _put_in_place(clock: Clock, plan: Plan, done_at: list[float]) -> None:
     """Replaces the engine's workers by simulated ones, and puts its parts on the clock."""
     run.CLOSE_TIMEOUT_S = TRACKING_TIMEOUT_S
-    execute._TuneCallback.on_trial_result = report_as_trained(plan, done_at)
+    TuneCallback.on_trial_result = report_as_trained(plan, done_at)
     execute.PackTrainer = NoOpTrainer
     tune.with_parameters = lambda trainable, **_: trainable
     clock.watch(PlanSearcher, "suggest", "searcher")

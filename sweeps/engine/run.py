@@ -14,6 +14,7 @@ from cvit.storage import Storage, StorageError
 from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
 from sweeps.engine import exit_codes
 from sweeps.engine.execution import in_process
+from sweeps.engine.execution.faults import TrainingError
 from sweeps.engine.execution.head_watch import watching
 from sweeps.engine.execution.pack_size import pack_limits
 from sweeps.engine.execution.queue import ALONE
@@ -83,12 +84,18 @@ class Session:
 
 @dataclass(frozen=True)
 class Ending:
-    """The ending of a session: its status in the tracking store, its exit code, and the error of a storage that refused
-    to be written."""
+    """The ending of a session.
+
+    Attributes:
+        status: its status in the tracking store.
+        storage_error: why the storage could not be written any more.
+        training_error: why the training could not go on.
+    """
 
     status: str
     exit_code: int
     storage_error: str | None = None
+    training_error: str | None = None
 
 
 def run_sweep(progress: Progress, session: Session) -> int:
@@ -125,6 +132,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
         tracking_error=book.tracking_error,
         how_to_look=book.tracker.how_to_look(),
         storage_error=book.ending.storage_error or book.storage_error,
+        training_error=book.ending.training_error,
     )
     if not print_closing(console, progress, request, session.storage, closing):
         return exit_codes.FAILED_TRIALS
@@ -149,7 +157,9 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
     except KeyboardInterrupt:
         return Ending(KILLED, exit_codes.INTERRUPTED)
     except StorageError as error:
-        return Ending(FAILED, exit_codes.FAILED_TRIALS, str(error))
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, storage_error=str(error))
+    except TrainingError as error:
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, training_error=str(error))
     if progress.is_finished:
         return Ending(FINISHED, exit_codes.FINISHED)
     return Ending(FAILED, exit_codes.FAILED_TRIALS)

@@ -43,6 +43,7 @@ SPARE_MEMORY_GIB = 3.0
 QUICK = {
     "sweeps.engine.recording.lease": {"BEAT_S": 0.5},
     "sweeps.engine.recording.drivers": {"EXPIRY_S": 10.0},
+    "sweeps.engine.execution.watch": {"LEAST_SAID_S": 5.0, "LEAST_ENDED_S": 20.0, "SAID_AFTER": 3, "ENDED_AFTER": 10},
 }
 """Constants of the engine that are shorter in a campaign than in life, by module."""
 

@@ -16,7 +16,7 @@ import torch
 from cvit import vocabulary as v
 from cvit.results import load_result
 from cvit.storage import Storage
-from tests.support.scripts import mlflow_runs, start, sweep, sweep_with_ray
+from tests.support.scripts import TINY, call, mlflow_runs, start, sweep, sweep_with_ray
 
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
@@ -148,3 +148,25 @@ def children(pid: int) -> Iterator[psutil.Process]:
         for child in psutil.Process(pid).children(recursive=True):
             if child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
                 yield child
+
+
+def test_an_error_of_ray_that_nobody_foresaw_ends_in_the_table_so_far_and_the_command(
+    tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*TINY, "--min-steps", "16", "--data-fraction", "0.1", "--init-scheme", "random", "--max-pack", "1")
+    sweep(tmp_path, *options, "--seeds", "1")
+    from ray.tune.execution.tune_controller import TuneController
+
+    monkeypatch.setattr(TuneController, "step", broken)
+    ended = call(tmp_path, *options, "--seeds", "2", "--address", ray_address)
+    assert ended.exit_code == 1 and "Traceback" not in ended.output + ended.errors
+    before, _, after = ended.output.partition("Ray failed: RuntimeError: nobody foresaw this; the stages that are left")
+    assert before and "Missing: 1 of 2 trials." in after, "the table so far"
+    assert "\nRay failed: RuntimeError: nobody foresaw this\n" in after
+    assert "Stopped with 1 of 2 trials done. Continue with:\n  python " in after and "--seeds 2" in after
+    monkeypatch.undo()
+    sweep(tmp_path, *options, "--seeds", "2")
+
+
+def broken(_: object) -> None:
+    raise RuntimeError("nobody foresaw this")

@@ -80,6 +80,9 @@ class Order:
     def ended(self, name: str, lines: Iterable[str] = ()) -> None:
         assert not list(lines)
 
+    def noticed(self, line: str) -> None:
+        raise AssertionError(line)
+
 
 def walk(progress: Progress, folder: Path) -> list[Stage]:
     """Trains what is to be trained in this process, one stage at a time, and returns the order."""

@@ -1,28 +1,31 @@
 """Training with Ray: one Tuner trains the stages that are left, and every result is recorded as it comes in."""
 
+import functools
 import logging
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from ray import cloudpickle, tune
+from ray import tune
 from ray.tune.error import TuneError
 from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cvit.provenance import code_version, source_hash
 from cvit.storage import StorageError
+from sweeps.engine.execution.actors import patient_tune
+from sweeps.engine.execution.callback import TuneCallback
 from sweeps.engine.execution.cluster import scratch_folder
-from sweeps.engine.execution.faults import fault_of_trial
+from sweeps.engine.execution.faults import TrainingError
 from sweeps.engine.execution.follower import Follower
+from sweeps.engine.execution.nodes import Nodes
 from sweeps.engine.execution.pruning import AshaPerScheme
 from sweeps.engine.execution.queue import StageQueue
 from sweeps.engine.execution.recorder import Recorder
 from sweeps.engine.execution.searcher import PlanSearcher
 from sweeps.engine.execution.site import Site
-from sweeps.engine.execution.timing import Timing
-from sweeps.engine.execution.worker import BUSY_S, REPORTS, WAITED_S, PackTrainer
+from sweeps.engine.execution.worker import PackTrainer
 from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.recording.journal import Journal
 
@@ -37,6 +40,13 @@ class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
 # starts beforehand.
 class_cache.DEFAULT_ENV_VARS.clear()
 
+MOST_FAILURES = 3
+"""After so many failures of Ray Tune in a row, without a report in between, the training is given up."""
+AVOIDED = "avoided"
+"""The key under which the configuration of a Tune trial holds the nodes on which it must not run."""
+NODE_LABEL = "ray.io/node-id"
+"""The label that Ray gives every node: its id."""
+
 
 def train_stages(progress: Progress, journal: Journal, follower: Follower, site: Site) -> dict[str, Outcome]:
     """Trains the stages that the plan still needs, and records every result as it comes in.
@@ -46,42 +56,73 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
 
     Raises:
         StorageError: the storage cannot be written any more; nothing that was reported is lost.
+        TrainingError: Ray fails again and again, or no node is left; the same.
     """
     search = progress.plan.search
     prunes = search is not None and search.asha
     # A member of a pack cannot be stopped on its own.
     queue = StageQueue(progress, {} if prunes else site.limits, site.workers.count, site.claims)
     recorder = Recorder(progress, journal, queue, follower)
+    nodes = Nodes()
+    num_failures = 0
+    while not queue.is_finished:
+        num_reports = recorder.num_reports
+        callback = TuneCallback(recorder, queue, site, nodes)
+        scheduler = AshaPerScheme(progress.plan, recorder.pruned) if prunes else _InOrder()
+        try:
+            _fit(_searcher(queue, nodes, recorder, site, prunes), scheduler, callback, site)
+            break
+        # Tune does not survive every error of Ray's. The queue and the storage hold all that matters.
+        except Exception as error:  # noqa: BLE001
+            if own_error := _own_error_behind(error):
+                raise own_error from None
+            num_failures = 1 if recorder.num_reports > num_reports else num_failures + 1
+            if num_failures == MOST_FAILURES:
+                raise TrainingError(_reason(error)) from None
+            recorder.noticed(f"{_reason(error)}; the stages that are left are trained by a new start of Ray Tune")
+            callback.abandon_all(_reason(error))
+    if queue.storage_fault is not None:
+        raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")
+    return queue.outcomes()
+
+
+def _searcher(queue: StageQueue, nodes: Nodes, recorder: Recorder, site: Site, prunes: bool) -> PlanSearcher:
     settings = {"storage": site.storage.url, "device": site.workers.device, "report_every_evaluation": prunes}
     settings["code"] = (source_hash(), code_version())
+    return PlanSearcher(queue, lambda: settings | {AVOIDED: nodes.avoided}, recorder.waiting)
+
+
+def _fit(searcher: PlanSearcher, scheduler: TrialScheduler, callback: TuneCallback, site: Site) -> None:
+    """Lets Tune train packs until the queue is finished."""
     trainable = tune.with_parameters(PackTrainer, dataset=site.dataset)
-    with scratch_folder() as folder:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, site.workers.resources),
+    with scratch_folder() as folder, patient_tune(callback.starts):
+        tune.Tuner(
+            tune.with_resources(trainable, functools.partial(_placement, site.workers.resources)),
             tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(queue, settings, recorder.waiting),
+                search_alg=searcher,
                 num_samples=-1,
                 reuse_actors=True,
-                scheduler=AshaPerScheme(progress.plan, recorder.pruned) if prunes else _InOrder(),
+                scheduler=scheduler,
             ),
             run_config=tune.RunConfig(
-                name=progress.plan.study.sweep,
+                name="sweep",
                 storage_path=folder,
-                callbacks=[_TuneCallback(recorder, site.timing)],
+                callbacks=[callback],
                 # The state of a stage is in the storage. Tune's own checkpoint at a trial's end would go to the scratch
                 # folder of this machine, which a worker on another one cannot write: every trial would fail.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=0),  # the queue decides what is retried
                 verbose=0,
             ),
-        )
-        try:
-            tuner.fit()
-        except TuneError as error:
-            raise _storage_error_behind(error) or error from None
-    if queue.storage_fault is not None:
-        raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")
-    return queue.outcomes()
+        ).fit()
+
+
+def _placement(resources: Mapping[str, float], config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """The resources of a worker, on any node but those that are avoided."""
+    if not config[AVOIDED]:
+        return tune.PlacementGroupFactory([dict(resources)])
+    others = {NODE_LABEL: f"!in({','.join(config[AVOIDED])})"}
+    return tune.PlacementGroupFactory([dict(resources)], bundle_label_selector=[others])
 
 
 class _InOrder(FIFOScheduler):
@@ -92,40 +133,14 @@ class _InOrder(FIFOScheduler):
         return next((trial for trial in tune_controller.get_live_trials() if trial.status == TuneTrial.PENDING), None)
 
 
-class _TuneCallback(tune.Callback):
-    """Passes the workers' reports from Tune's loop to the recorder; a pack's name is the id of its Tune trial."""
-
-    def __init__(self, recorder: Recorder, timing: Timing) -> None:
-        self._recorder, self._timing = recorder, timing
-
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._recorder.started(trial.trial_id)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
-    ) -> None:
-        if REPORTS in result:
-            self._timing.add(result[BUSY_S], result[WAITED_S])
-            self._recorder.reported(trial.trial_id, result[REPORTS])
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._recorder.ended(trial.trial_id)
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._recorder.failed(trial.trial_id, fault_of_trial(*_error_of(trial)))
-
-
-def _storage_error_behind(error: BaseException | None) -> StorageError | None:
-    """The journal's error, which Tune wraps like everything that its callbacks raise."""
-    while error is not None and not isinstance(error, StorageError):
+def _own_error_behind(error: BaseException | None) -> StorageError | TrainingError | None:
+    """An error that ends the sweep. Tune wraps it, like everything that its callbacks raise."""
+    while error is not None and not isinstance(error, (StorageError, TrainingError)):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _error_of(trial: TuneTrial) -> tuple[BaseException | None, str]:
-    """The last error of a Tune trial, and all of them as text. They are read from the trial's files: Tune's own methods
-    look in the folder to which Tune copies these files later, if at all."""
-    error = None
-    if trial.pickled_error_file is not None:
-        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    return error, Path(trial.error_file).read_text() if trial.error_file is not None else ""
+def _reason(error: BaseException) -> str:
+    """An error of Ray's in one line; the text of a TuneError is a whole traceback."""
+    last_line = (str(error).strip().splitlines() or [""])[-1].strip()
+    return f"Ray failed: {last_line if isinstance(error, TuneError) else f'{type(error).__name__}: {last_line}'}"

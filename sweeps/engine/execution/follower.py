@@ -25,3 +25,7 @@ class Follower(Protocol):
     def ended(self, name: str, lines: Iterable[str] = ()) -> None:
         """A worker has finished a pack, or given it up; `lines` then say what follows."""
         ...
+
+    def noticed(self, line: str) -> None:
+        """Something happened that the user has to know, such as a worker that hangs."""
+        ...

@@ -46,8 +46,12 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
             if queue.waiting_line is not None:
                 recorder.waiting(queue.waiting_line)
             time.sleep(POLL_S)
+            site.timing.looked(queue.num_resting)
+            idle_since = None  # a rest after a fault is lost, not waited
             continue
+        site.timing.looked(queue.num_resting)
         recorder.started(name)
+        site.timing.started(name)
         with one_thread():  # like a worker on a CPU, so that results are the same to the last bit
             idle_since = _train_pack(name, queue, recorder, site, idle_since)
     if queue.storage_fault is not None:
@@ -72,13 +76,16 @@ def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site, id
         # Any exception of the training concerns this pack alone; the sweep continues with the others.
         except Exception as error:  # noqa: BLE001
             queue.pack_ended(name)
+            site.timing.failed(name)
             recorder.failed(name, fault_of_exception(error))
             return time.monotonic()
         waited_s = 0.0 if idle_since is None else started_at - idle_since
         idle_since = time.monotonic()
         site.timing.add(idle_since - started_at, waited_s)
+        site.timing.reported(name)
         if reports is None:
             queue.pack_ended(name)
+            site.timing.ended(name)
             recorder.ended(name)
             return idle_since
         recorder.reported(name, reports)

@@ -1,10 +1,11 @@
 """The queue of a plan's stages: it hands out packs, each once the parents of its stages are done."""
 
 import itertools
+import math
 import random
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from cvit.errors import one_line
@@ -13,6 +14,14 @@ from sweeps.engine.execution.faults import CODE_RETRIES, Fault
 from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.recording.backoff import pause_s
 
+DEATHS_TOGETHER = 2
+"""After so many deaths of its worker without a checkpoint in between, a stage is trained alone."""
+MOST_DEATHS = 5
+"""After so many, three of them alone, it has failed."""
+AT_ONCE_S = 2.0
+"""Workers that die within this time of each other share a cause, which is not their stages."""
+MOST_AT_ONCE = 2
+"""So many such deaths of a stage do not count: it may be that several stages kill their workers at the same time."""
 LEAST_SHARE = 4
 """When the last stages are divided among workers, a pack keeps at least a quarter of its limit: on a GPU, small packs
 take almost as long as large ones."""
@@ -23,6 +32,12 @@ disturb each other do not do so again."""
 
 StagePack = tuple[Stage, ...]
 """Stages of one shape that a worker trains together."""
+
+
+def named(stages: Sequence[Stage]) -> str:
+    """A phrase for stages, of which the first is named."""
+    more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+    return f"stage {stages[0].key}{more}"
 
 
 class Claims(Protocol):
@@ -90,8 +105,14 @@ class StageQueue:
         self._packs: dict[str, StagePack] = {}
         self._running: set[str] = set()
         self._resting: list[tuple[float, Stage]] = []
+        # Stages that were killed for memory again and again wait until no other pack takes memory.
+        self._last: list[Stage] = []
+        self._short_of_memory: set[str] = set()
         self._machine_faults: Counter[str] = Counter()
         self._code_faults: Counter[str] = Counter()
+        self._deaths: Counter[str] = Counter()
+        self._deaths_at_once: Counter[str] = Counter()
+        self._died_at, self._died_together, self._counted_last = -math.inf, set[str](), set[str]()
         self._failed: dict[str, str] = {}
         self.storage_fault: str | None = None
         self._todo = todo = {stage.key: stage for stage in progress.todo}
@@ -108,24 +129,35 @@ class StageQueue:
         """True once nothing is left to train and nothing runs that might fail and return, or once nothing can be stored
         any more."""
         self._wake()
-        is_empty = not (self._ready or self._waiting or self._resting or self._running or self._elsewhere)
-        return self.storage_fault is not None or is_empty
+        left = (self._ready, self._waiting, self._resting, self._last, self._running, self._elsewhere)
+        return self.storage_fault is not None or not any(left)
+
+    @property
+    def names_running(self) -> frozenset[str]:
+        """The names of the packs that a worker has, or will have."""
+        return frozenset(self._running)
+
+    @property
+    def num_resting(self) -> int:
+        """The number of stages that rest after a fault."""
+        return len(self._resting) + len(self._last)
 
     def next_pack(self, name: str) -> StagePack | None:
         """The next pack; None while every stage that is left waits for its parent or another driver, or rests after a
         fault."""
         self._wake()
         while self._ready and self.storage_fault is None:
-            shape, stages = next(iter(self._ready.items()))
-            size = self._size_of_next_pack(shape, len(stages))
+            group, stages = next(iter(self._ready.items()))
+            limit = 1 if group == stages[0].key else self._limits.get(stages[0].shape, 1)
+            size = self._size_of_next_pack(limit, len(stages))
             pack, rest = tuple(stages[:size]), stages[size:]
             if not all(stage.key in self._claimed for stage in pack):
                 self._claim(size * self._num_workers)
                 continue
             if rest:
-                self._ready[shape] = rest
+                self._ready[group] = rest
             else:
-                del self._ready[shape]
+                del self._ready[group]
             self._packs[name] = pack
             self._running.add(name)
             return pack
@@ -156,18 +188,22 @@ class StageQueue:
             groups = {group: [s for s in stages if s.key not in refused] for group, stages in self._ready.items()}
             self._ready = {group: stages for group, stages in groups.items() if stages}
 
-    def _size_of_next_pack(self, shape: Hashable, num_ready: int) -> int:
+    def _size_of_next_pack(self, limit: int, num_ready: int) -> int:
         """The limit, or less once the stages that are left have to be divided among the workers; chosen so that the
-        ready stages of this shape make packs of about the same size."""
-        limit = self._limits.get(shape, 1)
+        ready stages of a group make packs of about the same size."""
         num_left = sum(len(stages) for groups in (self._ready, self._waiting) for stages in groups.values())
         most = min(limit, max(-(-num_left // self._num_workers), limit // LEAST_SHARE))
         num_packs = -(-num_ready // most)
         return -(-num_ready // num_packs)
 
     def _make_ready(self, stage: Stage) -> None:
-        """Makes a stage ready. One that has raised an error is trained alone, so that it harms no other one."""
-        group = stage.key if self._code_faults[stage.key] else stage.shape
+        """Makes a stage ready. One that has raised an error, or whose worker died again and again, is trained alone, so
+        that it harms no other one; after the first death, only with stages that had one too."""
+        deaths = self._deaths[stage.key]
+        if self._code_faults[stage.key] or deaths >= DEATHS_TOGETHER:
+            group: Hashable = stage.key
+        else:
+            group = (stage.shape, deaths) if deaths else stage.shape
         self._ready.setdefault(group, []).append(stage)
 
     def _wake(self) -> None:
@@ -178,7 +214,12 @@ class StageQueue:
             due += [stage for stage, _ in self._elsewhere.values()]
             self._elsewhere = {}
         for stage in due:
-            self._make_ready(stage)
+            if stage.key in self._short_of_memory and self._deaths[stage.key] >= DEATHS_TOGETHER:
+                self._last.append(stage)
+            else:
+                self._make_ready(stage)
+        if self._last and not (self._ready or self._running):
+            self._make_ready(self._last.pop(0))
 
     def pack_named(self, name: str) -> StagePack:
         """The stages of a pack that was taken."""
@@ -186,7 +227,9 @@ class StageQueue:
 
     def stage_advanced(self, key: str) -> None:
         """A stage has reached a checkpoint, so earlier machine faults no longer count."""
-        del self._machine_faults[key]
+        for counts in (self._machine_faults, self._deaths, self._deaths_at_once):
+            del counts[key]
+        self._short_of_memory.discard(key)
 
     def stage_done(self, key: str) -> None:
         """A stage's result is known: the stages that start from it are ready, unless it diverged."""
@@ -206,29 +249,68 @@ class StageQueue:
                 self._waiting.pop(stage.key, None)
 
     def pack_failed(self, name: str, fault: Fault) -> list[str]:
-        """Decides what happens to the unfinished stages of a pack; returns a line about each."""
-        lines = []
-        for stage in self.pack_named(name):
-            if stage.key in self._progress.results or self._is_pruned(stage):
-                continue
-            description = f"stage {stage.key}: {fault.line}"
-            if fault.kind == "storage":
-                self.storage_fault = fault.line
-            elif fault.kind == "machine":
-                self._machine_faults[stage.key] += 1
-                pause = pause_s(self._machine_faults[stage.key])
-                self._resting.append((time.monotonic() + pause, stage))
-                lines.append(f"lost a worker, trying again in {pause:.0f} s: {description}")
+        """Decides what happens to the unfinished stages of a pack; returns lines about them."""
+        unfinished = [
+            stage
+            for stage in self.pack_named(name)
+            if stage.key not in self._progress.results and not self._is_pruned(stage)
+        ]
+        if fault.kind == "machine":
+            return self._lost_worker(unfinished, fault)
+        if fault.kind == "code":
+            return [self._raised_error(stage, fault) for stage in unfinished]
+        if unfinished:
+            self.storage_fault = fault.line
+        return []
+
+    def _raised_error(self, stage: Stage, fault: Fault) -> str:
+        """Tries a stage again, or gives it up after its last try; returns a line that says so."""
+        self._code_faults[stage.key] += 1
+        tries = self._code_faults[stage.key]
+        if tries <= CODE_RETRIES:
+            self._make_ready(stage)
+        else:
+            self._give_up(stage, fault.line)
+        return f"failed, try {tries} of {CODE_RETRIES + 1}: stage {stage.key}: {fault.line}"
+
+    def _lost_worker(self, stages: Sequence[Stage], fault: Fault) -> list[str]:
+        """Lets stages rest before they are tried again, or gives up those that killed their worker too often; returns
+        lines that say so."""
+        keys = {stage.key for stage in stages}
+        if fault.worker_died:
+            self._count_deaths(keys)
+        if fault.for_memory:
+            self._short_of_memory |= keys
+        lines, resting = [], dict[float, list[Stage]]()
+        for stage in stages:
+            if fault.worker_died and self._deaths[stage.key] >= MOST_DEATHS:
+                reason = f"killed its worker {self._deaths[stage.key]} times: {fault.line}"
+                self._give_up(stage, reason)
+                lines.append(f"failed: stage {stage.key} {reason}")
             else:
-                self._code_faults[stage.key] += 1
-                tries = self._code_faults[stage.key]
-                if tries <= CODE_RETRIES:
-                    self._make_ready(stage)
-                else:
-                    self._failed[stage.key] = fault.line
-                    self._waiting.pop(stage.key, None)  # nothing can start from it
-                lines.append(f"failed, try {tries} of {CODE_RETRIES + 1}: {description}")
+                self._machine_faults[stage.key] += 1
+                resting.setdefault(pause_s(self._machine_faults[stage.key]), []).append(stage)
+        for pause, together in resting.items():
+            self._resting += [(time.monotonic() + pause, stage) for stage in together]
+            lines.append(f"lost a worker, trying again in {pause:.0f} s: {named(together)}: {fault.line}")
         return lines
+
+    def _count_deaths(self, keys: set[str]) -> None:
+        """Counts a death of their worker for these stages, unless other workers died at the same time."""
+        now = time.monotonic()
+        is_at_once = now - self._died_at <= AT_ONCE_S and not keys & self._died_together
+        self._died_together = keys | (self._died_together if is_at_once else set())
+        self._deaths.update(keys)
+        if is_at_once:
+            for key in self._counted_last | keys:
+                if self._deaths[key] and self._deaths_at_once[key] < MOST_AT_ONCE:
+                    self._deaths_at_once[key] += 1
+                    self._deaths[key] -= 1
+        self._died_at, self._counted_last = now, set() if is_at_once else keys
+
+    def _give_up(self, stage: Stage, reason: str) -> None:
+        self._failed[stage.key] = reason
+        self._waiting.pop(stage.key, None)  # nothing can start from it
 
     def outcomes(self) -> dict[str, Outcome]:
         """The outcome of every stage that the queue began with, by key."""

@@ -12,10 +12,15 @@ from sweeps.engine.recording.record import record_pruned, record_report
 
 
 class Recorder:
-    """Records the reports of packs, which it identifies by name; it does not matter who trains them."""
+    """Records the reports of packs, which it identifies by name; it does not matter who trains them.
+
+    Attributes:
+        num_reports: the number of reports so far.
+    """
 
     def __init__(self, progress: Progress, journal: Journal, queue: StageQueue, follower: Follower) -> None:
         self._progress, self._journal, self._queue, self._follower = progress, journal, queue, follower
+        self.num_reports = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks and schedulers, and this object with them, into snapshots that are never read.
@@ -35,6 +40,7 @@ class Recorder:
         Raises:
             StorageError: the journal cannot be written any more.
         """
+        self.num_reports += len(reports)
         for key, report in reports:
             record_report(self._progress, self._journal, key, report)
             self._queue.stage_advanced(key)
@@ -53,3 +59,7 @@ class Recorder:
     def failed(self, name: str, fault: Fault) -> None:
         """A worker has given the pack up."""
         self._follower.ended(name, self._queue.pack_failed(name, fault))
+
+    def noticed(self, line: str) -> None:
+        """Something happened that the user has to know."""
+        self._follower.noticed(line)

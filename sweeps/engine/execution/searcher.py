@@ -11,10 +11,12 @@ from sweeps.engine.execution.queue import StageQueue
 class PlanSearcher(Searcher):
     """Suggests packs of stages, each in a Tune trial of its own."""
 
-    def __init__(self, queue: StageQueue, settings: dict[str, Any], waiting: Callable[[str], None]) -> None:
+    def __init__(
+        self, queue: StageQueue, settings: Callable[[], dict[str, Any]], waiting: Callable[[str], None]
+    ) -> None:
         """
         Args:
-            settings: entries that every suggestion holds beside its pack.
+            settings: returns the entries that a suggestion holds beside its pack.
             waiting: called with a line while the stages that are left wait for another driver.
         """
         super().__init__()
@@ -28,7 +30,7 @@ class PlanSearcher(Searcher):
         pack = self._queue.next_pack(trial_id)
         if self._queue.waiting_line is not None:
             self._waiting(self._queue.waiting_line)
-        return None if pack is None else self._settings | {"pack": pack}
+        return None if pack is None else self._settings() | {"pack": pack}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A pack has ended. After an error, the recorder calls `pack_failed` right after this."""

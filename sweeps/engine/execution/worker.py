@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -21,6 +22,8 @@ REPORTS = "reports"
 BUSY_S = "busy_s"
 WAITED_S = "waited_s"
 """The keys under which a Tune result holds the worker's time in this call, and since the previous one."""
+NODE = "node"
+"""The key under which a Tune result holds the id of the worker's node."""
 
 
 class PackTrainer(tune.Trainable):
@@ -29,6 +32,7 @@ class PackTrainer(tune.Trainable):
 
     def setup(self, config: dict[str, Any], dataset: Dataset | None = None) -> None:
         self._dataset = dataset
+        self._node = ray.get_runtime_context().get_node_id()
         self._idle_since: float | None = None
         announce_code_version(*config["code"])
         if config["device"] == "cpu":
@@ -50,10 +54,10 @@ class PackTrainer(tune.Trainable):
         waited_s = started - self._idle_since if self._idle_since is not None else 0.0
         reports = next(self._reports, None)
         self._idle_since = time.monotonic()
-        times = {BUSY_S: self._idle_since - started, WAITED_S: waited_s}
+        facts = {BUSY_S: self._idle_since - started, WAITED_S: waited_s, NODE: self._node}
         if reports is None:
-            return {REPORTS: [], "done": True, **times}
-        return {REPORTS: reports, "done": False, **times, **_last_evaluation(reports)}
+            return {REPORTS: [], "done": True, **facts}
+        return {REPORTS: reports, "done": False, **facts, **_last_evaluation(reports)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: a stage continues from its own checkpoint in the storage."""

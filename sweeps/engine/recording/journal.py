@@ -8,7 +8,6 @@ A line is a record of `cvit/records.py`, encoded by `cvit/storage.py`.
 import dataclasses
 import functools
 import itertools
-import json
 import logging
 import math
 import os
@@ -29,7 +28,7 @@ from cvit.records import (
     read_segment,
     to_json,
 )
-from cvit.redaction import redacted
+from cvit.redaction import without_secrets
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, encode_record, with_format
 from cvit.tasks import parameters_of_task
@@ -118,7 +117,8 @@ class Journal:
         try:
             for name in self._storage.names(self._folder):
                 self._number = max(self._number, _number_of(name))
-                yield from read_segment(self._storage, f"{self._folder}/{name}")
+                for record in read_segment(self._storage, f"{self._folder}/{name}"):
+                    yield _without_secrets(record)  # those that an earlier version missed go no further
         except OSError as error:
             raise StorageError(f"storage {self._storage.url!r} cannot be read: {one_line(error)}") from error
 
@@ -189,7 +189,7 @@ class Journal:
     def _append(self, records: list[Record]) -> None:
         if not records:
             return
-        records = [record if isinstance(record, PointsRecord) else _without_secrets(record) for record in records]
+        records = [_without_secrets(record) for record in records]
         data = b"".join(encode_record(with_format(to_json(record))) for record in records)
         if self._storage.is_local:
             self._until_done(functools.partial(self._append_locally, data))
@@ -276,7 +276,9 @@ def _number_of(segment: str) -> int:
 
 def _without_secrets(record: Record) -> Record:
     """The record without the passwords and keys of URLs: all that reaches the storage and the tracker passes here."""
-    copy = from_json(json.loads(redacted(json.dumps(to_json(record)))))
+    if isinstance(record, PointsRecord):
+        return record
+    copy = from_json(without_secrets(to_json(record)))
     assert copy is not None
     return copy
 

@@ -86,8 +86,12 @@ class Display:
         self._running.pop(name, None)
         self._speed.pop(name, None)
         for line in lines:
-            self._console.print(line, highlight=False, markup=False)
+            self.noticed(line)
         self._print_plain_at_times()
+
+    def noticed(self, line: str) -> None:
+        """Something happened that the user has to know, such as a worker that hangs."""
+        self._console.print(line, highlight=False, markup=False)
 
     def _print_plain_at_times(self) -> None:
         if not self._console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
