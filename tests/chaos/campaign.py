@@ -212,7 +212,7 @@ class Campaign:
         while time.monotonic() < deadline and not condition():
             if process.poll() is not None:
                 return False
-            time.sleep(0.02)
+            time.sleep(0.02 if self.storage.is_local else 0.3)
         return True
 
     def _stage_files(self) -> set[tuple[str, Any]]:
