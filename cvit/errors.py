@@ -1,6 +1,13 @@
 """The text of errors."""
 
+import re
 from collections.abc import Iterable
+
+_NOISE = re.compile(
+    r"(?:HTTPS?Connection(?:Pool)?\([^()]*\)|<[\w.]+ object at 0x[0-9a-f]+>): "
+    r"|Max retries exceeded with url: \S+ | \[SQL: .*| \(Background on this error at: \S+\)"
+)
+"""The parts of the messages of urllib3 and SQLAlchemy that say nothing to a person."""
 
 _MOST_NAMES = 3
 
@@ -8,6 +15,18 @@ _MOST_NAMES = 3
 def one_line(error: BaseException) -> str:
     """An error's message in one line; the name of its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def short_line(error: BaseException, limit: int) -> str:
+    """An error's message in one line of a limited length. The reason, which stands at the end, is kept."""
+    line = one_line(error)
+    if len(line) > limit:
+        line = _NOISE.sub("", line)
+    if len(line) <= limit:
+        return line
+    reason = line.find("(Caused by ")
+    end = limit * 2 // 3 if reason < 0 else min(len(line) - reason, limit * 3 // 4)
+    return f"{line[: limit - end - 3]} … {line[-end:]}"
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 
 from cvit.errors import one_line
 from cvit.redaction import redacted
+from cvit.storage_urls import spelling_error
 
 _WITH_BUCKETS = ("s3", "gcs", "abfs")
 """The file systems of Arrow whose paths begin with a bucket."""
@@ -65,16 +66,18 @@ class Storage:
         """Opens a folder or a filesystem URL without creating or reading anything there.
 
         Raises:
-            StorageError: the URL's scheme is unknown, its options are wrong, it names no bucket, or it contains a key,
-                which would appear in logs and process lists.
+            StorageError: the URL is empty or misspelt, its scheme is unknown, its options are wrong, it names no
+                bucket, or it contains a key, which would appear in logs and process lists.
         """
+        if (rule := spelling_error(url)) is not None:
+            raise StorageError(redacted(f"storage {url!r} is not valid: {rule}"))
         if re.match(r"\w+://[^/@]*:[^@]*@", url):
             raise StorageError(redacted(f"storage {url!r} holds a key: give it to AWS_ACCESS_KEY_ID and so on instead"))
         try:
             if "://" in url:
                 filesystem, root = pafs.FileSystem.from_uri(url)
                 if not root and filesystem.type_name in _WITH_BUCKETS:
-                    raise ValueError("it names no bucket")
+                    raise ValueError("it names no bucket, as in s3://bucket/folder")
                 if isinstance(filesystem, pafs.S3FileSystem):
                     filesystem = _patient(filesystem)
             else:
