@@ -1,6 +1,8 @@
 """The files of a sweep: its tables (Markdown, CSV, LaTeX) and its figure (PNG, SVG)."""
 
+import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.display.arrangement import caption
@@ -9,6 +11,8 @@ from analysis.statistics.studies import read_studies
 from analysis.store.frames import Frames
 
 _TAKEN = ("claims", "report")
+_LONGEST_STEM = 100
+"""The largest number of characters of a sweep's name in a file's name."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,11 @@ class SweepFiles:
     caption: str
 
 
-def files_of(frames: Frames, sweep: str) -> SweepFiles:
+def files_of(frames: Frames, sweep: str, stem: str | None = None) -> SweepFiles:
     """The files of a sweep: those of its question, or general ones.
+
+    Args:
+        stem: their name without the ending; by default that of `file_stem`.
 
     Raises:
         TableError: a study varies other axes than the tables of its sweep show.
@@ -42,7 +49,7 @@ def files_of(frames: Frames, sweep: str) -> SweepFiles:
     # Imported here because matplotlib is slow to load, and a store that cannot be shown is refused before.
     from analysis.display.figure_style import image_bytes
 
-    stem = file_stem(sweep)
+    stem = stem or file_stem(sweep)
     texts = {"md": markdown, "csv": tables.csv(studies), "tex": tables.latex(studies)}
     images = {kind: image_bytes(figure, kind) for kind in ("png", "svg")}
     files = {f"{stem}.{kind}": text.encode() for kind, text in texts.items()}
@@ -53,4 +60,21 @@ def files_of(frames: Frames, sweep: str) -> SweepFiles:
 def file_stem(sweep: str) -> str:
     """The name of a sweep's files without the ending: the sweep's name, made safe because a store may hold any name."""
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", sweep)
-    return sweep if safe == sweep and sweep not in _TAKEN else f"sweep-{safe}"
+    if len(safe) > _LONGEST_STEM:
+        safe = _with_checksum(safe, sweep)
+    is_safe = safe == sweep and safe[:1] not in ("", "-") and safe.lower() not in _TAKEN
+    return sweep if is_safe else f"sweep-{safe}"
+
+
+def file_stems(sweeps: Iterable[str]) -> dict[str, str]:
+    """The names of the files of all sweeps in a store, by sweep. Where two would be equal, on a disk that does not tell
+    capitals from small letters too, the later ones get a checksum."""
+    stems: dict[str, str] = {}
+    for sweep in sweeps:
+        stem, taken = file_stem(sweep), {other.lower() for other in stems.values()}
+        stems[sweep] = _with_checksum(stem, sweep) if stem.lower() in taken else stem
+    return stems
+
+
+def _with_checksum(stem: str, sweep: str) -> str:
+    return f"{stem[:_LONGEST_STEM]}-{hashlib.sha256(sweep.encode(errors='surrogatepass')).hexdigest()[:8]}"

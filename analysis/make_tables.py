@@ -5,6 +5,7 @@ python analysis/make_tables.py --storage runs       # from the journal, without 
 python analysis/make_tables.py --strict             # exit code 3 when a claim of the paper does not hold
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,13 +15,14 @@ from typing import Annotated
 if __name__ == "__main__":
     # Python puts this folder on the path, where its package `statistics` would hide Python's own.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.pop("MPLBACKEND", None)  # no figure needs it, and matplotlib refuses to be imported with a wrong one
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
 from analysis import verdicts_text
 from analysis.claims import verdicts
-from analysis.files import files_of
+from analysis.files import file_stems, files_of
 from analysis.questions import curves_of, question_of
 from analysis.report import report
 from analysis.statistics.studies import TableError
@@ -29,8 +31,9 @@ from analysis.store.frames import Frames, LoadError
 from analysis.store.journal import load_journal
 from analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
-from cvit.redaction import redacted
-from cvit.storage import Storage, StorageError
+from cvit.redaction import Redacting, redacted
+from cvit.storage import Storage, StorageError, without_waiting
+from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
@@ -74,8 +77,8 @@ def make_tables(
     except OSError as error:
         raise LoadError(f"out {str(out)!r} must be a folder, or a place for one: {error.strerror}") from error
     sections = {}
-    for sweep in sweeps:
-        sections[sweep] = files_of(frames, sweep)
+    for sweep, stem in file_stems(sweeps).items():
+        sections[sweep] = files_of(frames, sweep, stem)
         print(sections[sweep].markdown)
         _write(out, sections[sweep].by_name)
     judged = verdicts(frames)
@@ -103,10 +106,12 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
 
     Raises:
         LoadError: the source cannot be read or holds no study.
-        StorageError: the storage's URL is wrong.
+        StorageError: the storage's URL is wrong, or nobody answers there.
     """
     if storage is not None:
-        return load_journal(Storage.open(storage), curves_of=curves_of)
+        opened = Storage.open(storage)
+        opened.check_readable()
+        return load_journal(opened, curves_of=curves_of)
     if (uri := chosen_uri(tracking_uri)) == NO_TRACKING:
         raise LoadError(f"tracking URI {uri!r}: there is no store to read; give --storage")
     return load_mlflow(uri, curves_of)
@@ -122,4 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    make_streams_last()
+    sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
+    with without_waiting():
+        sys.exit(main())

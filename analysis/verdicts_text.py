@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-import pandas as pd
-
 from analysis.claims import Verdict, all_claims, claim_of, latest_studies, source_of
+from analysis.display.csv_text import csv_text
 from analysis.display.text import error_text, markdown_table, number_text, percent
 from analysis.questions import HEADS, POINTS, RELATIVE_ERROR, STEPS_SHARE
 from analysis.statistics.verdicts import ERROR_RATE, HOLDS, LEAST_PAIRS, MARGIN
@@ -45,8 +44,7 @@ def rules() -> list[str]:
 
 def csv(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as CSV with the columns CSV_COLUMNS; numbers are fractions, errors or heads, in full precision."""
-    rows = [asdict(verdict) for verdict in verdicts]
-    return pd.DataFrame(rows, columns=list(CSV_COLUMNS), dtype=object).to_csv(index=False, lineterminator="\n")
+    return csv_text([asdict(verdict) for verdict in verdicts], CSV_COLUMNS)
 
 
 def markdown(frames: Frames, verdicts: Sequence[Verdict]) -> str:

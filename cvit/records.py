@@ -5,16 +5,25 @@
     points   measurements of a trial
     end      how a trial ended
 
-A record is one line of JSON (see `cvit.storage`): its fields, and its `type`.
+A record is one line of JSON (see `cvit.storage`): its fields, its `type` and its `format`. Of a later version in the
+same format, this one passes over the types and fields that it does not know, with a line of the log; a later format is
+refused.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin, get_type_hints
 
+from cvit.errors import one_line
 from cvit.results import Point, as_point
+from cvit.storage import Storage, check_format, decode_records, later_version
 from cvit.vocabulary import RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
+
+_log = logging.getLogger(__name__)
+_said: set[tuple[str, str, str]] = set()
 
 Grid = Mapping[str, Sequence[Any]]
 """The values of every axis by name, seed included; the cells are the values' product."""
@@ -86,12 +95,54 @@ def from_json(values: Mapping[str, Any]) -> Record | None:
     """The record in a JSON object; None if its type is unknown. Unknown fields are ignored.
 
     Raises:
-        TypeError: a field is missing.
+        TypeError, ValueError, AttributeError, OverflowError: a field is missing, or its value is of another kind.
     """
-    record_class = _CLASSES.get(values.get("type", ""))
+    record_class = _CLASSES.get(str(values.get("type")))
     if record_class is None:
         return None
-    known = {f.name: values[f.name] for f in dataclasses.fields(record_class) if f.name in values}
+    known = {name: values[name] for name in _field_types(record_class) if name in values}
+    for name, value in known.items():
+        if not isinstance(value, _field_types(record_class)[name]):
+            raise TypeError(f"{name} is {type(value).__name__}")
     if "points" in known:
         known["points"] = [as_point(point) for point in known["points"]]
+    if "cells" in known and not all(isinstance(v, list) for grid in known["cells"] for v in grid.values()):
+        raise TypeError("cells are not lists of values")
     return record_class(**known)
+
+
+def read_segment(storage: Storage, path: str) -> Iterator[Record]:
+    """The records in a file of a journal. Torn and altered lines are left out.
+
+    Raises:
+        Refused: the file is of a later version, or is none.
+        OSError: it cannot be read.
+    """
+    for values in decode_records(storage.read(path)):
+        check_format(values, path)
+        try:
+            record = from_json(values)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise later_version(path, f"a record that cannot be read: {one_line(error)}") from error
+        if record is None:
+            _say_once(storage.url, path, f"records of type {values.get('type')!r}")
+            continue
+        if unknown := sorted(values.keys() - _field_types(type(record)).keys() - {"type", "format"}):
+            _say_once(storage.url, path, f"fields {', '.join(map(repr, unknown))}")
+        yield record
+
+
+@functools.cache
+def _field_types(record_class: type[Record]) -> Mapping[str, type]:
+    """The type of each field of a record, as JSON has it."""
+    hints = get_type_hints(record_class)
+    origins = {f.name: get_origin(hints[f.name]) or hints[f.name] for f in dataclasses.fields(record_class)}
+    return {name: list if origin is Sequence else origin for name, origin in origins.items()}
+
+
+def _say_once(url: str, path: str, what: str) -> None:
+    """Says that something in a journal is passed over, once for all its files."""
+    about = (url, path.rpartition("/")[0], what)
+    if about not in _said:
+        _said.add(about)
+        _log.warning("storage %r: %s has %s, written by a later version; they are passed over", url, path, what)

@@ -1,10 +1,11 @@
 """Results of finished stages. Reading them needs no torch, so that planning a sweep is fast."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from cvit.storage import Storage, checksum, decode_records
+from cvit.errors import one_line
+from cvit.storage import Storage, check_format, checksum, decode_records, later_version
 from cvit.vocabulary import STAGES_FOLDER
 
 Point = tuple[str, int, float, int]
@@ -66,14 +67,23 @@ def stage_folder(key: str) -> str:
 
 
 def load_result(storage: Storage, key: str) -> StageResult | None:
-    """The result of a stage; None while it is not done."""
-    record = read_record(storage, f"{stage_folder(key)}/result.json")
+    """The result of a stage; None while it is not done.
+
+    Raises:
+        Refused: a later version wrote it, in a format that this one does not know.
+    """
+    path = f"{stage_folder(key)}/result.json"
+    record = read_record(storage, path)
     if record is None:
         return None
-    record.pop("weights")
-    record["points"] = [as_point(p) for p in record["points"]]
-    record["trained_with"] = tuple(Provenance(**each) for each in record.get("trained_with", ()))
-    return StageResult(**record)
+    try:
+        values = known_fields(StageResult, record)
+        values["points"] = [as_point(p) for p in record["points"]]
+        trained_with = record.get("trained_with", ())
+        values["trained_with"] = tuple(Provenance(**known_fields(Provenance, p)) for p in trained_with)
+        return StageResult(**values)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise later_version(path, one_line(error)) from error
 
 
 def read_weights(storage: Storage, key: str) -> bytes | None:
@@ -83,16 +93,28 @@ def read_weights(storage: Storage, key: str) -> bytes | None:
         data = storage.read(f"{stage_folder(key)}/weights.safetensors")
     except FileNotFoundError:
         return None
-    return data if record is not None and record["weights"] == checksum(data) else None
+    return data if record is not None and record.get("weights") == checksum(data) else None
 
 
 def read_record(storage: Storage, path: str) -> dict[str, Any] | None:
-    """The single record of a file; None if it is missing, torn or altered."""
+    """The single record of a file; None if it is missing, torn or altered.
+
+    Raises:
+        Refused: it is of a later version.
+    """
     try:
         records = decode_records(storage.read(path))
     except FileNotFoundError:
         return None
-    return records[0] if len(records) == 1 else None
+    if len(records) != 1:
+        return None
+    check_format(records[0], path)
+    return records[0]
+
+
+def known_fields(record_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass's fields in a record; what a later version added is left out."""
+    return {field.name: values[field.name] for field in fields(record_class) if field.name in values}
 
 
 def last_value(points: Sequence[Point], metric: str) -> float | None:

@@ -1,15 +1,16 @@
 """A storage holds files under one root: a local folder, or a URL that pyarrow opens (s3://, gs://, file://).
 
-Writes are atomic: a reader sees the old content or the new one, never a mixture. A local file is written under another
-name beside its target, flushed to the disk and renamed. An object store publishes an object only when its upload is
-complete.
+Writes are atomic: a reader sees the old content or the new one, never a mixture. `cvit/folders.py` and
+`cvit/buckets.py` do the work. What a storage refuses for good raises `Refused`.
 
-A *record* is a JSON object on one line after a checksum, so that torn and altered lines are noticed.
+A *record* is a JSON object on one line after a checksum, so that torn and altered lines are noticed. It has a `format`,
+the number of the version of everything that is stored; records without one have the first. The number is raised when
+an older version would misread what a newer one writes.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -18,13 +19,14 @@ from typing import Any, Self
 
 import pyarrow.fs as pafs
 
-from cvit.errors import one_line
+from cvit import buckets, folders
+from cvit.buckets import without_waiting as without_waiting
+from cvit.errors import Refused, one_line
 from cvit.redaction import redacted
+from cvit.storage_urls import spelling_error
 
-_WITH_BUCKETS = ("s3", "gcs", "abfs")
-"""The file systems of Arrow whose paths begin with a bucket."""
-_ATTEMPTS = 8
-"""The number of tries of a request to S3 that fails for a passing reason; with growing pauses, about 40 s in all."""
+FORMAT = 1
+"""The format of everything that this version stores, and the latest that it reads."""
 
 
 class StorageError(Exception):
@@ -42,81 +44,104 @@ def encode_record(record: dict[str, Any]) -> bytes:
     return checksum(text)[:16].encode() + b" " + text + b"\n"
 
 
+def with_format(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as it is stored, with its format."""
+    return record | {"format": FORMAT}
+
+
+def check_format(record: dict[str, Any], path: str) -> None:
+    """Raises Refused if a record is of a later version, which this one could misread."""
+    number = record.get("format", 1)
+    if not isinstance(number, int) or number > FORMAT:
+        raise later_version(path, f"format {number!r}, and this version knows formats up to {FORMAT}")
+
+
+def later_version(path: str, reason: str) -> Refused:
+    """The error about a file that this version cannot read although its checksum is right."""
+    return Refused(f"{path} was written by a later version of this program ({reason}): use that version")
+
+
 def decode_records(data: bytes) -> list[dict[str, Any]]:
     """The records of all whole lines; torn and altered lines are left out."""
     records = []
     for line in data.splitlines():
         digest, _, text = line.partition(b" ")
         if digest.decode(errors="replace") == checksum(text)[:16]:
-            records.append(json.loads(text))
-    return records
+            with contextlib.suppress(ValueError, RecursionError):  # no JSON, but somebody's text with its checksum
+                records.append(json.loads(text))
+    return [record for record in records if isinstance(record, dict)]
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Files below `url`. Paths are relative to it, with forward slashes."""
+    """Files below `url`. Paths are relative to it, with forward slashes.
+
+    Every operation raises Refused for what trying again cannot mend, and another OSError for what may pass.
+    """
 
     url: str
-    _filesystem: pafs.FileSystem = field(repr=False, compare=False)
     _root: str = field(repr=False, compare=False)
+    _filesystem: pafs.FileSystem | None = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, url: str) -> Self:
         """Opens a folder or a filesystem URL without creating or reading anything there.
 
         Raises:
-            StorageError: the URL's scheme is unknown, its options are wrong, it names no bucket, or it contains a key,
-                which would appear in logs and process lists.
+            StorageError: the URL is empty or misspelt, its scheme is unknown, its options are wrong, it names no
+                bucket, or it contains a key, which would appear in logs and process lists.
         """
+        if (rule := spelling_error(url)) is not None:
+            raise StorageError(redacted(f"storage {url!r} is not valid: {rule}"))
         if re.match(r"\w+://[^/@]*:[^@]*@", url):
             raise StorageError(redacted(f"storage {url!r} holds a key: give it to AWS_ACCESS_KEY_ID and so on instead"))
         try:
-            if "://" in url:
-                filesystem, root = pafs.FileSystem.from_uri(url)
-                if not root and filesystem.type_name in _WITH_BUCKETS:
-                    raise ValueError("it names no bucket")
-                if isinstance(filesystem, pafs.S3FileSystem):
-                    filesystem = _patient(filesystem)
-            else:
+            if "://" not in url:
                 url = str(Path(url).expanduser().absolute())
-                filesystem, root = pafs.LocalFileSystem(), url
+                return cls(url, url, None)
+            filesystem, root = buckets.open_url(url)
+            return cls(url, root, None if isinstance(filesystem, pafs.LocalFileSystem) else filesystem)
         except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
             raise StorageError(_message(url, "opened", error)) from error
-        return cls(url, filesystem, root.rstrip("/"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage.open, (self.url,)
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self._filesystem, pafs.LocalFileSystem)
+        return self._filesystem is None
 
-    def _path(self, path: str) -> str:
-        if path.startswith("/") or ".." in path.split("/"):
-            raise StorageError(f"{path!r} is no path inside a storage")
+    def _place(self, path: str) -> str:
+        """The path of an object in its bucket."""
         return f"{self._root}/{path}" if path else self._root
 
     def check_writable(self) -> None:
-        """Checks that files can be written, and leaves nothing behind.
+        """Checks within a minute or two that files can be written, and leaves nothing behind.
 
         Raises:
             StorageError: files cannot be written.
         """
         try:
-            if self.is_local and not os.path.exists(self._root):
-                folder = Path(self._root)
-                while not folder.exists():
-                    folder = folder.parent
-                if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-                    raise PermissionError(f"{folder} is not a folder that can be written")
-                return
-            # The file system without retries, so that a mistyped endpoint does not cost a minute.
-            at_once = self if self.is_local else Storage(self.url, pafs.FileSystem.from_uri(self.url)[0], self._root)
-            probe = f".probe-{uuid.uuid4().hex}"
-            at_once.write(probe, b"cvit")
-            at_once.delete(probe)
+            if self._filesystem is None:
+                folders.check_writable(self._root)
+            else:
+                buckets.check_writable(self._filesystem, self._place(f".probe-{uuid.uuid4().hex}"))
         except OSError as error:
             raise StorageError(_message(self.url, "written", error)) from error
+
+    def check_readable(self) -> None:
+        """Checks within a minute that files can be read; a folder that is not yet there is empty.
+
+        Raises:
+            StorageError: files cannot be read.
+        """
+        try:
+            if self._filesystem is None:
+                folders.names(self._root, "")
+            else:
+                buckets.check_readable(self._filesystem, self._root)
+        except OSError as error:
+            raise StorageError(_message(self.url, "read", error)) from error
 
     def read(self, path: str) -> bytes:
         """The file's content.
@@ -124,67 +149,57 @@ class Storage:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        place = self._path(path)
-        while True:
-            with self._filesystem.open_input_file(place) as file:  # one request for the size, one for the content
-                data = file.read()
-            # If another writer replaces the object between the two requests, a longer one is cut off: read again.
-            if self.is_local or self._filesystem.get_file_info(place).size == len(data):
-                return data
+        _check_path(path)
+        if self._filesystem is None:
+            return folders.read(self._root, path)
+        return buckets.read(self._filesystem, self._place(path))
 
     def write(self, path: str, data: bytes) -> None:
         """Writes the whole file at once, atomically, and creates folders as needed."""
-        target = self._path(path)
-        if not self.is_local:
-            with self._filesystem.open_output_stream(target) as stream:
-                stream.write(data)
-            return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        beside = f"{target}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(beside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        finally:
-            if os.path.exists(beside):
-                os.unlink(beside)
+        _check_path(path)
+        if self._filesystem is None:
+            folders.write(self._root, path, data)
+        else:
+            buckets.write(self._filesystem, self._place(path), data)
 
-    def append_local(self, path: str, data: bytes) -> None:
-        """Appends to a local file and flushes it to the disk; object stores cannot append."""
-        target = self._path(path)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(target, "ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    def append_local(self, path: str, data: bytes, *, must_exist: bool = False) -> None:
+        """Appends to a local file, which it creates if needed, and flushes it to the disk; object stores cannot append.
+
+        Args:
+            must_exist: for a file that was there: if it is missing, the storage has been removed.
+        """
+        _check_path(path)
+        folders.append(self._root, path, data, create=not must_exist)
 
     def delete(self, path: str) -> None:
         """Removes a file; a missing file is no error."""
-        try:
-            self._filesystem.delete_file(self._path(path))
-        except FileNotFoundError:
-            return
+        _check_path(path)
+        if self._filesystem is None:
+            folders.delete(self._root, path)
+        else:
+            buckets.delete(self._filesystem, self._place(path))
 
-    def delete_others(self, folder: str, kept: set[str]) -> None:
-        """Removes all files directly in a folder except the named ones, including partial files of killed writers."""
-        for info in self._filesystem.get_file_info(pafs.FileSelector(self._path(folder), allow_not_found=True)):
-            if info.is_file and info.base_name not in kept:
-                self.delete(f"{folder}/{info.base_name}")
+    def delete_matching(self, folder: str, pattern: re.Pattern[str]) -> None:
+        """Removes the files directly in a folder whose names match, and what killed writers left of such files."""
+        for name in self._all_names(folder):
+            partial = folders.PARTIAL.fullmatch(name)
+            if pattern.fullmatch(partial["name"] if partial else name):
+                self.delete(f"{folder}/{name}")
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of the files and folders directly in a folder; empty if there is no such folder."""
-        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
-        names = (info.base_name for info in self._filesystem.get_file_info(selector))
-        return sorted(name for name in names if name and not name.endswith(".partial"))
+        return sorted(name for name in self._all_names(folder) if name and not folders.PARTIAL.fullmatch(name))
+
+    def _all_names(self, folder: str) -> list[str]:
+        _check_path(folder)
+        if self._filesystem is None:
+            return folders.names(self._root, folder)
+        return buckets.names(self._filesystem, self._place(folder))
 
 
-def _patient(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
-    """The file system with AWS's own strategy for failed requests. Arrow's default, which a URL cannot change, gives up
-    after 6 s of broken connections and after 1.4 s of "slow down"."""
-    _, (options,) = filesystem.__reduce__()
-    return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS))
+def _check_path(path: str) -> None:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise StorageError(f"{path!r} is no path inside a storage")
 
 
 def _message(url: str, done: str, error: BaseException) -> str:

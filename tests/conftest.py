@@ -16,6 +16,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # as in a sweep, whichever test reads a store first
     "RAY_USAGE_STATS_ENABLED": "0",
     "MPLBACKEND": "Agg",
     "OMP_NUM_THREADS": "1",  # torch reads it at import; one thread, so that results don't depend on the machine

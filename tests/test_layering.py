@@ -17,9 +17,11 @@ LIGHT_MODULES = (
     "cvit.records",
     "cvit.redaction",
     "cvit.storage",
+    "cvit.streams",
     "cvit.tasks",
     "cvit.theorem.counts",
     "cvit.tracking",
+    "cvit.tracking_schema",
 )
 ORCHESTRATION = ("ray", "mlflow")
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
+from analysis.display.csv_text import csv_text
 from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.text import (
@@ -20,6 +19,7 @@ from analysis.display.text import (
     latex,
     latex_estimate,
     latex_table,
+    markdown_name,
     markdown_table,
     mean_text,
     number_text,
@@ -133,14 +133,15 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
     columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
     columns += [name for column in layout.columns for name in column.csv_names]
     columns += [_TRAIN_IMAGES] if any(study.shares.num_images for study in studies) else []
-    # As objects, because beside a missing value pandas would turn integers into floats.
-    return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+    return csv_text(rows, columns)
 
 
 def markdown(studies: Sequence[Study], layout: Layout) -> str:
     """All studies of a sweep as Markdown, a section each."""
     rules = f"{_RULES} {layout.notes}".rstrip()
-    return "\n".join([f"# {studies[0].sweep}\n\n{rules}\n", *(_markdown_section(study, layout) for study in studies)])
+    return "\n".join(
+        [f"# {markdown_name(studies[0].sweep)}\n\n{rules}\n", *(_markdown_section(study, layout) for study in studies)]
+    )
 
 
 def latex_tables(studies: Sequence[Study], layout: Layout) -> str:

@@ -7,6 +7,7 @@ colour-blind readers can distinguish; markers and line styles distinguish curves
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.display.wording import fraction_text, heads_text, scheme_text
@@ -73,6 +75,10 @@ MARKERS = {
 _OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
 _MARKERS_PER_LINE = 8
 _LEGEND_COLUMNS = 5
+_LONGEST_LINE, _LONGEST_NAME = 80, 30
+"""The largest number of characters in a line of a title, and of a value at an axis or in a legend."""
+_LEGEND_WIDTH = 120
+"""The number of characters that a line of the legend below has room for."""
 
 
 @contextlib.contextmanager
@@ -82,12 +88,35 @@ def new_figure(height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
+        for text in _labels(figure):
+            # Names come from stores: between two dollar signs they would be mathematics, which may not even be valid.
+            text.set_parse_math(False)
+            text.set_text("\n".join(_shortened(line, _LONGEST_LINE) for line in text.get_text().split("\n")))
+
+
+def _labels(figure: Figure) -> Iterator[Text]:
+    """The texts of a figure but its numbers at the axes, which are mathematics on a logarithmic scale."""
+    yield from figure.texts
+    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()) is not None)]
+    for legend in legends:
+        yield from legend.get_texts()
+    for axes in figure.axes:
+        yield from (axes.xaxis.label, axes.yaxis.label, *axes.texts)
+        yield from (title for title in axes.get_children() if isinstance(title, Text))
+
+
+def _shortened(line: str, longest: int) -> str:
+    """A line of a label; a name that is too long loses its middle."""
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[: half - 1]}…{line[-half:]}"
 
 
 def image_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as `png` (200 dots per inch) or `svg`, without dates, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font does not have is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return buffer.getvalue()
 
@@ -164,7 +193,7 @@ def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
 def fixed_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -> None:
     """Sets the ticks of an axis to these values."""
     axis.set_major_locator(FixedLocator(values))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _shortened(text(value), _LONGEST_NAME).replace("$", r"\$")))
     axis.set_minor_locator(NullLocator())
 
 
@@ -182,8 +211,9 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        columns = min(len(handles), _LEGEND_COLUMNS)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+        labels = [_shortened(name, _LONGEST_NAME) for name in handles]
+        columns = min(len(handles), _LEGEND_COLUMNS, max(1, _LEGEND_WIDTH // max(map(len, labels))))
+        figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns)
 
 
 def mark_heads(axes: Axes, count: int, at_top: bool) -> None:

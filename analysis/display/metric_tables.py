@@ -6,11 +6,10 @@ Numbers have the unit of the metric; printed numbers are rounded.
 import math
 from collections.abc import Sequence
 
-import pandas as pd
-
+from analysis.display.csv_text import csv_text
 from analysis.display.notes import notes
 from analysis.display.settings import has_schemes, heading_lines, listed, settings_lines
-from analysis.display.text import latex, latex_table, markdown_table, number_text
+from analysis.display.text import latex, latex_table, markdown_name, markdown_table, number_text
 from analysis.display.wording import csv_value, heading, in_caption, metric_text, scheme_text, texts
 from analysis.statistics.stats import Estimate, Summary
 from analysis.statistics.studies import Study
@@ -38,12 +37,12 @@ def csv(studies: Sequence[Study]) -> str:
             counts = {"expected": cell.expected, "diverged": cell.diverged}
             rows.append(common | place | vars(cell.estimate) | counts)
     columns = ["sweep", "study", "dataset", "kind", *axes, "mean", "ci_low", "ci_high", "n", "expected", "diverged"]
-    return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+    return csv_text(rows, columns)
 
 
 def markdown(studies: Sequence[Study]) -> str:
     """All studies of a sweep as Markdown, a section each."""
-    return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
+    return "\n".join([f"# {markdown_name(studies[0].sweep)}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from analysis.display.notes import notes, trained_with_text
-from analysis.display.text import markdown_table
+from analysis.display.text import markdown_code, markdown_name, markdown_table
 from analysis.display.wording import label, labels, plain_text
 from analysis.statistics.stats import Result
 from analysis.statistics.studies import Study
@@ -16,7 +16,7 @@ from cvit.tasks import parameters_of_task
 def heading_lines(study: Study) -> list[str]:
     """A section's heading in Markdown: label, question, start."""
     started = datetime.fromtimestamp(study.start_time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return [f"## {study.label}", "", f"{study.question} Started {started}.", ""]
+    return [f"## {markdown_name(study.label)}", "", f"{study.question} Started {started}.", ""]
 
 
 def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
@@ -26,7 +26,7 @@ def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:
         step = result.trial["diverged_step"] if result.trial and result.diverged else None
         scheme = [result.place[SCHEME]] if has_schemes(study) else []
         where = ", ".join([*labels(study, result.place), *scheme, f"seed {result.seed}"])
-        items.append(f"- {where}: {result.state}" + ("" if step is None else f" at step {step}"))
+        items.append(f"- {markdown_name(where)}: {result.state}" + ("" if step is None else f" at step {step}"))
     return ["", f"{title}:", "", *items] if items else []
 
 
@@ -44,11 +44,12 @@ def settings_lines(study: Study, in_tables: Collection[str] = ()) -> list[str]:
             for name, by_scheme in differing.items()
         ]
         lines += ["", "Settings that differ:", "", *markdown_table(["setting", *study.schemes], rows)]
-    lines += ["", *([f"Data set: {study.dataset}{_num_images(study)}.", ""] if study.dataset else [])]
+    lines += ["", *([f"Data set: {markdown_name(study.dataset)}{_num_images(study)}.", ""] if study.dataset else [])]
     if shared:
-        lines += ["Shared settings: " + ", ".join(f"`{name}={value}`" for name, value in shared.items()) + ".", ""]
+        settings = ", ".join(markdown_code(f"{name}={value}") for name, value in shared.items())
+        lines += [f"Shared settings: {settings}.", ""]
     if trained_with := trained_with_text(study):
-        lines += [f"Trained with: {trained_with}.", ""]
+        lines += [f"Trained with: {markdown_name(trained_with)}.", ""]
     return [*lines, "Command:", "", *(f"    {line}" for line in study.command.splitlines() or ["unknown"])]
 
 

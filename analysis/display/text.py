@@ -11,8 +11,14 @@ _LATEX_ESCAPES = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "×": r"$\times$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "_%&#${}"},
 }
+
+_ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|\[(?=[^\]]*\]\()")
+"""The beginning of HTML or of a link in Markdown."""
 
 
 def percent(value: float, sign: str = "") -> str:
@@ -62,14 +68,30 @@ def number_text(value: float) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table with aligned columns; a pipe within a cell is escaped."""
-    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in (head, *rows))
+    """The lines of a table with aligned columns; what Markdown would take for its own within a cell is escaped."""
+    head, *rows = ([_markdown_cell(cell) for cell in row] for row in (head, *rows))
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
     return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
+
+
+def _markdown_cell(text: str) -> str:
+    # Our own cells are code, or end in what stands out.
+    is_marked = re.fullmatch(r"`[^`]+`|[^`*<\[]*\*\*[^`*<\[]+\*\*", text) is not None
+    return (text if is_marked else markdown_name(text)).replace("|", "\\|")
+
+
+def markdown_name(text: str) -> str:
+    """A name as Markdown, in which it stays as it is: no emphasis, no code, no HTML, no link."""
+    return re.sub(rf"[\\`*]|{_ACTIVE.pattern}|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def markdown_code(text: str) -> str:
+    """A text as code within a line of Markdown."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def latex_table(
@@ -98,7 +120,7 @@ def latex_table(
             r"    \toprule",
             "    " + " & ".join(map(latex, head)) + r" \\",
             r"    \midrule",
-            *("    " + " & ".join(cells) + r" \\" for cells in rows),
+            *("    " + _latex_row(cells) + r" \\" for cells in rows),
             r"    \bottomrule",
             r"  \end{tabular}",
             *([rf"  \par\footnotesize {latex(' '.join(notes))}"] if notes else []),
@@ -106,6 +128,12 @@ def latex_table(
             "",
         ]
     )
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    """A row. Without the braces, a star or a bracket at its beginning would belong to the line break before it."""
+    row = " & ".join(cells)
+    return f"{{}}{row}" if row[:1] in ("[", "*") else row
 
 
 def latex_estimate(text: str) -> str:

@@ -8,12 +8,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
-import pandas as pd
-
+from analysis.display.csv_text import csv_text
 from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.tables import Tables
-from analysis.display.text import error_text, latex, latex_table, markdown_table
+from analysis.display.text import error_text, latex, latex_table, markdown_name, markdown_table
 from analysis.display.wording import heads_text
 from analysis.questions import HEADS, RELATIVE_ERROR, Claim, Question
 from analysis.statistics.pairs import Family
@@ -84,13 +83,13 @@ def by_case(all_fits: Iterable[Fit]) -> Cases:
 
 def csv(studies: Sequence[Study]) -> str:
     """The fits of the most recent study as CSV with the columns CSV_COLUMNS, in full precision."""
-    rows = [astuple(fit) for fit in fits(studies[0])]
-    return pd.DataFrame(rows, columns=list(CSV_COLUMNS)).to_csv(index=False, lineterminator="\n")
+    rows = [dict(zip(CSV_COLUMNS, astuple(fit), strict=True)) for fit in fits(studies[0])]
+    return csv_text(rows, CSV_COLUMNS)
 
 
 def markdown(studies: Sequence[Study]) -> str:
     """All studies as Markdown, a section each."""
-    return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
+    return "\n".join([f"# {markdown_name(studies[0].sweep)}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:

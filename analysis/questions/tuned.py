@@ -10,12 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
-
+from analysis.display.csv_text import csv_text
 from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
 from analysis.display.tables import Tables
-from analysis.display.text import gain_text, latex, latex_estimate, latex_table, markdown_table, mean_text, percent
+from analysis.display.text import (
+    gain_text,
+    latex,
+    latex_estimate,
+    latex_table,
+    markdown_name,
+    markdown_table,
+    mean_text,
+    percent,
+)
 from analysis.display.wording import heading, plain_text, scheme_text
 from analysis.questions import Question
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
@@ -109,12 +117,12 @@ def csv(studies: Sequence[Study]) -> str:
         rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(outcomes)))
     columns = ["sweep", "study", "dataset", "kind", SCHEME, "number", *SETTINGS, "tried", "validation_accuracy"]
     columns += ["mean", "ci_low", "ci_high", "n", "expected", "diverged"]
-    return pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+    return csv_text(rows, columns)
 
 
 def markdown(studies: Sequence[Study]) -> str:
     """All studies as Markdown, a section each."""
-    return "\n".join([f"# {studies[0].sweep}\n\n{_RULES}\n", *map(_markdown_section, studies)])
+    return "\n".join([f"# {markdown_name(studies[0].sweep)}\n\n{_RULES}\n", *map(_markdown_section, studies)])
 
 
 def latex_tables(studies: Sequence[Study]) -> str:

@@ -15,6 +15,7 @@ A parameter that is not set has the number that earlier versions used in place o
 `inner_dim`: so tables and CSV files are the same for old stores and new ones.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from analysis.store.axes import SEED, axes_of, sort_key
 from cvit import vocabulary as names
 from cvit.config import Parameter, as_text, with_numbers
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
+from cvit.redaction import redacted, without_secrets
 from cvit.tasks import TASK_NAMES, parameters_of_task
 
 CurvesOf = Callable[[str], Collection[str]]
@@ -66,6 +68,7 @@ TRIAL_COLUMNS = (
 )
 CURVE_COLUMNS = ("trial_key", "metric", "step", "value")
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MLFLOW_INFINITY = 1.797e308  # MLflow stores infinities as the largest finite double
 
 
@@ -128,7 +131,11 @@ class Raw:
                 self.add_end(record)
 
     def add_study(self, sweep: str, record: StudyRecord) -> None:
-        """Adds a study or its extension: the cells are united, and the last command counts."""
+        """Adds a study or its extension: the cells are united, and the last command counts.
+
+        Raises:
+            LoadError: the study has grids of different axes, which no version so far writes.
+        """
         task, parameters = _task_of(record.tags)
         cells = [
             {name: [_typed(parameters, name, value) for value in grid[name]] for name in sorted(grid)}
@@ -138,25 +145,29 @@ class Raw:
             record.study_key,
             {
                 "study_key": record.study_key,
-                "sweep": sweep,
+                "sweep": _in_one_line(sweep),
                 "task": task,
-                "question": record.question,
+                "question": _in_one_line(redacted(record.question)),
                 "start_time_ms": int(record.start_time_ms),
                 "cells": [],
                 "params": _typed_params(parameters, record.params),
             },
         )
-        study["command"] = record.command
+        if any(grid.keys() != (*study["cells"], *cells)[0].keys() for grid in cells):
+            raise LoadError(f"study {record.study_key} has grids of different axes")
+        # The engine hides secrets too, but an earlier version of it may have missed one.
+        study["command"] = redacted(record.command)
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
     def add_trial(self, sweep: str, record: TrialRecord) -> None:
         """Adds a trial. A parameter that it lacks was added later, so it has its neutral value."""
         task, parameters = _task_of(record.tags)
-        row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key, "sweep": sweep}
+        row: dict[str, Any] = {"trial_key": record.trial_key, "study_key": record.study_key}
+        row["sweep"] = _in_one_line(sweep)
         # Before trials said with what they were trained, the code version was that of their planning.
         row |= {"task": task, "code_version": record.tags.get(names.TAG_CODE_VERSION)}
         images = record.tags.get(names.TAG_TRAIN_IMAGES)
-        row["train_images"] = None if images is None else int(images)
+        row["train_images"] = int(images) if images is not None and images.isdigit() else None
         neutral = with_numbers({name: parameter.neutral for name, parameter in parameters.items()}, parameters)
         place = (record.study_key, record.trial_key)
         self.trials.setdefault(place, row | neutral | _typed_params(parameters, record.params))
@@ -181,8 +192,8 @@ class Raw:
     def add_end(self, record: EndRecord) -> None:
         """Adds the end of a trial; the last one counts."""
         step = record.tags.get(names.TAG_DIVERGED_STEP)
-        self.ends[record.trial_key] = (record.status, None if step is None else int(step))
-        known = {column: record.tags[tag] for column, tag in TRAINED_WITH.items() if tag in record.tags}
+        self.ends[record.trial_key] = (record.status, int(step) if step is not None and step.isdigit() else None)
+        known = {column: _in_one_line(record.tags[tag]) for column, tag in TRAINED_WITH.items() if tag in record.tags}
         self.trained_with.setdefault(record.trial_key, {}).update(known)
 
     def frames(self, source: str) -> Frames:
@@ -233,13 +244,18 @@ def _task_of(tags: Mapping[str, str]) -> tuple[str, Mapping[str, Parameter]]:
 
 def _typed(parameters: Mapping[str, Parameter], name: str, value: Any) -> Any:
     """A parameter's value in its type; the values of unknown parameters stay text."""
-    text = as_text(value)
+    text = _in_one_line(without_secrets(as_text(value)))
     if name not in parameters:
         return text
     try:
         return with_numbers({name: parameters[name].parse(text)}, parameters)[name]
     except ValueError as error:
         raise LoadError(f"parameter {name} has the unreadable value {text!r}") from error
+
+
+def _in_one_line(text: str) -> str:
+    """A text without line breaks and other control characters, which no table, figure or name of a file can have."""
+    return _CONTROL.sub(" ", text)
 
 
 def _typed_params(parameters: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from cvit.cores import usable_cores
 from cvit.data.deep import ValueRange, deep_values, eight_bits, is_deep, is_deep_gray
 from cvit.errors import one_line, printable
 
@@ -149,7 +149,7 @@ def decode_images(encoded: Sequence[bytes | None], name_of: Callable[[int], str]
         chunk = encoded[start : start + _CHUNK]
         return b"".join(_decode(data, name_of, start + i, target) for i, data in enumerate(chunk))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         data = b"".join(pool.map(decode, range(0, len(encoded), _CHUNK)))
     return _channels_first(data, target)
 

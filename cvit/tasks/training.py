@@ -40,7 +40,7 @@ def _defaults_of_data(info: "DatasetInfo") -> dict[str, Any]:
 
 
 def _default_patch_size(image_size: int) -> int:
-    divisors = [size for size in range(LEAST_PATCH_SIZE, image_size + 1) if image_size % size == 0]
+    divisors = [size for size in range(LEAST_PATCH_SIZE, image_size + 1) if image_size % size == 0] or [image_size]
     return min(divisors, key=lambda size: abs(image_size / size - TOKENS_PER_SIDE))
 
 

@@ -6,19 +6,23 @@
                          result.json                 the result; once it is there, and whole, the stage is done
 
 Each file is written atomically. The two newest checkpoints are kept: if the newest is torn or altered, the one before
-it is used. Nothing read from the storage is unpickled.
+it is used. Nothing read from the storage is unpickled. Only files with these names are deleted.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from cvit.results import Point, Provenance, StageResult, as_point, read_record, read_weights, stage_folder
-from cvit.storage import Storage, checksum, encode_record
+from cvit.errors import one_line
+from cvit.results import Point, Provenance, StageResult, as_point, known_fields, read_record, read_weights, stage_folder
+from cvit.storage import Storage, checksum, encode_record, later_version, with_format
 from cvit.training.stability import Stability
 
 _KEPT = 2
+_CHECKPOINT = re.compile(r"(?P<step>step-\d{8,})\.(?P<kind>json|safetensors)")
 
 
 @dataclass
@@ -47,14 +51,18 @@ def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], prog
     name = f"{stage_folder(key)}/step-{progress.step:08d}"
     data = safetensors.torch.save(tensors)
     storage.write(f"{name}.safetensors", data)
-    storage.write(f"{name}.json", encode_record(asdict(progress) | {"tensors": checksum(data)}))
+    storage.write(f"{name}.json", encode_record(with_format(asdict(progress) | {"tensors": checksum(data)})))
     for old in _checkpoint_names(storage, key)[:-_KEPT]:
         storage.delete(f"{stage_folder(key)}/{old}.json")
         storage.delete(f"{stage_folder(key)}/{old}.safetensors")
 
 
 def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], StageProgress] | None:
-    """The newest checkpoint that is whole, or None."""
+    """The newest checkpoint that is whole, or None.
+
+    Raises:
+        Refused: a later version wrote it.
+    """
     for name in reversed(_checkpoint_names(storage, key)):
         path = f"{stage_folder(key)}/{name}"
         record = read_record(storage, f"{path}.json")
@@ -62,22 +70,34 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Stag
             data = storage.read(f"{path}.safetensors")
         except FileNotFoundError:
             continue
-        if record is None or record.pop("tensors") != checksum(data):
+        if record is None or record.get("tensors") != checksum(data):
             continue
-        record["points"] = [as_point(p) for p in record["points"]]
-        record["stability"] = Stability(**record.get("stability", {}))
-        # The session that wrote a checkpoint without it, a version before, is unknown.
-        record["trained_with"] = [Provenance(**each) for each in record.get("trained_with", [{}])]
-        return safetensors.torch.load(data), StageProgress(**record)
+        return safetensors.torch.load(data), _progress(record, f"{path}.json")
     return None
+
+
+def _progress(record: dict[str, Any], path: str) -> StageProgress:
+    """The progress in a checkpoint's record."""
+    try:
+        values = known_fields(StageProgress, record)
+        values["points"] = [as_point(p) for p in record["points"]]
+        values["stability"] = Stability(**known_fields(Stability, record.get("stability", {})))
+        # The session that wrote a checkpoint without it, a version before, is unknown.
+        trained_with = record.get("trained_with", [{}])
+        values["trained_with"] = [Provenance(**known_fields(Provenance, p)) for p in trained_with]
+        return StageProgress(**values)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise later_version(path, one_line(error)) from error
 
 
 def save_result(storage: Storage, key: str, weights: dict[str, Tensor], result: StageResult) -> None:
     """Marks a stage as done and deletes its checkpoints."""
     data = safetensors.torch.save(weights)
     storage.write(f"{stage_folder(key)}/weights.safetensors", data)
-    storage.write(f"{stage_folder(key)}/result.json", encode_record(asdict(result) | {"weights": checksum(data)}))
-    storage.delete_others(stage_folder(key), kept={"weights.safetensors", "result.json"})
+    storage.write(
+        f"{stage_folder(key)}/result.json", encode_record(with_format(asdict(result) | {"weights": checksum(data)}))
+    )
+    storage.delete_matching(stage_folder(key), _CHECKPOINT)
 
 
 def load_weights(storage: Storage, key: str) -> dict[str, Tensor] | None:
@@ -87,5 +107,5 @@ def load_weights(storage: Storage, key: str) -> dict[str, Tensor] | None:
 
 
 def _checkpoint_names(storage: Storage, key: str) -> list[str]:
-    names = storage.names(stage_folder(key))
-    return [name.removesuffix(".json") for name in names if name.startswith("step-") and name.endswith(".json")]
+    matches = map(_CHECKPOINT.fullmatch, storage.names(stage_folder(key)))
+    return [match["step"] for match in matches if match and match["kind"] == "json"]

@@ -34,6 +34,8 @@ from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR, STATUS_OK
 MEASUREMENTS = 10
 """The number of errors measured during a fit, beside the one at its start."""
 _TIMED_STEPS = 20
+_SLOW_STEP_S = 1.0
+"""From here on, one step is timed and no more, start and end included."""
 _RIDGE = 1e-13
 """Relative ridge of the least squares inside the loss, because two heads may become equal."""
 _LEAST_SQUARED_ERROR = 1e-14
@@ -164,7 +166,10 @@ def step_seconds(stage: FitStage) -> float:
         descend(dataclasses.replace(stage.trial, fit_steps=steps))
         return time.perf_counter() - started
 
-    return max(0.0, seconds(1 + _TIMED_STEPS) - seconds(1)) / _TIMED_STEPS
+    alone = seconds(1)
+    if alone > _SLOW_STEP_S:
+        return alone
+    return max(0.0, seconds(1 + _TIMED_STEPS) - alone) / _TIMED_STEPS
 
 
 def _point(metric: str, step: int, value: float) -> Point:

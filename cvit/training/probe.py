@@ -1,6 +1,8 @@
 """Probes of a pack on a device: the time of its steps and the memory that it needs."""
 
 import contextlib
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -8,12 +10,23 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cvit.config import TrialConfig
 from cvit.init.registry import blank_model
 from cvit.stages import TrainingStage
 from cvit.training.batches import LabelledImages, PackData
 from cvit.training.pack import EVALUATION_BATCH_SIZE, TrainingPack
 
 _STEPS = 3
+SLOW_STEP_S = 0.3
+"""From here on, a step on a CPU is not timed again in larger packs: starting its operations takes no time beside it."""
+MOST_OPERATIONS = 2e10
+"""The most operations of a step that is timed on a CPU, about; larger steps are timed with fewer images and blocks."""
+_DEEPEST = 24
+"""The most blocks that are built to count or time a step; the blocks beyond cost as much each."""
+_OPERATIONS_OF_A_WEIGHT = 50
+"""An attention weight takes the time of so many multiplications: softmax and bias are bound by memory."""
+_BYTES_PER_PARAMETER = 16
+"""Weight, gradient and two moments of a parameter, float32."""
 
 
 @contextlib.contextmanager
@@ -30,8 +43,20 @@ def one_thread() -> Iterator[None]:
 def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.device) -> list[float]:
     """Seconds of an optimiser step for packs of each size, without evaluation; the best of a few measurements.
 
-    The sizes take turns, so that a short disturbance of the device affects all of them.
+    The sizes take turns, so that a short disturbance of the device affects all of them. On a CPU, a step that takes
+    long is timed once or twice, if need be with fewer images and blocks, and the rest is extrapolated. NaN where even
+    that is too large for this machine.
     """
+    if device.type == "cpu":
+        small = _timeable(stage)
+        if small is None:
+            return [math.nan] * len(sizes)
+        alone = _pack(small, 1, device)
+        seconds = alone.train(0).seconds
+        if small is not stage or seconds > SLOW_STEP_S:
+            seconds = min(seconds, alone.train(1).seconds)
+            of_member = seconds * _operations(stage) / _operations(small)
+            return [of_member * size for size in sizes]
     packs = [_pack(stage, members, device) for members in sizes]
     for pack in packs:
         pack.train(0)
@@ -39,8 +64,47 @@ def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.devic
     return [min(of_size) for of_size in zip(*turns, strict=True)]
 
 
+def _timeable(stage: TrainingStage) -> TrainingStage | None:
+    """The stage if its steps can be timed; else a stage like it with fewer images, and then fewer blocks; None if there
+    is none."""
+    excess = _operations(stage) / MOST_OPERATIONS
+    if excess > 1:
+        stage = _resized(stage, batch_size=math.ceil(stage.trial.training.batch_size / excess))
+    if _operations(stage) > 2 * MOST_OPERATIONS:
+        stage = _resized(stage, depth=math.ceil(stage.trial.model.depth * MOST_OPERATIONS / _operations(stage)))
+    if stage.trial.model.depth > _DEEPEST:
+        stage = _resized(stage, depth=_DEEPEST)
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _operations(stage) > 2 * MOST_OPERATIONS or _num_parameters(stage) * _BYTES_PER_PARAMETER > memory / 2:
+        return None
+    return stage
+
+
+def _resized(stage: TrainingStage, **sizes: int) -> TrainingStage:
+    """The stage with another depth or batch size."""
+    return replace(stage, trial=TrialConfig.from_flat(stage.trial.flat() | sizes))
+
+
+def _operations(stage: TrainingStage) -> float:
+    """The order of magnitude of the operations of a step, exact in its proportion to images and blocks."""
+    model = stage.trial.model
+    tokens, inner = math.prod(model.grid), model.num_heads * model.head_dim
+    of_token = 2 * model.mlp_ratio * model.embed_dim**2 + 4 * model.embed_dim * inner + 2 * tokens * inner
+    of_token += _OPERATIONS_OF_A_WEIGHT * model.num_heads * tokens
+    return 6.0 * stage.trial.training.batch_size * tokens * model.depth * of_token
+
+
+def _num_parameters(stage: TrainingStage) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in blank_model(stage).parameters())
+
+
 def step_flops(stage: TrainingStage) -> float:
     """Floating-point operations of the matrix products of one optimiser step, forward and backward."""
+    excess = stage.trial.model.depth - _DEEPEST
+    if excess > 0:
+        half, whole = (step_flops(_resized(stage, depth=depth)) for depth in (_DEEPEST // 2, _DEEPEST))
+        return whole + excess * (whole - half) / (_DEEPEST - _DEEPEST // 2)
     config, size = stage.trial.model, stage.trial.training.batch_size
     with torch.device("meta"):
         model = blank_model(stage)

@@ -2,6 +2,8 @@
 before any of them is imported."""
 
 import os
+import warnings
+from pathlib import Path
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -14,7 +16,16 @@ _RAY = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # The display prints one line per fault; without this, Tune prints a list of tracebacks at the end.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Under `uv run`, Ray would upload the working folder to its workers, whatever its size. They have the code already.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+
+_REFUSED_BY_TUNE = ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR", "RAY_STORAGE")
+"""Variables of earlier versions of Ray, which ask for a folder of results. The state of a sweep is in its storage; Tune
+ends with an error if one of them is set."""
+
+NO_HOME = "/nonexistent"
+"""The home folder of a user that has none: a name without a folder, where nobody can lay a file for others."""
 
 _MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -35,6 +46,17 @@ _MALLOC = {
 
 
 def prepare() -> None:
-    """Sets every variable that the user has not set."""
+    """Sets every variable that the user has not set, and removes those with which Ray cannot work."""
     for name, value in (_RAY | _MLFLOW | _MALLOC).items():
         os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME, and a user without an entry, as in some containers: libraries end at `~`
+        os.environ["HOME"] = NO_HOME
+    for name in _REFUSED_BY_TUNE:
+        os.environ.pop(name, None)
+    options = os.environ.get("PYTHONWARNINGS", "").split(",")
+    if any(option.startswith("error") for option in options):
+        # Ray's own processes import libraries that warn; as an error, the first warning ends them.
+        os.environ["PYTHONWARNINGS"] = ",".join(option for option in options if not option.startswith("error"))
+        warnings.simplefilter("default")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvit.config import ConfigError
+from cvit.cores import usable_cores
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.data.images import DataError
 from cvit.redaction import Redacting
-from cvit.storage import Storage, StorageError
+from cvit.storage import Storage, StorageError, without_waiting
+from cvit.streams import make_streams_last
 from cvit.tasks import task_named
 from sweeps.engine import environment, exit_codes
 from sweeps.engine.declaration import Sweep
@@ -24,6 +26,7 @@ from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.recording.lease import Lease, LeaseLost, lease
 from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.engine.terminal.preflight import check_request
+from sweeps.engine.tracking.backend import check_store
 
 if TYPE_CHECKING:
     from sweeps.engine.execution.cluster import Cluster
@@ -38,10 +41,12 @@ class Planned:
     request: Request
 
 
+@without_waiting()
 def main(*sweeps: Sweep) -> None:
     """Runs the sweeps of a script one after another. Bad input ends it with one line and exit code 2, before anything
     is created or started. The output never shows the passwords and keys of URLs."""
     environment.prepare()
+    make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     # SIGTERM, as from a batch system, stops a sweep as cleanly as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -69,16 +74,23 @@ def _run_script(sweeps: Sequence[Sweep], argv: Sequence[str]) -> int:
     common = requests[0][1]  # storage, cluster and tracking are the same for all
     check_request(common)
     storage = Storage.open(common.storage)
-    if not common.dry_run:
+    if common.dry_run:
+        storage.check_readable()
+    else:
         storage.check_writable()
+        check_store(common.tracking_uri, common.upgrade_store)
     planned = [_plan(sweep, request, storage) for sweep, request in requests]
+    if common.dry_run:
+        return _run_all(planned, [], storage, None, started_at)
+    needs_ray = common.address != IN_PROCESS and any(each.progress.todo for each in planned)
     with contextlib.ExitStack() as stack:
-        leases: list[Lease] = []
-        if not common.dry_run:
-            leases = [stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say)) for each in planned]
-        cluster = None
-        if not common.dry_run and common.address != IN_PROCESS:
-            cluster = stack.enter_context(_cluster(common, starts_now=any(each.progress.todo for each in planned)))
+        cluster = None if common.address == IN_PROCESS else stack.enter_context(_cluster(common))
+        if cluster is not None and needs_ray:
+            cluster.reach()  # before the leases, so that a wrong address leaves nothing in the storage
+        leases = [stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say)) for each in planned]
+        if cluster is not None and needs_ray:
+            stack.enter_context(cluster)  # once more, so that its workers end before the leases do
+            _ = cluster.workers
         exit_code = _run_all(planned, leases, storage, cluster, started_at)
         for own_lease in leases:
             own_lease.raise_if_lost()  # that of a sweep that was still to come
@@ -93,15 +105,12 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
     return Planned(first_round(sweep, request, info, storage), info, request)
 
 
-def _cluster(request: Request, starts_now: bool) -> "Cluster":
-    """The Ray cluster. It is imported after help and bad input are answered, because it takes seconds. Ray then starts
-    its worker processes while this process imports torch and pandas."""
+def _cluster(request: Request) -> "Cluster":
+    """The Ray cluster, which is imported after help and bad input are answered. Ray then starts its worker processes
+    while this process imports torch and pandas."""
     from sweeps.engine.execution.cluster import Cluster
 
-    cluster = Cluster(request.address, request.device)
-    if starts_now:
-        _ = cluster.workers
-    return cluster
+    return Cluster(request.address, request.device)
 
 
 def _run_all(
@@ -111,11 +120,14 @@ def _run_all(
     cluster: "Cluster | None",
     started_at: float,
 ) -> int:
+    import torch
     from rich.console import Console
 
     from sweeps.engine.execution.timing import Timing
     from sweeps.engine.run import Session, run_sweep
 
+    # torch by itself sees the cores of the machine, less those that affinity excludes.
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     exit_code = exit_codes.FINISHED
     for each, own_lease in itertools.zip_longest(planned, leases):
         console, timing = Console(soft_wrap=True), Timing(started_at)

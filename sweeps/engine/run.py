@@ -102,7 +102,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
     """Trains the missing stages, records their results, and prints the answer.
 
     Returns:
-        The exit code: 0; 1 if trials failed; 130 after Ctrl-C.
+        The exit code: 0; 1 if trials failed or the storage did; 130 after Ctrl-C.
 
     Raises:
         ConfigError: the cluster cannot be used.
@@ -134,7 +134,8 @@ def run_sweep(progress: Progress, session: Session) -> int:
         storage_error=book.ending.storage_error or book.storage_error,
         training_error=book.ending.training_error,
     )
-    print_closing(console, progress, request, session.storage, closing)
+    if not print_closing(console, progress, request, session.storage, closing):
+        return exit_codes.FAILED_TRIALS
     return book.ending.exit_code
 
 

@@ -15,13 +15,14 @@ from cvit.config import ConfigError
 from cvit.errors import one_line
 from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import Redacting
-from cvit.storage import Storage, StorageError
+from cvit.storage import Storage, StorageError, without_waiting
+from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from sweeps.engine import exit_codes
 from sweeps.engine.recording.journal import Journal
 from sweeps.engine.recording.lease import LeaseLost, lease
 from sweeps.engine.terminal.preflight import check_reachable, check_tracking_uri
-from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for
+from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for, check_store
 from sweeps.engine.tracking.tracker import Tracker
 
 TIMEOUT_S = 600.0
@@ -33,6 +34,7 @@ def sync(
     storage: Annotated[str, Parameter(help="Folder or URL that holds the journals.")] = "storage",
     tracking_uri: Annotated[str | None, Parameter(help=f"MLflow store (or set {v.TRACKING_URI_VARIABLE}).")] = None,
     sweep: Annotated[str | None, Parameter(help="One sweep; without it, all that have a journal.")] = None,
+    upgrade_store: Annotated[bool, Parameter(help="Change a store of an older MLflow.", negative="")] = False,
 ) -> int:
     """Copies to the store what it lacks of the journals; copying again adds nothing. Unfinished trials are ended as
     KILLED: the sweep's own command continues them."""
@@ -41,7 +43,9 @@ def sync(
     check_reachable(uri)
     if uri == v.NO_TRACKING:
         raise ConfigError(f"tracking URI {uri!r}: there is no store to copy to")
+    check_store(uri, upgrade_store)
     opened = Storage.open(storage)
+    opened.check_readable()
     try:
         names = opened.names(v.JOURNAL_FOLDER)
     except OSError as error:
@@ -88,8 +92,10 @@ def _outcome(trials: set[str], status: Mapping[str, str]) -> str:
     return FAILED if any(status[trial] == v.STATUS_FAILED for trial in trials) else FINISHED
 
 
+@without_waiting()
 def main() -> None:
     """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs."""
+    make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = App(name="python -m sweeps.engine.sync", version_flags=[], result_action="return_value")

@@ -123,7 +123,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(tree / "analysis" / "make_tables.py"), "--storage", "storage", "--out", "out"]
     environment = os.environ | {"PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    # The journals have a record of a type that no version has so far.
+    said = [line.rpartition(" has ")[2] for line in done.stderr.splitlines()]
+    passed_over = "records of type 'of a later version', written by a later version; they are passed over"
+    assert (done.returncode, said) == (0, [passed_over] * 5)
     return tree / "out"
 
 

@@ -233,7 +233,9 @@ def test_bad_input_is_one_line_and_creates_nothing(
 def test_the_script_runs_as_documented(journal: Storage, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "analysis" / "make_tables.py"), "--storage", journal.url]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    # The journal has a record of a type that no version has so far.
+    passed_over = "has records of type 'of a later version', written by a later version; they are passed over"
+    assert done.returncode == 0 and [passed_over] == [line[-len(passed_over) :] for line in done.stderr.splitlines()]
     assert done.stdout.startswith("# low_data")
     assert len(list((tmp_path / "results").iterdir())) == 5 + 3
 

@@ -153,8 +153,9 @@ class Campaign:
             assert "Traceback" not in said, said
         elif process.returncode == exit_codes.LEASE_LOST:  # it slept
             assert "is no longer this driver's" in said and "Traceback" not in said, said
-        elif process.returncode == exit_codes.BAD_INPUT:  # a second driver was faster
-            assert "is being run by process" in said, said
+        elif process.returncode == exit_codes.BAD_INPUT:  # a second driver was faster, or the storage is full
+            assert "is being run by process" in said or "cannot be written" in said, said
+            assert "Traceback" not in said, said
         else:
             # While Ray's core connects, for a third of a second, SIGTERM aborts.
             ends = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT)
@@ -212,7 +213,7 @@ class Campaign:
         while time.monotonic() < deadline and not condition():
             if process.poll() is not None:
                 return False
-            time.sleep(0.02)
+            time.sleep(0.02 if self.storage.is_local else 0.3)
         return True
 
     def _stage_files(self) -> set[tuple[str, Any]]:

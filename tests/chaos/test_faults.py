@@ -8,7 +8,7 @@ import pytest
 from cvit import vocabulary as v
 from sweeps.engine.execution.faults import CODE_RETRIES
 from tests.chaos.processes import MARK
-from tests.support.scripts import TINY, mlflow_runs, sweep_with_ray
+from tests.support.scripts import ROOT, TINY, mlflow_runs, sweep_with_ray
 
 INJECT = Path(__file__).parent / "inject"
 
@@ -18,7 +18,7 @@ def test_a_trial_whose_training_raises_fails_alone(tmp_path: Path, monkeypatch: 
     folder.mkdir()
     (folder / "code-random").write_text("x\n" * 99)
     monkeypatch.setenv(MARK, str(folder))
-    monkeypatch.setenv("PYTHONPATH", os.fspath(INJECT))
+    monkeypatch.setenv("PYTHONPATH", f"{INJECT}{os.pathsep}{ROOT}")
     grid = ("--min-steps", "16", "--data-fraction", "0.1", "--seeds", "2", "--init-scheme", "random", "two_phase")
     said = sweep_with_ray(tmp_path, *TINY, *grid, "--max-pack", "1", exit_code=1)
     assert len((folder / "code-random").read_text().splitlines()) == 99 - 2 * (1 + CODE_RETRIES)

@@ -65,7 +65,7 @@ def test_a_request_that_fails_for_a_moment_is_repeated(s3: FaultyS3, kind: str) 
 
 
 def test_a_write_that_is_cut_for_good_leaves_the_old_content(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cvit.storage._ATTEMPTS", 3)  # all of them take 40 s to a minute
+    monkeypatch.setattr("cvit.buckets._ATTEMPTS", 3)  # all of them take 40 s to a minute
     storage = Storage.open(s3.url("cut"))
     storage.write("file", b"old")
     s3.fault = lambda method, path: CUT if method == "PUT" else None

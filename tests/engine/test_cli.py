@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from cvit.config import PARAMETERS, ConfigError
 from cvit.storage import Storage
 from cvit.vocabulary import TRAINING
 from sweeps.engine.declaration import Sweep
+from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.rounds import first_round
 from sweeps.engine.terminal.cli import parse
 from sweeps.head_count import HEAD_COUNT as HEAD_COUNT_SWEEP
 from sweeps.low_data import SWEEP
+from sweeps.tuned import SWEEP as TUNED
 from tests.support.plans import all_sweeps, digits, make_plan, requests_of
 from tests.support.scripts import ROOT, call, readme_commands, sweep
 
@@ -42,6 +45,26 @@ WRONG = [
     (["--storage", "ftp://host/x"], "ftp://host/x"),
     (["--storage", "/dev/null/x"], "/dev/null"),
     (["--address", "127.0.0.1:1"], "127.0.0.1:1"),
+    (["--storage", ""], "--storage is empty"),
+    (["--tracking-uri", ""], "--tracking-uri is empty"),
+    (["--dataset", " "], "--dataset is empty"),
+    (["--storage", "s3://"], "it names no bucket, as in s3://bucket/folder"),
+    (["--storage", "s3:/bucket/x"], "write s3://bucket/x"),
+    (["--seeds", "0", "1", "2"], "--seeds takes one value, the number of seeds: --seeds 3 is for the seeds 0 to 2"),
+    (["--seeds=4", "5"], "--seeds 2 is for the seeds 0 to 1"),
+    (["--seeds", "4", "--seeds", "5"], "--seeds takes one value"),
+    (["--seeds", "1000000"], "1,000,000 seeds (seeds is their number, not a seed)"),
+    (["--seeds", "99999999999999999999"], "are more than 50,000, the most in a sweep: 3 of data_fraction, 3 of init"),
+    (["--data-fraction", *(f"0.{i}" for i in range(1, 9999))], "trials are more than 50,000"),
+    (["--learning-rate", "1e-3", "2e-3"], "several values are taken by --data-fraction, --init-scheme"),
+    (["--learning-rate", "1e-3", "--learning-rate", "2e-3"], "--learning-rate takes one value in this sweep"),
+    (["--learning-rate", "1e-3,2e-3"], "--learning-rate takes one value."),
+    (["--data-fraction", "0.1,0.2"], "Separate values by spaces."),
+    (["--data-fraction", "1%"], "Give a share of 1"),
+    (["--dry-run", "yes"], "--dry-run takes no value, but 'yes' follows it"),
+    (["--image-size", "13"], "an image size of 12 or 16 would do"),
+    (["--image-size", "13", "--patch-size", "4"], "one of 1, 13; or an image size of 12 or 16"),
+    (["--image-size", "1"], "an image size of 4 would do"),
 ]
 
 
@@ -49,7 +72,7 @@ GOLDEN_STUDY = "1597470b8005f3a1"
 GOLDEN_TRIALS = ["bbb06c83eced588e", "09c6a99ead628bf8"]
 
 
-@pytest.mark.parametrize(("options", "names"), WRONG, ids=[" ".join(options) for options, _ in WRONG])
+@pytest.mark.parametrize(("options", "names"), WRONG, ids=[" ".join(options)[:40] for options, _ in WRONG])
 def test_bad_input_ends_with_one_line_and_code_2_and_creates_nothing(
     options: list[str], names: str, tmp_path: Path
 ) -> None:
@@ -153,6 +176,30 @@ def test_the_environment_names_the_data_folder_unless_the_option_does(monkeypatc
         request = parse(SWEEP, options)
         assert request is not None
         assert request.data_dir == expected
+
+
+def test_the_command_can_be_pasted_whatever_its_values_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = ["my runs/*", "a'b\"c", "$HOME", "`id`", "two\nlines", "ü", "&;|<>(){}!#", "\\", "~/x"]
+    for value in values:
+        monkeypatch.setattr(sys, "argv", ["/a folder/low_data.py"])
+        request = parse(SWEEP, ["--storage", value])
+        assert request is not None
+        echo = f"set -- {request.command}; printf '%s\\0' \"$@\""
+        said = subprocess.run(["sh", "-c", echo], capture_output=True, text=True, check=True).stdout
+        script = os.path.relpath("/a folder/low_data.py")
+        assert said.split("\0")[:-1] == ["python", script, "--storage", value]
+
+
+def test_a_number_of_seeds_that_looks_like_a_seed_gets_a_sentence(tmp_path: Path) -> None:
+    output = sweep(tmp_path, "--preset", "smoke", "--dry-run", "--max-pack", "1", "--seeds", "42")
+    assert "seed      0 to 41: 42 seeds (seeds is their number, not a seed)\n" in output
+
+
+def test_a_search_counts_its_trials_too() -> None:
+    request = parse(TUNED, ["--search-trials", "1000000"])
+    assert request is not None
+    with pytest.raises(ConfigError, match=r"3,000,015 trials are more than .* 1,000,000 search trials"):
+        Plan.make(TUNED, request, digits())
 
 
 def test_values_given_twice_count_once() -> None:

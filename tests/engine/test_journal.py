@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cvit import vocabulary as v
+from cvit.errors import NoAnswer
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, to_json
 from cvit.storage import Storage, StorageError, decode_records, encode_record
 from sweeps.engine.planning.plan import Plan
@@ -150,10 +151,10 @@ def test_a_storage_that_cannot_be_reached_is_waited_for(
     journal = open_journal(tmp_path)
     append, failures = Storage.append_local, [OSError("stale"), ConnectionResetError("reset"), TimeoutError("slow")]
 
-    def append_when_reached(storage: Storage, path: str, data: bytes) -> None:
+    def append_when_reached(storage: Storage, path: str, data: bytes, **options: bool) -> None:
         if failures:
             raise failures.pop()
-        append(storage, path, data)
+        append(storage, path, data, **options)
 
     slept: list[float] = []
     monkeypatch.setattr(Storage, "append_local", append_when_reached)
@@ -173,6 +174,7 @@ def test_an_object_store_is_written_at_most_once_a_second_and_gets_everything(
 ) -> None:
     plan = make_plan(tmp_path, *SMALL)
     storage = Storage.open("mock:///")
+    assert storage._filesystem is not None
     storage._filesystem.create_dir("journal/low_data", recursive=True)
     write, writes, failures = Storage.write, list[str](), [TimeoutError("slow")]
 
@@ -295,6 +297,79 @@ def test_a_record_of_a_type_of_a_later_version_is_passed_over(tmp_path: Path) ->
     later = encode_record({"type": "of a later version", "trial_key": plan.trials[0].key})
     Storage.open(str(tmp_path)).append_local("journal/low_data/1.jsonl", later)
     assert open_journal(tmp_path).records == records
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        ({"type": "of a later version", "trial_key": "a"}, "records of type 'of a later version'"),
+        ({"type": v.RECORD_POINTS, "trial_key": "a", "points": [], "unit": "%", "by": 1}, "fields 'by', 'unit'"),
+    ],
+)
+def test_what_is_passed_over_is_said_once_with_its_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, record: dict[str, object], what: str
+) -> None:
+    storage = Storage.open(str(tmp_path))
+    for number in (1, 2):
+        storage.append_local(f"journal/low_data/{number}.jsonl", encode_record(record))
+    for _ in range(2):
+        _ = open_journal(tmp_path).records
+    said = f"journal/low_data/1.jsonl has {what}, written by a later version; they are passed over"
+    assert [line.getMessage() for line in caplog.records] == [f"storage {str(tmp_path)!r}: {said}"]
+
+
+def test_every_record_has_its_format_and_one_without_is_of_the_first(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    fill(open_journal(tmp_path), plan)
+    records = open_journal(tmp_path).records
+    (segment,) = (tmp_path / "journal/low_data").iterdir()
+    lines = decode_records(segment.read_bytes())
+    assert {line.pop("format") for line in lines} == {1}
+    segment.write_bytes(b"".join(map(encode_record, lines)))
+    assert open_journal(tmp_path).records == records
+
+
+def test_a_journal_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = "journal/low_data/1.jsonl"
+    Storage.open(str(tmp_path)).append_local(path, encode_record({"type": v.RECORD_END, "format": 2}))
+    with pytest.raises(StorageError, match=r"cannot be read: .*1\.jsonl was written by a later version"):
+        open_journal(tmp_path)
+
+
+def test_a_journal_that_is_removed_is_not_begun_anew(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal = open_journal(tmp_path / "storage")
+    journal.record_plan(plan.study, plan.trials, {})
+    (tmp_path / "storage").rename(tmp_path / "elsewhere")
+    for _ in range(2):  # the second one is what is still recorded while the sweep ends
+        with pytest.raises(StorageError, match="was removed while the sweep ran"):
+            journal.record_points(plan.trials[:1], POINTS)
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_write_that_was_given_up_cannot_undo_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    storage = Storage.open("mock:///")
+    assert storage._filesystem is not None
+    storage._filesystem.create_dir("journal/low_data", recursive=True)
+    write, given_up = Storage.write, list[tuple[str, bytes]]()
+
+    def never_answered_at_first(storage: Storage, path: str, data: bytes) -> None:
+        if not given_up:
+            given_up.append((path, data))
+            raise NoAnswer("no answer within 120 s")
+        write(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write", never_answered_at_first)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    journal = Journal(storage, "low_data")
+    journal.record_points(plan.trials[:1], POINTS[:1])
+    journal.record_points(plan.trials[:1], POINTS)
+    journal.flush()
+    records = journal.records
+    assert [point for record in records if isinstance(record, PointsRecord) for point in record.points] == POINTS
+    write(storage, *given_up[0])  # it is carried out after all
+    assert Journal(storage, "low_data").records == records
 
 
 def test_nothing_is_recorded_once_the_lease_is_lost(tmp_path: Path) -> None:

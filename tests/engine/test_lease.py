@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cvit.errors import Refused
 from cvit.storage import Storage, encode_record
 from sweeps.engine.recording import drivers, process_identity
 from sweeps.engine.recording import lease as module
@@ -226,17 +227,28 @@ def test_a_driver_that_wakes_knows_before_it_writes(url: str, monkeypatch: pytes
     assert storage.names("leases/low_data") == ["0123.json"]
 
 
-@pytest.mark.parametrize(
-    ("removed", "reason"),
-    [("leases/low_data", "its lease was removed, by another driver or by hand"), (".", "the storage was removed")],
-)
-def test_a_driver_whose_lease_is_gone_stops(tmp_path: Path, removed: str, reason: str) -> None:
+def test_a_driver_whose_lease_is_gone_stops(tmp_path: Path) -> None:
     first = holder(str(tmp_path / "storage"))
     assert line(first) == "held"
-    (tmp_path / "storage" / removed).rename(tmp_path / "elsewhere")
+    (tmp_path / "storage/leases/low_data").rename(tmp_path / "elsewhere")
+    reason = "its lease was removed, by another driver or by hand"
     assert f"is no longer this driver's: {reason}; it stops and writes nothing more" in line(first)
     first.communicate()
     assert not list(tmp_path.glob("storage/leases/low_data/*"))
+
+
+def test_a_storage_that_is_gone_is_an_error_of_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal meets it, and ends the sweep with the command that resumes (tests/end_to_end/test_storage_faults)."""
+    monkeypatch.setattr(module, "BEAT_S", 1000)
+    with lease(Storage.open(str(tmp_path / "storage")), "low_data", lambda _: None) as own:
+        (tmp_path / "storage").rename(tmp_path / "elsewhere")
+        own.check()  # it has just been renewed
+        now = module._now()
+        monkeypatch.setattr(module, "_now", lambda: now + EXPIRY_S)
+        with pytest.raises(Refused, match="the storage was removed while the sweep ran"):
+            own.check()
+        own.raise_if_lost()
+    assert not (tmp_path / "storage").exists()
 
 
 @pytest.mark.parametrize("error", ["ValueError('odd')", "SystemExit()", "MemoryError()"])

@@ -1,10 +1,12 @@
-"""An S3 server of moto's behind a proxy that breaks what it is told: cut connections, refusals, listings that lag."""
+"""An S3 server of moto's behind a proxy that breaks what it is told: cut connections, refusals, listings that lag,
+answers that never come."""
 
 import contextlib
 import http.client
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,8 +24,15 @@ SLOW_DOWN = "slow down"
 """The answer is 503, as S3 gives it to those who ask too often."""
 STALE = "stale"
 """The answer is the one to the same request before."""
+SILENCE = "silence"
+"""There is no answer until the proxy ends."""
 
-Fault = Callable[[str, str], str | None]
+Refusal = tuple[int, str]
+"""The answer is an error: its HTTP status, and S3's code for it."""
+
+_ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>the server says no</Message></Error>"
+
+Fault = Callable[[str, str], str | Refusal | None]
 """From method and path of a request to what goes wrong with it."""
 
 
@@ -36,7 +45,8 @@ class FaultyS3(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.server = server
         self.fault: Fault = lambda method, path: None
-        self.faults: dict[str, int] = {CUT: 0, SLOW_DOWN: 0, STALE: 0}
+        self.faults: Counter[str | Refusal] = Counter()
+        self.ended = threading.Event()
         self.answers: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -67,10 +77,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self._body()
+        if fault == SILENCE:
+            self.server.ended.wait()
+            self.close_connection = True
+            return
         if fault == STALE and self.path in self.server.answers:
             status, headers, answer = self.server.answers[self.path]
         elif fault == SLOW_DOWN:
             status, headers, answer = 503, [], b""
+        elif isinstance(fault, tuple):
+            status, headers, answer = fault[0], [("Content-Type", "application/xml")], _ERROR.format(fault[1]).encode()
         else:
             status, headers, answer = self._ask(body)
             self.server.answers[self.path] = status, headers, answer
@@ -82,6 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(answer)))
         else:
             self.send_header("Content-Length", dict(headers).get("Content-Length", "0"))
+            answer = b""
         self.end_headers()
         self.wfile.write(answer)
 
@@ -127,6 +144,7 @@ def faulty_s3() -> Iterator[FaultyS3]:
         try:
             yield proxy
         finally:
+            proxy.ended.set()
             proxy.shutdown()
             server.stop()
 

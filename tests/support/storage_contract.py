@@ -1,6 +1,7 @@
 """The contract of a storage: what checkpoints, results and the journal rely on, as tests that every kind inherits."""
 
 import pickle
+import re
 import subprocess
 import sys
 
@@ -75,14 +76,16 @@ class StorageContract:
         with pytest.raises(FileNotFoundError):
             storage.read("stages/a/weights")
 
-    def test_all_files_of_a_folder_but_some_can_be_deleted(self, storage: Storage) -> None:
-        storage.delete_others("stages/a", {"step-1"})  # no such folder: no error
-        for name in ("step-1", "step-2", "step-3"):
+    def test_files_of_a_folder_can_be_deleted_by_their_names(self, storage: Storage) -> None:
+        pattern = re.compile(r"step-\d")
+        storage.delete_matching("stages/a", pattern)  # no such folder: no error
+        for name in ("step-1", "step-2", "step-22", "step-x", "my-step-3"):
             storage.write(f"stages/a/{name}", b"x")
+        storage.write("stages/a/below/step-2", b"x")
         storage.write("stages/b/step-2", b"x")
-        storage.delete_others("stages/a", {"step-1", "step-3"})
-        assert storage.names("stages/a") == ["step-1", "step-3"]
-        assert storage.names("stages/b") == ["step-2"]
+        storage.delete_matching("stages/a", pattern)
+        assert storage.names("stages/a") == ["below", "my-step-3", "step-22", "step-x"]
+        assert storage.names("stages/a/below") == storage.names("stages/b") == ["step-2"]
 
     def test_checking_whether_it_can_be_written_leaves_nothing_behind(self, storage: Storage) -> None:
         storage.check_writable()

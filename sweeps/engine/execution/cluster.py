@@ -7,10 +7,15 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 from cvit.config import ConfigError
+from cvit.cores import usable_cores
 from cvit.errors import one_line
+from sweeps.engine.execution.attaching import check_cluster
+from sweeps.engine.execution.ray_here import provide_token, session_folder
 from sweeps.engine.execution.workers import WORKERS_PER_GPU, Workers
+from sweeps.engine.planning.request import named_address
 
 WORKERS_TO_COME = 16
 """The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
@@ -35,6 +40,19 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
+    def reach(self) -> None:
+        """Attaches to a running cluster, or looks for a folder that a Ray on this machine can use; that takes no time,
+        and nothing starts.
+
+        Raises:
+            ConfigError: the cluster cannot be reached, or Ray could not start here.
+        """
+        if self._address is None:
+            session_folder()
+        else:
+            check_cluster(self._address)
+            _ = self.workers
+
     @cached_property
     def workers(self) -> Workers:
         """The workers that Ray gives to packs.
@@ -46,9 +64,8 @@ class Cluster:
 
     @property
     def head_address(self) -> str | None:
-        """host:port of the control store of an attached cluster; None for Ray on this machine, and for a Ray client,
-        which knows only its proxy."""
-        if self._address is None or self._address.startswith("ray://"):
+        """host:port of the control store of an attached cluster; None for Ray on this machine."""
+        if self._address is None:
             return None
         import ray
 
@@ -57,20 +74,23 @@ class Cluster:
 
 @contextlib.contextmanager
 def _ray(address: str | None, device: str) -> Iterator[Workers]:
+    place: dict[str, Any] = {"address": address}
+    if address is None:
+        provide_token()
+        folder = session_folder()
+        place = {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False, "_temp_dir": folder}
+        logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
     sigterm_before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
         raise KeyboardInterrupt from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray address {address!r} cannot be used: {one_line(error)}") from error
+    # Ray raises any kind of exception, bare ones too, when its processes do not start.
+    except Exception as error:
+        ray.shutdown()
+        raise ConfigError(_start_error(address, error)) from error
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         workers = _workers(ray.cluster_resources(), address, device)
@@ -80,6 +100,14 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, sigterm_before)
+
+
+def _start_error(address: str | None, error: Exception) -> str:
+    """The line about a Ray that did not start, or a cluster that cannot be attached to."""
+    if address is None:
+        reason, logs = one_line(error).rstrip("."), f"{session_folder()}/session_latest/logs"
+        return f"Ray cannot start on this machine: {reason}; see {logs}. --address local trains without Ray"
+    return f"{named_address(address)} cannot be used: {one_line(error)}"
 
 
 def _workers(total: Mapping[str, float], address: str | None, device: str) -> Workers:

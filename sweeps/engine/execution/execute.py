@@ -82,7 +82,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
             recorder.noticed(f"{_reason(error)}; the stages that are left are trained by a new start of Ray Tune")
             callback.abandon_all(_reason(error))
     if queue.storage_fault is not None:
-        raise StorageError(f"storage {site.storage.url!r} cannot be written: {queue.storage_fault}")
+        raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")
     return queue.outcomes()
 
 

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from cvit.errors import one_line
+from cvit.errors import Refused, one_line
+from cvit.storage import StorageError
 from sweeps.engine.recording.backoff import is_refused
 
 CODE_RETRIES = 2
@@ -91,7 +92,12 @@ def _process(text: str) -> str:
 
 
 def _fault_of_system(error: BaseException | None) -> Fault | None:
-    """The fault behind an error of the operating system; None for any other error, and for the code's own mistakes."""
+    """The fault behind an error of the operating system or of the storage; None for any other error, and for the code's
+    own mistakes."""
+    if isinstance(error, Refused):
+        return Fault("storage", one_line(error))
+    if isinstance(error, StorageError):  # a worker could not open it: the driver could
+        return Fault("machine", one_line(error))
     if not isinstance(error, OSError) or isinstance(error, _ERRORS_OF_CODE):
         return None
     return Fault("storage" if is_refused(error) else "machine", f"{type(error).__name__}: {one_line(error)}")

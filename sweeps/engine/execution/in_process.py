@@ -55,7 +55,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
         with one_thread():  # like a worker on a CPU, so that results are the same to the last bit
             idle_since = _train_pack(name, queue, recorder, site, idle_since)
     if queue.storage_fault is not None:
-        raise StorageError(f"storage {site.storage.url!r} cannot be written: {queue.storage_fault}")
+        raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")
     return queue.outcomes()
 
 

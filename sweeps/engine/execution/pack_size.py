@@ -1,5 +1,7 @@
 """The size of packs, measured: as many stages as pay on a CPU, as many as fit the memory of a GPU."""
 
+import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +20,8 @@ workers busy to the end."""
 LEAST_GAIN = 1.03
 """On a CPU a larger pack is chosen only if it is faster per member by this factor: with larger packs, more cores wait
 for the last one at the end of a sweep."""
+MEASURING_S = 20.0
+"""On a CPU, the time after which no other kind of step is measured: it gets the smallest size of those before."""
 MEMORY_SHARE = 0.85
 """Share of a GPU's free memory that packs may use; the rest is for fragmentation and for what a probe cannot see."""
 
@@ -66,8 +70,15 @@ def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_d
     """The best pack size on this machine's device, for each (stage, largest size that the sweep can use)."""
     if device == "cuda":
         return [_fitting_the_memory(stage, most, workers_per_device) for stage, most in asked]
+    started = time.monotonic()
+    sizes: list[int] = []
     with one_thread():
-        return [_fitting_the_cache(stage, most) for stage, most in asked]
+        for stage, most in asked:
+            if sizes and time.monotonic() - started > MEASURING_S:
+                sizes.append(min(most, *sizes))
+            else:
+                sizes.append(_fitting_the_cache(stage, most))
+    return sizes
 
 
 def _fitting_the_cache(stage: Stage, most: int) -> int:
@@ -75,6 +86,8 @@ def _fitting_the_cache(stage: Stage, most: int) -> int:
     outgrows the cache earlier."""
     sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
     seconds = task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu"))
+    if math.isnan(seconds[0]):  # too large to be timed
+        return 1
     of_member = {size: of_pack / size for size, of_pack in zip(sizes, seconds, strict=True)}
     return next(size for size in sizes if of_member[size] < LEAST_GAIN * min(of_member.values()))
 

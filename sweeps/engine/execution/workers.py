@@ -1,7 +1,8 @@
 """The workers that train packs: their device, number and resources. This module does not import Ray."""
 
-import os
 from dataclasses import dataclass
+
+from cvit.cores import usable_cores
 
 WORKERS_PER_GPU = 2
 """Two, because a pack fills a GPU only while it trains: a second one fills the gaps, when the first writes a checkpoint
@@ -38,8 +39,8 @@ def workers_here(device: str) -> Workers:
     import torch  # imported elsewhere by then; importing it above would delay the start of Ray
 
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return Workers("cuda", WORKERS_PER_GPU * torch.cuda.device_count(), is_here=True)
-    return Workers("cpu", os.cpu_count() or 1, is_here=True)
+        return Workers("cuda", min(usable_cores(), WORKERS_PER_GPU * torch.cuda.device_count()), is_here=True)
+    return Workers("cpu", usable_cores(), is_here=True)
 
 
 def this_process(device: str) -> Workers:

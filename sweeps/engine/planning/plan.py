@@ -1,5 +1,6 @@
 """The plan of a sweep: from a request to trials, and from trials to the stages that they need. It never changes."""
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,9 @@ from sweeps.engine.planning.grids import Cell, product
 from sweeps.engine.planning.request import Request
 from sweeps.engine.planning.trials import Study, Trial, study_of
 
+MOST_TRIALS = 50_000
+"""The largest number of trials in a plan: the journal and the tracking store of so many take gigabytes
+(docs/FAULTS.md, "Scale")."""
 FRACTION = "data_fraction"
 
 
@@ -51,6 +55,7 @@ class Plan:
         Raises:
             ConfigError: a combination of values cannot be trained.
         """
+        require_feasible(sweep, request)
         study = study_of(sweep, request, info)
         search = sweep.presets[request.preset].search
         if search is not None:
@@ -92,6 +97,23 @@ class Plan:
     def shared(self) -> list[Stage]:
         """The stages that sharing saves: one that n trials share is listed n − 1 times."""
         return [stage for key, trials in self.trials_of.items() for stage in [self.stages[key]] * (len(trials) - 1)]
+
+
+def require_feasible(sweep: Sweep, request: Request) -> None:
+    """Checks the number of trials before any of them is made.
+
+    Raises:
+        ConfigError: there are too many.
+    """
+    search = sweep.presets[request.preset].search
+    per_place = request.seeds if search is None else request.seeds + (request.search_trials or search.trials)
+    num_trials = per_place * math.prod(map(len, request.grid.values()))
+    if num_trials > MOST_TRIALS:
+        numbers = [f"{len(values):,} of {axis}" for axis, values in request.grid.items()]
+        numbers += [f"{request.seeds:,} seeds (seeds is their number, not a seed)"]
+        numbers += [f"{request.search_trials or search.trials:,} search trials"] if search is not None else []
+        limit = f"{num_trials:,} trials are more than {MOST_TRIALS:,}, the most in a sweep"
+        raise ConfigError(f"{limit}: {', '.join(numbers)}")
 
 
 def _one_per_subset(trials: Sequence[Trial]) -> tuple[list[Trial], tuple[SameImages, ...]]:

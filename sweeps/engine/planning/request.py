@@ -1,11 +1,14 @@
 """The request: everything that a user asks of a sweep, whether on the command line or from Python."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 IN_PROCESS = "local"
 """The address at which a sweep trains in its own process, without Ray."""
+ANY_CLUSTER = "auto"
+"""The address by which Ray finds a cluster that runs on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,7 @@ class Request:
         dataset: name or path; ignored by a task that needs no data.
         address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
         command: the command line as typed, to be run again.
+        upgrade_store: a tracking store of an older version may be changed so that this one can use it.
     """
 
     preset: str
@@ -37,3 +41,10 @@ class Request:
     max_pack: int | None
     dry_run: bool
     command: str
+    upgrade_store: bool = False
+
+
+def named_address(address: str) -> str:
+    """The address of a cluster as messages name it: with its origin, if the user did not type it."""
+    origin = " (from RAY_ADDRESS)" if address == os.environ.get("RAY_ADDRESS") else ""
+    return f"Ray address {address!r}{origin}"

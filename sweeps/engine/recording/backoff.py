@@ -2,6 +2,8 @@
 
 import errno
 
+from cvit.errors import Refused
+
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 
@@ -9,8 +11,9 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 
 def is_refused(error: OSError) -> bool:
-    """True if retrying cannot help (disk full, read-only, permission denied); False for a broken connection."""
-    return error.errno in _REFUSED
+    """True if retrying cannot help (disk full, read-only, permission denied, no such bucket); False for a broken
+    connection."""
+    return isinstance(error, Refused) or error.errno in _REFUSED
 
 
 def pause_s(faults_in_a_row: int) -> float:

@@ -4,9 +4,10 @@ Clocks are never compared: a driver on another machine counts as alive as long a
 watcher's own monotonic clock. On this machine the system tells, if it shows the process.
 """
 
+import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 
 from cvit.storage import Storage, decode_records, encode_record
 from cvit.vocabulary import LEASES_FOLDER
@@ -45,7 +46,9 @@ class Driver:
         return f"process {pid} on {host}"
 
 
-_IN_FILE = [part.name for part in fields(Driver) if part.name != "token"]
+_KINDS = {"process": str, "holds": bool, "beats": int, "seconds": (int, float), "removed": list, "claims": list}
+"""The types of what stands in a lease file."""
+_LEASE_FILE = re.compile(r"(?P<token>[0-9a-f]+)\.json")
 
 
 def lease_path(sweep: str, token: str) -> str:
@@ -62,12 +65,13 @@ def decode_driver(token: str, data: bytes) -> Driver:
     """The driver in a lease file. A damaged file counts as a held lease: its changes still show a living driver."""
     records = decode_records(data)
     values = records[0] if records else {}  # a version before wrote no claims, a later one may write more
-    return Driver(token=token, **{name: values[name] for name in _IN_FILE if name in values})
+    return Driver(token=token, **{n: values[n] for n, kind in _KINDS.items() if isinstance(values.get(n), kind)})
 
 
 def drivers_of(storage: Storage, sweep: str, own_token: str) -> dict[str, bytes]:
     """The lease files of the other drivers of a sweep, by token."""
-    tokens = [name.removesuffix(".json") for name in storage.names(f"{LEASES_FOLDER}/{sweep}")]
+    matches = map(_LEASE_FILE.fullmatch, storage.names(f"{LEASES_FOLDER}/{sweep}"))
+    tokens = [match["token"] for match in matches if match]  # no other file is ever deleted
     files = {token: read_lease(storage, sweep, token) for token in tokens if token != own_token}
     return {token: data for token, data in files.items() if data is not None}
 

@@ -8,7 +8,6 @@ A line is a record of `cvit/records.py`, encoded by `cvit/storage.py`.
 import dataclasses
 import functools
 import itertools
-import json
 import logging
 import math
 import os
@@ -17,11 +16,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cvit.config import Parameter, with_numbers
-from cvit.errors import one_line
-from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord, from_json, to_json
-from cvit.redaction import redacted
+from cvit.errors import NoAnswer, Refused, one_line
+from cvit.records import (
+    EndRecord,
+    Grid,
+    PointsRecord,
+    Record,
+    StudyRecord,
+    TrialRecord,
+    from_json,
+    read_segment,
+    to_json,
+)
+from cvit.redaction import without_secrets
 from cvit.results import Point
-from cvit.storage import Storage, StorageError, decode_records, encode_record
+from cvit.storage import Storage, StorageError, encode_record, with_format
 from cvit.tasks import parameters_of_task
 from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED, TAG_CODE_VERSION, TAG_TRAIN_IMAGES
 from sweeps.engine.planning.grids import as_grids
@@ -85,6 +94,9 @@ class Journal:
 
         Args:
             check: called before everything that is written; it raises LeaseLost if this driver may not write any more.
+
+        Raises:
+            StorageError: the storage cannot be read, or a later version wrote the journal.
         """
         self._storage, self._folder, self._check = storage, f"{JOURNAL_FOLDER}/{sweep}", check
         self._listeners: list[Callable[[list[Record]], None]] = []
@@ -102,12 +114,13 @@ class Journal:
         return [new for record in self._read() if (new := contents.add(record)) is not None]
 
     def _read(self) -> Iterator[Record]:
-        for name in self._storage.names(self._folder):
-            self._number = max(self._number, _number_of(name))
-            for values in decode_records(self._storage.read(f"{self._folder}/{name}")):
-                record = from_json(values)
-                if record is not None:
-                    yield record
+        try:
+            for name in self._storage.names(self._folder):
+                self._number = max(self._number, _number_of(name))
+                for record in read_segment(self._storage, f"{self._folder}/{name}"):
+                    yield _without_secrets(record)  # those that an earlier version missed go no further
+        except OSError as error:
+            raise StorageError(f"storage {self._storage.url!r} cannot be read: {one_line(error)}") from error
 
     def listen(self, listener: Callable[[list[Record]], None]) -> None:
         """Calls the listener with every batch of new records once it is written."""
@@ -176,8 +189,8 @@ class Journal:
     def _append(self, records: list[Record]) -> None:
         if not records:
             return
-        records = [record if isinstance(record, PointsRecord) else _without_secrets(record) for record in records]
-        data = b"".join(encode_record(to_json(record)) for record in records)
+        records = [_without_secrets(record) for record in records]
+        data = b"".join(encode_record(with_format(to_json(record))) for record in records)
         if self._storage.is_local:
             self._until_done(functools.partial(self._append_locally, data))
         else:
@@ -214,22 +227,35 @@ class Journal:
 
     def _append_locally(self, data: bytes) -> None:
         try:
-            self._storage.append_local(f"{self._folder}/{self._segment_name}", data)
+            self._storage.append_local(
+                f"{self._folder}/{self._segment_name}", data, must_exist=self._segment_is_written
+            )
+        except Refused:
+            raise  # the storage is gone; a new segment would hide that
         except OSError:
             self._start_segment()  # the open one may end in half a line now
             raise
+        self._segment_is_written = True
 
     def _put(self) -> None:
         """Writes the open segment as a whole."""
-        self._storage.write(f"{self._folder}/{self._segment_name}", self._segment)
+        try:
+            self._storage.write(f"{self._folder}/{self._segment_name}", self._segment)
+        except NoAnswer:
+            self._name_segment()  # the request may replace what is written after it
+            raise
         self._is_behind, self._written_at = False, time.monotonic()
         if len(self._segment) > _SEGMENT_BYTES:
             self._start_segment()
 
     def _start_segment(self) -> None:
+        self._segment, self._segment_is_written = b"", False
+        self._name_segment()
+
+    def _name_segment(self) -> None:
         """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
         self._number = max(self._number + 1, time.time_ns())
-        self._segment, self._segment_name = b"", f"{self._number:020d}-{os.getpid()}.jsonl"
+        self._segment_name = f"{self._number:020d}-{os.getpid()}.jsonl"
 
 
 def _tags_of_trial(trial: Trial, tags: Mapping[str, str]) -> dict[str, str]:
@@ -250,7 +276,9 @@ def _number_of(segment: str) -> int:
 
 def _without_secrets(record: Record) -> Record:
     """The record without the passwords and keys of URLs: all that reaches the storage and the tracker passes here."""
-    copy = from_json(json.loads(redacted(json.dumps(to_json(record)))))
+    if isinstance(record, PointsRecord):
+        return record
+    copy = from_json(without_secrets(to_json(record)))
     assert copy is not None
     return copy
 

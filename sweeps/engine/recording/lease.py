@@ -20,8 +20,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from cvit.errors import one_line
+from cvit.errors import Refused, one_line
 from cvit.storage import Storage, StorageError
+from cvit.vocabulary import LEASES_FOLDER
 from sweeps.engine.recording import drivers
 from sweeps.engine.recording.drivers import (
     Driver,
@@ -180,11 +181,10 @@ class Lease:
         takers = [other.name for other in others if self.token in other.removed]
         if takers:
             self._lose(f"{takers[0]} has taken it over")
+        elif not is_there and LEASES_FOLDER not in self._storage.names(""):
+            raise Refused("the storage was removed while the sweep ran")  # the journal ends the sweep
         elif not is_there:
-            was_removed = not self._storage.names("")
-            self._lose(
-                "the storage was removed" if was_removed else "its lease was removed, by another driver or by hand"
-            )
+            self._lose("its lease was removed, by another driver or by hand")
         else:
             self._renewed_at = started
 

@@ -68,7 +68,7 @@ def _place() -> str:
 def _start_of(pid: int) -> str | None:
     """The start of a process, empty if the system does not tell; None if there is no such process, or only a zombie."""
     try:
-        fields = (_PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (_PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         # No such process, or no such file: outside Linux, and for processes of other users under `hidepid`.
         return "" if _exists(pid) else None

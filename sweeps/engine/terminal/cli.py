@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,12 +12,12 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
-from cvit.errors import one_line
 from cvit.tasks import task_named
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 from sweeps.engine.declaration import Preset, Search, Sweep
 from sweeps.engine.planning.request import IN_PROCESS, Request
+from sweeps.engine.terminal.usage import explained
 
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
 
@@ -58,16 +59,18 @@ def parse(sweep: Sweep, argv: Sequence[str], script: Sequence[Sweep] = ()) -> Re
     Raises:
         ConfigError: an unknown option or an invalid value, in one line.
     """
+    # The help shows the defaults of the chosen preset, so the preset is read first.
+    preset_name = _value_of("preset", argv)
+    preset_name = sweep.default_preset if preset_name is None else preset_name
+    _require_one_of("preset", preset_name, sweep.presets)
+    beside = parts_asked_for(script, argv)
     try:
-        # The help shows the defaults of the chosen preset, so the preset is read first.
-        preset_name = _value_of("preset", argv)
-        preset_name = sweep.default_preset if preset_name is None else preset_name
-        _require_one_of("preset", preset_name, sweep.presets)
-        app = _app(sweep, preset_name, parts_asked_for(script, argv), [other.name for other in script])
+        app = _app(sweep, preset_name, beside, [other.name for other in script])
         given = app(list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
+        axes = dict.fromkeys(f"--{_dashed(a)}" for part in (sweep, *beside) for a in part.presets[preset_name].grid)
         place = f" (in {sweep.name}; --part chooses one of {', '.join(p.name for p in script)})" if script else ""
-        raise ConfigError(one_line(error) + place) from error
+        raise ConfigError(explained(error, argv, list(axes)) + place) from error
     if given is None:
         return None
     return _request(sweep, preset_name, given, argv)
@@ -92,6 +95,9 @@ def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
 def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequence[str]) -> Request:
     preset = sweep.presets[preset_name]
     parameters = task_named(sweep.task).parameters
+    for name, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"--{_dashed(name)} is empty: give a value, or leave the option out")
     given = {name: _value(parameters[name], value) if name in parameters else value for name, value in given.items()}
     grid = {}
     for axis, default in preset.grid.items():
@@ -101,7 +107,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         grid[axis] = values
     seeds = given.pop("seeds", preset.seeds)
     if seeds < 1:
-        raise ConfigError(f"seeds {seeds} must be at least 1")
+        raise ConfigError(f"seeds {seeds} must be at least 1: it is the number of seeds, which are counted from 0")
     search_trials = given.pop("search_trials", None)
     if search_trials is not None and search_trials < 1:
         raise ConfigError(f"search_trials {search_trials} must be at least 1")
@@ -125,7 +131,8 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         device=given.get("device", "auto"),
         max_pack=max_pack,
         dry_run=given.get("dry_run", False),
-        command=" ".join(["python", os.path.relpath(sys.argv[0]), *argv]),
+        upgrade_store=given.get("upgrade_store", False),
+        command=shlex.join(["python", os.path.relpath(sys.argv[0]), *argv]),
     )
 
 
@@ -197,6 +204,9 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
                 "Largest number of stages trained together; without it, measured on the device.",
                 None,
                 run,
+            ),
+            "upgrade_store": _option(
+                bool, "Change a store of an older MLflow, which then cannot open it any more.", None, run
             ),
             "dry_run": _option(bool, "Print the plan and stop.", None, run),
             "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),

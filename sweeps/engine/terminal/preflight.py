@@ -4,12 +4,12 @@ import socket
 from urllib.parse import urlparse
 
 from cvit.config import ConfigError
-from sweeps.engine.planning.request import IN_PROCESS, Request
+from cvit.tracking import CONNECT_TIMEOUT_S, why_unreachable
+from sweeps.engine.planning.request import ANY_CLUSTER, IN_PROCESS, Request, named_address
 from sweeps.engine.tracking.backend import backend_for
 
-CONNECT_TIMEOUT_S = 5.0
-ANY_CLUSTER = "auto"
-"""The address by which Ray finds a cluster that runs on this machine."""
+ANSWER_TIMEOUT_S = 1.0
+_VALID_ADDRESSES = f"give host:port (port 6379 by default), {ANY_CLUSTER}, or {IN_PROCESS}"
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -23,29 +23,39 @@ def check_tracking_uri(uri: str) -> None:
 
 def check_reachable(uri: str) -> None:
     """Raises ConfigError if nothing listens at a tracking server's address."""
-    server = urlparse(uri)
-    if server.scheme not in ("http", "https"):
-        return
-    port = server.port or (443 if server.scheme == "https" else 80)
-    try:
-        socket.create_connection((server.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ConfigError(f"tracking server {server.hostname}:{port} cannot be reached: {error}") from error
+    if (reason := why_unreachable(uri)) is not None:
+        raise ConfigError(reason)
 
 
 def check_address(address: str | None) -> None:
     """Raises ConfigError if an address is invalid or nothing listens there; Ray itself would try for minutes."""
     if address is None or address in (IN_PROCESS, ANY_CLUSTER):
         return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    name = named_address(address)
+    if urlparse(address).scheme in ("http", "https"):
+        raise ConfigError(f"{name} is a job server's, for ray job submit, not a cluster's: {_VALID_ADDRESSES}")
+    if address.startswith("ray://"):
+        raise ConfigError(f"{name} is not valid: Ray's client would move the sweep to the cluster; {_VALID_ADDRESSES}")
+    host, colon, port = address.rpartition(":")
     if not colon:
-        raise ConfigError(
-            f"Ray address {address!r} is not valid: give host:port, ray://host:port, {ANY_CLUSTER}, or {IN_PROCESS}"
-        )
+        raise ConfigError(f"{name} is not valid: {_VALID_ADDRESSES}")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Ray address {address!r} cannot be reached: {error}") from error
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S) as connection:
+            speaks_http = _speaks_http(connection)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} cannot be reached: {error}") from error
+    if speaks_http:
+        raise ConfigError(f"{name} is a web server's, such as Ray's dashboard, not a cluster's: {_VALID_ADDRESSES}")
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """True if a server answers in HTTP, as Ray's dashboard and job server do; a cluster begins a binary protocol."""
+    connection.settimeout(ANSWER_TIMEOUT_S)
+    try:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 def check_request(request: Request) -> None:

@@ -1,5 +1,6 @@
 """The text that a sweep prints before it starts and after it ends."""
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,11 @@ import torch
 from rich.console import Console
 
 from analysis.answers import answer_text
+from analysis.store.frames import LoadError
 from analysis.store.journal import load_journal
 from cvit.config import as_text
 from cvit.storage import Storage
-from sweeps.engine.execution.cost import cost_of
+from sweeps.engine.execution.cost import step_costs
 from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.execution.workers import Workers
 from sweeps.engine.planning.grids import Cell, as_grids
@@ -23,6 +25,8 @@ from sweeps.engine.planning.request import Request
 from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
+_MOST_VALUES_SHOWN = 24
+"""The most values of an axis that are printed."""
 SMALL_S = 10.0
 """Below this, the time that sharing saves is printed in tenths of a second: in a tiny preset it is less than one."""
 
@@ -57,7 +61,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"  preset    {request.preset}",
         *([_data_line(params)] if "dataset" in params else []),
         *(f"            {note}" for note in (plan.study.info.notes if plan.study.info is not None else ())),
-        *(f"  {axis.removeprefix('data_'):<9} {' '.join(map(as_text, v))}" for axis, v in _grid(plan).items()),
+        *(f"  {axis.removeprefix('data_'):<9} {_values(axis, v)}" for axis, v in _grid(plan).items()),
         *_image_lines(plan),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
@@ -89,18 +93,25 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
         return
     device = torch.device(workers.device)
     limits = pack_limits(todo, workers, max_pack)
-    cost = cost_of(todo, limits, device)
-    lines = [
-        f"  packs     {_packs(progress, limits, workers.count)}",
+    costs = step_costs(todo, limits, device)
+    cost = costs.of(todo)
+    lines = [f"  packs     {_packs(progress, limits, workers.count)}"]
+    if math.isnan(cost.worker_seconds):
+        too_large = f"a step is too large to be timed on this machine's {workers.device.upper()}"
+        _print(console, [*lines, f"  cost      {cost.flops:.2g} FLOPs in training steps; {too_large}"])
+        return
+    lines.append(
         f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
-        f"on this machine's {workers.device.upper()}, evaluation not counted",
-    ]
+        f"on this machine's {workers.device.upper()}, evaluation not counted"
+    )
+    if len(costs.by_kind) < costs.num_kinds:
+        lines.append(f"            by {len(costs.by_kind)} of {costs.num_kinds} kinds of step, the rest as their mean")
     if plan.search is not None:
         per_scheme = len(plan.trials) / len(plan.study.grid["init_scheme"])
         share = (plan.search.trials + len(plan.study.grid["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
     if plan.shared:
-        lines.append(_saved_time(cost_of(plan.shared, limits, device).worker_seconds))
+        lines.append(_saved_time(costs.of(plan.shared).worker_seconds))
     _print(console, lines)
 
 
@@ -112,16 +123,25 @@ def print_growth(console: Console, progress: Progress) -> None:
     _print(console, [f"search: {trials}, {len(progress.todo)} stages to train"])
 
 
-def print_closing(console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing) -> None:
-    """Prints the answer so far, and where to look next or how to continue."""
+def print_closing(console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing) -> bool:
+    """Prints the answer so far, and where to look next or how to continue.
+
+    Returns:
+        False if the storage does not give the answer.
+    """
     stopped = f"Stopped with {progress.num_done} of {len(progress.plan.trials)} trials done."
-    if closing.storage_error is not None:
-        reasons = [closing.storage_error, f"{stopped} When the storage works again, continue with:"]
+    study, storage_error, answer = progress.plan.study, closing.storage_error, ""
+    if storage_error is None:
+        try:
+            answer = answer_text(load_journal(storage, study.sweep), study.key)
+        except LoadError as error:
+            storage_error = str(error)
+    if storage_error is not None:
+        reasons = [storage_error, f"{stopped} When the storage works again, continue with:"]
         _print(console, ["", *reasons, f"  {request.command}"])
-        return
-    study = progress.plan.study
+        return False
     source = f"--storage {shlex.quote(request.storage)}"
-    lines = ["", answer_text(load_journal(storage, study.sweep), study.key), ""]
+    lines = ["", answer, ""]
     lines += [f"Time:                {closing.time_line}"]
     if closing.tracking_error is not None:
         lines += [
@@ -137,6 +157,7 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
         lines += [*_failures(progress), f"Tables and figures:  python analysis/make_tables.py {source}"]
         lines += closing.how_to_look
     _print(console, lines)
+    return True
 
 
 def print_lost_head(console: Console, progress: Progress, request: Request, address: str) -> None:
@@ -186,6 +207,15 @@ def _image_lines(plan: Plan) -> list[str]:
 def _data_line(params: Mapping[str, Any]) -> str:
     size = params["image_size"]
     return f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes"
+
+
+def _values(axis: str, values: Sequence[Any]) -> str:
+    """The values of an axis. With many seeds, a sentence: who wanted one certain seed reads that it is a number."""
+    if len(values) <= _MOST_VALUES_SHOWN:
+        return " ".join(map(as_text, values))
+    if axis == "seed":
+        return f"{values[0]} to {values[-1]}: {len(values):,} seeds (seeds is their number, not a seed)"
+    return f"{' '.join(map(as_text, values[:_MOST_VALUES_SHOWN]))} and {len(values) - _MOST_VALUES_SHOWN:,} more"
 
 
 def _saved(plan: Plan) -> str:

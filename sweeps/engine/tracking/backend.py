@@ -2,17 +2,19 @@
 
 `SCHEMES` are the schemes of the URIs that it takes (`sqlite` of `sqlite:///mlflow.db`), or a word that stands for a
 whole URI (`none`). `open(uri)` gives the backend. The file must not import its library when it is imported itself: bad
-input is answered before anything that takes seconds.
+input is answered before anything that takes seconds. It may also hold `check(uri, may_upgrade)`, which looks at the
+store itself before a sweep trains and raises ConfigError if it can never be used.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from cvit.config import ConfigError
 from cvit.records import StudyRecord
@@ -101,16 +103,37 @@ def backend_for(uri: str) -> Backend:
     Raises:
         ConfigError: there is none for it, or the backend could not use it.
     """
+    return _module_for(uri).open(uri)
+
+
+def check_store(uri: str, may_upgrade: bool) -> None:
+    """Looks at a store before a sweep trains. One that cannot be reached now is let pass.
+
+    Args:
+        may_upgrade: a store of an older version may be changed so that this one can use it.
+
+    Raises:
+        ConfigError: the store can never be used.
+    """
+    check = getattr(_module_for(uri), "check", None)
+    if check is not None:
+        check(uri, may_upgrade)
+
+
+def _module_for(uri: str) -> ModuleType:
     backends = _backends()
-    scheme = urlparse(uri).scheme.partition("+")[0] or uri
+    try:
+        scheme = urlsplit(uri).scheme.partition("+")[0] or uri
+    except ValueError as error:  # a bracket without its other half
+        raise ConfigError(f"tracking URI {uri!r} is not valid: {error}") from error
     if scheme not in backends:
         raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with one of {', '.join(backends)}")
-    return backends[scheme](uri)
+    return backends[scheme]
 
 
 @cache
-def _backends() -> Mapping[str, Callable[[str], Backend]]:
-    """The `open` of every backend in this folder, by scheme."""
+def _backends() -> Mapping[str, ModuleType]:
+    """The backends in this folder, by scheme."""
     names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
-    return {scheme: module.open for module in modules if hasattr(module, "SCHEMES") for scheme in module.SCHEMES}
+    return {scheme: module for module in modules if hasattr(module, "SCHEMES") for scheme in module.SCHEMES}

@@ -3,22 +3,26 @@
 import contextlib
 import functools
 import logging
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError, as_text
 from cvit.errors import one_line
 from cvit.records import StudyRecord
 from cvit.results import Point
-from cvit.tracking import MAX_TAG_LENGTH, all_pages, split_tag
+from cvit.tracking import MAX_TAG_LENGTH, PARENT, all_pages, is_trial, split_tag, study_keys, trial_key
+from cvit.tracking_schema import sqlite_path
 from sweeps.engine.environment import prepare
 from sweeps.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
+from sweeps.engine.tracking.mlflow_check import check
 from sweeps.engine.tracking.mlflow_views import page, views
+
+__all__ = ["SCHEMES", "MlflowBackend", "check", "open"]
 
 SCHEMES = v.TRACKING_SCHEMES
 
@@ -35,14 +39,31 @@ def open(uri: str) -> Backend:
     """
     if "://" not in uri:
         raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with {uri.partition(':')[0]}://")
-    if urlparse(uri).scheme.partition("+")[0] == "sqlite":
-        path = uri.partition("://")[2]
-        if len(path) < 2 or not path.startswith("/"):
+    if urlsplit(uri).scheme.partition("+")[0] == "sqlite":
+        path = sqlite_path(uri)
+        if path is None or not path.name:
             raise ConfigError(f"tracking URI {uri!r} is not valid: give sqlite:///FILE, with three slashes")
-        folder = Path(path[1:]).absolute().parent
+        if path.name == ":memory:":
+            raise ConfigError(f"tracking URI {uri!r} is not valid: it keeps nothing; give {v.NO_TRACKING} or a file")
+        folder = path.absolute().parent
         if not folder.is_dir():
             raise ConfigError(f"tracking URI {uri!r}: there is no folder {folder}")
+    elif not _is_address(uri):
+        raise ConfigError(
+            f"tracking URI {uri!r} is not valid: give scheme://host:port, and in a password %20 for a blank, %2F for /"
+        )
     return MlflowBackend(uri)
+
+
+def _is_address(uri: str) -> bool:
+    """True for a URI without blanks; one of a web server also needs a host and a port that is a number."""
+    server = urlsplit(uri)
+    if re.search(r"\s", uri) or server.scheme not in ("http", "https"):
+        return not re.search(r"\s", uri)
+    try:
+        return server.hostname is not None and (server.port is None or server.port > 0)
+    except ValueError:
+        return False
 
 
 class MlflowBackend:
@@ -60,6 +81,8 @@ class MlflowBackend:
         self._used_ids: set[str] = set()
         self._unanswered: set[str] = set()
         """Keys whose create was sent and not answered."""
+        self._without_study: dict[str, list[str]] = {}
+        """The ids of the trials' runs whose study has no run, by study key: somebody has deleted it."""
 
     def connect(self, sweep: str, study: StudyRecord) -> None:
         prepare()
@@ -70,7 +93,7 @@ class MlflowBackend:
             logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
         client = MlflowClient(tracking_uri=self._uri)
-        experiment = client.get_experiment_by_name(sweep)
+        experiment = client.get_experiment_by_name(sweep) or _renamed_experiment(client, sweep)
         if experiment is None:
             with contextlib.suppress(MlflowException):  # another driver was faster
                 client.create_experiment(sweep)
@@ -86,22 +109,38 @@ class MlflowBackend:
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
         runs = list(all_pages(functools.partial(self._client.search_runs, [self._experiment_id])))
-        num_children = Counter(run.data.tags.get("mlflow.parentRunId") for run in runs)
+        num_children = Counter(run.data.tags.get(PARENT) for run in runs)
 
         def use(run: Any) -> tuple[bool, bool, int, int]:
             is_used = run.info.run_id in self._used_ids
             return is_used, run.info.status == FINISHED, len(run.data.metrics), num_children[run.info.run_id]
 
         by_key: dict[str, Any] = {}
+        studies = study_keys(runs)
         for run in sorted(runs, key=use, reverse=True):
-            key = _key_of(run)
+            key = trial_key(run) if is_trial(run) else studies.get(run.info.run_id)
+            key = key or run.info.run_id
             if by_key.setdefault(key, run) is not run and key in own:
                 self._client.delete_run(run.info.run_id)
         self._used_ids |= {run.info.run_id for run in by_key.values()}
+        self._put_below_studies({key: run for key, run in by_key.items() if key in own}, studies)
         return [
             ExistingRun(run.info.run_id, key, run.info.status, run.data.tags, run.data.params)
             for key, run in by_key.items()
         ]
+
+    def _put_below_studies(self, by_key: Mapping[str, Any], studies: Mapping[str, str]) -> None:
+        """Puts the runs of trials below their study's, where somebody has moved them or has deleted their parent."""
+        self._without_study.clear()
+        for run in by_key.values():
+            run_id = run.info.run_id
+            if not is_trial(run) or run_id not in studies:
+                continue
+            study = by_key.get(studies[run_id])
+            if study is None:
+                self._without_study.setdefault(studies[run_id], []).append(run_id)
+            elif run.data.tags.get(PARENT) != study.info.run_id:
+                self._client.set_tag(run_id, PARENT, study.info.run_id)
 
     def create(self, run: NewRun) -> str:
         with self._refusals():
@@ -109,10 +148,13 @@ class MlflowBackend:
             if run_id is None:
                 tags = _fitting(run.tags)
                 if run.parent_id is not None:
-                    tags["mlflow.parentRunId"] = run.parent_id
+                    tags[PARENT] = run.parent_id
                 self._unanswered.add(run.key)
                 created = self._client.create_run(self._experiment_id, run.start_time_ms, tags, run.name)
                 run_id = str(created.info.run_id)
+            for trial_id in self._without_study.get(run.key, ()):
+                self._client.set_tag(trial_id, PARENT, run_id)
+        self._without_study.pop(run.key, None)
         self._unanswered.discard(run.key)
         self._used_ids.add(run_id)
         return run_id
@@ -174,9 +216,12 @@ class MlflowBackend:
             raise
 
 
-def _key_of(run: Any) -> str:
-    tags = run.data.tags
-    return tags.get(v.TAG_TRIAL_KEY) or tags.get(v.TAG_STUDY_KEY) or run.info.run_id
+def _renamed_experiment(client: Any, sweep: str) -> Any | None:
+    """The experiment that has the runs of a sweep under another name, if there is one."""
+    ids = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
+    filter_text = f"tags.`{v.TAG_SWEEP}` = '{sweep}' and tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}'"
+    runs = client.search_runs(ids, filter_text, max_results=1) if ids else []
+    return client.get_experiment(runs[0].info.experiment_id) if runs else None
 
 
 def _fitting(tags: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ never the training; sending a record again adds nothing, so after any interrupti
 
 import json
 import queue
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from cvit import vocabulary as v
 from cvit.config import as_text
-from cvit.errors import one_line
+from cvit.errors import short_line
 from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.results import Point
 from sweeps.engine.recording.lease import LeaseLost
@@ -157,7 +158,7 @@ class Tracker:
         try:
             self._copy_all()
         except BaseException as error:  # noqa: BLE001
-            self.error = f"{type(error).__name__}: {one_line(error)[:_LONGEST_ERROR]}"
+            self.error = f"{type(error).__name__}: {short_line(error, _LONGEST_ERROR)}"
 
     def _copy_all(self) -> None:
         pause, is_closing = _FLUSH_INTERVAL_S, False
@@ -179,7 +180,7 @@ class Tracker:
                 raise
             # Whatever the store raises (network, SQL, its own errors), training goes on and the copy is tried again.
             except Exception as error:  # noqa: BLE001
-                self.error = one_line(error)[:_LONGEST_ERROR]
+                self.error = short_line(error, _LONGEST_ERROR)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 if is_closing:
                     if time.monotonic() > self._deadline:
@@ -193,7 +194,7 @@ class Tracker:
         except Refused as error:
             run.settle()
             run.is_open = False
-            self._refusal = f"run of {run.key}: {one_line(error)[:_LONGEST_ERROR]}"
+            self._refusal = f"run of {run.key}: {short_line(error, _LONGEST_ERROR)}"
 
     def _take(self, timeout_s: float) -> bool:
         """Takes all records that have come in, waiting a while for the first; True once `close` was called."""
@@ -215,7 +216,7 @@ class Tracker:
         try:
             self._remember(record)
         except Exception as error:  # noqa: BLE001
-            self._refusal = f"a record of the journal: {type(error).__name__}: {one_line(error)[:_LONGEST_ERROR]}"
+            self._refusal = f"a record of the journal: {type(error).__name__}: {short_line(error, _LONGEST_ERROR)}"
 
     def _remember(self, record: Record) -> None:
         """Adds a record to what is to be written of its run."""
@@ -277,7 +278,7 @@ class Tracker:
         run.tags |= {
             v.TAG_COMMAND: record.command,
             v.TAG_GRID: json.dumps(run.cells),
-            v.TAG_NOTE: f"{record.question}\n\n`{record.command}`",
+            v.TAG_NOTE: f"{record.question}\n\n{textwrap.indent(record.command, ' ' * 4)}",  # code, whatever it holds
         }
 
     def _connect(self) -> None:
@@ -295,7 +296,7 @@ class Tracker:
         where this driver's plan has it, else ended as KILLED. The runs of a living driver are left alone.
         """
         runs = self._store.existing(self._planned)
-        drivers = {r.tags[v.TAG_STUDY_KEY]: r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
+        drivers = {r.tags.get(v.TAG_STUDY_KEY, ""): r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
         for existing in runs:
             run = self._runs.get(existing.key)
             if run is not None:
@@ -313,7 +314,9 @@ class Tracker:
         if run.status is None:
             is_settled = run.key not in self._planned
         else:
-            is_settled = existing.tags.get(v.TAG_STATUS) == run.status and existing.status in (FINISHED, FAILED)
+            names = (v.TAG_STATUS, v.TAG_ROLE, v.TAG_STUDY_KEY)  # somebody may have removed one
+            is_whole = all(existing.tags.get(name) == run.tags.get(name) for name in names)
+            is_settled = is_whole and existing.status in (FINISHED, FAILED)
         if is_settled:
             run.settle()
 

@@ -1,0 +1,89 @@
+"""The cost of a plan is found within a bounded time, however large its steps are."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvit.config import TrialConfig
+from cvit.stages import Stage, TrainingStage
+from cvit.training import probe
+from sweeps.engine.execution import cost, pack_size
+from sweeps.engine.execution.cost import step_costs
+from tests.support.plans import SMALL, make_progress
+
+CPU = torch.device("cpu")
+
+
+def small_stage(folder: Path, **sizes: int) -> TrainingStage:
+    stage = make_progress(folder, *SMALL).todo[0]
+    assert isinstance(stage, TrainingStage)
+    return dataclasses.replace(stage, trial=TrialConfig.from_flat(stage.trial.flat() | sizes))
+
+
+def test_a_step_that_is_too_large_is_timed_with_fewer_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the full step, nothing is allocated: a batch of ten million images would not fit any memory."""
+    built: list[TrainingStage] = []
+    pack = probe._pack
+
+    def noted(stage: TrainingStage, members: int, device: torch.device) -> object:
+        built.append(stage)
+        return pack(stage, members, device)
+
+    monkeypatch.setattr(probe, "_pack", noted)
+    monkeypatch.setattr(probe, "MOST_OPERATIONS", 1e8)
+    stage = small_stage(tmp_path, batch_size=10_000_000)
+    alone, pair = probe.step_seconds(stage, [1, 2], CPU)
+    (timed,) = built
+    batch = timed.trial.training.batch_size
+    assert 1 <= batch < 10_000 and timed.trial.model == stage.trial.model
+    assert pair == 2 * alone and alone > 1e-5 * 10_000_000 / batch
+
+
+def test_then_with_fewer_blocks_and_then_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = small_stage(tmp_path, depth=2000)
+    monkeypatch.setattr(probe, "MOST_OPERATIONS", probe._operations(deep) / 16 / 2000)  # one block, one image
+    timed = probe._timeable(deep)
+    assert timed is not None
+    assert (timed.trial.training.batch_size, timed.trial.model.depth) == (1, 1)
+    wide = small_stage(tmp_path, embed_dim=1_000_000)
+    assert probe._timeable(wide) is None
+    assert all(math.isnan(seconds) for seconds in probe.step_seconds(wide, [1, 2], CPU))
+    assert pack_size.fitting_packs([(wide, 4)], "cpu", 1) == [1]
+
+
+def test_operations_of_blocks_that_are_not_built_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = small_stage(tmp_path, depth=29)
+    extrapolated = probe.step_flops(stage)
+    monkeypatch.setattr(probe, "_DEEPEST", 29)
+    assert extrapolated == probe.step_flops(stage)
+
+
+def test_kinds_beyond_the_time_count_as_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    todo: list[Stage] = make_progress(tmp_path, *SMALL).todo
+    kinds = {stage.cost_kind: stage for stage in todo}
+    assert len(kinds) == 3
+    monkeypatch.setattr(cost, "MEASURING_S", 0.0)
+    costs = step_costs(todo, {}, CPU)
+    (first,) = costs.by_kind.values()
+    assert costs.num_kinds == 3
+    steps = sum(stage.steps for stage in todo)
+    assert costs.of(todo).flops == pytest.approx(first.flops * steps)
+    assert costs.of(todo).worker_seconds == pytest.approx(first.worker_seconds * steps)
+
+
+def test_pack_sizes_are_measured_for_a_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = small_stage(tmp_path)
+    tried: list[TrainingStage] = []
+
+    def step_seconds(stage: TrainingStage, sizes: list[int], device: torch.device) -> list[float]:
+        tried.append(stage)
+        return [1.0 for _ in sizes]
+
+    monkeypatch.setattr(probe, "step_seconds", step_seconds)
+    monkeypatch.setattr(pack_size, "MEASURING_S", 0.0)
+    others = [dataclasses.replace(stage, steps=steps) for steps in (1, 2)]
+    assert pack_size.fitting_packs([(stage, 4), (others[0], 4), (others[1], 2)], "cpu", 1) == [4, 4, 2]
+    assert tried == [stage]
