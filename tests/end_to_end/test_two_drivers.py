@@ -127,7 +127,7 @@ def put_to_sleep(process: subprocess.Popen[str], folder: Path) -> None:
             assert process.poll() is None
             process.send_signal(signal.SIGSTOP)
             try:
-                store.execute("BEGIN IMMEDIATE")
+                store.execute("BEGIN EXCLUSIVE")
                 store.execute("ROLLBACK")
                 return
             except sqlite3.OperationalError:

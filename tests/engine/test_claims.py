@@ -151,7 +151,7 @@ def test_claims_of_a_driver_on_another_machine_last_as_long_as_its_lease_changes
 
 
 def test_while_the_storage_cannot_be_reached_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cvit.storage._ATTEMPTS", 1)
+    monkeypatch.setattr("cvit.buckets._ATTEMPTS", 1)
     set_credentials(monkeypatch)
     with faulty_s3() as server:
         storage = Storage.open(server.url("storage"))
