@@ -68,11 +68,11 @@ def test_a_cluster_with_tokens_is_named_as_such(cluster: str, tmp_path: Path) ->
     name = f"Ray address '{cluster}'"
     right = {"RAY_AUTH_TOKEN": TOKEN}
     cases: list[tuple[dict[str, str], str]] = [
-        ({}, f"{name} asks for a token: set RAY_AUTH_MODE=token, and {WHERE}"),
-        ({"RAY_ADDRESS": cluster}, f"{name} (from RAY_ADDRESS) asks for a token: set RAY_AUTH_MODE=token, and {WHERE}"),
-        ({"RAY_AUTH_MODE": "token"}, f"{name} asks for a token: set RAY_AUTH_MODE=token, and {WHERE}"),
-        (right | {"RAY_AUTH_MODE": "disabled"}, f"{name} asks for a token: set RAY_AUTH_MODE=token, and {WHERE}"),
-        ({"RAY_AUTH_TOKEN": "f" * 64}, f"{name} refuses this machine's token: {WHERE}"),
+        ({}, f"{name} wants a token. Set RAY_AUTH_MODE=token, and {WHERE}"),
+        ({"RAY_ADDRESS": cluster}, f"{name} (from RAY_ADDRESS) wants a token. Set RAY_AUTH_MODE=token, and {WHERE}"),
+        ({"RAY_AUTH_MODE": "token"}, f"{name} wants a token. Set RAY_AUTH_MODE=token, and {WHERE}"),
+        (right | {"RAY_AUTH_MODE": "disabled"}, f"{name} wants a token. Set RAY_AUTH_MODE=token, and {WHERE}"),
+        ({"RAY_AUTH_TOKEN": "f" * 64}, f"{name} refuses this machine's token, so {WHERE}"),
         ({"RAY_AUTH_TOKEN_PATH": "/no/file"}, f"{name} asks for a token, and this machine's cannot be read: "),
         (right, "passed, with the mode token"),
         (right | {"RAY_AUTH_MODE": "token"}, "passed, with the mode token"),
@@ -105,5 +105,5 @@ def test_a_wrong_address_leaves_nothing_in_the_storage(cluster: str, tmp_path: P
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("low_data.py: error: Ray address 'auto' (RAY_ADDRESS names ")
-    assert "asks for a token: set RAY_AUTH_MODE=token" in done.stderr
+    assert "wants a token. Set RAY_AUTH_MODE=token" in done.stderr
     assert list(tmp_path.iterdir()) == []

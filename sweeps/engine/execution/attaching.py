@@ -59,16 +59,16 @@ def _use_token(place: str, name: str) -> None:
 
     where = "in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token (docs/CLUSTER.md)"
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        raise ConfigError(f"{name} asks for a token: set RAY_AUTH_MODE=token, and put the cluster's {where}")
+        raise ConfigError(f"{name} wants a token. Set RAY_AUTH_MODE=token, and put the cluster's {where}")
     try:
         token = AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
     except Exception as error:
         reason = one_line(error).partition(". ")[0]
         raise ConfigError(f"{name} asks for a token, and this machine's cannot be read: {reason}") from error
     if not token:
-        raise ConfigError(f"{name} asks for a token: set RAY_AUTH_MODE=token, and put the cluster's {where}")
+        raise ConfigError(f"{name} wants a token. Set RAY_AUTH_MODE=token, and put the cluster's {where}")
     if _answer(place, token) == "UNAUTHENTICATED":
-        raise ConfigError(f"{name} refuses this machine's token: put the cluster's {where}")
+        raise ConfigError(f"{name} refuses this machine's token, so put the cluster's {where}")
     authentication_token_setup._enable_token_auth()  # Ray does it by itself only for a cluster that it starts
 
 
