@@ -15,6 +15,7 @@ class Ledger:
     lost: int = 0
     doubled: int = 0
     retrained: int = 0
+    failed_requests: int = 0
     time_lost_s: list[float] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -25,6 +26,7 @@ class Ledger:
             *kinds,
             f"trials: {self.trials}, lost: {self.lost}, doubled: {self.doubled}",
             f"stages trained twice: {self.retrained}",
+            f"beside the faults, requests to a bucket that were cut or put off: {self.failed_requests}",
         ]
         if self.time_lost_s:
             times = sorted(self.time_lost_s)

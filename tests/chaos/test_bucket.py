@@ -70,4 +70,4 @@ def test_a_bucket_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             campaign.session(kill_driver)
             server.fault = lambda method, path: None
             campaign.finish()
-        LEDGER.faults["request to the bucket cut or put off"] += server.faults[CUT] + server.faults[SLOW_DOWN]
+        LEDGER.failed_requests += server.faults[CUT] + server.faults[SLOW_DOWN]
