@@ -7,10 +7,11 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from cvit.stages import Stage
+from sweeps.engine.execution.deaths import AT_ONCE_S, MOST_AT_ONCE
 from sweeps.engine.execution.faults import Fault, fault_of_trial
 from sweeps.engine.execution.nodes import MOST_DEATHS as MOST_NODE_DEATHS
 from sweeps.engine.execution.nodes import Nodes
-from sweeps.engine.execution.queue import AT_ONCE_S, DEATHS_TOGETHER, MOST_AT_ONCE, MOST_DEATHS, StagePack, StageQueue
+from sweeps.engine.execution.queue import DEATHS_TOGETHER, MOST_DEATHS, StagePack, StageQueue
 from sweeps.engine.planning.progress import Outcome
 from tests.engine.test_retries import TWO_PHASES, Clock, fail, finish, keys, limits, taken
 from tests.support.plans import SMALL, make_progress

@@ -1,7 +1,6 @@
 """The queue of a plan's stages: it hands out packs, each once the parents of its stages are done."""
 
 import itertools
-import math
 import random
 import time
 from collections import Counter
@@ -10,6 +9,7 @@ from typing import Protocol
 
 from cvit.errors import one_line
 from cvit.stages import Stage
+from sweeps.engine.execution.deaths import Deaths
 from sweeps.engine.execution.faults import CODE_RETRIES, Fault
 from sweeps.engine.planning.progress import Outcome, Progress
 from sweeps.engine.recording.backoff import pause_s
@@ -18,10 +18,6 @@ DEATHS_TOGETHER = 2
 """After so many deaths of its worker without a checkpoint in between, a stage is trained alone."""
 MOST_DEATHS = 5
 """After so many, three of them alone, it has failed."""
-AT_ONCE_S = 2.0
-"""Workers that die within this time of each other share a cause, which is not their stages."""
-MOST_AT_ONCE = 2
-"""So many such deaths of a stage do not count: it may be that several stages kill their workers at the same time."""
 LEAST_SHARE = 4
 """When the last stages are divided among workers, a pack keeps at least a quarter of its limit: on a GPU, small packs
 take almost as long as large ones."""
@@ -110,9 +106,7 @@ class StageQueue:
         self._short_of_memory: set[str] = set()
         self._machine_faults: Counter[str] = Counter()
         self._code_faults: Counter[str] = Counter()
-        self._deaths: Counter[str] = Counter()
-        self._deaths_at_once: Counter[str] = Counter()
-        self._died_at, self._died_together, self._counted_last = -math.inf, set[str](), set[str]()
+        self._deaths = Deaths()
         self._failed: dict[str, str] = {}
         self.storage_fault: str | None = None
         self._todo = todo = {stage.key: stage for stage in progress.todo}
@@ -199,7 +193,7 @@ class StageQueue:
     def _make_ready(self, stage: Stage) -> None:
         """Makes a stage ready. One that has raised an error, or whose worker died again and again, is trained alone, so
         that it harms no other one; after the first death, only with stages that had one too."""
-        deaths = self._deaths[stage.key]
+        deaths = self._deaths.of(stage.key)
         if self._code_faults[stage.key] or deaths >= DEATHS_TOGETHER:
             group: Hashable = stage.key
         else:
@@ -214,7 +208,7 @@ class StageQueue:
             due += [stage for stage, _ in self._elsewhere.values()]
             self._elsewhere = {}
         for stage in due:
-            if stage.key in self._short_of_memory and self._deaths[stage.key] >= DEATHS_TOGETHER:
+            if stage.key in self._short_of_memory and self._deaths.of(stage.key) >= DEATHS_TOGETHER:
                 self._last.append(stage)
             else:
                 self._make_ready(stage)
@@ -227,8 +221,8 @@ class StageQueue:
 
     def stage_advanced(self, key: str) -> None:
         """A stage has reached a checkpoint, so earlier machine faults no longer count."""
-        for counts in (self._machine_faults, self._deaths, self._deaths_at_once):
-            del counts[key]
+        del self._machine_faults[key]
+        self._deaths.forget(key)
         self._short_of_memory.discard(key)
 
     def stage_done(self, key: str) -> None:
@@ -278,13 +272,13 @@ class StageQueue:
         lines that say so."""
         keys = {stage.key for stage in stages}
         if fault.worker_died:
-            self._count_deaths(keys)
+            self._deaths.add(keys)
         if fault.for_memory:
             self._short_of_memory |= keys
         lines, resting = [], dict[float, list[Stage]]()
         for stage in stages:
-            if fault.worker_died and self._deaths[stage.key] >= MOST_DEATHS:
-                reason = f"killed its worker {self._deaths[stage.key]} times: {fault.line}"
+            if fault.worker_died and self._deaths.of(stage.key) >= MOST_DEATHS:
+                reason = f"killed its worker {self._deaths.of(stage.key)} times: {fault.line}"
                 self._give_up(stage, reason)
                 lines.append(f"failed: stage {stage.key} {reason}")
             else:
@@ -294,19 +288,6 @@ class StageQueue:
             self._resting += [(time.monotonic() + pause, stage) for stage in together]
             lines.append(f"lost a worker, trying again in {pause:.0f} s: {named(together)}: {fault.line}")
         return lines
-
-    def _count_deaths(self, keys: set[str]) -> None:
-        """Counts a death of their worker for these stages, unless other workers died at the same time."""
-        now = time.monotonic()
-        is_at_once = now - self._died_at <= AT_ONCE_S and not keys & self._died_together
-        self._died_together = keys | (self._died_together if is_at_once else set())
-        self._deaths.update(keys)
-        if is_at_once:
-            for key in self._counted_last | keys:
-                if self._deaths[key] and self._deaths_at_once[key] < MOST_AT_ONCE:
-                    self._deaths_at_once[key] += 1
-                    self._deaths[key] -= 1
-        self._died_at, self._counted_last = now, set() if is_at_once else keys
 
     def _give_up(self, stage: Stage, reason: str) -> None:
         self._failed[stage.key] = reason
