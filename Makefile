@@ -27,7 +27,7 @@ test: .venv/.installed  ## run the tests, in minutes: all but those that are lon
 test-all: test  ## then those too: benchmarks' own tests, simulations, sweeps under faults, a cluster over SSH
 	$(BIN)/python -m pytest -m '$(LONG)'
 
-chaos: .venv/.installed  ## disturb sweeps: 150 faults, hours on 2 cores; all of them as root
+chaos: .venv/.installed  ## disturb sweeps: 150 faults; all of them as root
 	CVIT_CHAOS_FAULTS=150 $(BIN)/python -m pytest tests/chaos --timeout 14400
 
 lint: .venv/.installed  ## check style and types

@@ -151,7 +151,7 @@ def fill_disk(campaign: Campaign, process: subprocess.Popen[str]) -> None:
         ballast = campaign.disk / "ballast"
         with contextlib.suppress(OSError):
             ballast.write_bytes(bytes(2**27))
-        _expect_refusal(process, "No space left on device")
+        _expect_refusal(campaign, process, "No space left on device")
         ballast.unlink()
 
 
@@ -161,15 +161,13 @@ def make_read_only(campaign: Campaign, process: subprocess.Popen[str]) -> None:
         while subprocess.run(remount, capture_output=True).returncode != 0:
             time.sleep(0.01)  # a file is just being written
         LEDGER.faults["storage read-only"] += 1
-        _expect_refusal(process, "Read-only file system")
+        _expect_refusal(campaign, process, "Read-only file system")
         subprocess.run(["mount", "-o", "remount,rw", str(campaign.disk)], check=True)
 
 
-def _expect_refusal(process: subprocess.Popen[str], reason: str) -> None:
+def _expect_refusal(campaign: Campaign, process: subprocess.Popen[str], reason: str) -> None:
     """Checks that a driver ends for the reason: in its training, or at its start, if the training was another one's."""
-    process.wait(timeout=SESSION_TIMEOUT_S)
-    assert process.stdout is not None and process.stderr is not None
-    said = process.stdout.read() + process.stderr.read()
+    said = campaign.said_by(process)
     assert "Traceback" not in said, said
     refused = process.returncode in (exit_codes.FAILED_TRIALS, exit_codes.BAD_INPUT) and reason in said
     assert process.returncode == exit_codes.FINISHED or refused, said
