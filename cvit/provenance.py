@@ -1,4 +1,4 @@
-"""With what a process trains: the versions of the code and of torch, the device and the CPU.
+"""Provenance says what a process trains with: the versions of the code and of torch, the device and the CPU.
 
 Each worker says this of itself, since workers on several machines may differ from each other and from the driver.
 `python -m cvit.provenance` prints the code version and the hash of the source.
@@ -25,7 +25,7 @@ _known_versions: dict[str, str] = {}
 
 
 def provenance(device: "torch.device") -> Provenance:
-    """With what this process trains on a device."""
+    """The provenance of a stage that this process trains on a device."""
     import torch
 
     return Provenance(

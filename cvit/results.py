@@ -14,7 +14,7 @@ Point = tuple[str, int, float, int]
 
 @dataclass(frozen=True)
 class Provenance:
-    """With what a stage was trained in one session. None is what the version that trained it did not record."""
+    """The software and hardware that trained a stage in one session; None where an older version did not record it."""
 
     code_version: str | None = None
     torch_version: str | None = None

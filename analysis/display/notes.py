@@ -32,7 +32,7 @@ def notes(study: Study) -> list[str]:
 
 
 def trained_with(study: Study) -> dict[str, Counter[str]]:
-    """With what the trials that have a result were trained: by column of TRAINED_WITH, the number of trials by value.
+    """The numbers of trials that have a result, by column of TRAINED_WITH and by what they were trained with.
     A trial that was trained with several, such as its two phases, has them joined by "and"."""
     trials = [r.trial for r in study.results if r.trial is not None and r.state in STATES_WITH_RESULT]
     values = {column: [trial.get(column) or UNKNOWN for trial in trials] for column in TRAINED_WITH}
@@ -40,6 +40,6 @@ def trained_with(study: Study) -> dict[str, Counter[str]]:
 
 
 def trained_with_text(study: Study) -> str:
-    """With what all trials were trained, as far as they say it and have it in common, such as `torch 2.9.0`."""
+    """The software and hardware that all trials say they have in common, such as `torch 2.9.0`."""
     single = {column: next(iter(values)) for column, values in trained_with(study).items() if len(values) == 1}
     return ", ".join(f"{_WORDS[column]} {value}" for column, value in single.items() if value != UNKNOWN)

@@ -169,7 +169,7 @@ def done(finished: Path, tmp_path: Path) -> Path:
 
 
 def one_line_each(folder: Path, capsys: pytest.CaptureFixture[str], *, is_read: bool = True) -> list[str]:
-    """What the commands say that use a storage: each has to end with one line and exit code 2."""
+    """The texts of the commands that use a storage: each has to end with one line and exit code 2."""
     ended = call(folder, *ONE_TRIAL)
     assert (ended.exit_code, ended.output) == (2, "")
     lines = [ended.errors]

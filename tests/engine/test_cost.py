@@ -24,7 +24,7 @@ def small_stage(folder: Path, **sizes: int) -> TrainingStage:
 
 
 def test_a_step_that_is_too_large_is_timed_with_fewer_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the full step, nothing is allocated: a batch of ten million images would not fit any memory."""
+    """The full step allocates nothing: a batch of ten million images would not fit any memory."""
     built: list[TrainingStage] = []
     pack = probe._pack
 

@@ -1,4 +1,4 @@
-"""Which processes live, also where the system hides those of other users."""
+"""Living and dead processes are told apart, also where the system hides those of other users."""
 
 import os
 import socket
