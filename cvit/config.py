@@ -25,6 +25,7 @@ else:
 ConvolutionForm = Literal["factorized", "full"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
+BudgetUnit = Literal["steps", "flops"]
 
 
 LARGEST_LEARNING_RATE = 1e30
@@ -248,10 +249,15 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets."""
+    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets: `budget_unit` says equal
+    in what. With `flops`, `epochs` and `min_steps` give the steps of the attention transformer, and every trial gets as
+    many as cost the same."""
 
     epochs: int = option("Passes over the subset, both phases together.", 20)
     min_steps: int = option("Optimiser steps at least, so that small fractions are trained too.", 400)
+    budget_unit: BudgetUnit = option(
+        "Every scheme gets equal optimiser steps, or steps of equal FLOPs as the attention transformer's.", "steps"
+    )
     batch_size: int = option("Images per optimiser step.", 64)
     learning_rate: float = option("Peak learning rate of AdamW.", 1e-3)
     weight_decay: float = option("Decoupled weight decay; not applied to biases, norms and position terms.", 0.05)
@@ -278,9 +284,11 @@ class TrainingConfig:
         for name in ("warmup_fraction", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must lie in [0, 1)")
         require_choice(self, "precision", Precision)
+        require_choice(self, "budget_unit", BudgetUnit)
 
     def total_steps(self, num_images: int) -> int:
-        """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2."""
+        """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2; those of the attention
+        transformer if the budget is one of operations."""
         return max(2, self.min_steps, math.ceil(self.epochs * num_images / self.batch_size))
 
 

@@ -103,6 +103,9 @@ def _train(
 
 
 def _step_flops(stage: TrainingStage) -> float:
+    """The operations of a step; those of a model of which they are not known are counted, with torch."""
+    if stage.step_flops is not None:
+        return stage.step_flops
     from cvit.training.probe import step_flops
 
     return step_flops(stage)

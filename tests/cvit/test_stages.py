@@ -43,6 +43,7 @@ FLAT: dict[str, Any] = {
     "convolution_warmup_fraction": None,
     "epochs": 10,
     "min_steps": 40,
+    "budget_unit": "steps",
     "batch_size": 16,
     "learning_rate": 0.001,
     "weight_decay": 0.05,
@@ -81,6 +82,7 @@ OTHER: dict[str, Any] = {
     "convolution_warmup_fraction": 0.2,
     "epochs": 20,
     "min_steps": 400,
+    "budget_unit": "flops",
     "batch_size": 8,
     "learning_rate": 0.002,
     "weight_decay": 0.0,
@@ -133,7 +135,10 @@ def test_the_convolution_phase_takes_its_share() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(PARAMETERS) - {"init_scheme"}))
 def test_a_parameter_changes_the_keys_where_it_changes_the_outcome(name: str) -> None:
-    """Every parameter is either known here to be without influence, or changes the keys of both stages."""
+    """Every parameter is either known here to be without influence, or changes the keys of both stages.
+
+    The unit of the budget changes the number of steps, where phases cost differently.
+    """
     convolution, attention = keys()
     other_convolution, other_attention = keys(**{name: OTHER[name]})
     without_influence = {"dataset"}
@@ -172,9 +177,9 @@ def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
 STAGE_ONLY = {"dataset", "convolution_fraction", "convolution_learning_rate", "convolution_warmup_fraction"}
 """Without influence on the stages of any scheme of one phase."""
 NOT_USED: dict[str, set[str]] = {
-    "mimetic": {"attention_sharpness", "convolution_form"},
-    "impulse": {"convolution_form"},
-    "local": {"attention_sharpness", "convolution_form"},
+    "mimetic": {"attention_sharpness", "convolution_form", "budget_unit"},
+    "impulse": {"convolution_form", "budget_unit"},
+    "local": {"attention_sharpness", "convolution_form", "budget_unit"},
     "convolution": {"attention_sharpness"},
     "resnet": {"attention_sharpness", "convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim"}
     | {"position_encoding"},
