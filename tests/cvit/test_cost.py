@@ -10,6 +10,7 @@ from cvit.config import ConfigError, InitConfig, ModelConfig, TrainingConfig, Tr
 from cvit.geometry import num_relative_positions
 from cvit.stages import TrainingStage, stages_of
 from cvit.training import probe
+from cvit.training.schedule import learning_rate_sum, learning_rates
 from tests.cvit.test_dimensions import config_on
 
 SCHEMES = ["random", "two_phase", "convolution", "resnet"]
@@ -106,3 +107,18 @@ def test_a_model_whose_operations_are_unknown_has_no_budget_of_operations(monkey
     monkeypatch.setattr(module, "step_flops", lambda architecture, batch_size: None)
     with pytest.raises(ConfigError, match="budget_unit 'flops' is not valid with init_scheme 'resnet'"):
         budgeted("flops", 40, init_scheme="resnet")
+
+
+@pytest.mark.parametrize("schedule", ["per_phase", "joint"])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.1, 0.5])
+def test_s_is_the_sum_of_the_learning_rates_of_a_phase(schedule: str, warmup_fraction: float) -> None:
+    flat = {"init_scheme": "two_phase", "schedule": schedule, "warmup_fraction": warmup_fraction}
+    flat |= {"convolution_learning_rate": 0.004, "learning_rate": 0.01}
+    for stage in budgeted("steps", 400, **flat):
+        assert learning_rate_sum(stage) == pytest.approx(sum(learning_rates(stage)), rel=1e-12)
+
+
+def test_s_by_hand() -> None:
+    """A cosine to zero has half of the peak on average and half a step more, and so has a linear warm-up."""
+    (stage,) = budgeted("steps", 100, init_scheme="random", warmup_fraction=0.2, learning_rate=0.01)
+    assert learning_rate_sum(stage) == pytest.approx(0.01 * (21 / 2 + 81 / 2))
