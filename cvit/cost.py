@@ -14,7 +14,7 @@ from cvit.models.sizes import WIDENING, network_size
 from cvit.vocabulary import ATTENTION, CONVOLUTION
 
 Architecture = tuple[str, str, ModelConfig, str]
-"""Phase, name of a model that is not the transformer, sizes, form of the convolutional twin; see
+"""Phase, name of a scheme whose model or steps are not the transformer's, sizes, form of the convolutional twin; see
 `cvit.stages.TrainingStage.architecture`."""
 
 FORWARD_AND_BACKWARD = 3
@@ -29,6 +29,8 @@ def step_flops(architecture: Architecture, batch_size: int) -> int | None:
     phase, kind, config, form = architecture
     if kind == "resnet":
         of_image = _resnet(config)
+    elif kind == "joint":  # the mean of the two kinds of steps, which take turns
+        of_image = (_transformer(config, _attention(config)) + _transformer(config, _factorized(config))) // 2
     elif phase == ATTENTION:
         of_image = _transformer(config, _attention(config))
     elif phase == CONVOLUTION or kind == "convolution":

@@ -6,14 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvit.config import ConfigError, InitConfig, ModelConfig, TrainingConfig, TrialConfig
+from cvit.config import (
+    ConfigError,
+    ConvolutionForm,
+    InitConfig,
+    InitSchemeName,
+    ModelConfig,
+    TrainingConfig,
+    TrialConfig,
+    choices,
+)
 from cvit.geometry import num_relative_positions
 from cvit.stages import TrainingStage, stages_of
 from cvit.training import probe
 from cvit.training.schedule import learning_rate_sum, learning_rates
 from tests.cvit.test_dimensions import config_on
 
-SCHEMES = ["random", "two_phase", "convolution", "resnet"]
+ALL_SCHEMES, FORMS = choices(InitSchemeName), choices(ConvolutionForm)
 
 
 def stages(model: ModelConfig, batch_size: int, **init: Any) -> tuple[TrainingStage, ...]:
@@ -23,8 +32,8 @@ def stages(model: ModelConfig, batch_size: int, **init: Any) -> tuple[TrainingSt
 
 @settings(max_examples=30)
 @given(
-    scheme=st.sampled_from(SCHEMES),
-    form=st.sampled_from(["factorized", "full"]),
+    scheme=st.sampled_from(ALL_SCHEMES),
+    form=st.sampled_from(FORMS),
     grid=st.integers(1, 6),
     patch=st.integers(1, 4),
     heads=st.integers(1, 30),
@@ -50,7 +59,7 @@ def test_operations_are_those_that_torch_counts(
         assert stage.step_flops == probe.step_flops(stage)
 
 
-@pytest.mark.parametrize("form", ["factorized", "full"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("grid", "patch"), [((9,), (4,)), ((4, 6), (2, 3)), ((1, 7), (2, 1)), ((3, 4, 2), (2, 1, 3))])
 @pytest.mark.parametrize("heads", [2, 5])
 def test_so_they_are_in_any_number_of_dimensions(
@@ -73,8 +82,8 @@ def budgeted(unit: str, steps: int, **flat: Any) -> tuple[TrainingStage, ...]:
 
 
 @given(
-    scheme=st.sampled_from(SCHEMES),
-    form=st.sampled_from(["factorized", "full"]),
+    scheme=st.sampled_from(ALL_SCHEMES),
+    form=st.sampled_from(FORMS),
     steps=st.integers(20, 3000),
     share=st.floats(0.02, 0.98),
     evaluations=st.integers(1, 20),
