@@ -265,9 +265,11 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets: `budget_unit` says equal
-    in what. With `flops`, `epochs` and `min_steps` give the steps of the attention transformer, and every trial gets as
-    many as cost the same."""
+    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets.
+
+    With `budget_unit` at `flops` they are the steps of the attention transformer, and every trial gets as many as cost
+    the same operations.
+    """
 
     epochs: int = option("Passes over the subset, both phases together.", 20)
     min_steps: int = option("Optimiser steps at least, so that small fractions are trained too.", 400)
