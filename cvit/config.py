@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # type checkers cannot read a Literal that is computed
     InitSchemeName = str
 else:
     InitSchemeName = Literal[tuple(SCHEMES)]
-ConvolutionForm = Literal["factorized", "full"]
+ConvolutionForm = Literal["factorized", "full", "pixel"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -209,7 +209,8 @@ class InitConfig:
         4.0,
     )
     convolution_form: ConvolutionForm = option(
-        "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
+        "Convolutional twin: factorized like the heads; full rank (carried over by SVD); or a convolution of pixels.",
+        "factorized",
     )
     convolution_fraction: float = option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
     convolution_learning_rate: float | None = option(
@@ -296,6 +297,9 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+        ignored = SCHEMES[self.init.init_scheme].ignores
+        if self.init.convolution_form == "pixel" and "convolution_form" not in ignored:
+            _require_whole_pixels(self.model)
 
     def flat(self) -> dict[str, Any]:
         """Every field on one level, by its own name."""
@@ -324,6 +328,26 @@ def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]
     unknown = sorted(set(flat) - set(parameters))
     if unknown:
         raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(parameters)}")
+
+
+def _require_whole_pixels(model: ModelConfig) -> None:
+    """Raises CombinationError if a token cannot be divided among the pixels of a patch.
+
+    With one channel a pixel, the twin's head would see the mean over the whole token, which the norm sets to zero.
+    """
+    pixels, width = math.prod(model.patch), model.embed_dim
+    below = width // pixels * pixels
+    if below != width or below < 2 * pixels:
+        valid = f"{below} or {below + pixels}" if below >= 2 * pixels else f"{2 * pixels}"
+        raise CombinationError(
+            f"embed_dim {width} must be a multiple of the {pixels} pixels of a patch for the twin 'pixel', such as "
+            f"{valid}; with one channel a pixel it could tell no classes apart"
+        )
+    if round(width * model.mlp_ratio) < pixels:
+        raise CombinationError(
+            f"mlp_ratio {model.mlp_ratio} must make the MLP's hidden width, mlp_ratio * embed_dim, at least the "
+            f"{pixels} pixels of a patch for the twin 'pixel'"
+        )
 
 
 _PARTS: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "init": InitConfig, "training": TrainingConfig}

@@ -149,6 +149,8 @@ class TrainingStage:
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
             decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
+        if is_twin and self.trial.init.convolution_form == "pixel":
+            del decisive["num_heads"], decisive["head_dim"]
         return stage_key(
             TRAINING,
             decisive,

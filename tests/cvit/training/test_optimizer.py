@@ -59,6 +59,7 @@ def test_each_phase_has_a_schedule_of_its_own(digits: Dataset, storage: Storage)
         ("attention", "factorized", {"query.weight", "key.weight", "value.weight", "output.weight"}),
         ("convolution", "factorized", {"value.weight", "output.weight"}),
         ("convolution", "full", {"weight"}),
+        ("convolution", "pixel", {"weight"}),
     ],
 )
 def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: Any, mixing: set[str]) -> None:
