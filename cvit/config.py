@@ -336,17 +336,17 @@ def _require_whole_pixels(model: ModelConfig) -> None:
     With one channel a pixel, the twin's head would see the mean over the whole token, which the norm sets to zero.
     """
     pixels, width = math.prod(model.patch), model.embed_dim
-    below = width // pixels * pixels
-    if below != width or below < 2 * pixels:
-        valid = f"{below} or {below + pixels}" if below >= 2 * pixels else f"{2 * pixels}"
+    below = max(2 * pixels, width // pixels * pixels)
+    if width % pixels or width < below:
+        valid = f"{below} or {below + pixels}" if width > below else below
         raise CombinationError(
-            f"embed_dim {width} must be a multiple of the {pixels} pixels of a patch for the twin 'pixel', such as "
-            f"{valid}; with one channel a pixel it could tell no classes apart"
+            f"embed_dim {width} must be a multiple of the {pixels} pixels of a patch, at least {2 * pixels}, for "
+            f"convolution_form 'pixel', such as {valid}"
         )
     if round(width * model.mlp_ratio) < pixels:
         raise CombinationError(
             f"mlp_ratio {model.mlp_ratio} must make the MLP's hidden width, mlp_ratio * embed_dim, at least the "
-            f"{pixels} pixels of a patch for the twin 'pixel'"
+            f"{pixels} pixels of a patch for convolution_form 'pixel'"
         )
 
 
