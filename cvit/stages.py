@@ -176,9 +176,19 @@ class TrainingStage:
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
         """The settings that determine the model without its weights."""
         init = self.trial.init
-        kind = init.init_scheme if self.phase == REFERENCE else ""
+        kind = init.init_scheme if self.phase == REFERENCE or self.is_joint else ""
         form = "" if self.phase == ATTENTION else init.convolution_form
         return self.phase, kind, replace(self.trial.model, inner_dim=None), form
+
+    @property
+    def is_joint(self) -> bool:
+        """True if its steps compute the weights as the convolutional twin and as attention in turn."""
+        return self.phase == ATTENTION and SCHEMES[self.trial.init.init_scheme].is_joint
+
+    @property
+    def turns(self) -> int:
+        """The number of steps after which the kinds of steps repeat: 2 if it is joint, else 1."""
+        return 2 if self.is_joint else 1
 
     @property
     def report_interval(self) -> int:

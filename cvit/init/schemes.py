@@ -19,6 +19,7 @@ class InitScheme:
         is_reference: True if the name stands for another model, trained for comparison, rather than for a way to
             initialise the transformer.
         is_twin: True if that other model is the convolutional twin.
+        is_joint: True if the steps with even numbers train the transformer's weights as its convolutional twin.
     """
 
     name: str
@@ -26,6 +27,7 @@ class InitScheme:
     has_convolution_phase: bool = False
     is_reference: bool = False
     is_twin: bool = False
+    is_joint: bool = False
 
 
 _CONVOLUTION = frozenset({"attention_sharpness", "convolution_form"})
@@ -37,6 +39,7 @@ SCHEMES: Mapping[str, InitScheme] = {
         InitScheme("random", ignores=_CONVOLUTION),
         InitScheme("two_phase", has_convolution_phase=True),
         InitScheme("conv_structured"),
+        InitScheme("joint", ignores=frozenset({"convolution_form"}), is_joint=True),
         InitScheme("mimetic", ignores=_CONVOLUTION),
         InitScheme("impulse", ignores=frozenset({"convolution_form"})),
         InitScheme("local", ignores=_CONVOLUTION),

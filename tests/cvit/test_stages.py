@@ -172,6 +172,7 @@ def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
 STAGE_ONLY = {"dataset", "convolution_fraction", "convolution_learning_rate", "convolution_warmup_fraction"}
 """Without influence on the stages of any scheme of one phase."""
 NOT_USED: dict[str, set[str]] = {
+    "joint": {"convolution_form"},
     "mimetic": {"attention_sharpness", "convolution_form"},
     "impulse": {"convolution_form"},
     "local": {"attention_sharpness", "convolution_form"},
@@ -197,8 +198,8 @@ def test_a_reference_has_one_stage_of_the_whole_budget(scheme: str) -> None:
 
 
 def test_architectures_that_differ_are_told_apart() -> None:
-    found = [s.architecture for scheme in ("two_phase", "convolution", "resnet") for s in stages(init_scheme=scheme)]
-    assert len(set(found)) == len(found) == 4
+    found = [s.architecture for scheme in ("two_phase", "joint", "convolution", "resnet") for s in stages(init_scheme=scheme)]
+    assert len(set(found)) == len(found) == 5
     assert stages(init_scheme="mimetic")[0].architecture == stages(init_scheme="random", seed=1)[0].architecture
 
 
