@@ -10,8 +10,8 @@ parameters without a gradient. See `cvit.models.twin` and `cvit.training.reading
 Both readings must agree at the start, so it starts like `conv_structured` with the factorized twin, whatever
 `convolution_form` is.
 
-In the paper a ViT and an agent CNN of the same shape share their weights and learn from each other in every step; here
-a step has one of them, so that the budget is that of the other schemes, and cheaper by half the attention.
+The paper trains both readings of a batch together, and the ViT also learns from the intermediate features of the CNN.
+Here each step has one reading and the common loss, so that every scheme takes the same number of steps.
 """
 
 from dataclasses import replace

@@ -198,7 +198,8 @@ def test_a_reference_has_one_stage_of_the_whole_budget(scheme: str) -> None:
 
 
 def test_architectures_that_differ_are_told_apart() -> None:
-    found = [s.architecture for scheme in ("two_phase", "joint", "convolution", "resnet") for s in stages(init_scheme=scheme)]
+    schemes = ("two_phase", "joint", "convolution", "resnet")
+    found = [stage.architecture for scheme in schemes for stage in stages(init_scheme=scheme)]
     assert len(set(found)) == len(found) == 5
     assert stages(init_scheme="mimetic")[0].architecture == stages(init_scheme="random", seed=1)[0].architecture
 

@@ -71,7 +71,7 @@ def start_of(one: TrainingStage) -> dict[str, Tensor]:
 @pytest.mark.parametrize("encoding", ["relative", "relative+absolute"])
 @pytest.mark.parametrize("heads", [9, 5])
 def test_both_readings_agree_at_the_start(encoding: str, heads: int) -> None:
-    """With heads that attend to nothing but their target, in float64; a head that looks outside sees zero either way."""
+    """With heads that attend to nothing but their target, in float64."""
     one = stage(attention_sharpness=60.0, position_encoding=encoding, num_heads=heads, convolution_form="full")
     model = initial_model(one, None)[0].double()
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
