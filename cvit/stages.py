@@ -60,7 +60,7 @@ _NEVER_DECISIVE = {
     "evaluations",
 }
 _IGNORED_BY_CONVOLUTION_PHASE = {
-    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state", "decay_towards")
+    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state")
 }
 
 
@@ -147,7 +147,7 @@ class TrainingStage:
         flat = self.trial.flat() | {"attention_sharpness": self.trial.attention_sharpness}
         if self.phase != ATTENTION and not self.trial.model.has_position_embedding:
             ignored = ignored | {"position_learning_rate_factor"}
-        if self.trial.training.weight_decay == 0:
+        if not self.decays_towards_start:
             ignored = ignored | {"decay_towards"}
         decisive = {name: value for name, value in flat.items() if name not in _NEVER_DECISIVE and name not in ignored}
         decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
@@ -181,6 +181,17 @@ class TrainingStage:
         has_own = self.phase == CONVOLUTION and self.schedule_steps is None
         fraction = self.trial.init.convolution_warmup_fraction if has_own else None
         return self.trial.training.warmup_fraction if fraction is None else fraction
+
+    @property
+    def carries_moments(self) -> bool:
+        """True if the optimiser goes on from its state at the end of the parent."""
+        return self.parent is not None and self.trial.training.optimizer_state == "carried"
+
+    @property
+    def decays_towards_start(self) -> bool:
+        """True if weight decay pulls towards the weights at the start of this stage, not towards zero."""
+        training = self.trial.training
+        return self.phase == ATTENTION and training.weight_decay > 0 and training.decay_towards == "start"
 
     @property
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
