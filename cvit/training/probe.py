@@ -69,7 +69,7 @@ def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.devic
 
 def _mean_seconds(pack: TrainingPack, number: int) -> float:
     """Mean seconds of one step of each kind, trained for the time of this number."""
-    turns = pack.stages[0].turns
+    turns = pack.stages[0].num_readings
     return fmean(pack.train(number * turns + turn).seconds for turn in range(turns))
 
 
@@ -120,7 +120,7 @@ def step_flops(stage: TrainingStage) -> float:
         model = blank_model(stage)
         images = torch.zeros(size, config.in_channels, *config.shape)
         labels = torch.zeros(size, dtype=torch.int64)
-    readings = (model, twin_reading(model)) if stage.is_joint else (model,)
+    readings = (model, twin_reading(model)) if stage.num_readings > 1 else (model,)
     with FlopCounterMode(display=False) as counter:
         for reading in readings:
             F.cross_entropy(reading(images), labels).backward()
@@ -144,7 +144,7 @@ def _reserved(use: Callable[[], object], device: torch.device) -> int:
 
 def _pack(stage: TrainingStage, members: int, device: torch.device) -> TrainingPack:
     """A pack on black images, whose next evaluation is always one step away."""
-    stage = replace(stage, steps=stage.turns * (1 + _STEPS), first_step=0, evaluation_interval=1)
+    stage = replace(stage, steps=stage.num_readings * (1 + _STEPS), first_step=0, evaluation_interval=1)
     model = stage.trial.model
     images = _images(stage, stage.trial.training.batch_size, device)
     subset = torch.arange(len(images))

@@ -19,11 +19,13 @@ from cvit.models.vit import VisionTransformer
 from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
 from cvit.training.batches import pack_data
+from cvit.training.groups import MOMENT_NAMES, POSITION_TERMS
 from cvit.training.loop import train_pack
-from cvit.training.optimizer import MOMENTS, decays
-from cvit.training.pack import TrainingPack, rate_at
+from cvit.training.optimizer import decays
+from cvit.training.pack import TrainingPack
 from cvit.training.probe import step_flops, step_seconds
 from cvit.training.readings import Reading
+from cvit.training.schedule import rate_at
 from cvit.vocabulary import CONVOLUTION
 from tests.cvit.training.tiny import CPU, NUM_IMAGES, TINY, assert_same_outcome, train
 
@@ -130,6 +132,15 @@ def test_an_even_step_is_a_step_of_the_twin(digits: Dataset) -> None:
     assert not torch.equal(after["head.weight"], start["head.weight"])
 
 
+def test_decay_towards_the_start_leaves_what_a_step_does_not_use_as_it_is(digits: Dataset) -> None:
+    one = stage(evaluations=16, decay_towards="start", weight_decay=0.5)
+    pack = pack_of([one], digits, [start_of(one)])
+    states = [pack.train(step) and pack.states()[0] for step in range(4)]
+    for name in (name for name, value in states[0].items() if name.endswith(OWN) and "start/" not in name):
+        assert torch.equal(states[2][name], states[1][name]), "the third step is the twin's"
+        assert not torch.equal(states[3][name], states[2][name]), "the fourth is attention's"
+
+
 def test_an_odd_step_is_a_step_of_attention(digits: Dataset) -> None:
     """Bit for bit, for the weights that have taken as many steps; all of attention's weights move."""
     one = stage(evaluations=16, gradient_clip_norm=0.0)
@@ -139,7 +150,7 @@ def test_an_odd_step_is_a_step_of_attention(digits: Dataset) -> None:
     assert torch.equal(*losses)
     (after,), (expected,) = joint.states(), attention.states()
     assert set(after) == set(expected)
-    moments = {name: value for name, value in expected.items() if name.startswith(MOMENTS)}
+    moments = {name: value for name, value in expected.items() if name.startswith(MOMENT_NAMES)}
     assert all(torch.equal(after[name], value) for name, value in (moments | shared(expected)).items())
     # The first step that moves them: a gradient of any size moves by the learning rate.
     for name in (f"blocks.{i}.mixing.{own}" for i in range(2) for own in ("key.weight", "relative_bias")):
@@ -153,9 +164,12 @@ def torch_trained(one: TrainingStage, digits: Dataset) -> dict[str, Tensor]:
     model = initial_model(one, None)[0]
     readings = [twin_reading(model), model]
     named = list(model.named_parameters())
+    terms = [p for n, p in named if n.endswith(POSITION_TERMS)]
+    others = [p for n, p in named if not decays(n, p.shape) and not n.endswith(POSITION_TERMS)]
     groups = [
-        {"params": [p for n, p in named if decays(n, p.shape)]},
-        {"params": [p for n, p in named if not decays(n, p.shape)], "weight_decay": 0.0},
+        {"params": [p for n, p in named if decays(n, p.shape)], "factor": 1.0},
+        {"params": others, "weight_decay": 0.0, "factor": 1.0},
+        {"params": terms, "weight_decay": 0.0, "factor": config.position_learning_rate_factor},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     for step in range(one.steps):
@@ -167,7 +181,7 @@ def torch_trained(one: TrainingStage, digits: Dataset) -> dict[str, Tensor]:
         assert (model.get_parameter("blocks.0.mixing.key.weight").grad is None) == (step % 2 == 0)
         nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip_norm or math.inf)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(one, step)
+            group["lr"] = rate_at(one, step) * group["factor"]
         optimizer.step()
     return {name: value.detach() for name, value in model.named_parameters()}
 
@@ -177,6 +191,7 @@ def test_a_pack_takes_the_steps_of_torchs_adamw_with_readings_in_turn(digits: Da
         stage(seed=0),
         stage(seed=1, learning_rate=6e-3, weight_decay=0.5, gradient_clip_norm=0.1, data_fraction=0.1),
         stage(seed=2, learning_rate=1e-3, warmup_fraction=0.4, label_smoothing=0.1, gradient_clip_norm=0.0),
+        stage(seed=3, position_learning_rate_factor=20.0),
     ]
     pack = pack_of(members, digits, [start_of(member) for member in members])
     for first in range(0, 16, 2):
@@ -235,7 +250,7 @@ def test_the_timed_steps_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def timed(pack: TrainingPack, first: int) -> training_pack.Measured:
         measured = train_alone(pack, first)
-        seconds = 0.5 if pack._readings.at(first).model is pack._models.model else 0.1
+        seconds = 0.5 if pack._readings[first % len(pack._readings)].model is pack._models.model else 0.1
         return training_pack.Measured(measured.losses, measured.norms, measured.correct, seconds)
 
     monkeypatch.setattr(TrainingPack, "train", timed)
