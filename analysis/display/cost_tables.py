@@ -11,10 +11,10 @@ from analysis.store.axes import SCHEME
 
 CSV_COLUMNS = ("phase", "steps", "learning_rate_sum", "flops", "seconds")
 _RULES = (
-    "S is the sum of the learning rates: AdamW moves no parameter by much more than that in a phase, times its learning "
-    "rate's own factor (`position_learning_rate_factor` for relative bias and position embedding). FLOPs are those of "
-    "matrix products and convolutions, forward and backward. Seconds are those of one worker, evaluation included, of a "
-    "trial's share of its pack; mean over n trials."
+    "S is the sum of the learning rates: in a phase, AdamW moves no parameter by much more than S times the factor of "
+    "its rate (`position_learning_rate_factor` for relative bias and position embedding). FLOPs are those of matrix "
+    "products and convolutions, forward and backward. Seconds are a worker's, evaluation included, a trial's share of "
+    "its pack; mean over n trials."
 )
 
 
