@@ -4,7 +4,7 @@ from analysis.display.accuracy_tables import GENERAL_LAYOUT
 from analysis.display.notes import notes
 from analysis.display.tables import general_tables
 from analysis.questions import question_of, tables_of
-from analysis.statistics.studies import has_axes, read_study
+from analysis.statistics.studies import read_study
 from analysis.store.axes import SCHEME
 from analysis.store.frames import Frames
 
@@ -16,7 +16,7 @@ def answer_text(frames: Frames, study_key: str) -> str:
         KeyError: there is no such study.
     """
     study = read_study(frames, study_key)
-    axes = question_of(study.sweep).axes
-    is_of_sweep = not axes or has_axes({*study.axes, SCHEME}, {*axes, SCHEME})
-    tables = tables_of(study.sweep, [study]) if is_of_sweep else general_tables([study], GENERAL_LAYOUT)
+    axes = set(question_of(study.sweep).axes)
+    has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
+    tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
     return "\n".join([tables.answer(study), *notes(study)])

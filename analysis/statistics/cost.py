@@ -5,7 +5,7 @@ versions too. Seconds were measured.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -38,8 +38,8 @@ class PhaseCost:
     seconds: float = math.nan
 
 
-Costing = Callable[[PhaseCost], float]
-"""The cost of a phase in a unit."""
+Costing = Callable[[Trial], Callable[[float], float] | None]
+"""Trial → (step → the cost of the trial up to that step, in some unit); None if that is not known."""
 
 
 def phases_of(trial: Trial) -> tuple[PhaseCost, ...]:
@@ -125,17 +125,32 @@ def _known_phases(study: Study) -> list[tuple[Mapping[str, Any], Trial, tuple[Ph
     return [(place, trial, phases) for place, trial in trials if (phases := phases_of(trial))]
 
 
-def cost_by_step(trial: Trial, costing: Costing) -> Callable[[float], float] | None:
-    """The cost of a trial up to a step, straight within each phase; None if it is not known."""
-    phases = [(phase.steps, costing(phase)) for phase in phases_of(trial)]
-    if not phases or any(math.isnan(cost) for _, cost in phases):
+def in_steps(trial: Trial) -> Callable[[float], float] | None:
+    """Counts steps."""
+    return lambda step: step
+
+
+def in_flops(trial: Trial) -> Callable[[float], float] | None:
+    """Counts floating-point operations."""
+    return _up_to(phases_of(trial), lambda phase: phase.flops)
+
+
+def in_seconds(trial: Trial) -> Callable[[float], float] | None:
+    """Counts seconds."""
+    return _up_to(phases_of(trial), lambda phase: phase.seconds)
+
+
+def _up_to(phases: Sequence[PhaseCost], of_phase: Callable[[PhaseCost], float]) -> Callable[[float], float] | None:
+    """The cost up to a step, straight within each phase; None if that of a phase is not known."""
+    costs = [(phase.steps, of_phase(phase)) for phase in phases]
+    if not costs or not all(cost > 0 for _, cost in costs):
         return None
 
-    def cost(step: float) -> float:
-        total = 0.0
-        for steps, of_phase in phases:
-            total += of_phase * min(max(step, 0.0), steps) / steps
-            step -= steps
+    def up_to(step: float) -> float:
+        total, before = 0.0, 0
+        for steps, cost in costs:
+            total += cost * min(max(step - before, 0), steps) / steps
+            before += steps
         return total
 
-    return cost
+    return up_to

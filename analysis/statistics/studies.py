@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.statistics.shares import Shares, one_per_subset, shares_of
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
-from analysis.store.axes import BUDGET_UNIT, INNER_DIM, SCHEME, STEPS, axes_of, sort_key
+from analysis.store.axes import INNER_DIM, SCHEME, axes_of, sort_key
 from analysis.store.frames import CURVE_COLUMNS, Frames, rows_of
 from cvit import vocabulary as names
 from cvit.tasks import TASK_NAMES, Task, task_named
@@ -115,28 +115,11 @@ class Study:
         return min((step for step, value in curve.items() if step > after and value >= accuracy), default=math.inf)
 
 
-def budget_units(study: Study) -> list[str]:
-    """The units in which trials of a study have equal budgets; studies of earlier versions have steps."""
-    if BUDGET_UNIT in study.axes:
-        return study.values(BUDGET_UNIT)
-    return [study.params.get(BUDGET_UNIT) or STEPS]
-
-
-def budgeted_in(study: Study, unit: str, place: Mapping[str, Any]) -> dict[str, Any]:
-    """A place on the other axes of a study, with a unit of `budget_units`."""
-    return {**place, BUDGET_UNIT: unit} if BUDGET_UNIT in study.axes else dict(place)
-
-
-def has_axes(varied: Collection[str], axes: Collection[str]) -> bool:
-    """True if a study varies the axes of its sweep, whether or not it varies the unit of the budget too."""
-    return not axes or set(varied) - {BUDGET_UNIT} == set(axes) - {BUDGET_UNIT}
-
-
 def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list[Study]:
     """The studies of a sweep, most recent first.
 
     Args:
-        axes: the axes, init scheme included, that every study must have, see `has_axes`; empty for any axes.
+        axes: the axes, init scheme included, that every study must have; empty for any axes.
 
     Raises:
         TableError: a study has other axes.
@@ -144,7 +127,7 @@ def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list
     studies = all_studies(frames, sweep)
     for study in studies:
         varied = axes_of(study.cells)
-        if not has_axes(varied, axes):
+        if axes and set(varied) != set(axes):
             raise TableError(f"study {study.label} varies {', '.join(varied)}; this table shows {', '.join(axes)}")
     return studies
 
@@ -188,13 +171,8 @@ def _read_study(
 ) -> Study:
     dataset = study["params"].get("dataset") or next((trial.get("dataset") for trial in trials), None)
     task = _task(study["task"])
-    axes = _varied_axes(study["cells"])
+    axes = axes_of(study["cells"])
     results = one_per_subset(study_results(study["cells"], trials, task.metric), shares_of(trials))
-    if BUDGET_UNIT not in axes:
-        results = [
-            replace(result, place={axis: value for axis, value in result.place.items() if axis != BUDGET_UNIT})
-            for result in results
-        ]
     if SCHEME not in axes:  # all trials share it, or have none
         scheme = study["params"].get(SCHEME, "-")
         results = [replace(result, place={**result.place, SCHEME: scheme}) for result in results]
@@ -219,12 +197,6 @@ def _read_study(
         cells=study["cells"],
         curves=curves,
     )
-
-
-def _varied_axes(cells: Collection[Mapping[str, Any]]) -> list[str]:
-    """The axes of grids. A budget in steps alone, as all studies had before there was another unit, is none."""
-    units = {unit for grid in cells for unit in grid.get(BUDGET_UNIT, ())}
-    return [axis for axis in axes_of(cells) if axis != BUDGET_UNIT or units != {STEPS}]
 
 
 def _task(name: str) -> Task:

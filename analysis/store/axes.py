@@ -14,11 +14,6 @@ WARMUP = "warmup_fraction"
 LEARNING_RATE = "learning_rate"
 BUDGET_UNIT = "budget_unit"
 
-STEPS, FLOPS = "steps", "flops"
-"""The values of the axis BUDGET_UNIT."""
-_ORDER = {STEPS: 0, FLOPS: 1}
-"""The places of texts that have an order of their own."""
-
 
 def axes_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
     """The names of the axes of a study's grids, without `seed`."""
@@ -26,10 +21,9 @@ def axes_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
-    """A key that sorts the values of an axis: None (not set) first, then numbers, then texts, which are alphabetical unless
-    they have an order of their own."""
+    """A key that sorts the values of an axis: None (not set) first, then numbers, then texts."""
     if value is None:
         return (0, 0, "")
     if isinstance(value, int | float):
         return (1, value, "")
-    return (2, _ORDER.get(value, 0), str(value))
+    return (2, 0, str(value))
