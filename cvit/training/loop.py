@@ -23,7 +23,8 @@ from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import PackData, pack_data
 from cvit.training.checkpoint import StageProgress
-from cvit.training.pack import Measured, TrainingPack, rate_at
+from cvit.training.pack import Measured, TrainingPack
+from cvit.training.schedule import rate_at
 from cvit.vocabulary import (
     CONVOLUTION,
     CONVOLUTION_TEST_ACCURACY,

@@ -23,7 +23,7 @@ from cvit.models.pack import FusedModels
 from cvit.stages import TrainingStage
 from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
 from cvit.training.optimizer import MOMENTS, AdamW, coefficients
-from cvit.training.schedule import learning_rate
+from cvit.training.schedule import rate_at
 
 EVALUATION_BATCH_SIZE = 500
 LARGEST_ATTENTION = 2**25
@@ -221,11 +221,6 @@ class TrainingPack:
         attention = len(self.stages) * m.num_heads * math.prod(m.grid) ** 2
         most = LARGEST_ATTENTION // attention if self._device.type == "cpu" else EVALUATION_BATCH_SIZE
         return max(1, min(EVALUATION_BATCH_SIZE, most))
-
-
-def rate_at(stage: TrainingStage, step: int) -> float:
-    """The learning rate of a step; the step is counted within the stage."""
-    return learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_fraction)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:

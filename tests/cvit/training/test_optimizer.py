@@ -15,7 +15,7 @@ from cvit.models.pack import FusedModels
 from cvit.models.vit import VisionTransformer
 from cvit.storage import Storage
 from cvit.training.optimizer import AdamW, coefficients, decays
-from cvit.training.schedule import learning_rate
+from cvit.training.schedule import learning_rate, learning_rates
 from tests.cvit.training.tiny import CPU, stages, train_all
 
 
@@ -51,6 +51,27 @@ def test_each_phase_has_a_schedule_of_its_own(digits: Dataset, storage: Storage)
     # 8 steps each; at their 2nd, 4th, 6th and 8th
     expected = [0.5, 1.0, 0.5 * (1 + math.cos(math.pi / 4)), 0.5 * (1 + math.cos(3 * math.pi / 4))]
     assert rates == [pytest.approx(expected), pytest.approx(expected)]
+
+
+def test_a_joint_schedule_is_one_warm_up_and_one_cosine_over_both_phases() -> None:
+    own = {"min_steps": 40, "warmup_fraction": 0.2, "convolution_fraction": 0.25, "schedule": "joint"}
+    convolution, attention = stages("two_phase", **own)
+    rates = learning_rates(convolution) + learning_rates(attention)
+    assert rates == [learning_rate(step, 40, 3e-3, 0.2) for step in range(40)]
+    assert rates[:8] == pytest.approx([3e-3 * (step + 1) / 8 for step in range(8)])
+    assert rates[10] < rates[9] < rates[8] == 3e-3, "the switch after 10 steps falls on the falling rate"
+    # Each phase has its own peak, and the trial one warm-up.
+    convolution, attention = stages("two_phase", **own, convolution_learning_rate=6e-3, convolution_warmup_fraction=0.0)
+    assert learning_rates(convolution) == pytest.approx([2 * rate for rate in rates[:10]])
+    assert learning_rates(attention) == rates[10:]
+    assert learning_rates(stages(schedule="joint")[0]) == learning_rates(stages()[0]), "a scheme of one phase"
+
+
+def test_the_rates_of_a_stage_are_those_that_it_trains_with(digits: Dataset, storage: Storage) -> None:
+    both = stages("two_phase", warmup_fraction=0.5, schedule="joint", convolution_learning_rate=1e-3)
+    for stage, result in zip(both, train_all(both, digits, storage), strict=True):
+        recorded = [value for name, _, value, _ in result.points if name == "lr"]
+        assert recorded == learning_rates(stage)[1::2]
 
 
 @pytest.mark.parametrize(
