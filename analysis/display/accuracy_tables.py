@@ -6,7 +6,7 @@ and the rule on diverged trials are in analysis/statistics/stats.py.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,25 @@ class Comparison:
     title: str = ""
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table of its own, of values that belong to no single row of the others; LaTeX does not have it.
+
+    Attributes:
+        title: its heading.
+        notes: sentences below the heading.
+        table: study → head and rows; no rows where there is nothing to show.
+        csv_rows: study → rows of the CSV, each with its `kind`.
+        csv_names: the columns that these rows add to the CSV.
+    """
+
+    title: str
+    notes: str
+    table: Callable[[Study], tuple[list[str], list[list[str]]]]
+    csv_rows: Callable[[Study], list[dict[str, Any]]]
+    csv_names: tuple[str, ...] = ()
+
+
 PAIRED_GAIN = Comparison("paired_gain", "paired gain", lambda study: study.gain)
 
 
@@ -90,6 +109,7 @@ class Layout:
         columns: further columns.
         gain: the first comparison.
         comparisons: further differences.
+        sections: tables of their own, below the others.
         across: the axis whose values are the columns of the short table.
         notes: sentences about how the further columns are measured.
     """
@@ -97,6 +117,7 @@ class Layout:
     columns: tuple[Column, ...] = ()
     gain: Comparison = PAIRED_GAIN
     comparisons: tuple[Comparison, ...] = ()
+    sections: tuple[Section, ...] = ()
     across: str = SCHEME
     notes: str = ""
 
@@ -109,8 +130,8 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
     """All studies as CSV. `kind` is `accuracy` or the kind of a comparison; accuracies and differences are fractions.
 
     Columns: sweep, study, dataset, kind, the axes without the scheme, init_scheme (`two_phase-random` for the paired
-    gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout, and the number of training images
-    (train_images), if a study says it.
+    gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout and of its sections, and the number
+    of training images (train_images), if a study says it. Rows of a section have the unit that their kind names.
     """
     axes = list(dict.fromkeys(axis for study in studies for axis in study.axes))
     rows = []
@@ -122,7 +143,7 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
             for cell in summaries:
                 place = {axis: cell.place[axis] for axis in study.axes}
                 row = common | {"kind": kind} | {axis: csv_value(value) for axis, value in place.items()}
-                row[SCHEME] = cell.place[SCHEME].replace(" ", "")
+                row[SCHEME] = cell.place[SCHEME].replace(" - ", "-")
                 row |= vars(cell.estimate) | {"expected": cell.expected, "diverged": cell.diverged}
                 for column in layout.columns:
                     if kind == "accuracy":
@@ -130,8 +151,9 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
                     elif not column.is_measured:
                         row |= zip(column.csv_names, column.values(study, place), strict=True)
                 rows.append(row | {_TRAIN_IMAGES: study.shares.count_at(place)})
+        rows += [common | row for section in layout.sections for row in section.csv_rows(study)]
     columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
-    columns += [name for column in layout.columns for name in column.csv_names]
+    columns += [name for part in (*layout.columns, *layout.sections) for name in part.csv_names]
     columns += [_TRAIN_IMAGES] if any(study.shares.num_images for study in studies) else []
     return csv_text(rows, columns)
 
@@ -161,7 +183,17 @@ def answer(study: Study, layout: Layout) -> str:
         if comparison.title and (summaries := comparison.summaries(study)):
             lines += ["", f"{comparison.title}, points [95 % interval] (number of pairs):", ""]
             lines += markdown_table(*_pivot(study, summaries, gain_text, layout.across))
+    for head, rows, section in _sections(study, layout):
+        lines += ["", f"{section.title}:", "", *markdown_table(head, rows)]
     return "\n".join(lines)
+
+
+def _sections(study: Study, layout: Layout) -> Iterator[tuple[list[str], list[list[str]], Section]]:
+    """Head, rows and section of the sections that have rows."""
+    for section in layout.sections:
+        head, rows = section.table(study)
+        if rows:
+            yield head, rows, section
 
 
 def _has_gain(study: Study, layout: Layout) -> bool:
@@ -194,6 +226,8 @@ def _markdown_section(study: Study, layout: Layout) -> str:
                 [*axes, comparison.heading, "points", "95 % interval", "pairs", *_COUNTS],
                 [_markdown_cells(study, cell, sign="+") for cell in summaries],
             )
+    for head, rows, section in _sections(study, layout):
+        lines += ["", f"### {section.title}", "", section.notes, "", *markdown_table(head, rows)]
     unmeasured = [result for result in study.results if result.diverged and math.isnan(result.value)]
     lines += listed(study, "Missing", study.missing)
     lines += listed(study, "Diverged before the first test accuracy, so left out of the means", unmeasured)

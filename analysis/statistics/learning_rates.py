@@ -1,8 +1,9 @@
 """The best learning rate of a scheme, and the range of learning rates at which it is nearly as good as there.
 
-A rate that is chosen for the accuracies that are judged looks better than it is, on other images too: a training that
-went well by chance is good on all of them. So each seed's rate is chosen on validation images by the other seeds, which
-know nothing of the seed's own trainings. Its difference at that rate is as often too large as too small.
+The best rate is the one with the highest mean accuracy on validation images. Accuracies that are judged later show it
+too good, those on test images as well: a training that went well by chance is good on all images. So verdicts at the
+best rate come from rules that hold at every rate at once, whichever is chosen: the family of all rates, and
+`verdicts.judge_best`.
 
 A training is within the range where its accuracy is at most TOLERANCE below the best: the mean over seeds of the test
 accuracy at the rate where that is highest, with warm-up. Between the rates of the grid, accuracy is a straight line
@@ -10,15 +11,15 @@ over the logarithm of the rate. The best of a single training is that of the oth
 with warm-up nor those without have a part in it.
 """
 
+import itertools
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from analysis.statistics.pairs import Place, by_seed, validated_by_seed
-from analysis.statistics.stats import mean_of
+from analysis.statistics.stats import Estimate, mean_of, t_interval
 from analysis.statistics.studies import Study
+from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 
 TOLERANCE = 0.02
 """A learning rate is within the range where the accuracy is at most this much below the best."""
@@ -40,51 +41,88 @@ class RateRange:
     is_cut: bool
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest rate; NaN without any."""
+        return (self.stretches[0][0], self.stretches[-1][1]) if self.stretches else (math.nan, math.nan)
+
+    @property
     def decades(self) -> float:
         """Its width on the logarithmic scale, all stretches together."""
         return math.fsum(math.log10(high / low) for low, high in self.stretches)
 
 
-def best_by_others(study: Study, places: Sequence[Place]) -> dict[int, int]:
-    """By seed, the index of the place that is best on validation images, on average over the other seeds."""
-    accuracies = {i: of for i, place in enumerate(places) if (of := validated_by_seed(study, place))}
-    if not accuracies:
-        return {}
-    everywhere = set.intersection(*map(set, accuracies.values()))
-    best = {}
-    for seed in sorted(set().union(*accuracies.values())):
-        if others := sorted(everywhere - {seed}):
-            means = {i: statistics.fmean(of[other] for other in others) for i, of in accuracies.items()}
-            best[seed] = max(means, key=means.__getitem__)
-    return best
+@dataclass(frozen=True)
+class RateSummary:
+    """The learning rates of a scheme with one warm-up.
+
+    Attributes:
+        best_rate: the rate with the highest mean accuracy on validation images; NaN without results.
+        accuracy: the mean test accuracy there.
+        of_means: the range of the means over seeds.
+        of_training: the range of a single training in decades, its mean over seeds.
+    """
+
+    scheme: str
+    warmup: float
+    best_rate: float
+    accuracy: float
+    of_means: RateRange
+    of_training: Estimate
 
 
-def differences_at(
-    study: Study, places: tuple[Sequence[Place], Mapping[int, int]], others: tuple[Sequence[Place], Mapping[int, int]]
-) -> list[float]:
-    """Test accuracies minus other ones, on the seeds that both have; each side has places, and by seed the index of
-    that to look at."""
-    one, two = (
-        {seed: accuracy for seed, i in chosen.items() if (accuracy := by_seed(study, at[i]).get(seed)) is not None}
-        for at, chosen in (places, others)
-    )
-    return [one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())]
+def warmups(study: Study) -> tuple[float, float] | None:
+    """No warm-up and the longest one, as numbers; None if the grid lacks either."""
+    values = study.values(WARMUP)
+    return (values[0], values[-1]) if values[0] == 0 < values[-1] else None
 
 
-def range_of_means(study: Study, rates: Sequence[float], places: Sequence[Place], warm: Sequence[Place]) -> RateRange:
+def places_at(study: Study, scheme: str, warmup: float) -> list[Place]:
+    """A scheme's places with a warm-up, one per learning rate, ascending."""
+    return [{LEARNING_RATE: rate, SCHEME: scheme, WARMUP: warmup} for rate in study.values(LEARNING_RATE)]
+
+
+def rate_summaries(study: Study) -> list[RateSummary]:
+    """The learning rates of each scheme without warm-up and with the longest one; empty if the grid lacks either."""
+    summaries = []
+    ends, rates = warmups(study), study.values(LEARNING_RATE)
+    for scheme, warmup in itertools.product(study.schemes, ends or ()):
+        places = places_at(study, scheme, warmup)
+        warm = places_at(study, scheme, max(ends or ()))
+        validated = [mean_of(validated_by_seed(study, place).values()) for place in places]
+        best = max(
+            (i for i, mean in enumerate(validated) if math.isfinite(mean)), key=validated.__getitem__, default=-1
+        )
+        summaries.append(
+            RateSummary(
+                scheme,
+                warmup,
+                math.nan if best is None else rates[best],
+                math.nan if best is None else mean_of(by_seed(study, places[best]).values()),
+                range_of_means(study, places, warm),
+                t_interval(ranges_by_seed(study, places, warm).values()),
+            )
+        )
+    return summaries
+
+
+def best_of(study: Study, places: Sequence[Place]) -> int | None:
+    """The index of the place with the highest mean accuracy on validation images; None without results."""
+    means = {i: mean_of(validated_by_seed(study, place).values()) for i, place in enumerate(places)}
+    return max((i for i, mean in means.items() if math.isfinite(mean)), key=means.__getitem__, default=None)
+
+
+def range_of_means(study: Study, places: Sequence[Place], warm: Sequence[Place]) -> RateRange:
     """The range of the means over seeds.
 
     Args:
-        places: the place at each of the rates, with or without warm-up.
+        places: the scheme's places by learning rate, with or without warm-up.
         warm: those with warm-up, among which the best is.
     """
     best = max((mean for mean in _means(study, warm) if math.isfinite(mean)), default=math.nan)
-    return _range(rates, _means(study, places), best - TOLERANCE)
+    return _range(places, _means(study, places), best - TOLERANCE)
 
 
-def ranges_by_seed(
-    study: Study, rates: Sequence[float], places: Sequence[Place], warm: Sequence[Place]
-) -> dict[int, float]:
+def ranges_by_seed(study: Study, places: Sequence[Place], warm: Sequence[Place]) -> dict[int, float]:
     """The range of each seed's trainings in decades, for the seeds that have been trained at all rates; see
     `range_of_means`."""
     warm_accuracies = [of for place in warm if (of := by_seed(study, place))]
@@ -95,7 +133,7 @@ def ranges_by_seed(
         means = [mean_of(value for other, value in of.items() if other != seed) for of in warm_accuracies]
         best = max((mean for mean in means if math.isfinite(mean)), default=math.nan)
         if math.isfinite(best):
-            ranges[seed] = _range(rates, [of[seed] for of in accuracies], best - TOLERANCE).decades
+            ranges[seed] = _range(places, [of[seed] for of in accuracies], best - TOLERANCE).decades
     return ranges
 
 
@@ -103,11 +141,12 @@ def _means(study: Study, places: Sequence[Place]) -> list[float]:
     return [mean_of(by_seed(study, place).values()) for place in places]
 
 
-def _range(rates: Sequence[float], accuracies: Sequence[float], least: float) -> RateRange:
+def _range(places: Sequence[Place], accuracies: Sequence[float], least: float) -> RateRange:
     """The rates at which the accuracy is at least a given one; rates without an accuracy are left out."""
-    points = [(math.log10(rate), y) for rate, y in zip(rates, accuracies, strict=True) if math.isfinite(y)]
+    rates = [math.log10(place[LEARNING_RATE]) for place in places]
+    points = [(rate, y) for rate, y in zip(rates, accuracies, strict=True) if math.isfinite(y)]
     stretches: list[tuple[float, float]] = []
-    for (x0, y0), (x1, y1) in pairwise(points):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if max(y0, y1) < least:
             continue
         low = x0 if y0 >= least else x0 + (x1 - x0) * (least - y0) / (y1 - y0)
