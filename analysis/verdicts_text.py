@@ -13,7 +13,7 @@ from analysis.store.frames import Frames
 
 CSV_COLUMNS = tuple(field.name for field in fields(Verdict))
 
-_UNITS = "Estimates are points of accuracy, % of the steps, relative errors, numbers of heads or decades; see claims.md."
+_UNITS = "Estimates are points of accuracy, % of the steps, relative errors, heads or decades; see claims.md."
 
 _MARGIN = f"{100 * MARGIN:g}"
 RULE = (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.display import cost_tables
 from analysis.display.csv_text import csv_text
 from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
@@ -127,14 +128,16 @@ GENERAL_LAYOUT = Layout()
 
 
 def csv(studies: Sequence[Study], layout: Layout) -> str:
-    """All studies as CSV. `kind` is `accuracy` or the kind of a comparison; accuracies and differences are fractions.
+    """All studies as CSV. `kind` is `accuracy`, the kind of a comparison, or `cost` with a row per phase of the trials
+    there; accuracies and differences are fractions.
 
     Columns: sweep, study, dataset, kind, the axes without the scheme, init_scheme (`two_phase-random` for the paired
-    gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout and of its sections, and the number
-    of training images (train_images), if a study says it. Rows of a section have the unit that their kind names.
+    gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout and of its sections, whose rows have
+    the unit that their kind names, and, if a study says them, the number of training images (train_images) and the
+    costs (phase, steps, learning_rate_sum, flops, seconds).
     """
     axes = list(dict.fromkeys(axis for study in studies for axis in study.axes))
-    rows = []
+    rows, has_costs = [], False
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
         kinds = [("accuracy", study.means)]
@@ -152,9 +155,13 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
                         row |= zip(column.csv_names, column.values(study, place), strict=True)
                 rows.append(row | {_TRAIN_IMAGES: study.shares.count_at(place)})
         rows += [common | row for section in layout.sections for row in section.csv_rows(study)]
+        costs = cost_tables.csv_rows(study)
+        has_costs |= bool(costs)
+        rows += [common | cost for cost in costs]
     columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
     columns += [name for part in (*layout.columns, *layout.sections) for name in part.csv_names]
     columns += [_TRAIN_IMAGES] if any(study.shares.num_images for study in studies) else []
+    columns += cost_tables.CSV_COLUMNS if has_costs else []
     return csv_text(rows, columns)
 
 
@@ -228,6 +235,7 @@ def _markdown_section(study: Study, layout: Layout) -> str:
             )
     for head, rows, section in _sections(study, layout):
         lines += ["", f"### {section.title}", "", section.notes, "", *markdown_table(head, rows)]
+    lines += cost_tables.markdown_lines(study)
     unmeasured = [result for result in study.results if result.diverged and math.isnan(result.value)]
     lines += listed(study, "Missing", study.missing)
     lines += listed(study, "Diverged before the first test accuracy, so left out of the means", unmeasured)

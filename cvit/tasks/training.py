@@ -11,6 +11,7 @@ from cvit.config import PARAMETERS, ConfigError, DataConfig, TrialConfig
 from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, possible_fraction
 from cvit.stages import TrainingStage, stages_of
 from cvit.tasks import Task
+from cvit.training.schedule import learning_rate_sum
 from cvit.vocabulary import TEST_ACCURACY, TRAIN_LOSS, TRAINING, VAL_ACCURACY
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ def _train(
 
 
 def _step_flops(stage: TrainingStage) -> float:
+    """The operations of a step; those of a model of which they are not known are counted, with torch."""
+    if stage.step_flops is not None:
+        return stage.step_flops
     from cvit.training.probe import step_flops
 
     return step_flops(stage)
@@ -131,6 +135,7 @@ TASK = Task(
     stages=_stages,
     train=_train,
     step_flops=_step_flops,
+    learning_rate_sum=learning_rate_sum,
     step_seconds=_step_seconds,
     peak_bytes=_peak_bytes,
     defaults_of_data=_defaults_of_data,
