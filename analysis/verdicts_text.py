@@ -13,7 +13,7 @@ from analysis.store.frames import Frames
 
 CSV_COLUMNS = tuple(field.name for field in fields(Verdict))
 
-_UNITS = "Estimates are points of accuracy, percent of the cost, relative errors or numbers of heads; see claims.md."
+_UNITS = "Estimates are points of accuracy, % of the cost, relative errors, heads or decades; see claims.md."
 
 _MARGIN = f"{100 * MARGIN:g}"
 RULE = (
@@ -83,7 +83,7 @@ def estimate_text(verdict: Verdict) -> str:
 
 def interval_text(verdict: Verdict) -> str:
     """The interval in the claim's unit, rounded."""
-    if math.isnan(verdict.ci_low):
+    if math.isnan(verdict.ci_low) and math.isnan(verdict.ci_high):
         return "-"
     return f"[{_number(verdict, verdict.ci_low)}, {_number(verdict, verdict.ci_high)}]"
 

@@ -5,38 +5,42 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from analysis.display.accuracy_tables import Comparison, Layout
 from analysis.display.wording import plain_text
 from analysis.questions import FLOPS_SHARE, POINTS, SECONDS_SHARE, STEPS_SHARE, Claim, Question
 from analysis.statistics.cost import Costing, in_flops, in_seconds, in_steps
 from analysis.statistics.pairs import Family, by_seed, judged_family
 from analysis.statistics.speed import LEAST_SHARE, PENALTY, TARGET_SHARE, Curve, log_speed
-from analysis.statistics.stats import Result
-from analysis.statistics.studies import BASELINE, TREATMENT, Study, budget_units, budgeted_in
+from analysis.statistics.stats import Result, Summary, paired_difference
+from analysis.statistics.studies import BASELINE, TREATMENT, Study
+from analysis.statistics.variants import scheme_at
 from analysis.statistics.verdicts import MARGIN
-from analysis.store.axes import BUDGET_UNIT, FLOPS, FRACTION, SCHEME, STEPS
+from analysis.store.axes import BUDGET_UNIT, FRACTION, SCHEME
 from cvit import vocabulary as names
 
 LOW_DATA = 0.1
 """The largest share of the training images that counts as low data."""
+OF_EQUAL_FLOPS = scheme_at({SCHEME: TREATMENT, BUDGET_UNIT: "flops"}, (BUDGET_UNIT,))
+"""Two phases with as many steps as cost the same as those of random initialisation."""
 
 
-def _low_data_gain(study: Study, unit: str) -> Iterator[Family]:
-    if _can_compare(study, unit):
+def _low_data_gain(study: Study, treatment: str) -> Iterator[Family]:
+    if _has_both(study, treatment):
         fractions = [fraction for fraction in study.values(FRACTION) if fraction <= LOW_DATA]
-        gains = [list(_gains(study, unit, fraction).values()) for fraction in fractions]
+        gains = [list(_gains(study, treatment, fraction).values()) for fraction in fractions]
         yield judged_family(map(plain_text, fractions), gains, line=0.0)
 
 
 def _gain_shrinks(study: Study) -> Iterator[Family]:
     fractions = study.values(FRACTION)
-    if _can_compare(study, STEPS) and len(fractions) > 1:
-        few, many = _gains(study, STEPS, fractions[0]), _gains(study, STEPS, fractions[-1])
+    if _has_both(study) and len(fractions) > 1:
+        few, many = _gains(study, TREATMENT, fractions[0]), _gains(study, TREATMENT, fractions[-1])
         place = f"{plain_text(fractions[0])}-to-{plain_text(fractions[-1])}"
         yield judged_family([place], [[few[seed] - many[seed] for seed in few if seed in many]], line=0.0)
 
 
 def _trains_faster(study: Study, costing: Costing) -> Iterator[Family]:
-    if _can_compare(study, STEPS):
+    if _has_both(study):
         fractions = study.values(FRACTION)
         speeds = [_log_speeds(study, fraction, costing) for fraction in fractions]
         # Logarithms of ratios, unlike shares, are as likely too high as too low, whichever of the two is faster.
@@ -55,26 +59,30 @@ def _trains_faster(study: Study, costing: Costing) -> Iterator[Family]:
         ]
 
 
-def _can_compare(study: Study, unit: str) -> bool:
-    """True if a study has both schemes with equal budgets in a unit."""
-    return {TREATMENT, BASELINE} <= set(study.schemes) and unit in budget_units(study)
+def _has_both(study: Study, treatment: str = TREATMENT) -> bool:
+    return {treatment, BASELINE} <= set(study.schemes)
 
 
-def _gains(study: Study, unit: str, fraction: float) -> dict[int, float]:
-    """Accuracy of two phases minus that of random initialisation, by seed."""
-    place = budgeted_in(study, unit, {FRACTION: fraction})
-    treated, base = (by_seed(study, {**place, SCHEME: scheme}) for scheme in (TREATMENT, BASELINE))
+def _gains(study: Study, treatment: str, fraction: float) -> dict[int, float]:
+    """Accuracy of a treatment minus that of random initialisation, by seed."""
+    treated, base = (by_seed(study, {FRACTION: fraction, SCHEME: scheme}) for scheme in (treatment, BASELINE))
     return {seed: treated[seed] - base[seed] for seed in sorted(treated.keys() & base.keys())}
+
+
+def _gain_at_equal_flops(study: Study) -> list[Summary]:
+    """Two phases of as many FLOPs minus random initialisation, on the same seeds."""
+    gains = paired_difference(study.results, SCHEME, OF_EQUAL_FLOPS, BASELINE)
+    return [replace(gain, place={**gain.place, SCHEME: f"{OF_EQUAL_FLOPS} - {BASELINE}"}) for gain in gains]
 
 
 def _log_speeds(study: Study, fraction: float, costing: Costing) -> list[float]:
     """The logarithms of how many times as fast two phases are as random initialisation, one per seed."""
-    place = budgeted_in(study, STEPS, {FRACTION: fraction})
     curves: dict[tuple[str, int], tuple[Curve, float]] = {}
     for result in study.results:
-        is_at_place = place.items() <= result.place.items()
-        if is_at_place and (curve := _curve(study, result, costing)) is not None and result.trial:
-            curves[result.place[SCHEME], result.seed] = (curve, 1 / result.trial["num_classes"])
+        if result.place[FRACTION] == fraction and result.trial:
+            curve = _curve(study, result, costing)
+            if curve is not None:
+                curves[result.place[SCHEME], result.seed] = (curve, 1 / result.trial["num_classes"])
     return [
         log_speed(treated[0], base, guessing)
         for (scheme, seed), (base, guessing) in curves.items()
@@ -101,7 +109,20 @@ def _share_saved(log_ratio: float) -> float:
 
 QUESTION = Question(
     order=10,
-    axes=(BUDGET_UNIT, FRACTION, SCHEME),
+    axes=(FRACTION, SCHEME),
+    variants=(BUDGET_UNIT,),
+    layout=Layout(
+        comparisons=(
+            Comparison(
+                kind="paired_gain_at_equal_flops",
+                heading="paired gain",
+                summaries=_gain_at_equal_flops,
+                title="Two phases at equal FLOPs less random initialisation, on the same seeds",
+            ),
+        ),
+        notes=f"{OF_EQUAL_FLOPS}: as many steps as cost the FLOPs of the steps of attention alone. Other schemes have "
+        "equal steps.",
+    ),
     caption="Left: test accuracy against the share of the training images. Right: validation accuracy during "
     "training; a tick marks where trials pass from convolution to attention. Means over seeds, bands 95 % intervals.",
     curves=(names.VAL_ACCURACY,),
@@ -111,14 +132,14 @@ QUESTION = Question(
             name="low_data_gain",
             statement=f"Where data are few, at this share of the images, {TREATMENT} is more accurate than {BASELINE}",
             unit=POINTS,
-            judge=partial(_low_data_gain, unit=STEPS),
+            judge=partial(_low_data_gain, treatment=TREATMENT),
         ),
         Claim(
             order=65,
             name="low_data_gain_at_equal_flops",
             statement=f"So it is where {TREATMENT} takes as many steps as cost the FLOPs of {BASELINE}",
             unit=POINTS,
-            judge=partial(_low_data_gain, unit=FLOPS),
+            judge=partial(_low_data_gain, treatment=OF_EQUAL_FLOPS),
         ),
         Claim(
             order=70,
