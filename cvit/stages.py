@@ -156,6 +156,8 @@ class TrainingStage:
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
             decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
+        if is_twin and self.trial.init.convolution_form == "pixel":
+            del decisive["num_heads"], decisive["head_dim"]
         schedule = {} if self.schedule_steps is None else {"schedule_steps": self.schedule_steps}
         return stage_key(
             TRAINING,

@@ -102,7 +102,7 @@ def assert_same(stage: TrainingStage, one: Storage, other: Storage, tolerance: f
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("form", ["factorized", "full"])
+@pytest.mark.parametrize("form", ["factorized", "full", "pixel"])
 @pytest.mark.parametrize("encoding", ["relative", "relative+absolute"])
 def test_a_pack_computes_what_its_members_compute(scheme: InitSchemeName, form: str, encoding: str) -> None:
     """Logits and gradients, in float64, of every phase and model."""
@@ -218,9 +218,10 @@ def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digit
     assert len({outcome(member, together)[0].initial_loss for member in members}) == size
 
 
-def test_both_phases_of_packed_trials_end_as_alone(digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["full", "pixel"])
+def test_both_phases_of_packed_trials_end_as_alone(form: str, digits: Dataset, tmp_path: Path) -> None:
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
-    seconds = varied(5, "two_phase", convolution_form="full")
+    seconds = varied(5, "two_phase", convolution_form=form)
     firsts = [s.parent for s in seconds if s.parent is not None]
     for stages in (firsts, seconds):
         train(stages, digits, together)
