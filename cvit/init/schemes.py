@@ -29,7 +29,7 @@ class InitScheme:
 
 
 _CONVOLUTION = frozenset({"attention_sharpness", "convolution_form"})
-_TRANSFORMER = frozenset({"patch_size", "num_heads", "head_dim", "position_encoding"})
+_TRANSFORMER = frozenset({"patch_size", "num_heads", "head_dim", "position_encoding", "stochastic_depth"})
 
 SCHEMES: Mapping[str, InitScheme] = {
     scheme.name: scheme

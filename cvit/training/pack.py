@@ -22,7 +22,9 @@ from cvit.init.registry import blank_model
 from cvit.models.pack import FusedModels
 from cvit.stages import TrainingStage
 from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
+from cvit.training.mixing import partners
 from cvit.training.optimizer import MOMENTS, AdamW, coefficients
+from cvit.training.regularisation import Draws, Regularisation
 from cvit.training.schedule import learning_rate
 
 EVALUATION_BATCH_SIZE = 500
@@ -75,6 +77,7 @@ class TrainingPack:
         smoothing = [stage.trial.training.label_smoothing for stage in stages]
         self._label_smoothing = torch.tensor(smoothing, device=device)[:, None]
         self._is_augmented = any(stage.trial.data.augmentation != "none" for stage in stages)
+        self._regularisation = Regularisation(stages, data.train.images, TABLE_STEPS, device)
         members, batch_size = len(stages), stages[0].trial.training.batch_size
 
         def table(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -86,7 +89,7 @@ class TrainingPack:
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._correct = torch.zeros(members, dtype=torch.int64, device=device)
         self._is_moving = torch.ones(members, 1, dtype=torch.bool, device=device)
-        self._drawn: tuple[range, tuple[Tensor, Tensor]] | None = None
+        self._drawn: tuple[range, tuple[Tensor, Tensor], Draws] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def train(self, first: int) -> Measured:
@@ -150,6 +153,7 @@ class TrainingPack:
         tables = (self._places, self._changes, self._factors)
         for table, rows in zip(tables, (*self._drawn[1], torch.tensor(factors)), strict=True):
             table[: len(steps)].copy_(rows)
+        self._regularisation.fill(self._drawn[2])
         self._row.zero_()
 
     def _draw(self, steps: range) -> None:
@@ -157,7 +161,7 @@ class TrainingPack:
         if steps:
             first = self.stages[0].first_step
             of_trial = range(first + steps.start, first + steps.stop)
-            self._drawn = steps, draw_batches(self._data, self.stages, of_trial)
+            self._drawn = steps, draw_batches(self._data, self.stages, of_trial), self._regularisation.draw(of_trial)
 
     def _take(self, count: int, remaining: int) -> None:
         """Takes so many steps, by a CUDA graph if enough of the stage's steps remain."""
@@ -187,8 +191,14 @@ class TrainingPack:
 
     def _step(self) -> None:
         images, labels = self._batch()
-        logits = self._logits(self._data.normalised(images))
+        inputs = self._regularisation.erased_and_mixed(self._data.normalised(images), self._row)
+        logits = self._logits(inputs, self._regularisation.branch_scales(self._row))
         losses = _cross_entropy(logits, labels, self._label_smoothing)
+        weights = self._regularisation.label_weights(self._row)
+        if weights is not None:
+            others, own = partners(labels), weights[:, 0]
+            losses = own * losses + (1 - own) * _cross_entropy(logits, others, self._label_smoothing)
+            labels = torch.where(weights >= 0.5, labels, others)  # those that the accuracy counts
         gradient = self._models.flatten(torch.autograd.grad(losses.sum(), self._models.parameters))
         losses, norms = losses.detach(), torch.linalg.vector_norm(gradient, dim=1)
         self._is_moving &= (torch.isfinite(losses) & torch.isfinite(norms))[:, None]
@@ -206,13 +216,15 @@ class TrainingPack:
         images = train.images.index_select(0, places.flatten())
         if self._is_augmented:
             images = apply_augmentation(images, self._changes.index_select(0, self._row).flatten(0, 2))
+        images = self._regularisation.augmented(images, self._row)
         return images.unflatten(0, places.shape), train.labels[places]
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor, branch_scales: Tensor | None = None) -> Tensor:
         """Logits (M, B, num_classes), float32. The cache of casts is off because a captured graph must contain them."""
+        scales = {} if branch_scales is None else {"branch_scales": branch_scales}
         is_half = self.stages[0].trial.training.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
-            return self._models.model(images).float()
+            return self._models.model(images, **scales).float()
 
     def _evaluation_batch_size(self) -> int:
         """The size of an evaluation batch. On a CPU it is limited, because attention matrices that are far larger than
