@@ -1,7 +1,8 @@
 """Random erasing (Zhong et al. 2020): a rectangle of an image is replaced by the mean of the training images.
 
 The rectangles follow torchvision's `RandomErasing`: shares of the image's area between 0.02 and 0.33, ratios of height
-to width between 0.3 and 3.3, drawn until the rectangle is smaller than the image along both axes, ten times at most.
+to width between 0.3 and 3.3, drawn until the rectangle is smaller than the image along both axes, four times at most.
+Of the draws for an image of 32 pixels 0.6 % are too large, of 8 pixels 2 %.
 """
 
 import math
@@ -13,7 +14,7 @@ SCALE = (0.02, 0.33)
 RATIO = (0.3, 3.3)
 BOXES = torch.int16
 """The type of rectangles."""
-_TRIES = 10
+_TRIES = 4
 NUM_UNIFORM = 2 * _TRIES + 3
 """The number of uniform draws from which one rectangle is made."""
 

@@ -9,8 +9,8 @@ with the interpolation `nearest` and black outside the image. Every operation is
 - *levels*: each of the 256 values of a channel becomes another (posterise, solarise, autocontrast, equalise).
 
 A batch goes through all three, each the identity for images of another operation. So the work does not depend on the
-draws, as a CUDA graph requires, and no operation waits for the device. All arithmetic is elementwise or in integers, so
-results do not depend on the device.
+draws, as a CUDA graph requires, and nothing waits for the device: no number is given to torch.where, which would copy
+it there. Arithmetic is elementwise or in whole numbers, so that results do not depend on the device.
 """
 
 import math
@@ -24,9 +24,8 @@ OPERATIONS = (
     *("Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
 """The operations by the names that torchvision gives them; images carry their place in this list."""
-_COLOR, _CONTRAST, _SHARPNESS, _AUTO_CONTRAST, _EQUALIZE = map(
-    OPERATIONS.index, ("Color", "Contrast", "Sharpness", "AutoContrast", "Equalize")
-)
+_BRIGHTNESS, _COLOR, _CONTRAST, _SHARPNESS = map(OPERATIONS.index, ("Brightness", "Color", "Contrast", "Sharpness"))
+_AUTO_CONTRAST, _EQUALIZE = map(OPERATIONS.index, ("AutoContrast", "Equalize"))
 _WHITE = 255
 _GRAY = (0.2989, 0.587, 0.114)
 """The weights of red, green and blue in gray."""
@@ -92,7 +91,7 @@ def _moved(images: Tensor, matrix: list[Tensor]) -> Tensor:
     column = (a * x + b * y + c + middle).round()
     row = (d * x + e * y + f + middle).round()
     is_inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
-    source = torch.where(is_inside, row * side + column, 0).long()[:, None]
+    source = (row * side + column).masked_fill(~is_inside, 0.0).long()[:, None]
     moved = images.flatten(2).gather(2, source.expand(-1, images.shape[1], -1))
     return (moved * is_inside[:, None]).view_as(images)
 
@@ -100,18 +99,18 @@ def _moved(images: Tensor, matrix: list[Tensor]) -> Tensor:
 def _centred_places(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The column and the row of every pixel, seen from the centre of the image, both (1, pixels) float32."""
     line = torch.arange(side, device=device) - (side - 1) / 2
-    return line.repeat(side)[None], line.repeat_interleave(side)[None]
+    square = line.expand(side, side)
+    return square.reshape(1, -1), square.T.reshape(1, -1)
 
 
 def _blended(images: Tensor, operations: Tensor, factors: Tensor) -> Tensor:
     """other + factor · (image − other), cut off at black and white, and rounded down."""
     values = images.float()
-    other = torch.where(operations == _SHARPNESS, _blurred(values), 0.0)
     gray = _gray(values)
-    is_gray = operations == _COLOR if images.shape[1] == 3 else torch.zeros_like(operations, dtype=torch.bool)
-    other = torch.where(is_gray, gray, other)
+    other = values.masked_fill(operations == _BRIGHTNESS, 0.0)
+    other = torch.where(operations == _COLOR, gray, other)
     other = torch.where(operations == _CONTRAST, gray.mean(dim=(1, 2, 3), keepdim=True), other)
-    factors = torch.where((operations == _COLOR) & ~is_gray, 1.0, factors)
+    other = torch.where(operations == _SHARPNESS, _blurred(values), other)
     return (other + factors * (values - other)).clamp(0, _WHITE).to(torch.uint8)
 
 
@@ -153,8 +152,8 @@ def _stretched(images: Tensor, levels: Tensor) -> Tensor:
     """The table (B, C, 256) by which the values of a channel reach from black to white; unchanged if it has but one."""
     darkest, lightest = (edge(images.flatten(2), dim=2, keepdim=True).float() for edge in (torch.amin, torch.amax))
     is_flat = darkest == lightest
-    scale = torch.where(is_flat, 1.0, (lightest - darkest) * (1 / _WHITE))
-    return ((levels - torch.where(is_flat, 0.0, darkest)) / scale).clamp(0, _WHITE).long()
+    scale = ((lightest - darkest) * (1 / _WHITE)).masked_fill(is_flat, 1.0)
+    return ((levels - darkest.masked_fill(is_flat, 0.0)) / scale).clamp(0, _WHITE).long()
 
 
 def _equalized(indices: Tensor, levels: Tensor) -> Tensor:

@@ -26,6 +26,14 @@ _SIGNS = 2
 _CODES_PER_POLICY = len(OPERATIONS) * BINS * _SIGNS
 _POLICIES = tuple(policy for policy in get_args(AugmentationPolicy) if policy != "none")
 _BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
+_RAND_AUGMENT_CODES = torch.tensor(
+    [
+        _POLICIES.index("rand_augment") * _CODES_PER_POLICY + (operation * BINS + RAND_AUGMENT_BIN) * _SIGNS + sign
+        for operation in range(len(OPERATIONS))
+        for sign in range(_SIGNS)
+    ],
+    dtype=CODES,
+)
 _SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *_BLENDS)
 _BITS = 8
 
@@ -42,12 +50,10 @@ def draw_policy(count: int, policy: AugmentationPolicy, generator: torch.Generat
     shape = (count, OPERATIONS_PER_IMAGE[policy])
     if policy == "none":
         return torch.zeros(shape, dtype=CODES)
+    if policy == "rand_augment":
+        return _RAND_AUGMENT_CODES[torch.randint(len(_RAND_AUGMENT_CODES), shape, generator=generator)]
     first = _POLICIES.index(policy) * _CODES_PER_POLICY
-    if policy == "trivial_augment":
-        return torch.randint(first, first + _CODES_PER_POLICY, shape, generator=generator, dtype=CODES)
-    drawn = torch.randint(0, len(OPERATIONS) * _SIGNS, shape, generator=generator, dtype=CODES)
-    operation, sign = drawn // _SIGNS, drawn % _SIGNS
-    return first + (operation * BINS + RAND_AUGMENT_BIN) * _SIGNS + sign
+    return torch.randint(first, first + _CODES_PER_POLICY, shape, generator=generator, dtype=CODES)
 
 
 def meaning(code: int, side: int) -> tuple[str, float]:
