@@ -16,21 +16,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cvit.init.schemes import SCHEMES
+from cvit.init.sharpness import sharpness_of
 
 PositionEncoding = Literal["relative", "relative+absolute"]
 if TYPE_CHECKING:  # type checkers cannot read a Literal that is computed
     InitSchemeName = str
 else:
     InitSchemeName = Literal[tuple(SCHEMES)]
-ConvolutionForm = Literal["factorized", "full"]
+ConvolutionForm = Literal["factorized", "full", "pixel"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 AugmentationPolicy = Literal["none", "trivial_augment", "rand_augment"]
 Precision = Literal["float32", "bfloat16"]
+OptimizerState = Literal["reset", "carried"]
+Schedule = Literal["per_phase", "joint"]
+DecayTowards = Literal["zero", "start"]
 
 
 LARGEST_LEARNING_RATE = 1e30
 """The largest valid learning rate: beyond it float32 overflows inside the optimiser, before the loss could diverge."""
-
+LARGEST_RATE_FACTOR = 1000.0
+"""The largest factor of a learning rate: two of them at the largest learning rate stay within float32."""
 
 POLICY_CHANNELS = (1, 3)
 """The numbers of channels for which the operations of an augmentation policy are defined."""
@@ -201,6 +206,11 @@ class ModelConfig:
         return self.image_size // self.patch_size
 
     @property
+    def has_position_embedding(self) -> bool:
+        """True if tokens start with a learned embedding of their place."""
+        return self.position_encoding == "relative+absolute"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Pixels along each axis of the image."""
         return (self.image_size, self.image_size)
@@ -227,15 +237,20 @@ class InitConfig:
         "Logit gap between a head's target patch and the zero slot at the start (schemes with a convolution; impulse).",
         4.0,
     )
+    attention_leak: float | None = option(
+        "Attention off a head's target at the start, instead of attention_sharpness, which it overrides; auto: none.",
+        None,
+    )
     convolution_form: ConvolutionForm = option(
-        "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
+        "Convolutional twin: factorized like the heads; full rank (carried over by SVD); or a convolution of pixels.",
+        "factorized",
     )
     convolution_fraction: float = option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
     convolution_learning_rate: float | None = option(
         "Peak learning rate of the convolution phase; auto: learning_rate.", None, unset=0.0
     )
     convolution_warmup_fraction: float | None = option(
-        "Warm-up of the convolution phase; auto: warmup_fraction.", None, unset=-1.0
+        "Warm-up of the convolution phase (schedule per_phase); auto: warmup_fraction.", None, unset=-1.0
     )
 
     def __post_init__(self) -> None:
@@ -247,6 +262,8 @@ class InitConfig:
             self.attention_sharpness,
             "must be positive and finite",
         )
+        leak = self.attention_leak
+        require(leak is None or 0 < leak < 0.5, "attention_leak", leak, f"must be {AUTO}, or lie in (0, 0.5)")
         require(
             0 < self.convolution_fraction < 1, "convolution_fraction", self.convolution_fraction, "must lie in (0, 1)"
         )
@@ -273,7 +290,24 @@ class TrainingConfig:
     min_steps: int = option("Optimiser steps at least, so that small fractions are trained too.", 400)
     batch_size: int = option("Images per optimiser step.", 64)
     learning_rate: float = option("Peak learning rate of AdamW.", 1e-3)
+    position_learning_rate_factor: float = option(
+        "Learning rate of relative biases and position embeddings over that of the other parameters.", 1.0
+    )
+    transferred_learning_rate_factor: float = option(
+        "In the attention phase: learning rate of what the convolution phase has trained over that of the rest.", 1.0
+    )
+    optimizer_state: OptimizerState = option(
+        "In the attention phase: AdamW's moments and step counts start anew, or come from the convolution phase.",
+        "reset",
+    )
+    schedule: Schedule = option(
+        "Learning rate of two phases: a warm-up and a cosine for each, or one of each over all steps.", "per_phase"
+    )
     weight_decay: float = option("Decoupled weight decay; not applied to biases, norms and position terms.", 0.05)
+    decay_towards: DecayTowards = option(
+        "Weight decay of the attention phase: towards zero, or towards the weights at the phase's start (L2-SP).",
+        "zero",
+    )
     warmup_fraction: float = option("Share of a phase's steps with a linearly rising learning rate.", 0.1)
     label_smoothing: float = option("Label smoothing of the cross-entropy, in [0, 1).", 0.0)
     gradient_clip_norm: float = option("Largest norm of the gradient; 0 clips nothing.", 1.0)
@@ -299,6 +333,12 @@ class TrainingConfig:
             require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
         for name in ("warmup_fraction", "label_smoothing", "stochastic_depth"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must lie in [0, 1)")
+        for name in ("position_learning_rate_factor", "transferred_learning_rate_factor"):
+            value = getattr(self, name)
+            require(0 <= value <= LARGEST_RATE_FACTOR, name, value, f"must lie in [0, {LARGEST_RATE_FACTOR:g}]")
+        require_choice(self, "optimizer_state", OptimizerState)
+        require_choice(self, "schedule", Schedule)
+        require_choice(self, "decay_towards", DecayTowards)
         require_choice(self, "precision", Precision)
 
     def total_steps(self, num_images: int) -> int:
@@ -324,6 +364,15 @@ class TrialConfig:
             self.data.augmentation_policy,
             f"is defined for images of 1 or 3 channels, and these have {self.model.in_channels}",
         )
+        ignored = SCHEMES[self.init.init_scheme].ignores
+        if self.init.convolution_form == "pixel" and "convolution_form" not in ignored:
+            _require_whole_pixels(self.model)
+
+    @property
+    def attention_sharpness(self) -> float:
+        """The sharpness at which heads start: as given, or as `attention_leak` asks for on this trial's grid."""
+        leak = self.init.attention_leak
+        return self.init.attention_sharpness if leak is None else sharpness_of(leak, math.prod(self.model.grid))
 
     def flat(self) -> dict[str, Any]:
         """Every field on one level, by its own name."""
@@ -352,6 +401,26 @@ def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]
     unknown = sorted(set(flat) - set(parameters))
     if unknown:
         raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(parameters)}")
+
+
+def _require_whole_pixels(model: ModelConfig) -> None:
+    """Raises CombinationError if a token cannot be divided among the pixels of a patch.
+
+    With one channel a pixel, the twin's head would see the mean over the whole token, which the norm sets to zero.
+    """
+    pixels, width = math.prod(model.patch), model.embed_dim
+    below = max(2 * pixels, width // pixels * pixels)
+    if width % pixels or width < below:
+        valid = f"{below} or {below + pixels}" if width > below else below
+        raise CombinationError(
+            f"embed_dim {width} must be a multiple of the {pixels} pixels of a patch, at least {2 * pixels}, for "
+            f"convolution_form 'pixel', such as {valid}"
+        )
+    if round(width * model.mlp_ratio) < pixels:
+        raise CombinationError(
+            f"mlp_ratio {model.mlp_ratio} must make the MLP's hidden width, mlp_ratio * embed_dim, at least the "
+            f"{pixels} pixels of a patch for convolution_form 'pixel'"
+        )
 
 
 _PARTS: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "init": InitConfig, "training": TrainingConfig}
