@@ -24,6 +24,10 @@ FLAT: dict[str, Any] = {
     "max_validation_images": 2000,
     "max_test_images": None,
     "augmentation": "shift",
+    "augmentation_policy": "none",
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "erasing_probability": 0.0,
     "image_size": 8,
     "in_channels": 1,
     "num_classes": 10,
@@ -55,6 +59,7 @@ FLAT: dict[str, Any] = {
     "warmup_fraction": 0.1,
     "label_smoothing": 0.0,
     "gradient_clip_norm": 1.0,
+    "stochastic_depth": 0.0,
     "precision": "float32",
     "evaluations": 10,
     "seed": 0,
@@ -68,6 +73,10 @@ OTHER: dict[str, Any] = {
     "max_validation_images": 50,
     "max_test_images": 100,
     "augmentation": "none",
+    "augmentation_policy": "trivial_augment",
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+    "erasing_probability": 0.1,
     "image_size": 16,
     "in_channels": 3,
     "num_classes": 9,
@@ -99,6 +108,7 @@ OTHER: dict[str, Any] = {
     "warmup_fraction": 0.0,
     "label_smoothing": 0.1,
     "gradient_clip_norm": 0.0,
+    "stochastic_depth": 0.1,
     "precision": "bfloat16",
     "evaluations": 20,
     "seed": 1,
@@ -196,7 +206,7 @@ NOT_USED: dict[str, set[str]] = {
     "convolution": START | {"decay_towards", "position_learning_rate_factor"},  # it has no position term here
     "resnet": START
     | {"convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim", "position_encoding"}
-    | {"decay_towards", "position_learning_rate_factor"},
+    | {"decay_towards", "position_learning_rate_factor", "stochastic_depth"},
 }
 
 
@@ -302,6 +312,7 @@ def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
     stage = stages(init_scheme="random")[0]
     ignored = {"attention_sharpness", "convolution_form", "max_test_images", "dataset", "inner_dim", "epochs"}
     ignored |= {"min_steps", "evaluations", *(name for name in FLAT if name.startswith("convolution_"))}
+    ignored |= {"augmentation_policy", "mixup_alpha", "cutmix_alpha", "erasing_probability", "stochastic_depth"}
     ignored |= {"attention_leak", "position_learning_rate_factor", "transferred_learning_rate_factor"}  # added since
     ignored |= {"optimizer_state", "schedule", "decay_towards"}
     decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}
