@@ -156,6 +156,8 @@ class TrainingStage:
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
             decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
+        if is_twin and self.trial.init.convolution_form == "pixel":
+            del decisive["num_heads"], decisive["head_dim"]
         schedule = {} if self.schedule_steps is None else {"schedule_steps": self.schedule_steps}
         return stage_key(
             TRAINING,
@@ -197,9 +199,15 @@ class TrainingStage:
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
         """The settings that determine the model without its weights."""
         init = self.trial.init
-        kind = init.init_scheme if self.phase == REFERENCE else ""
+        kind = init.init_scheme if self.phase == REFERENCE or self.num_readings > 1 else ""
         form = "" if self.phase == ATTENTION else init.convolution_form
         return self.phase, kind, replace(self.trial.model, inner_dim=None), form
+
+    @property
+    def num_readings(self) -> int:
+        """The number of models as which its steps compute the weights in turn: 1, the model itself, or 2 with its
+        twin."""
+        return 2 if self.phase == ATTENTION and SCHEMES[self.trial.init.init_scheme].has_two_readings else 1
 
     @property
     def report_interval(self) -> int:

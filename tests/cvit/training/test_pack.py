@@ -19,6 +19,7 @@ from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint, load_weights
 from cvit.training.loop import train_pack
 from cvit.training.optimizer import AdamW, decays
+from cvit.training.readings import Reading
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 1295  # of digits
@@ -101,7 +102,7 @@ def assert_same(stage: TrainingStage, one: Storage, other: Storage, tolerance: f
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("form", ["factorized", "full"])
+@pytest.mark.parametrize("form", ["factorized", "full", "pixel"])
 @pytest.mark.parametrize("encoding", ["relative", "relative+absolute"])
 def test_a_pack_computes_what_its_members_compute(scheme: InitSchemeName, form: str, encoding: str) -> None:
     """Logits and gradients, in float64, of every phase and model."""
@@ -206,7 +207,7 @@ def test_a_member_that_does_not_move_keeps_weights_and_moments_whatever_its_grad
 
 
 @pytest.mark.parametrize("size", [1, 5, 16])
-@pytest.mark.parametrize("scheme", ["random", "conv_structured", "convolution", "resnet"])
+@pytest.mark.parametrize("scheme", ["random", "conv_structured", "joint", "convolution", "resnet"])
 def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digits: Dataset, tmp_path: Path) -> None:
     members = varied(size, scheme)
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
@@ -217,9 +218,10 @@ def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digit
     assert len({outcome(member, together)[0].initial_loss for member in members}) == size
 
 
-def test_both_phases_of_packed_trials_end_as_alone(digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["full", "pixel"])
+def test_both_phases_of_packed_trials_end_as_alone(form: str, digits: Dataset, tmp_path: Path) -> None:
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
-    seconds = varied(5, "two_phase", convolution_form="full")
+    seconds = varied(5, "two_phase", convolution_form=form)
     firsts = [s.parent for s in seconds if s.parent is not None]
     for stages in (firsts, seconds):
         train(stages, digits, together)
@@ -285,12 +287,12 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing_but_steps_since_the_che
     taken: list[int] = []
     take_step = training_pack.TrainingPack._step
 
-    def limited_step(pack: training_pack.TrainingPack) -> None:
+    def limited_step(pack: training_pack.TrainingPack, reading: Reading) -> None:
         size = len(pack.stages)
         if size > 2 and taken.count(size) == 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
         taken.append(size)
-        take_step(pack)
+        take_step(pack, reading)
 
     monkeypatch.setattr(training_pack.TrainingPack, "_step", limited_step)
     reports = train(members, digits, limited)
@@ -306,15 +308,15 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing_but_steps_since_the_che
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scheme", ["random", "convolution", "resnet"])
+@pytest.mark.parametrize("scheme", ["random", "joint", "convolution", "resnet"])
 def test_a_captured_step_is_the_step(
     scheme: InitSchemeName, precision: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU, with CUDA graphs and without; a diverging member among the others, over several stretches of steps."""
     cuda = torch.device("cuda")
-    members = varied(4, scheme, min_steps=300, evaluations=2, precision=precision)
+    members = varied(4, scheme, min_steps=100, evaluations=2, precision=precision)
     wild = stage(
-        scheme, seed=9, min_steps=300, evaluations=2, precision=precision, learning_rate=1e30, gradient_clip_norm=0.0
+        scheme, seed=9, min_steps=100, evaluations=2, precision=precision, learning_rate=1e30, gradient_clip_norm=0.0
     )
     captured, eager = Storage.open(str(tmp_path / "captured")), Storage.open(str(tmp_path / "eager"))
     train([*members, wild], digits, captured, cuda)
@@ -325,14 +327,14 @@ def test_a_captured_step_is_the_step(
             [value for name, _, value, _ in outcome(member, storage)[0].points if name in ("train/loss", "val/loss")]
             for storage in (captured, eager)
         ]
-        assert losses[0] == pytest.approx(losses[1], rel=0.05), "300 steps amplify what atomic additions round"
+        assert losses[0] == pytest.approx(losses[1], rel=0.05), "steps amplify what atomic additions round"
     assert outcome(wild, captured)[0].diverged_step == outcome(wild, eager)[0].diverged_step is not None
 
 
 def test_a_member_for_which_there_is_no_room_at_all_is_an_error(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(pack: training_pack.TrainingPack) -> None:
+    def no_room(pack: training_pack.TrainingPack, reading: Reading) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training_pack.TrainingPack, "_step", no_room)
