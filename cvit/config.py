@@ -27,6 +27,7 @@ ConvolutionForm = Literal["factorized", "full", "pixel"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 AugmentationPolicy = Literal["none", "trivial_augment", "rand_augment"]
 Precision = Literal["float32", "bfloat16"]
+BudgetUnit = Literal["steps", "flops"]
 OptimizerState = Literal["reset", "carried"]
 Schedule = Literal["per_phase", "joint"]
 DecayTowards = Literal["zero", "start"]
@@ -284,10 +285,17 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets."""
+    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets.
+
+    With `budget_unit` at `flops` they are the steps of the attention transformer, and every trial gets as many as cost
+    the same operations.
+    """
 
     epochs: int = option("Passes over the subset, both phases together.", 20)
     min_steps: int = option("Optimiser steps at least, so that small fractions are trained too.", 400)
+    budget_unit: BudgetUnit = option(
+        "Every scheme gets equal optimiser steps, or steps of equal FLOPs as the attention transformer's.", "steps"
+    )
     batch_size: int = option("Images per optimiser step.", 64)
     learning_rate: float = option("Peak learning rate of AdamW.", 1e-3)
     position_learning_rate_factor: float = option(
@@ -340,9 +348,11 @@ class TrainingConfig:
         require_choice(self, "schedule", Schedule)
         require_choice(self, "decay_towards", DecayTowards)
         require_choice(self, "precision", Precision)
+        require_choice(self, "budget_unit", BudgetUnit)
 
     def total_steps(self, num_images: int) -> int:
-        """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2."""
+        """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2; those of the attention
+        transformer if the budget is one of operations."""
         return max(2, self.min_steps, math.ceil(self.epochs * num_images / self.batch_size))
 
 

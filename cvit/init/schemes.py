@@ -41,6 +41,11 @@ class InitScheme:
     def __post_init__(self) -> None:
         without = frozenset() if self.has_convolution_phase else _OF_TWO_PHASES
         without |= {"decay_towards"} if self.is_reference else frozenset()
+        without |= (
+            {"budget_unit"}
+            if not (self.is_reference or self.has_convolution_phase or self.has_two_readings)
+            else frozenset()
+        )
         object.__setattr__(self, "ignores", self.ignores | without)
 
 
