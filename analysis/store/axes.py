@@ -12,6 +12,7 @@ PATCH_SIZE = "patch_size"
 KERNEL_SIZE = "kernel_size"
 WARMUP = "warmup_fraction"
 LEARNING_RATE = "learning_rate"
+MIN_STEPS = "min_steps"
 TRANSFERRED_FACTOR = "transferred_learning_rate_factor"
 SCHEDULE = "schedule"
 
