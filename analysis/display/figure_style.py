@@ -8,6 +8,7 @@ import contextlib
 import io
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,8 @@ MARKERS = {
     "resnet": "*",
 }
 _OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
+_VARIANT_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_VARIANT_MARKERS = ("^", "v", "P", "X", "D", "*", "h")
 _MARKERS_PER_LINE = 8
 _LEGEND_COLUMNS = 5
 _LONGEST_LINE, _LONGEST_NAME = 80, 30
@@ -146,10 +149,14 @@ def draw_line(
 
 def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
     """Colour and marker of a scheme's line, with changes. The markers of the baseline are hollow, the lines of
-    references dotted."""
-    colour = COLOURS.get(scheme, _OTHER_COLOUR)
+    references dotted. A variant of a scheme has a look by its name, so that it is the same in all figures."""
+    colour, marker = COLOURS.get(scheme, _OTHER_COLOUR), MARKERS.get(scheme, _OTHER_MARKER)
+    if ", " in scheme:
+        number = zlib.crc32(scheme.encode()) // 4  # which tells the variants of the presets apart
+        colour = _VARIANT_COLOURS[number % len(_VARIANT_COLOURS)]
+        marker = _VARIANT_MARKERS[number % len(_VARIANT_MARKERS)]
     face = "white" if scheme == BASELINE else colour
-    style = {"color": colour, "marker": MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
+    style = {"color": colour, "marker": marker, "markerfacecolor": face}
     return style | ({"linestyle": ":"} if scheme in REFERENCES else {}) | changes
 
 

@@ -283,8 +283,10 @@ QUESTION = Question(
         ),
     ),
     caption="Above: test accuracy and share of diverged trials against learning rate, solid without warm-up, "
-    "broken with the longest. Below: norm of the gradient in the first steps of the attention phase, median over seeds "
-    "that have got so far. Means over seeds, bands 95 % intervals; trials that were never tested are left out of them.",
+    "broken with the longest. In the middle: the range of learning rates at which a scheme is within "
+    f"{_TOLERANCE} points of its best with warm-up, and its width in decades. Below: norm of the gradient in the first "
+    "steps of the attention phase, median over seeds that have got so far. Means over seeds, bands 95 % intervals, of "
+    "at most three schemes; trials that were never tested are left out of them.",
     # The measurement of the transfer tells where the attention phase begins.
     curves=(names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
     claims=(

@@ -5,7 +5,7 @@ initialisation once for each of its values, always the same trainings. So the ax
 `two_phase, schedule joint` stands beside `two_phase` and `random`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +19,12 @@ _WORDS = {TRANSFERRED_FACTOR: "factor"}
 """Short names of parameters."""
 
 
-def with_variants(study: Study, variants: Collection[str]) -> Study:
+def with_variants(study: Study, variants: Sequence[str]) -> Study:
     """The study with those of its axes in the names of its schemes, so that each scheme has one row at each place.
 
     Trials that differ only in what their scheme ignores are the same trainings; one with a result stands for them.
     """
-    folded = [axis for axis in study.axes if axis in variants]
+    folded = [axis for axis in variants if axis in study.axes]
     if not folded:
         return study
     num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in study.results}
