@@ -28,7 +28,7 @@ def with_variants(study: Study, variants: Sequence[str]) -> Study:
     if not folded:
         return study
     num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in study.results}
-    schemes = sorted(num_changed, key=lambda name: (study.schemes.index(name.partition(", ")[0]), num_changed[name]))
+    schemes = sorted(num_changed, key=lambda name: (study.schemes.index(name.partition(", ")[0]), num_changed[name], name))
     kept: dict[tuple[Any, ...], Result] = {}
     for result in sorted(study.results, key=lambda result: _num_not_neutral(result.place, folded)):
         place = {axis: value for axis, value in result.place.items() if axis not in folded}
