@@ -34,7 +34,7 @@ def step_flops(architecture: Architecture, batch_size: int) -> int | None:
     elif phase == ATTENTION:
         of_image = _transformer(config, _attention(config))
     elif phase == CONVOLUTION or kind == "convolution":
-        of_image = _transformer(config, _TWINS[form](config))
+        of_image = _pixel_twin(config) if form == "pixel" else _transformer(config, _TOKEN_TWINS[form](config))
     else:
         return None
     return batch_size * of_image
@@ -69,8 +69,20 @@ def _full(config: ModelConfig) -> int:
     return _product(math.prod(grid), kernel * config.embed_dim, config.embed_dim)
 
 
-_TWINS = {"factorized": _factorized, "full": _full}
-"""The operations of a twin's mixing, by the form of the convolution."""
+_TOKEN_TWINS = {"factorized": _factorized, "full": _full}
+"""The operations of the mixing of the twins that convolve tokens, by the form of the convolution."""
+
+
+def _pixel_twin(config: ModelConfig) -> int:
+    """The operations of an image in the twin of `cvit.models.pixel`, whose layers are those of single pixels."""
+    pixels_of_patch = math.prod(config.patch)
+    pixels, channels = math.prod(config.shape), config.embed_dim // pixels_of_patch
+    hidden = round(config.embed_dim * config.mlp_ratio) // pixels_of_patch
+    embedding = _product(pixels, config.in_channels, channels)
+    mixing = _product(pixels, 3 ** len(config.shape) * channels, channels)
+    mlp = 2 * _product(pixels, channels, hidden)
+    head = _product(1, channels, config.num_classes)
+    return WITHOUT_GRADIENT_OF_INPUT * embedding + FORWARD_AND_BACKWARD * (config.depth * (mixing + mlp) + head)
 
 
 def _resnet(config: ModelConfig) -> int:

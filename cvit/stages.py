@@ -63,7 +63,7 @@ _NEVER_DECISIVE = {
     "evaluations",
 }
 _IGNORED_BY_CONVOLUTION_PHASE = {
-    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state", "decay_towards")
+    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state")
 }
 
 
@@ -150,7 +150,7 @@ class TrainingStage:
         flat = self.trial.flat() | {"attention_sharpness": self.trial.attention_sharpness}
         if self.phase != ATTENTION and not self.trial.model.has_position_embedding:
             ignored = ignored | {"position_learning_rate_factor"}
-        if self.trial.training.weight_decay == 0:
+        if not self.decays_towards_start:
             ignored = ignored | {"decay_towards"}
         decisive = {name: value for name, value in flat.items() if name not in _NEVER_DECISIVE and name not in ignored}
         decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
@@ -159,6 +159,8 @@ class TrainingStage:
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
             decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
+        if is_twin and self.trial.init.convolution_form == "pixel":
+            del decisive["num_heads"], decisive["head_dim"]
         schedule = {} if self.schedule_steps is None else {"schedule_steps": self.schedule_steps}
         return stage_key(
             TRAINING,
@@ -186,10 +188,21 @@ class TrainingStage:
         return self.trial.training.warmup_fraction if fraction is None else fraction
 
     @property
+    def carries_moments(self) -> bool:
+        """True if the optimiser goes on from its state at the end of the parent."""
+        return self.parent is not None and self.trial.training.optimizer_state == "carried"
+
+    @property
+    def decays_towards_start(self) -> bool:
+        """True if weight decay pulls towards the weights at the start of this stage, not towards zero."""
+        training = self.trial.training
+        return self.phase == ATTENTION and training.weight_decay > 0 and training.decay_towards == "start"
+
+    @property
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
         """The settings that determine the model without its weights."""
         init = self.trial.init
-        kind = init.init_scheme if self.phase == REFERENCE else ""
+        kind = init.init_scheme if self.phase == REFERENCE or self.num_readings > 1 else ""
         form = "" if self.phase == ATTENTION else init.convolution_form
         return self.phase, kind, replace(self.trial.model, inner_dim=None), form
 
@@ -197,6 +210,12 @@ class TrainingStage:
     def step_flops(self) -> int | None:
         """Floating-point operations of an optimiser step; None if they are not known."""
         return step_flops(self.architecture, self.trial.training.batch_size)
+
+    @property
+    def num_readings(self) -> int:
+        """The number of models as which its steps compute the weights in turn: 1, the model itself, or 2 with its
+        twin."""
+        return 2 if self.phase == ATTENTION and SCHEMES[self.trial.init.init_scheme].has_two_readings else 1
 
     @property
     def report_interval(self) -> int:

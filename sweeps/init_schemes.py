@@ -1,4 +1,4 @@
-"""The paper's method beside its rivals: six ways to start the same transformer, over data fractions.
+"""The paper's method beside its rivals: seven ways to train the same transformer, over data fractions.
 
 python sweeps/init_schemes.py                                       # digits, about 3 minutes on two cores
 python sweeps/init_schemes.py --init-scheme random mimetic two_phase --data-fraction 0.05 --seeds 10
@@ -16,14 +16,14 @@ from cvit.recipes import ABSOLUTE, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SM
 from sweeps.engine.declaration import Preset, Sweep
 from sweeps.engine.main import main
 
-SCHEMES = ("random", "mimetic", "impulse", "local", "conv_structured", "two_phase", "convolution", "resnet")
+SCHEMES = ("random", "mimetic", "impulse", "local", "conv_structured", "joint", "two_phase", "convolution", "resnet")
 
 SWEEP = Sweep(
     name="init_schemes",
     question="How does two-phase training compare with other ways to start a transformer, and with convolution itself?",
     presets={
         "laptop": Preset(
-            description="the default: digits, 72 trials, about 3 minutes on 2 cores",
+            description="the default: digits, 81 trials, about 3 minutes on 2 cores",
             grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES},
             seeds=3,
             settings=SMALL_VIT | SMALL_TRAINING | {"learning_rate": 2e-3},
@@ -37,7 +37,7 @@ SWEEP = Sweep(
             },
         ),
         "smoke": Preset(
-            description="does it run? 8 tiny trials",
+            description="does it run? 9 tiny trials",
             grid={"data_fraction": (0.02,), "init_scheme": SCHEMES},
             seeds=1,
             settings=SMALL_VIT | SMOKE,

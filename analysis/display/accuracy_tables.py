@@ -133,8 +133,8 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
 
     Columns: sweep, study, dataset, kind, the axes without the scheme, init_scheme (`two_phase-random` for the paired
     gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout and of its sections, whose rows have
-    the unit that their kind names, and, if a study says them, the number of training images (train_images) and the
-    costs (phase, steps, learning_rate_sum, flops, seconds).
+    the unit that their kind names, and, if a study says them, the costs (phase, steps, learning_rate_sum, flops,
+    seconds) and the number of training images (train_images).
     """
     axes = list(dict.fromkeys(axis for study in studies for axis in study.axes))
     rows, has_costs = [], False
@@ -157,11 +157,11 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
         rows += [common | row for section in layout.sections for row in section.csv_rows(study)]
         costs = cost_tables.csv_rows(study)
         has_costs |= bool(costs)
-        rows += [common | cost for cost in costs]
+        rows += [common | cost | {_TRAIN_IMAGES: study.shares.count_at(cost)} for cost in costs]
     columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
     columns += [name for part in (*layout.columns, *layout.sections) for name in part.csv_names]
-    columns += [_TRAIN_IMAGES] if any(study.shares.num_images for study in studies) else []
     columns += cost_tables.CSV_COLUMNS if has_costs else []
+    columns += [_TRAIN_IMAGES] if any(study.shares.num_images for study in studies) else []
     return csv_text(rows, columns)
 
 

@@ -5,25 +5,25 @@ from typing import Any
 
 from analysis.display.text import markdown_table, number_text
 from analysis.display.wording import cell_text, csv_value, heading, scheme_text
-from analysis.statistics.cost import costs_of
+from analysis.statistics.cost import costs_of, decisive_axes
 from analysis.statistics.studies import Study
 from analysis.store.axes import SCHEME
 
 CSV_COLUMNS = ("phase", "steps", "learning_rate_sum", "flops", "seconds")
 _RULES = (
-    "S is the sum of the learning rates: AdamW moves no parameter by much more than that in a phase, times its learning "
-    "rate's own factor (`position_learning_rate_factor` for relative bias and position embedding). FLOPs are those of "
-    "matrix products and convolutions, forward and backward. Seconds are those of one worker, evaluation included, of a "
-    "trial's share of its pack; mean over n trials."
+    "S is the sum of the learning rates: in a phase, AdamW moves no parameter by much more than S times the factor of "
+    "its rate (`position_learning_rate_factor` for relative bias and position embedding). FLOPs are those of matrix "
+    "products and convolutions, forward and backward. Seconds are a worker's, evaluation included, a trial's share of "
+    "its pack; mean over n trials."
 )
 
 
 def markdown_lines(study: Study) -> list[str]:
-    """The section; no lines if no trial says what it costs."""
-    costs = costs_of(study)
+    """The section, by the axes that have an influence on costs; no lines if no trial says what it costs."""
+    axes = decisive_axes(study)
+    costs = costs_of(study, axes)
     if not costs:
         return []
-    axes = [axis for axis in study.axes if axis in costs[0].place]
     rows = [
         [
             *(cell_text(study, axis, at.place[axis]) for axis in axes),
@@ -44,7 +44,7 @@ def markdown_lines(study: Study) -> list[str]:
 
 
 def csv_rows(study: Study) -> list[dict[str, Any]]:
-    """A row per place and phase; an axis without influence is empty, and so is what is not known."""
+    """A row per place and phase; what is not known is empty."""
     return [
         {
             "kind": "cost",
@@ -56,5 +56,5 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
             "seconds": at.cost.seconds,
             "n": at.num_timed,
         }
-        for at in costs_of(study)
+        for at in costs_of(study, study.axes)
     ]

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 POINTS = "points"
 STEPS_SHARE = "% of the steps"
+FLOPS_SHARE = "% of the FLOPs"
+SECONDS_SHARE = "% of the seconds"
+PAIRED_UNITS = (POINTS, STEPS_SHARE, FLOPS_SHARE, SECONDS_SHARE)
+"""The units of claims about differences on the same seeds, whose numbers are fractions; they have one rule."""
 RELATIVE_ERROR = "relative error"
 HEADS = "heads"
 DECADES = "decades of the learning rate"
@@ -37,8 +41,7 @@ class Claim:
     Attributes:
         name: the name in claims.csv, where the place of the verdict follows it.
         statement: the claim in one sentence, without its full stop.
-        unit: POINTS of accuracy or STEPS_SHARE, whose numbers are fractions, RELATIVE_ERROR, HEADS, DECADES,
-            or another one.
+        unit: one of PAIRED_UNITS, RELATIVE_ERROR, HEADS, DECADES, or another one.
         judge: study → its verdicts, in families; the verdicts of a family are judged together.
         rule: whole sentences about how it is judged, if the common rule does not say so.
         order: the place among all claims; claims without one come last.

@@ -5,8 +5,8 @@ versions too. Seconds were measured.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,8 +38,8 @@ class PhaseCost:
     seconds: float = math.nan
 
 
-Costing = Callable[[PhaseCost], float]
-"""The cost of a phase in a unit."""
+Costing = Callable[[Trial], Callable[[float], float] | None]
+"""Trial → (step → the cost of the trial up to that step, in some unit); None if that is not known."""
 
 
 def phases_of(trial: Trial) -> tuple[PhaseCost, ...]:
@@ -48,7 +48,7 @@ def phases_of(trial: Trial) -> tuple[PhaseCost, ...]:
         return ()
     flat = {name: _value(name, trial[name]) for name in PARAMETERS if name in trial}
     return tuple(
-        PhaseCost(**vars(phase) | {"seconds": _seconds(trial, phase.phase)})
+        replace(phase, seconds=_seconds(trial, phase.phase))
         for phase in _phases(tuple(flat.items()), int(trial["train_images"]))
     )
 
@@ -90,43 +90,67 @@ class CostAt:
     num_timed: int
 
 
-def costs_of(study: Study) -> list[CostAt]:
-    """The costs of all phases of a study, by place and scheme, in the order of its results. Axes that have no influence
-    on any phase's steps, learning rates or operations are left out of the places."""
-    phases = [(result.place, result.trial, phases_of(result.trial)) for result in study.results if result.trial]
-    phases = [known for known in phases if known[2]]
-    axes = list(study.axes)
-    for axis in study.axes:
-        others = [name for name in (*axes, SCHEME) if name != axis]
-        seen: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
-        for place, _, costs in phases:
-            exact = tuple((c.phase, c.steps, c.learning_rate_sum, c.flops) for c in costs)
-            seen.setdefault(tuple(place[name] for name in others), set()).add(exact)
-        if all(len(costs) == 1 for costs in seen.values()):
-            axes.remove(axis)
+def costs_of(study: Study, axes: Collection[str]) -> list[CostAt]:
+    """The costs of all phases of a study, by scheme and place on some of its axes, in the order of its results."""
     groups: dict[tuple[Any, ...], list[tuple[Trial, PhaseCost]]] = {}
-    for place, trial, costs in phases:
-        for cost in costs:
-            groups.setdefault((*(place[name] for name in (*axes, SCHEME)), cost.phase), []).append((trial, cost))
+    for place, trial, phases in _known_phases(study):
+        at = tuple(place[axis] for axis in (*axes, SCHEME))
+        for phase in phases:
+            groups.setdefault((*at, phase.phase), []).append((trial, phase))
     found = []
     for (*place, _), members in groups.items():
         timed = [c.seconds for trial, c in members if trial["status"] == names.STATUS_OK and not math.isnan(c.seconds)]
-        mean = PhaseCost(**vars(members[0][1]) | {"seconds": mean_of(timed)})
+        mean = replace(members[0][1], seconds=mean_of(timed))
         found.append(CostAt(dict(zip((*axes, SCHEME), place, strict=True)), mean, len(timed)))
     return found
 
 
-def cost_by_step(trial: Trial, costing: Costing) -> Callable[[float], float] | None:
-    """The cost of a trial up to a step, straight within each phase; None if it is not known."""
-    phases = [(phase.steps, costing(phase)) for phase in phases_of(trial)]
-    if not phases or any(math.isnan(cost) for _, cost in phases):
+def decisive_axes(study: Study) -> list[str]:
+    """The axes that have an influence on the steps, the learning rates or the operations of some phase."""
+    known, axes = _known_phases(study), list(study.axes)
+    for axis in study.axes:
+        others = [name for name in (*axes, SCHEME) if name != axis]
+        seen: dict[tuple[Any, ...], set[tuple[PhaseCost, ...]]] = {}
+        for place, _, phases in known:
+            exact = tuple(replace(phase, seconds=0.0) for phase in phases)
+            seen.setdefault(tuple(place[name] for name in others), set()).add(exact)
+        if all(len(costs) == 1 for costs in seen.values()):
+            axes.remove(axis)
+    return axes
+
+
+def _known_phases(study: Study) -> list[tuple[Mapping[str, Any], Trial, tuple[PhaseCost, ...]]]:
+    """Place, trial and phases of the trials that say enough."""
+    trials = [(result.place, result.trial) for result in study.results if result.trial is not None]
+    return [(place, trial, phases) for place, trial in trials if (phases := phases_of(trial))]
+
+
+def in_steps(trial: Trial) -> Callable[[float], float] | None:
+    """Counts steps."""
+    return lambda step: step
+
+
+def in_flops(trial: Trial) -> Callable[[float], float] | None:
+    """Counts floating-point operations."""
+    return _up_to(phases_of(trial), lambda phase: phase.flops)
+
+
+def in_seconds(trial: Trial) -> Callable[[float], float] | None:
+    """Counts seconds."""
+    return _up_to(phases_of(trial), lambda phase: phase.seconds)
+
+
+def _up_to(phases: Sequence[PhaseCost], of_phase: Callable[[PhaseCost], float]) -> Callable[[float], float] | None:
+    """The cost up to a step, straight within each phase; None if that of a phase is not known."""
+    costs = [(phase.steps, of_phase(phase)) for phase in phases]
+    if not costs or not all(cost > 0 for _, cost in costs):
         return None
 
-    def cost(step: float) -> float:
-        total = 0.0
-        for steps, of_phase in phases:
-            total += of_phase * min(max(step, 0.0), steps) / steps
-            step -= steps
+    def up_to(step: float) -> float:
+        total, before = 0.0, 0
+        for steps, cost in costs:
+            total += cost * min(max(step - before, 0), steps) / steps
+            before += steps
         return total
 
-    return cost
+    return up_to

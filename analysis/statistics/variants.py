@@ -11,11 +11,11 @@ from typing import Any
 
 from analysis.statistics.stats import Result
 from analysis.statistics.studies import Study
-from analysis.store.axes import SCHEME, SHOWN_AS, TRANSFERRED_FACTOR
+from analysis.store.axes import BUDGET_UNIT, SCHEME, SHOWN_AS, TRANSFERRED_FACTOR
 from cvit.config import PARAMETERS
 from cvit.init.schemes import SCHEMES
 
-_WORDS = {TRANSFERRED_FACTOR: "factor"}
+_WORDS = {TRANSFERRED_FACTOR: "factor", BUDGET_UNIT: "equal"}
 """Short names of parameters."""
 
 
@@ -28,7 +28,7 @@ def with_variants(study: Study, variants: Sequence[str]) -> Study:
     if not folded:
         return study
     num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in study.results}
-    schemes = sorted(num_changed, key=lambda name: (study.schemes.index(name.partition(", ")[0]), num_changed[name], name))
+    order = {name: (study.schemes.index(name.partition(", ")[0]), num, name) for name, num in num_changed.items()}
     kept: dict[tuple[Any, ...], Result] = {}
     for result in sorted(study.results, key=lambda result: _num_not_neutral(result.place, folded)):
         place = {axis: value for axis, value in result.place.items() if axis not in folded}
@@ -39,7 +39,7 @@ def with_variants(study: Study, variants: Sequence[str]) -> Study:
     shown = replace(
         study,
         axes=[axis for axis in study.axes if axis not in folded],
-        schemes=schemes,
+        schemes=sorted(order, key=order.__getitem__),
         trials=[{**r.trial, SHOWN_AS: r.place[SCHEME]} for r in kept.values() if r.trial is not None],
     )
     return replace(shown, results=sorted(kept.values(), key=lambda result: (*shown.order_of(result), result.seed)))

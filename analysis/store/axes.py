@@ -13,6 +13,7 @@ KERNEL_SIZE = "kernel_size"
 WARMUP = "warmup_fraction"
 LEARNING_RATE = "learning_rate"
 MIN_STEPS = "min_steps"
+BUDGET_UNIT = "budget_unit"
 TRANSFERRED_FACTOR = "transferred_learning_rate_factor"
 SCHEDULE = "schedule"
 

@@ -2,8 +2,8 @@
 
 The draws and learning rates of a range of steps go to the device at once, as tables with a row per step. A step reads
 its row, trains every member, writes its measurements into other tables and moves on to the next row, without waiting
-for anything. On a GPU one step is captured as a CUDA graph and then replayed, because otherwise the hundreds of kernels
-of a small model would be launched more slowly than they run.
+for anything. On a GPU one step (one of each reading, see `cvit.training.readings`) is captured as a CUDA graph and then
+replayed, because otherwise the hundreds of kernels of a small model would be launched more slowly than they run.
 
 A member whose loss or gradient is not finite stops moving. No operation mixes members, so the others are not affected.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvit.data.augment import apply_augmentation, draws_per_image
@@ -22,7 +22,9 @@ from cvit.init.registry import blank_model
 from cvit.models.pack import FusedModels
 from cvit.stages import TrainingStage
 from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
-from cvit.training.optimizer import MOMENTS, AdamW, coefficients
+from cvit.training.groups import MOMENT_NAMES, groups_of
+from cvit.training.optimizer import AdamW
+from cvit.training.readings import Reading, readings_of
 from cvit.training.schedule import rate_at
 
 EVALUATION_BATCH_SIZE = 500
@@ -34,6 +36,9 @@ _STEPS_BEFORE_CAPTURE = 3
 """The number of steps before a CUDA graph is captured, to warm up libraries and allocator."""
 _LEAST_REPLAYS = 30
 """The least number of replays that is worth a capture, which takes about as long as a few steps."""
+
+START = "start"
+"""The weights that decay pulls towards, saved under `start/<name>` where that is not zero."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -59,19 +64,24 @@ class TrainingPack:
         Args:
             stages: the stages of the members, of one `shape`.
             data: the data of the members, in the same order.
-            states: for each member, weights by parameter name and, unless it is at its start, the optimiser's moments
-                under `exp_avg/<name>` and `exp_avg_sq/<name>`.
+            states: for each member, weights by parameter name and, if there are any yet, the optimiser's moments under
+                `exp_avg/<name>` and `exp_avg_sq/<name>`, and the weights that decay pulls towards under `start/<name>`,
+                else the weights themselves.
         """
         self.stages, self._data, self._device = tuple(stages), data, device
         self._models = FusedModels(blank_model(stages[0]), len(stages), device)
-        self._optimizer = AdamW(self._models, [stage.trial.training for stage in stages])
+        self._readings = readings_of(stages[0], self._models)
+        names = [name for name, _ in self._models.model.named_parameters()]
+        groups = [groups_of(stage, names) for stage in stages]
+        self._optimizer = AdamW(self._models, [stage.trial.training for stage in stages], groups)
         for member, state in enumerate(states):
             self._models.put(member, self._models.matrix, state)
             for moment, matrix in self._optimizer.moments.items():
-                prefix = f"{moment}/"
-                saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-                if saved:
+                if saved := _saved_under(moment, state):
                     self._models.put(member, matrix, saved)
+        self._start = self._starts(states)
+        if self._start is not None:
+            self._optimizer.decay_towards(self._start)
         smoothing = [stage.trial.training.label_smoothing for stage in stages]
         self._label_smoothing = torch.tensor(smoothing, device=device)[:, None]
         self._is_augmented = any(stage.trial.data.augmentation != "none" for stage in stages)
@@ -82,12 +92,13 @@ class TrainingPack:
 
         self._places = table(batch_size, dtype=torch.int64)
         self._changes = table(batch_size, draws_per_image(data.train.shape), dtype=CHANGES)
-        self._factors, self._losses, self._norms = table(3), table(), table()
+        self._factors = table(self._optimizer.num_groups, 3)
+        self._losses, self._norms = table(), table()
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._correct = torch.zeros(members, dtype=torch.int64, device=device)
         self._is_moving = torch.ones(members, 1, dtype=torch.bool, device=device)
         self._drawn: tuple[range, tuple[Tensor, Tensor]] | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[Reading, torch.cuda.CUDAGraph] = {}
 
     def train(self, first: int) -> Measured:
         """Takes the steps from `first`, counted within the stage, to the next evaluation; waits for the device only at
@@ -99,7 +110,7 @@ class TrainingPack:
         steps, end = self._stretch(first), self.stages[0].next_evaluation(first)
         while steps and steps.stop <= end:
             self._fill_tables(steps)
-            self._take(len(steps), remaining=self.stages[0].steps - steps.start)
+            self._take(steps)
             losses.append(self._losses[: len(steps)].clone())
             norms.append(self._norms[: len(steps)].clone())
             steps = self._stretch(steps.stop)
@@ -116,7 +127,7 @@ class TrainingPack:
         batch_size = self._evaluation_batch_size()
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
-            logits = self._logits(self._data.normalised(images.images[None, batch]))
+            logits = self._logits(self._models.model, self._data.normalised(images.images[None, batch]))
             labels = images.labels[None, batch].expand(len(self.stages), -1)
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             loss += losses.view(labels.shape).sum(dim=1)
@@ -125,16 +136,35 @@ class TrainingPack:
         return [(float(loss), float(accuracy)) for loss, accuracy in totals.T]
 
     def states(self) -> list[dict[str, Tensor]]:
-        """Every member's weights and moments on the CPU, in the form of the constructor's `states`."""
-        parts = [self.weights()]
-        for moment in MOMENTS:
-            taken = self._models.taken(self._optimizer.moments[moment])
-            parts.append([{f"{moment}/{name}": tensor for name, tensor in tensors.items()} for tensors in taken])
-        return [weights | mean | square for weights, mean, square in zip(*parts, strict=True)]
+        """Every member's weights, moments and, if decay pulls towards it, start on the CPU, in the form of the
+        constructor's `states`."""
+        states = [weights | moments for weights, moments in zip(self.weights(), self.moments(), strict=True)]
+        if self._start is not None:
+            for stage, state, start in zip(self.stages, states, self._models.taken(self._start), strict=True):
+                if stage.decays_towards_start:
+                    state |= _under(START, start)
+        return states
+
+    def moments(self) -> list[dict[str, Tensor]]:
+        """Every member's moments on the CPU, in the form of the constructor's `states`."""
+        mean, square = (self._models.taken(self._optimizer.moments[moment]) for moment in MOMENT_NAMES)
+        both = zip(mean, square, strict=True)
+        return [_under(MOMENT_NAMES[0], of_mean) | _under(MOMENT_NAMES[1], of_square) for of_mean, of_square in both]
 
     def weights(self) -> list[dict[str, Tensor]]:
         """Every member's weights by parameter name, on the CPU."""
         return self._models.taken(self._models.matrix)
+
+    def _starts(self, states: Sequence[Tensors]) -> Tensor | None:
+        """The weights that decay pulls each member towards, (M, P): zero unless it asks for its start. None if no
+        member does."""
+        if not any(stage.decays_towards_start for stage in self.stages):
+            return None
+        starts = torch.zeros_like(self._models.matrix)
+        for member, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
+            if stage.decays_towards_start:
+                self._models.put(member, starts, _saved_under(START, state) or state)
+        return starts
 
     def _stretch(self, first: int) -> range:
         """The steps from `first` on that fit the tables, up to the next evaluation."""
@@ -145,8 +175,9 @@ class TrainingPack:
         if self._drawn is None or self._drawn[0] != steps:
             self._draw(steps)
         assert self._drawn is not None
-        configs = [stage.trial.training for stage in self.stages]
-        factors = [coefficients([rate_at(stage, step) for stage in self.stages], configs, step) for step in steps]
+        factors = [
+            self._optimizer.coefficients([rate_at(stage, step) for stage in self.stages], step) for step in steps
+        ]
         tables = (self._places, self._changes, self._factors)
         for table, rows in zip(tables, (*self._drawn[1], torch.tensor(factors)), strict=True):
             table[: len(steps)].copy_(rows)
@@ -159,41 +190,51 @@ class TrainingPack:
             of_trial = range(first + steps.start, first + steps.stop)
             self._drawn = steps, draw_batches(self._data, self.stages, of_trial)
 
-    def _take(self, count: int, remaining: int) -> None:
-        """Takes so many steps, by a CUDA graph if enough of the stage's steps remain."""
-        if self._graph is None and self._device.type == "cuda" and remaining >= _STEPS_BEFORE_CAPTURE + _LEAST_REPLAYS:
-            eager = min(count, _STEPS_BEFORE_CAPTURE)
+    def _take(self, steps: range) -> None:
+        """Takes the steps, by CUDA graphs if enough of the stage's steps remain; they are counted within the stage."""
+        stage, turns = self.stages[0], len(self._readings)
+        readings = [self._readings[(stage.first_step + step) % turns] for step in steps]
+        is_worth_it = stage.steps - steps.start >= _STEPS_BEFORE_CAPTURE + turns * _LEAST_REPLAYS
+        if self._device.type == "cuda" and len(self._graphs) < turns and is_worth_it:
+            eager, readings = readings[:_STEPS_BEFORE_CAPTURE], readings[_STEPS_BEFORE_CAPTURE:]
             self._capture(eager)
-            count -= eager
-        for _ in range(count):
-            if self._graph is not None:
-                self._graph.replay()
+        for reading in readings:
+            if reading in self._graphs:
+                self._graphs[reading].replay()
             else:
-                self._step()
+                self._step(reading)
 
-    def _capture(self, eager: int) -> None:
-        """Takes a few steps without a graph, on a stream of their own as capturing requires, then captures a step,
-        which does not execute it."""
+    def _capture(self, eager: Sequence[Reading]) -> None:
+        """Takes a few steps without a graph, on a stream of their own as capturing requires, then captures a step of
+        each of their readings, which does not execute it.
+
+        The graphs share their memory: they run one after the other, and nothing inside it outlives a step.
+        """
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for _ in range(eager):
-                self._step()
+            for reading in eager:
+                self._step(reading)
         torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self._graph = graph
+        for reading in dict.fromkeys(eager):
+            if reading not in self._graphs:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=next((g.pool() for g in self._graphs.values()), None)):
+                    self._step(reading)
+                self._graphs[reading] = graph
 
-    def _step(self) -> None:
+    def _step(self, reading: Reading) -> None:
         images, labels = self._batch()
-        logits = self._logits(self._data.normalised(images))
+        logits = self._logits(reading.model, self._data.normalised(images))
         losses = _cross_entropy(logits, labels, self._label_smoothing)
-        gradient = self._models.flatten(torch.autograd.grad(losses.sum(), self._models.parameters))
+        is_partial = reading.columns is not None
+        gradients = torch.autograd.grad(losses.sum(), self._models.parameters, materialize_grads=is_partial)
+        gradient = self._models.flatten(gradients)
         losses, norms = losses.detach(), torch.linalg.vector_norm(gradient, dim=1)
         self._is_moving &= (torch.isfinite(losses) & torch.isfinite(norms))[:, None]
         factors = self._factors.index_select(0, self._row)[0]
-        self._optimizer.step(self._models.matrix, gradient, norms[:, None], factors, self._is_moving)
+        is_moving = self._is_moving if reading.columns is None else self._is_moving & reading.columns
+        self._optimizer.step(self._models.matrix, gradient, norms[:, None], factors, is_moving)
         self._losses.index_copy_(0, self._row, losses[None])
         self._norms.index_copy_(0, self._row, norms[None])
         self._correct += (logits.detach().argmax(-1) == labels).sum(dim=1)
@@ -208,11 +249,11 @@ class TrainingPack:
             images = apply_augmentation(images, self._changes.index_select(0, self._row).flatten(0, 2))
         return images.unflatten(0, places.shape), train.labels[places]
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits (M, B, num_classes), float32. The cache of casts is off because a captured graph must contain them."""
         is_half = self.stages[0].trial.training.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
-            return self._models.model(images).float()
+            return model(images).float()
 
     def _evaluation_batch_size(self) -> int:
         """The size of an evaluation batch. On a CPU it is limited, because attention matrices that are far larger than
@@ -221,6 +262,17 @@ class TrainingPack:
         attention = len(self.stages) * m.num_heads * math.prod(m.grid) ** 2
         most = LARGEST_ATTENTION // attention if self._device.type == "cpu" else EVALUATION_BATCH_SIZE
         return max(1, min(EVALUATION_BATCH_SIZE, most))
+
+
+def _saved_under(folder: str, state: Tensors) -> dict[str, Tensor]:
+    """The tensors of a state under `<folder>/<name>`, by name."""
+    prefix = f"{folder}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _under(folder: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The inverse of `_saved_under`."""
+    return {f"{folder}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:

@@ -194,6 +194,7 @@ STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule"
 """Without influence on the stages of any scheme of one phase."""
 START = {"attention_sharpness", "attention_leak"}
 NOT_USED: dict[str, set[str]] = {
+    "joint": {"convolution_form"},
     "mimetic": START | {"convolution_form", "budget_unit"},
     "impulse": {"convolution_form", "budget_unit"},
     "local": START | {"convolution_form", "budget_unit"},
@@ -220,8 +221,9 @@ def test_a_reference_has_one_stage_of_the_whole_budget(scheme: str) -> None:
 
 
 def test_architectures_that_differ_are_told_apart() -> None:
-    found = [s.architecture for scheme in ("two_phase", "convolution", "resnet") for s in stages(init_scheme=scheme)]
-    assert len(set(found)) == len(found) == 4
+    schemes = ("two_phase", "joint", "convolution", "resnet")
+    found = [stage.architecture for scheme in schemes for stage in stages(init_scheme=scheme)]
+    assert len(set(found)) == len(found) == 5
     assert stages(init_scheme="mimetic")[0].architecture == stages(init_scheme="random", seed=1)[0].architecture
 
 

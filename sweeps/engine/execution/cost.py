@@ -19,8 +19,8 @@ MEASURING_S = 10.0
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds of one member's step on one worker of this machine, by the kind of step; NaN where they cannot be measured
-    here. `num_kinds` counts the kinds that were not measured too."""
+    """Seconds of one member's step on one worker of this machine, by the kind of step; NaN where they cannot be
+    measured here. `num_kinds` counts the kinds that were not measured too."""
 
     by_kind: Mapping[Hashable, float]
     num_kinds: int

@@ -32,7 +32,7 @@ def phase_lines(progress: Progress, expected: Seconds | None = None) -> list[str
         for stage in trial.stages:
             scheme = trial.params.get(task.compared_by, _UNKNOWN)
             stages.setdefault((scheme, stage.phase), {})[stage.key] = stage
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     flops_of: dict[object, float] = {}
     for (scheme, phase), of_phase in stages.items():
         places: dict[tuple[float, float, float], list[Stage]] = {}

@@ -14,7 +14,7 @@ from cvit.data.datasets import Dataset
 from cvit.models.pack import FusedModels
 from cvit.models.vit import VisionTransformer
 from cvit.storage import Storage
-from cvit.training.optimizer import AdamW, coefficients, decays
+from cvit.training.optimizer import AdamW, decays
 from cvit.training.schedule import learning_rate, learning_rates
 from tests.cvit.training.tiny import CPU, stages, train_all
 
@@ -80,6 +80,7 @@ def test_the_rates_of_a_stage_are_those_that_it_trains_with(digits: Dataset, sto
         ("attention", "factorized", {"query.weight", "key.weight", "value.weight", "output.weight"}),
         ("convolution", "factorized", {"value.weight", "output.weight"}),
         ("convolution", "full", {"weight"}),
+        ("convolution", "pixel", {"weight"}),
     ],
 )
 def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: Any, mixing: set[str]) -> None:
@@ -98,9 +99,10 @@ def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: A
         pack.put(member, pack.matrix, start)
     configs = [TrainingConfig(weight_decay=0.1), TrainingConfig(weight_decay=0.0)]
     nothing, moving = torch.zeros_like(pack.matrix), torch.ones(2, 1, dtype=torch.bool)
-    factors = torch.tensor(coefficients([0.5, 0.5], configs, 0))
+    ours = AdamW(pack, configs)
+    factors = torch.tensor(ours.coefficients([0.5, 0.5], 0))
     # Without a gradient there is decay alone, by learning rate times weight decay.
-    AdamW(pack, configs).step(pack.matrix, nothing, nothing[:, :1], factors, moving)
+    ours.step(pack.matrix, nothing, nothing[:, :1], factors, moving)
     decayed, spared = pack.taken(pack.matrix)
     for name, parameter in start.items():
         torch.testing.assert_close(decayed[name], parameter.detach() * (0.95 if name in names else 1.0))

@@ -18,7 +18,8 @@ from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint, load_weights
 from cvit.training.loop import train_pack
-from cvit.training.optimizer import AdamW, coefficients, decays
+from cvit.training.optimizer import AdamW, decays
+from cvit.training.readings import Reading
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 1295  # of digits
@@ -97,7 +98,7 @@ def assert_same(stage: TrainingStage, one: Storage, other: Storage, tolerance: f
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("form", ["factorized", "full"])
+@pytest.mark.parametrize("form", ["factorized", "full", "pixel"])
 @pytest.mark.parametrize("encoding", ["relative", "relative+absolute"])
 def test_a_pack_computes_what_its_members_compute(scheme: InitSchemeName, form: str, encoding: str) -> None:
     """Logits and gradients, in float64, of every phase and model."""
@@ -167,7 +168,7 @@ def test_every_member_takes_the_steps_of_torchs_adamw() -> None:
         gradients = [torch.randn(p.shape, generator=source) * 10.0 ** (step - 2) for p in pack.parameters]
         matrix = pack.flatten(gradients)
         norms = matrix.norm(dim=1, keepdim=True)
-        ours.step(pack.matrix, matrix, norms, torch.tensor(coefficients(step_rates, configs, step)), moving)
+        ours.step(pack.matrix, matrix, norms, torch.tensor(ours.coefficients(step_rates, step)), moving)
         for i, (model, optimizer, config) in enumerate(zip(models, optimizers, configs, strict=True)):
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter.grad = gradient[i].clone()
@@ -185,7 +186,7 @@ def test_a_member_that_does_not_move_keeps_weights_and_moments_whatever_its_grad
     pack = FusedModels(blank_model(stage()), 2, CPU)
     nn.init.normal_(pack.matrix)
     ours = AdamW(pack, [TrainingConfig()] * 2)
-    factors = torch.tensor(coefficients([0.1, 0.1], [TrainingConfig()] * 2, 0))
+    factors = torch.tensor(ours.coefficients([0.1, 0.1], 0))
     both = torch.ones(2, 1, dtype=torch.bool)
     gradient = torch.randn_like(pack.matrix)
     ours.step(pack.matrix, gradient, gradient.norm(dim=1, keepdim=True), factors, both)
@@ -202,7 +203,7 @@ def test_a_member_that_does_not_move_keeps_weights_and_moments_whatever_its_grad
 
 
 @pytest.mark.parametrize("size", [1, 5, 16])
-@pytest.mark.parametrize("scheme", ["random", "conv_structured", "convolution", "resnet"])
+@pytest.mark.parametrize("scheme", ["random", "conv_structured", "joint", "convolution", "resnet"])
 def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digits: Dataset, tmp_path: Path) -> None:
     members = varied(size, scheme)
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
@@ -213,9 +214,10 @@ def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digit
     assert len({outcome(member, together)[0].initial_loss for member in members}) == size
 
 
-def test_both_phases_of_packed_trials_end_as_alone(digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["full", "pixel"])
+def test_both_phases_of_packed_trials_end_as_alone(form: str, digits: Dataset, tmp_path: Path) -> None:
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
-    seconds = varied(5, "two_phase", convolution_form="full")
+    seconds = varied(5, "two_phase", convolution_form=form)
     firsts = [s.parent for s in seconds if s.parent is not None]
     for stages in (firsts, seconds):
         train(stages, digits, together)
@@ -281,12 +283,12 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing_but_steps_since_the_che
     taken: list[int] = []
     take_step = training_pack.TrainingPack._step
 
-    def limited_step(pack: training_pack.TrainingPack) -> None:
+    def limited_step(pack: training_pack.TrainingPack, reading: Reading) -> None:
         size = len(pack.stages)
         if size > 2 and taken.count(size) == 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
         taken.append(size)
-        take_step(pack)
+        take_step(pack, reading)
 
     monkeypatch.setattr(training_pack.TrainingPack, "_step", limited_step)
     reports = train(members, digits, limited)
@@ -302,15 +304,15 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing_but_steps_since_the_che
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scheme", ["random", "convolution", "resnet"])
+@pytest.mark.parametrize("scheme", ["random", "joint", "convolution", "resnet"])
 def test_a_captured_step_is_the_step(
     scheme: InitSchemeName, precision: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU, with CUDA graphs and without; a diverging member among the others, over several stretches of steps."""
     cuda = torch.device("cuda")
-    members = varied(4, scheme, min_steps=300, evaluations=2, precision=precision)
+    members = varied(4, scheme, min_steps=100, evaluations=2, precision=precision)
     wild = stage(
-        scheme, seed=9, min_steps=300, evaluations=2, precision=precision, learning_rate=1e30, gradient_clip_norm=0.0
+        scheme, seed=9, min_steps=100, evaluations=2, precision=precision, learning_rate=1e30, gradient_clip_norm=0.0
     )
     captured, eager = Storage.open(str(tmp_path / "captured")), Storage.open(str(tmp_path / "eager"))
     train([*members, wild], digits, captured, cuda)
@@ -321,14 +323,14 @@ def test_a_captured_step_is_the_step(
             [value for name, _, value, _ in outcome(member, storage)[0].points if name in ("train/loss", "val/loss")]
             for storage in (captured, eager)
         ]
-        assert losses[0] == pytest.approx(losses[1], rel=0.05), "300 steps amplify what atomic additions round"
+        assert losses[0] == pytest.approx(losses[1], rel=0.05), "steps amplify what atomic additions round"
     assert outcome(wild, captured)[0].diverged_step == outcome(wild, eager)[0].diverged_step is not None
 
 
 def test_a_member_for_which_there_is_no_room_at_all_is_an_error(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(pack: training_pack.TrainingPack) -> None:
+    def no_room(pack: training_pack.TrainingPack, reading: Reading) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training_pack.TrainingPack, "_step", no_room)
