@@ -33,7 +33,8 @@ def draw(studies: Sequence[Study]) -> Figure:
             left.set_ylabel("test accuracy (%)")
             left.set_title(study.label, loc="left", fontweight="bold")
             _draw(right, study, lambda budget, scheme, study=study: _flops(study, budget, scheme))
-            right.set_xscale("log")
+            if any(line.get_xydata().size for line in right.lines):  # matplotlib scales no empty panel
+                right.set_xscale("log")
             right.set_xlabel("floating-point operations (log scale)")
             for axes in (left, right):  # after both are drawn, because they share the y axis
                 tidy(axes)
