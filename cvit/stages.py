@@ -245,9 +245,19 @@ class TrainingStage:
         return self.first_step + self.steps
 
 
-def depends_on(init_scheme: str, parameter: str) -> bool:
-    """True if a parameter has any influence on trials of a scheme."""
-    return parameter not in SCHEMES[init_scheme].ignores
+def depends_on(init_scheme: str, parameter: str, settings: Mapping[str, Any] | None = None) -> bool:
+    """True if a parameter has any influence on trials of a scheme.
+
+    Args:
+        settings: values of other parameters that all the trials share; those missing may have any value.
+    """
+    scheme, fixed = SCHEMES[init_scheme], settings or {}
+    without_influence = {
+        "attention_sharpness": fixed.get("attention_leak") is not None,
+        "position_learning_rate_factor": scheme.is_twin and fixed.get("position_encoding") == "relative",
+        "decay_towards": fixed.get("weight_decay") == 0,
+    }
+    return parameter not in scheme.ignores and not without_influence.get(parameter, False)
 
 
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:

@@ -282,9 +282,10 @@ def _row_axes(study: Study, across: str) -> list[str]:
 def _pivot(
     study: Study, summaries: Sequence[Summary], text: Callable[[Summary | None], str], across: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a column per value of the axis `across`, a row per place on the others that has a summary."""
+    """Head and rows: a column per value of the axis `across` and a row per place on the others that have a summary."""
     axes = _row_axes(study, across)
-    columns = study.schemes if across == SCHEME else study.values(across)
+    found = {cell.place[across] for cell in summaries}
+    columns = [value for value in (study.schemes if across == SCHEME else study.values(across)) if value in found]
     cells = {(tuple(cell.place[axis] for axis in axes), cell.place[across]): cell for cell in summaries}
     head = [*map(heading, axes), *(cell_text(study, across, value) for value in columns)]
     return head, [

@@ -25,6 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis.display.wording import fraction_text, heads_text, scheme_text
 from analysis.statistics.stats import Estimate
 from analysis.statistics.studies import BASELINE, Study
+from analysis.statistics.variants import base_scheme
 from analysis.store.axes import SCHEME
 from cvit.init.schemes import REFERENCES
 
@@ -76,6 +77,8 @@ MARKERS = {
     "resnet": "*",
 }
 _OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
+_OF_SEVERAL = ("factor", "schedule")
+"""The first words of variants of which a figure has several."""
 _VARIANT_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _VARIANT_MARKERS = ("^", "v", "P", "X", "D", "*", "h")
 _MARKERS_PER_LINE = 8
@@ -151,15 +154,19 @@ def draw_line(
 
 def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
     """Colour and marker of a scheme's line, with changes. The markers of the baseline are hollow, the lines of
-    references dotted. A variant of a scheme has a look by its name, so that it is the same in all figures."""
-    colour, marker = COLOURS.get(scheme, _OTHER_COLOUR), MARKERS.get(scheme, _OTHER_MARKER)
-    if ", " in scheme:
+    references dotted. A variant has a hollow marker, a line of dots and dashes, and the colour of its scheme, or, where
+    a figure has several of a scheme, one by its name."""
+    base = base_scheme(scheme)
+    is_variant = base != scheme
+    colour, marker = COLOURS.get(base, _OTHER_COLOUR), MARKERS.get(base, _OTHER_MARKER)
+    if scheme.removeprefix(f"{base}, ").startswith(_OF_SEVERAL):
         number = zlib.crc32(scheme.encode()) // 4  # which tells the variants of the presets apart
         colour = _VARIANT_COLOURS[number % len(_VARIANT_COLOURS)]
         marker = _VARIANT_MARKERS[number % len(_VARIANT_MARKERS)]
-    face = "white" if scheme == BASELINE else colour
+    face = "white" if base == BASELINE or is_variant else colour
     style = {"color": colour, "marker": marker, "markerfacecolor": face}
-    return style | ({"linestyle": ":"} if scheme in REFERENCES else {}) | changes
+    line = {"linestyle": "-."} if is_variant else {"linestyle": ":"} if base in REFERENCES else {}
+    return style | line | changes
 
 
 def fraction_styles(fractions: Sequence[float]) -> dict[float, Any]:

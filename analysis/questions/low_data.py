@@ -72,7 +72,7 @@ def _gains(study: Study, treatment: str, fraction: float) -> dict[int, float]:
 def _gain_at_equal_flops(study: Study) -> list[Summary]:
     """Two phases of as many FLOPs minus random initialisation, on the same seeds."""
     gains = paired_difference(study.results, SCHEME, OF_EQUAL_FLOPS, BASELINE)
-    return [replace(gain, place={**gain.place, SCHEME: f"{OF_EQUAL_FLOPS} - {BASELINE}"}) for gain in gains]
+    return [replace(gain, place={**gain.place, SCHEME: OF_EQUAL_FLOPS}) for gain in gains]
 
 
 def _log_speeds(study: Study, fraction: float, costing: Costing) -> list[float]:
@@ -115,7 +115,7 @@ QUESTION = Question(
         comparisons=(
             Comparison(
                 kind="paired_gain_at_equal_flops",
-                heading="paired gain",
+                heading="scheme",
                 summaries=_gain_at_equal_flops,
                 title="Two phases at equal FLOPs less random initialisation, on the same seeds",
             ),
@@ -124,7 +124,8 @@ QUESTION = Question(
         "equal steps.",
     ),
     caption="Left: test accuracy against the share of the training images. Right: validation accuracy during "
-    "training; a tick marks where trials pass from convolution to attention. Means over seeds, bands 95 % intervals.",
+    "training with equal steps; a tick marks where trials pass from convolution to attention. Means over seeds, bands "
+    "95 % intervals.",
     curves=(names.VAL_ACCURACY,),
     claims=(
         Claim(

@@ -28,6 +28,7 @@ from analysis.statistics.learning_rates import (
 from analysis.statistics.pairs import Family, Place, by_seed, differences, judged_family
 from analysis.statistics.stats import STATES_WITH_RESULT, Summary, mean_of, paired_difference
 from analysis.statistics.studies import BASELINE, TREATMENT, Study
+from analysis.statistics.variants import base_scheme
 from analysis.statistics.verdicts import ERROR_RATE, MARGIN, Judged, judge_best
 from analysis.store.axes import LEARNING_RATE, SCHEDULE, SCHEME, TRANSFERRED_FACTOR, WARMUP
 from cvit import vocabulary as names
@@ -165,9 +166,8 @@ def _variants(study: Study, scheme: str) -> Iterator[tuple[str, Callable[[Family
         return [(f"{place}, {variant}" if variant else place, judged) for place, judged in family]
 
     for name in study.schemes:
-        base, _, variant = name.partition(", ")
-        if base == scheme:
-            yield name, partial(named, variant=variant)
+        if base_scheme(name) == scheme:
+            yield name, partial(named, variant=name.removeprefix(scheme).removeprefix(", "))
 
 
 def _range_table(study: Study) -> tuple[list[str], list[list[str]]]:

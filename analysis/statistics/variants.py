@@ -28,7 +28,7 @@ def with_variants(study: Study, variants: Sequence[str]) -> Study:
     if not folded:
         return study
     num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in study.results}
-    order = {name: (study.schemes.index(name.partition(", ")[0]), num, name) for name, num in num_changed.items()}
+    order = {name: (study.schemes.index(base_scheme(name)), num, name) for name, num in num_changed.items()}
     kept: dict[tuple[Any, ...], Result] = {}
     for result in sorted(study.results, key=lambda result: _num_not_neutral(result.place, folded)):
         place = {axis: value for axis, value in result.place.items() if axis not in folded}
@@ -49,6 +49,11 @@ def scheme_at(place: Mapping[str, Any], folded: Collection[str]) -> str:
     """The name of the scheme at a place, with its values of the folded axes, such as `two_phase, factor 0.1`."""
     changed = _changed(place, folded)
     return ", ".join([place[SCHEME], *(f"{_WORDS.get(axis, axis)} {value}" for axis, value in changed.items())])
+
+
+def base_scheme(name: str) -> str:
+    """The init scheme in the name of a variant; the name itself if it is none."""
+    return name.partition(", ")[0]
 
 
 def _changed(place: Mapping[str, Any], folded: Collection[str]) -> dict[str, Any]:

@@ -51,7 +51,12 @@ class InitScheme:
 
 _START = frozenset({"attention_sharpness", "attention_leak"})
 _CONVOLUTION = _START | {"convolution_form"}
-_TRANSFORMER = frozenset({"patch_size", "num_heads", "head_dim", "position_encoding", "position_learning_rate_factor"})
+_TRANSFORMER = frozenset(
+    {
+        *("patch_size", "num_heads", "head_dim", "position_encoding", "position_learning_rate_factor"),
+        "stochastic_depth",
+    }
+)
 
 SCHEMES: Mapping[str, InitScheme] = {
     scheme.name: scheme

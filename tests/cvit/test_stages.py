@@ -13,7 +13,7 @@ from cvit.config import (
 )
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from cvit.fits import ExpressivityConfig, FitStage
-from cvit.stages import SCIENCE_VERSION, TrainingStage, short_hash, stage_key, stages_of
+from cvit.stages import SCIENCE_VERSION, TrainingStage, depends_on, short_hash, stage_key, stages_of
 
 # Every parameter by value, so that a changed default changes no key here.
 FLAT: dict[str, Any] = {
@@ -24,6 +24,10 @@ FLAT: dict[str, Any] = {
     "max_validation_images": 2000,
     "max_test_images": None,
     "augmentation": "shift",
+    "augmentation_policy": "none",
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "erasing_probability": 0.0,
     "image_size": 8,
     "in_channels": 1,
     "num_classes": 10,
@@ -56,6 +60,7 @@ FLAT: dict[str, Any] = {
     "warmup_fraction": 0.1,
     "label_smoothing": 0.0,
     "gradient_clip_norm": 1.0,
+    "stochastic_depth": 0.0,
     "precision": "float32",
     "evaluations": 10,
     "seed": 0,
@@ -69,6 +74,10 @@ OTHER: dict[str, Any] = {
     "max_validation_images": 50,
     "max_test_images": 100,
     "augmentation": "none",
+    "augmentation_policy": "trivial_augment",
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+    "erasing_probability": 0.1,
     "image_size": 16,
     "in_channels": 3,
     "num_classes": 9,
@@ -101,6 +110,7 @@ OTHER: dict[str, Any] = {
     "warmup_fraction": 0.0,
     "label_smoothing": 0.1,
     "gradient_clip_norm": 0.0,
+    "stochastic_depth": 0.1,
     "precision": "bfloat16",
     "evaluations": 20,
     "seed": 1,
@@ -201,7 +211,7 @@ NOT_USED: dict[str, set[str]] = {
     "convolution": START | {"decay_towards", "position_learning_rate_factor"},  # it has no position term here
     "resnet": START
     | {"convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim", "position_encoding"}
-    | {"decay_towards", "position_learning_rate_factor"},
+    | {"decay_towards", "position_learning_rate_factor", "stochastic_depth"},
 }
 
 
@@ -307,6 +317,7 @@ def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
     stage = stages(init_scheme="random")[0]
     ignored = {"attention_sharpness", "convolution_form", "max_test_images", "dataset", "inner_dim", "epochs"}
     ignored |= {"min_steps", "budget_unit", "evaluations", *(name for name in FLAT if name.startswith("convolution_"))}
+    ignored |= {"augmentation_policy", "mixup_alpha", "cutmix_alpha", "erasing_probability", "stochastic_depth"}
     ignored |= {"attention_leak", "position_learning_rate_factor", "transferred_learning_rate_factor"}  # added since
     ignored |= {"optimizer_state", "schedule", "decay_towards"}
     decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}
@@ -371,7 +382,7 @@ def test_a_joint_schedule_spans_both_phases_so_that_the_first_depends_on_all_ste
     longer: dict[str, Any] = {"epochs": 0, "min_steps": 50, "convolution_fraction": 0.5, "evaluations": 5}
     assert keys(**longer)[0] == keys()[0]
     assert keys(**longer, schedule="joint")[0] != convolution.key
-    own = {"convolution_warmup_fraction": 0.3}
+    own: dict[str, Any] = {"convolution_warmup_fraction": 0.3}
     assert stages(**own, schedule="joint")[0].key == convolution.key, "there is one warm-up, that of the trial"
     assert keys(**own)[0] != keys()[0]
 
@@ -382,3 +393,31 @@ def test_a_leak_is_the_sharpness_that_it_asks_for() -> None:
     sharpness = TrialConfig.from_flat(FLAT | {"attention_leak": 0.01}).attention_sharpness
     assert keys(attention_sharpness=sharpness) == leak == keys(attention_leak=0.01, attention_sharpness=9.0)
     assert len({leak, keys(), keys(attention_leak=0.02)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("scheme", "parameter", "settings", "expected"),
+    [
+        ("two_phase", "attention_sharpness", {"attention_leak": 0.01}, False),
+        ("two_phase", "attention_sharpness", {"attention_leak": None}, True),
+        ("convolution", "position_learning_rate_factor", {"position_encoding": "relative"}, False),
+        ("convolution", "position_learning_rate_factor", {"position_encoding": "relative+absolute"}, True),
+        ("convolution", "position_learning_rate_factor", {}, True),
+        ("random", "position_learning_rate_factor", {"position_encoding": "relative"}, True),
+        ("random", "decay_towards", {"weight_decay": 0.0}, False),
+        ("random", "decay_towards", {"weight_decay": 0.1}, True),
+        ("convolution", "decay_towards", {}, False),
+        ("random", "optimizer_state", {}, False),
+        ("two_phase", "optimizer_state", {}, True),
+    ],
+)
+def test_a_search_varies_what_has_an_influence(
+    scheme: str, parameter: str, settings: dict[str, Any], expected: bool
+) -> None:
+    """And with these settings, two values of the parameter have keys that differ exactly then."""
+    assert depends_on(scheme, parameter, settings) == expected
+    if settings:
+        changed = keys(init_scheme=scheme, **settings) != keys(
+            init_scheme=scheme, **settings, **{parameter: OTHER[parameter]}
+        )
+        assert changed == expected

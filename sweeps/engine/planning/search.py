@@ -63,7 +63,10 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
 
     A parameter that has no influence on the scheme keeps its default.
     """
-    space = {name: r for name, r in search.space.items() if depends_on(scheme, name)}
+    study = progress.plan.study
+    settings = {**study.settings, **study.settings_of.get(scheme, {})}
+    fixed = {name: value for name, value in settings.items() if name not in search.space}
+    space = {name: r for name, r in search.space.items() if depends_on(scheme, name, fixed)}
     distributions: dict[str, BaseDistribution] = {
         name: FloatDistribution(r.low, r.high, log=r.log) for name, r in space.items()
     }
@@ -73,14 +76,14 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
         n_startup_trials=STARTUP_TRIALS,
         constant_liar=True,  # so that proposals of one round differ
     )
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    asked = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in tried:
         params = {name: trial.cell[name] for name in space}
         value = validation_accuracy(progress, trial)
-        study.add_trial(create_trial(params=params, distributions=distributions, value=value))
-    parameters = task_named(progress.plan.study.task).parameters
+        asked.add_trial(create_trial(params=params, distributions=distributions, value=value))
+    parameters = task_named(study.task).parameters
     defaults = {name: parameters[name].default for name in search.space}
-    samples = [study.ask(distributions).params for _ in range(count)]
+    samples = [asked.ask(distributions).params for _ in range(count)]
     return [defaults | {name: _rounded(value, search.space[name]) for name, value in s.items()} for s in samples]
 
 

@@ -65,6 +65,10 @@ def varied(count: int, scheme: InitSchemeName = "random", **changes: Any) -> lis
             "label_smoothing": 0.1 * (i % 2),
             "gradient_clip_norm": float(i % 3),
             "attention_sharpness": 2.0 + i % 3,
+            "position_learning_rate_factor": 1.0 + 2 * (i % 3),
+            "transferred_learning_rate_factor": (1.0, 0.1, 0.5)[i % 3],
+            "optimizer_state": ("reset", "carried")[i % 2],
+            "decay_towards": ("zero", "start", "start", "zero")[i % 4],
         }
         found.append(stage(scheme, **own | changes))
     return found
