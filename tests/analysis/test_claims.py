@@ -140,7 +140,7 @@ def test_low_data_gains_at_every_small_fraction_and_their_shrinking(tmp_path: Pa
     found = judged(
         tmp_path, low_data(lambda c: by_fraction[c["data_fraction"]] + 0.001 * c["seed"] * (c["data_fraction"] < 1))
     )
-    assert [claim for claim in found if claim.startswith("low_data_gain")] == [
+    assert [claim for claim in found if claim.startswith("low_data_gain/")] == [
         "low_data_gain/0.05",
         "low_data_gain/0.1",
     ]
