@@ -1,13 +1,18 @@
 """Multi-head self-attention with a relative position bias per head and a zero slot."""
 
+import importlib.util
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvit.geometry import Grid, num_relative_positions, relative_position_index
 from cvit.models.layers import Linear
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_GENERAL_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class RelativeAttention(nn.Module):
@@ -45,20 +50,25 @@ class RelativeAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, embed_dim) → (B, N, embed_dim); in a pack (M, B, N, embed_dim)."""
-        query = self._heads(self.query(tokens))
-        key = F.pad(self._heads(self.key(tokens)), (0, 0, 0, 1))
-        value = F.pad(self._heads(self.value(tokens)), (0, 0, 0, 1))
-        bias = self.position_bias().to(query.dtype).unsqueeze(-4)
-        return self.output(attend(query, key, value, bias).transpose(-3, -2).flatten(-2))
+        query, key, value = (self._heads(project(tokens)) for project in (self.query, self.key, self.value))
+        mixed = attend(query, key, value, self.position_bias().unsqueeze(-4))
+        return self.output(mixed.transpose(-3, -2).flatten(-2))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """softmax(query keyᵀ / √head_dim + bias) value, over the last two dimensions.
+    """softmax([query keyᵀ / √head_dim, 0] + bias) [value, 0], over the last two dimensions; 0 is the zero slot.
 
     Args:
-        query, key, value: (B, num_heads, N or N + 1, head_dim), in a pack (M, B, ...).
-        bias: (1, num_heads, N, N + 1), or (M, 1, ...).
+        query, key, value: (B, num_heads, N, head_dim), in a pack (M, B, ...).
+        bias: (1, num_heads, N, N + 1), or (M, 1, ...); the last column is the zero slot's.
     """
+    if query.is_cuda and _HAS_TRITON:
+        from cvit.models.tile_attention import fits_a_tile, tile_attention
+
+        if fits_a_tile(query):
+            return tile_attention(query, key, value, bias)
+    key, value = (F.pad(heads, (0, 0, 0, 1)) for heads in (key, value))
+    bias = bias.to(query.dtype)
     if query.is_cuda:
         return _fused(query, key, value, bias)
     # On CPUs torch has no fused kernel for a learned bias; its fallback takes 1.6 times as long as this.
@@ -67,10 +77,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """The result of `attend` by a fused kernel, which takes four dimensions: members of a pack become further heads."""
+    """The same by torch's kernel, with the zero slot as one more key; members of a pack become further heads, since it
+    takes four dimensions.
+
+    Training takes the memory-efficient kernel, so evaluation takes it too: cuDNN's, torch's choice where no gradient is
+    needed, has had faults with an explicit bias (pytorch issue 196678).
+    """
     if query.ndim == 4:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        with sdpa_kernel(_GENERAL_KERNELS):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     members = len(query)
     query, key, value, bias = (t.transpose(0, 1).flatten(1, 2) for t in (query, key, value, bias))
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    mixed = _fused(query, key, value, bias)
     return mixed.unflatten(1, (members, -1)).transpose(0, 1)

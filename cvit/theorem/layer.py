@@ -112,7 +112,7 @@ class PatchAttention(nn.Module):
             mixed = torch.einsum("hij,...hjd->...hid", attention, value)
         else:
             query, key = self._heads(self.query(tokens)), self._heads(self.key(tokens))
-            mixed = attend(query, F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), bias)
+            mixed = attend(query, key, value, bias)
         output = from_patches(self.output(mixed.transpose(-3, -2).flatten(-2)), grid, self.patch)
         return output if self.bias is None else output + self.bias.view(-1, *(1,) * len(grid))
 
