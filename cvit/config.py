@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cvit.init.schemes import SCHEMES
+from cvit.init.sharpness import sharpness_of
 
 PositionEncoding = Literal["relative", "relative+absolute"]
 if TYPE_CHECKING:  # type checkers cannot read a Literal that is computed
@@ -25,11 +26,15 @@ else:
 ConvolutionForm = Literal["factorized", "full"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
+OptimizerState = Literal["reset", "carried"]
+Schedule = Literal["per_phase", "joint"]
+DecayTowards = Literal["zero", "start"]
 
 
 LARGEST_LEARNING_RATE = 1e30
 """The largest valid learning rate: beyond it float32 overflows inside the optimiser, before the loss could diverge."""
-
+LARGEST_RATE_FACTOR = 1000.0
+"""The largest factor of a learning rate: two of them at the largest learning rate stay within float32."""
 
 OFFSETS_OF_3X3 = 9
 """The number of offsets of a 3×3 neighbourhood, the fewest that a convolutional twin of full rank has."""
@@ -182,6 +187,11 @@ class ModelConfig:
         return self.image_size // self.patch_size
 
     @property
+    def has_position_embedding(self) -> bool:
+        """True if tokens start with a learned embedding of their place."""
+        return self.position_encoding == "relative+absolute"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Pixels along each axis of the image."""
         return (self.image_size, self.image_size)
@@ -208,6 +218,10 @@ class InitConfig:
         "Logit gap between a head's target patch and the zero slot at the start (schemes with a convolution; impulse).",
         4.0,
     )
+    attention_leak: float | None = option(
+        "Attention off a head's target at the start, instead of attention_sharpness, which it overrides; auto: none.",
+        None,
+    )
     convolution_form: ConvolutionForm = option(
         "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
     )
@@ -216,7 +230,7 @@ class InitConfig:
         "Peak learning rate of the convolution phase; auto: learning_rate.", None, unset=0.0
     )
     convolution_warmup_fraction: float | None = option(
-        "Warm-up of the convolution phase; auto: warmup_fraction.", None, unset=-1.0
+        "Warm-up of the convolution phase (schedule per_phase); auto: warmup_fraction.", None, unset=-1.0
     )
 
     def __post_init__(self) -> None:
@@ -228,6 +242,8 @@ class InitConfig:
             self.attention_sharpness,
             "must be positive and finite",
         )
+        leak = self.attention_leak
+        require(leak is None or 0 < leak < 0.5, "attention_leak", leak, f"must be {AUTO}, or lie in (0, 0.5)")
         require(
             0 < self.convolution_fraction < 1, "convolution_fraction", self.convolution_fraction, "must lie in (0, 1)"
         )
@@ -254,7 +270,24 @@ class TrainingConfig:
     min_steps: int = option("Optimiser steps at least, so that small fractions are trained too.", 400)
     batch_size: int = option("Images per optimiser step.", 64)
     learning_rate: float = option("Peak learning rate of AdamW.", 1e-3)
+    position_learning_rate_factor: float = option(
+        "Learning rate of relative biases and position embeddings over that of the other parameters.", 1.0
+    )
+    transferred_learning_rate_factor: float = option(
+        "In the attention phase: learning rate of what the convolution phase has trained over that of the rest.", 1.0
+    )
+    optimizer_state: OptimizerState = option(
+        "In the attention phase: AdamW's moments and step counts start anew, or come from the convolution phase.",
+        "reset",
+    )
+    schedule: Schedule = option(
+        "Learning rate of two phases: a warm-up and a cosine for each, or one of each over all steps.", "per_phase"
+    )
     weight_decay: float = option("Decoupled weight decay; not applied to biases, norms and position terms.", 0.05)
+    decay_towards: DecayTowards = option(
+        "Weight decay of the attention phase: towards zero, or towards the weights at the phase's start (L2-SP).",
+        "zero",
+    )
     warmup_fraction: float = option("Share of a phase's steps with a linearly rising learning rate.", 0.1)
     label_smoothing: float = option("Label smoothing of the cross-entropy, in [0, 1).", 0.0)
     gradient_clip_norm: float = option("Largest norm of the gradient; 0 clips nothing.", 1.0)
@@ -277,6 +310,12 @@ class TrainingConfig:
             require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
         for name in ("warmup_fraction", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must lie in [0, 1)")
+        for name in ("position_learning_rate_factor", "transferred_learning_rate_factor"):
+            value = getattr(self, name)
+            require(0 <= value <= LARGEST_RATE_FACTOR, name, value, f"must lie in [0, {LARGEST_RATE_FACTOR:g}]")
+        require_choice(self, "optimizer_state", OptimizerState)
+        require_choice(self, "schedule", Schedule)
+        require_choice(self, "decay_towards", DecayTowards)
         require_choice(self, "precision", Precision)
 
     def total_steps(self, num_images: int) -> int:
@@ -296,6 +335,12 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+
+    @property
+    def attention_sharpness(self) -> float:
+        """The sharpness at which heads start: as given, or as `attention_leak` asks for on this trial's grid."""
+        leak = self.init.attention_leak
+        return self.init.attention_sharpness if leak is None else sharpness_of(leak, math.prod(self.model.grid))
 
     def flat(self) -> dict[str, Any]:
         """Every field on one level, by its own name."""

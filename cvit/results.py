@@ -11,6 +11,9 @@ from cvit.vocabulary import STAGES_FOLDER
 Point = tuple[str, int, float, int]
 """(metric, optimiser step of the trial, value, time of the measurement in milliseconds since the epoch)."""
 
+WEIGHTS, MOMENTS = "weights", "moments"
+"""The parts of a finished stage beside its result, each in a file `<part>.safetensors`."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -88,12 +91,19 @@ def load_result(storage: Storage, key: str) -> StageResult | None:
 
 def read_weights(storage: Storage, key: str) -> bytes | None:
     """The trained weights of a stage, as saved; None if they or the result are missing or altered."""
+    return read_part(storage, key, WEIGHTS)
+
+
+def read_part(storage: Storage, key: str, part: str) -> bytes | None:
+    """The weights or the moments of a finished stage, as saved; None if they or the result are missing or altered."""
     record = read_record(storage, f"{stage_folder(key)}/result.json")
+    if record is None or part not in record:
+        return None
     try:
-        data = storage.read(f"{stage_folder(key)}/weights.safetensors")
+        data = storage.read(f"{stage_folder(key)}/{part}.safetensors")
     except FileNotFoundError:
         return None
-    return data if record is not None and record.get("weights") == checksum(data) else None
+    return data if record[part] == checksum(data) else None
 
 
 def read_record(storage: Storage, path: str) -> dict[str, Any] | None:

@@ -45,19 +45,23 @@ _ALWAYS_HASHED: Mapping[str, frozenset[str]] = {
 """The parameters that the keys of a task's first stored stages contain, whatever their value. The table never grows:
 every other parameter, and every parameter of another task, is left out at its neutral value."""
 
-# The stage itself has the number of steps, and the width of each head includes the width of all heads. The name of a
-# data set does not change its images.
+# The stage itself has the number of steps and its schedule, the width of each head includes the width of all heads, and
+# the sharpness includes the leak. The name of a data set does not change its images.
 _NEVER_DECISIVE = {
     "dataset",
     "inner_dim",
+    "attention_leak",
     "epochs",
     "min_steps",
     "convolution_fraction",
     "convolution_learning_rate",
     "convolution_warmup_fraction",
+    "schedule",
     "evaluations",
 }
-_IGNORED_BY_CONVOLUTION_PHASE = {"init_scheme", "attention_sharpness"}
+_IGNORED_BY_CONVOLUTION_PHASE = {
+    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state")
+}
 
 
 class Stage(Protocol):
@@ -118,6 +122,7 @@ class TrainingStage:
         first_step: optimiser steps of the trial before this stage.
         evaluation_interval: steps between evaluations, counted over the whole trial.
         parent: the stage whose weights this one starts from.
+        schedule_steps: the steps of the schedule that this stage is a part of; None if it has one of its own.
     """
 
     task: ClassVar[str] = TRAINING
@@ -128,6 +133,7 @@ class TrainingStage:
     first_step: int
     evaluation_interval: int
     parent: "TrainingStage | None" = None
+    schedule_steps: int | None = None
 
     @property
     def key(self) -> str:
@@ -138,17 +144,19 @@ class TrainingStage:
     def _key(self) -> str:
         scheme = SCHEMES[self.trial.init.init_scheme]
         ignored = _IGNORED_BY_CONVOLUTION_PHASE if self.phase == CONVOLUTION else scheme.ignores
-        decisive = {
-            name: value
-            for name, value in self.trial.flat().items()
-            if name not in _NEVER_DECISIVE and name not in ignored
-        }
+        flat = self.trial.flat() | {"attention_sharpness": self.trial.attention_sharpness}
+        if self.phase != ATTENTION and not self.trial.model.has_position_embedding:
+            ignored = ignored | {"position_learning_rate_factor"}
+        if not self.decays_towards_start:
+            ignored = ignored | {"decay_towards"}
+        decisive = {name: value for name, value in flat.items() if name not in _NEVER_DECISIVE and name not in ignored}
         decisive |= {"learning_rate": self.learning_rate, "warmup_fraction": self.warmup_fraction}
         is_twin = self.phase == CONVOLUTION or scheme.is_twin
         if is_twin and self.trial.init.convolution_form == "full":
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
             decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
+        schedule = {} if self.schedule_steps is None else {"schedule_steps": self.schedule_steps}
         return stage_key(
             TRAINING,
             decisive,
@@ -158,6 +166,7 @@ class TrainingStage:
             first_step=self.first_step,
             evaluation_interval=self.evaluation_interval,
             parent=self.parent.key if self.parent else None,
+            **schedule,
         )
 
     @property
@@ -168,9 +177,21 @@ class TrainingStage:
 
     @property
     def warmup_fraction(self) -> float:
-        """Share of this stage's steps with a linearly rising learning rate."""
-        fraction = self.trial.init.convolution_warmup_fraction if self.phase == CONVOLUTION else None
+        """Share of the schedule's steps with a linearly rising learning rate."""
+        has_own = self.phase == CONVOLUTION and self.schedule_steps is None
+        fraction = self.trial.init.convolution_warmup_fraction if has_own else None
         return self.trial.training.warmup_fraction if fraction is None else fraction
+
+    @property
+    def carries_moments(self) -> bool:
+        """True if the optimiser goes on from its state at the end of the parent."""
+        return self.parent is not None and self.trial.training.optimizer_state == "carried"
+
+    @property
+    def decays_towards_start(self) -> bool:
+        """True if weight decay pulls towards the weights at the start of this stage, not towards zero."""
+        training = self.trial.training
+        return self.phase == ATTENTION and training.weight_decay > 0 and training.decay_towards == "start"
 
     @property
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
@@ -226,8 +247,10 @@ def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:
     if not scheme.has_convolution_phase:
         return (TrainingStage(ATTENTION, trial, total, 0, interval),)
     first = min(total - 1, max(1, round(total * trial.init.convolution_fraction)))
-    convolution = TrainingStage(CONVOLUTION, trial, first, 0, interval)
-    return convolution, TrainingStage(ATTENTION, trial, total - first, first, interval, convolution)
+    joint = total if trial.training.schedule == "joint" else None
+    convolution = TrainingStage(CONVOLUTION, trial, first, 0, interval, schedule_steps=joint)
+    attention = TrainingStage(ATTENTION, trial, total - first, first, interval, convolution, schedule_steps=joint)
+    return convolution, attention
 
 
 def stage_key(task: str, config: Mapping[str, Any], parameters: Mapping[str, Parameter], **others: Any) -> str:

@@ -35,7 +35,7 @@ def impulse(config: TrialConfig, parent: VisionTransformer | None) -> tuple[Visi
     for name, attention in model.named_modules():
         if isinstance(attention, RelativeAttention):
             attention.key.weight.zero_()
-            point_heads_at(attention, _drawn_offsets(attention, config.seed, name), config.init.attention_sharpness)
+            point_heads_at(attention, _drawn_offsets(attention, config.seed, name), config.attention_sharpness)
     return model, {}
 
 

@@ -7,6 +7,14 @@ table is light, because the command line, the plan and the analysis read it with
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+_OF_TWO_PHASES = frozenset(
+    {
+        *("convolution_fraction", "convolution_learning_rate", "convolution_warmup_fraction"),
+        *("transferred_learning_rate_factor", "optimizer_state", "schedule"),
+    }
+)
+"""The parameters that have an influence only where a convolution phase precedes the attention phase."""
+
 
 @dataclass(frozen=True)
 class InitScheme:
@@ -14,7 +22,8 @@ class InitScheme:
 
     Attributes:
         ignores: the parameters that have no influence on the scheme's trials. Trials that differ only in them share
-            their stages, and a search does not vary them.
+            their stages, and a search does not vary them. Those that need a convolution phase, or an attention phase,
+            are added where the scheme has none.
         has_convolution_phase: True if a convolutional twin is trained first and the scheme starts from it.
         is_reference: True if the name stands for another model, trained for comparison, rather than for a way to
             initialise the transformer.
@@ -27,9 +36,15 @@ class InitScheme:
     is_reference: bool = False
     is_twin: bool = False
 
+    def __post_init__(self) -> None:
+        without = frozenset() if self.has_convolution_phase else _OF_TWO_PHASES
+        without |= {"decay_towards"} if self.is_reference else frozenset()
+        object.__setattr__(self, "ignores", self.ignores | without)
 
-_CONVOLUTION = frozenset({"attention_sharpness", "convolution_form"})
-_TRANSFORMER = frozenset({"patch_size", "num_heads", "head_dim", "position_encoding"})
+
+_START = frozenset({"attention_sharpness", "attention_leak"})
+_CONVOLUTION = _START | {"convolution_form"}
+_TRANSFORMER = frozenset({"patch_size", "num_heads", "head_dim", "position_encoding", "position_learning_rate_factor"})
 
 SCHEMES: Mapping[str, InitScheme] = {
     scheme.name: scheme
@@ -40,7 +55,7 @@ SCHEMES: Mapping[str, InitScheme] = {
         InitScheme("mimetic", ignores=_CONVOLUTION),
         InitScheme("impulse", ignores=frozenset({"convolution_form"})),
         InitScheme("local", ignores=_CONVOLUTION),
-        InitScheme("convolution", ignores=frozenset({"attention_sharpness"}), is_reference=True, is_twin=True),
+        InitScheme("convolution", ignores=_START, is_reference=True, is_twin=True),
         InitScheme("resnet", ignores=_CONVOLUTION | _TRANSFORMER, is_reference=True),
     )
 }

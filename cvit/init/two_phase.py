@@ -11,5 +11,5 @@ def two_phase(config: TrialConfig, parent: VisionTransformer | None) -> tuple[Vi
     """A transformer that computes the same as the trained convolutional twin."""
     assert parent is not None
     model, _ = random(config, None)
-    error = transfer(parent, model, config.init.attention_sharpness)
+    error = transfer(parent, model, config.attention_sharpness)
     return model, {TRANSFER_WEIGHT_ERROR: error}

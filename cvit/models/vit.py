@@ -38,7 +38,7 @@ class VisionTransformer(nn.Module):
         self.patch_embedding = PatchEmbedding(config.in_channels, config.embed_dim, config.patch)
         self.position_embedding = (
             nn.Parameter(torch.zeros(1, math.prod(config.grid), config.embed_dim))
-            if config.position_encoding == "relative+absolute"
+            if config.has_position_embedding
             else None
         )
         self.blocks = nn.ModuleList(

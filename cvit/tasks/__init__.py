@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from cvit.config import ConfigError, Parameter
+from cvit.results import WEIGHTS
 from cvit.stages import Stage
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def _no_defaults(info: "DatasetInfo") -> dict[str, Any]:
     return {}
 
 
+def _weights(stage: Stage) -> tuple[str, ...]:
+    return (WEIGHTS,)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[StageType]):
     """A kind of trial: its parameters, its stages, and how they are trained and timed.
@@ -58,6 +63,7 @@ class Task(Generic[StageType]):
             reports, as they come. The last report of a stage has its result, which the storage then has already.
         step_flops: stage → floating-point operations of one optimiser step.
         step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
+        starts_from: stage → the parts of its parent that it starts from: weights, or weights and moments.
         peak_bytes: (stage, size of a pack, CUDA device) → memory of the pack; None if stages are never packed.
         defaults_of_data: description of a data set → the parameters that it sets.
         image_counts: (configuration, description of the data set) → the numbers of images that a trial uses; None for a
@@ -75,6 +81,7 @@ class Task(Generic[StageType]):
     train: "Callable[[Sequence[StageType], Dataset | None, Storage, torch.device, bool], Iterator[Reports]]"
     step_flops: Callable[[StageType], float]
     step_seconds: "Callable[[StageType, Sequence[int], torch.device], list[float]]"
+    starts_from: Callable[[StageType], tuple[str, ...]] = _weights
     peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None
     defaults_of_data: "Callable[[DatasetInfo], dict[str, Any]]" = _no_defaults
     image_counts: "Callable[[Any, DatasetInfo], ImageCounts] | None" = None

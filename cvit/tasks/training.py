@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cvit.config import PARAMETERS, ConfigError, DataConfig, TrialConfig
 from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, possible_fraction
+from cvit.results import MOMENTS, WEIGHTS
 from cvit.stages import TrainingStage, stages_of
 from cvit.tasks import Task
 from cvit.vocabulary import TEST_ACCURACY, TRAIN_LOSS, TRAINING, VAL_ACCURACY
@@ -89,6 +90,10 @@ def _at_most(name: str, most: int, counts: "NDArray[np.integer]") -> int:
     return num_at_most(counts, most)
 
 
+def _starts_from(stage: TrainingStage) -> tuple[str, ...]:
+    return (WEIGHTS, MOMENTS) if stage.carries_moments else (WEIGHTS,)
+
+
 def _train(
     stages: Sequence[TrainingStage],
     dataset: "Dataset | None",
@@ -130,6 +135,7 @@ TASK = Task(
     compared_by="init_scheme",
     stages=_stages,
     train=_train,
+    starts_from=_starts_from,
     step_flops=_step_flops,
     step_seconds=_step_seconds,
     peak_bytes=_peak_bytes,

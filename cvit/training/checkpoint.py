@@ -3,6 +3,7 @@
     STORAGE/stages/<key>/step-00000120.safetensors   weights and optimiser moments
                          step-00000120.json          progress, with the checksum of the tensors; written last
                          weights.safetensors         the trained weights
+                         moments.safetensors         the optimiser's moments at the end of a convolution phase
                          result.json                 the result; once it is there, and whole, the stage is done
 
 Each file is written atomically. The two newest checkpoints are kept: if the newest is torn or altered, the one before
@@ -17,7 +18,18 @@ import safetensors.torch
 from torch import Tensor
 
 from cvit.errors import one_line
-from cvit.results import Point, Provenance, StageResult, as_point, known_fields, read_record, read_weights, stage_folder
+from cvit.results import (
+    MOMENTS,
+    WEIGHTS,
+    Point,
+    Provenance,
+    StageResult,
+    as_point,
+    known_fields,
+    read_part,
+    read_record,
+    stage_folder,
+)
 from cvit.storage import Storage, checksum, encode_record, later_version, with_format
 from cvit.training.stability import Stability
 
@@ -90,19 +102,36 @@ def _progress(record: dict[str, Any], path: str) -> StageProgress:
         raise later_version(path, one_line(error)) from error
 
 
-def save_result(storage: Storage, key: str, weights: dict[str, Tensor], result: StageResult) -> None:
-    """Marks a stage as done and deletes its checkpoints."""
-    data = safetensors.torch.save(weights)
-    storage.write(f"{stage_folder(key)}/weights.safetensors", data)
-    storage.write(
-        f"{stage_folder(key)}/result.json", encode_record(with_format(asdict(result) | {"weights": checksum(data)}))
-    )
+def save_result(
+    storage: Storage,
+    key: str,
+    weights: dict[str, Tensor],
+    result: StageResult,
+    moments: dict[str, Tensor] | None = None,
+) -> None:
+    """Marks a stage as done and deletes its checkpoints.
+
+    Args:
+        moments: the optimiser's, for stages from which another one may go on.
+    """
+    checksums = {}
+    for part, tensors in ((MOMENTS, moments), (WEIGHTS, weights)):
+        if tensors is not None:
+            data = safetensors.torch.save(tensors)
+            storage.write(f"{stage_folder(key)}/{part}.safetensors", data)
+            checksums[part] = checksum(data)
+    storage.write(f"{stage_folder(key)}/result.json", encode_record(with_format(asdict(result) | checksums)))
     storage.delete_matching(stage_folder(key), _CHECKPOINT)
 
 
 def load_weights(storage: Storage, key: str) -> dict[str, Tensor] | None:
     """The trained weights of a stage; None if they or the result are missing or altered."""
-    data = read_weights(storage, key)
+    return load_part(storage, key, WEIGHTS)
+
+
+def load_part(storage: Storage, key: str, part: str) -> dict[str, Tensor] | None:
+    """The weights or the moments of a finished stage; None if they or the result are missing or altered."""
+    data = read_part(storage, key, part)
     return safetensors.torch.load(data) if data is not None else None
 
 

@@ -17,13 +17,15 @@ from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.transfer import logit_error
 from cvit.provenance import provenance
-from cvit.results import Report, Reports, StageResult, last_value, load_result
+from cvit.results import MOMENTS, WEIGHTS, Report, Reports, StageResult, last_value, load_result
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import PackData, pack_data
 from cvit.training.checkpoint import StageProgress
-from cvit.training.pack import Measured, TrainingPack, rate_at
+from cvit.training.groups import carried_moments
+from cvit.training.pack import Measured, TrainingPack
+from cvit.training.schedule import rate_at
 from cvit.vocabulary import (
     CONVOLUTION,
     CONVOLUTION_TEST_ACCURACY,
@@ -98,13 +100,13 @@ def train_pack(
         checkpoint_at_every_evaluation: for a caller that needs a report of every evaluation, whatever it costs.
 
     Raises:
-        ParentStageMissing: the weights of a parent are missing or altered.
+        ParentStageMissing: the weights of a parent, or the moments that a stage carries over, are missing or altered.
         torch.OutOfMemoryError: the device has no room for a single member.
     """
     waiting = []
     for stage in stages:
         result = load_result(storage, stage.key)
-        if result is not None and ckpt.load_weights(storage, stage.key) is not None:
+        if result is not None and all(ckpt.load_part(storage, stage.key, part) is not None for part in _parts(stage)):
             yield [(stage.key, Report(result.points, stage.steps, result))]
         else:
             waiting.append(stage)
@@ -184,7 +186,13 @@ def _restored_or_started(place: int, stage: TrainingStage, data: PackData, stora
         parent = blank_model(stage.parent)
         parent.load_state_dict(weights)
         model, measured = initial_model(stage, parent)
-        member = _Member(place, stage, StageProgress(initial_loss=parent_result.initial_loss), model.state_dict())
+        state = model.state_dict()
+        if stage.carries_moments:
+            moments = ckpt.load_part(storage, stage.parent.key, MOMENTS)
+            if moments is None:
+                raise ParentStageMissing(f"the moments of stage {stage.parent.key} are missing or altered")
+            state |= carried_moments(stage, state, moments)
+        member = _Member(place, stage, StageProgress(initial_loss=parent_result.initial_loss), state)
         images = data.of([place]).normalised(data.validation.images[None, :TRANSFER_IMAGES])[0]
         measured[TRANSFER_LOGIT_ERROR] = _error_of_transfer(parent, model, images)
     _record(member.progress, stage.first_step, measured)
@@ -259,12 +267,19 @@ def _finish(pack: TrainingPack, group: Sequence[_Member], data: PackData, storag
     """Saves the results of the members that have reached their end."""
     tested = pack.evaluate(data.test) if any(m.is_at_end and m.diverged_step is None for m in group) else None
     reports = []
+    moments = pack.moments() if group[0].stage.phase == CONVOLUTION else [None] * len(group)
     for number, (member, weights) in enumerate(zip(group, pack.weights(), strict=True)):
         if member.is_at_end:
             result = _result(member, tested[number][1] if tested is not None else math.nan)
-            ckpt.save_result(storage, member.stage.key, weights, result)
+            ckpt.save_result(storage, member.stage.key, weights, result, moments[number])
             reports.append(member.news(result))
     return reports
+
+
+def _parts(stage: TrainingStage) -> tuple[str, ...]:
+    """The parts of a stage that must be there for it to be done. A convolution phase that an earlier version trained
+    has no moments; it is trained again only if it is asked for, for a stage that carries them over."""
+    return (WEIGHTS, MOMENTS) if stage.phase == CONVOLUTION else (WEIGHTS,)
 
 
 def _result(member: _Member, test_accuracy: float) -> StageResult:

@@ -22,8 +22,9 @@ from cvit.init.registry import blank_model
 from cvit.models.pack import FusedModels
 from cvit.stages import TrainingStage
 from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
-from cvit.training.optimizer import MOMENTS, AdamW, coefficients
-from cvit.training.schedule import learning_rate
+from cvit.training.groups import MOMENT_NAMES, groups_of
+from cvit.training.optimizer import AdamW
+from cvit.training.schedule import rate_at
 
 EVALUATION_BATCH_SIZE = 500
 LARGEST_ATTENTION = 2**25
@@ -34,6 +35,9 @@ _STEPS_BEFORE_CAPTURE = 3
 """The number of steps before a CUDA graph is captured, to warm up libraries and allocator."""
 _LEAST_REPLAYS = 30
 """The least number of replays that is worth a capture, which takes about as long as a few steps."""
+
+START = "start"
+"""The weights that decay pulls towards, saved under `start/<name>` where that is not zero."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -59,19 +63,23 @@ class TrainingPack:
         Args:
             stages: the stages of the members, of one `shape`.
             data: the data of the members, in the same order.
-            states: for each member, weights by parameter name and, unless it is at its start, the optimiser's moments
-                under `exp_avg/<name>` and `exp_avg_sq/<name>`.
+            states: for each member, weights by parameter name and, if there are any yet, the optimiser's moments under
+                `exp_avg/<name>` and `exp_avg_sq/<name>`, and the weights that decay pulls towards under `start/<name>`,
+                else the weights themselves.
         """
         self.stages, self._data, self._device = tuple(stages), data, device
         self._models = FusedModels(blank_model(stages[0]), len(stages), device)
-        self._optimizer = AdamW(self._models, [stage.trial.training for stage in stages])
+        names = [name for name, _ in self._models.model.named_parameters()]
+        groups = [groups_of(stage, names) for stage in stages]
+        self._optimizer = AdamW(self._models, [stage.trial.training for stage in stages], groups)
         for member, state in enumerate(states):
             self._models.put(member, self._models.matrix, state)
             for moment, matrix in self._optimizer.moments.items():
-                prefix = f"{moment}/"
-                saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-                if saved:
+                if saved := _saved_under(moment, state):
                     self._models.put(member, matrix, saved)
+        self._start = self._starts(states)
+        if self._start is not None:
+            self._optimizer.decay_towards(self._start)
         smoothing = [stage.trial.training.label_smoothing for stage in stages]
         self._label_smoothing = torch.tensor(smoothing, device=device)[:, None]
         self._is_augmented = any(stage.trial.data.augmentation != "none" for stage in stages)
@@ -82,7 +90,8 @@ class TrainingPack:
 
         self._places = table(batch_size, dtype=torch.int64)
         self._changes = table(batch_size, draws_per_image(data.train.shape), dtype=CHANGES)
-        self._factors, self._losses, self._norms = table(3), table(), table()
+        self._factors = table(self._optimizer.num_groups, 3)
+        self._losses, self._norms = table(), table()
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._correct = torch.zeros(members, dtype=torch.int64, device=device)
         self._is_moving = torch.ones(members, 1, dtype=torch.bool, device=device)
@@ -125,16 +134,35 @@ class TrainingPack:
         return [(float(loss), float(accuracy)) for loss, accuracy in totals.T]
 
     def states(self) -> list[dict[str, Tensor]]:
-        """Every member's weights and moments on the CPU, in the form of the constructor's `states`."""
-        parts = [self.weights()]
-        for moment in MOMENTS:
-            taken = self._models.taken(self._optimizer.moments[moment])
-            parts.append([{f"{moment}/{name}": tensor for name, tensor in tensors.items()} for tensors in taken])
-        return [weights | mean | square for weights, mean, square in zip(*parts, strict=True)]
+        """Every member's weights, moments and, if decay pulls towards it, start on the CPU, in the form of the
+        constructor's `states`."""
+        states = [weights | moments for weights, moments in zip(self.weights(), self.moments(), strict=True)]
+        if self._start is not None:
+            for stage, state, start in zip(self.stages, states, self._models.taken(self._start), strict=True):
+                if stage.decays_towards_start:
+                    state |= _under(START, start)
+        return states
+
+    def moments(self) -> list[dict[str, Tensor]]:
+        """Every member's moments on the CPU, in the form of the constructor's `states`."""
+        mean, square = (self._models.taken(self._optimizer.moments[moment]) for moment in MOMENT_NAMES)
+        both = zip(mean, square, strict=True)
+        return [_under(MOMENT_NAMES[0], of_mean) | _under(MOMENT_NAMES[1], of_square) for of_mean, of_square in both]
 
     def weights(self) -> list[dict[str, Tensor]]:
         """Every member's weights by parameter name, on the CPU."""
         return self._models.taken(self._models.matrix)
+
+    def _starts(self, states: Sequence[Tensors]) -> Tensor | None:
+        """The weights that decay pulls each member towards, (M, P): zero unless it asks for its start. None if no
+        member does."""
+        if not any(stage.decays_towards_start for stage in self.stages):
+            return None
+        starts = torch.zeros_like(self._models.matrix)
+        for member, (stage, state) in enumerate(zip(self.stages, states, strict=True)):
+            if stage.decays_towards_start:
+                self._models.put(member, starts, _saved_under(START, state) or state)
+        return starts
 
     def _stretch(self, first: int) -> range:
         """The steps from `first` on that fit the tables, up to the next evaluation."""
@@ -145,8 +173,9 @@ class TrainingPack:
         if self._drawn is None or self._drawn[0] != steps:
             self._draw(steps)
         assert self._drawn is not None
-        configs = [stage.trial.training for stage in self.stages]
-        factors = [coefficients([rate_at(stage, step) for stage in self.stages], configs, step) for step in steps]
+        factors = [
+            self._optimizer.coefficients([rate_at(stage, step) for stage in self.stages], step) for step in steps
+        ]
         tables = (self._places, self._changes, self._factors)
         for table, rows in zip(tables, (*self._drawn[1], torch.tensor(factors)), strict=True):
             table[: len(steps)].copy_(rows)
@@ -223,9 +252,15 @@ class TrainingPack:
         return max(1, min(EVALUATION_BATCH_SIZE, most))
 
 
-def rate_at(stage: TrainingStage, step: int) -> float:
-    """The learning rate of a step; the step is counted within the stage."""
-    return learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_fraction)
+def _saved_under(folder: str, state: Tensors) -> dict[str, Tensor]:
+    """The tensors of a state under `<folder>/<name>`, by name."""
+    prefix = f"{folder}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _under(folder: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The inverse of `_saved_under`."""
+    return {f"{folder}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:

@@ -1,6 +1,12 @@
-"""The schedule of the learning rate: linear warm-up, then cosine to zero."""
+"""The schedule of the learning rate: linear warm-up, then cosine to zero. It needs no torch.
+
+Each phase has a schedule of its own or, under `schedule=joint`, its part of one over both phases, each phase with its
+own peak. Factors for some of the parameters (`cvit.training.groups`) come on top.
+"""
 
 import math
+
+from cvit.stages import TrainingStage
 
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:
@@ -17,3 +23,15 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup_fraction: flo
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def rate_at(stage: TrainingStage, step: int) -> float:
+    """The learning rate of a stage's step, counted within the stage."""
+    first, total = (0, stage.steps) if stage.schedule_steps is None else (stage.first_step, stage.schedule_steps)
+    return learning_rate(first + step, total, stage.learning_rate, stage.warmup_fraction)
+
+
+def learning_rates(stage: TrainingStage) -> list[float]:
+    """The learning rates of all steps of a stage. Their sum is about the largest distance that AdamW can move a
+    parameter, whatever its gradients."""
+    return [rate_at(stage, step) for step in range(stage.steps)]

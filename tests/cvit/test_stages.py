@@ -37,6 +37,7 @@ FLAT: dict[str, Any] = {
     "position_encoding": "relative",
     "init_scheme": "two_phase",
     "attention_sharpness": 4.0,
+    "attention_leak": None,
     "convolution_form": "factorized",
     "convolution_fraction": 0.25,
     "convolution_learning_rate": None,
@@ -45,7 +46,12 @@ FLAT: dict[str, Any] = {
     "min_steps": 40,
     "batch_size": 16,
     "learning_rate": 0.001,
+    "position_learning_rate_factor": 1.0,
+    "transferred_learning_rate_factor": 1.0,
+    "optimizer_state": "reset",
+    "schedule": "per_phase",
     "weight_decay": 0.05,
+    "decay_towards": "zero",
     "warmup_fraction": 0.1,
     "label_smoothing": 0.0,
     "gradient_clip_norm": 1.0,
@@ -75,6 +81,7 @@ OTHER: dict[str, Any] = {
     "position_encoding": "relative+absolute",
     "init_scheme": "conv_structured",
     "attention_sharpness": 8.0,
+    "attention_leak": 0.01,
     "convolution_form": "full",
     "convolution_fraction": 0.5,
     "convolution_learning_rate": 0.002,
@@ -83,7 +90,12 @@ OTHER: dict[str, Any] = {
     "min_steps": 400,
     "batch_size": 8,
     "learning_rate": 0.002,
+    "position_learning_rate_factor": 30.0,
+    "transferred_learning_rate_factor": 0.1,
+    "optimizer_state": "carried",
+    "schedule": "joint",
     "weight_decay": 0.0,
+    "decay_towards": "start",
     "warmup_fraction": 0.0,
     "label_smoothing": 0.1,
     "gradient_clip_norm": 0.0,
@@ -137,7 +149,8 @@ def test_a_parameter_changes_the_keys_where_it_changes_the_outcome(name: str) ->
     convolution, attention = keys()
     other_convolution, other_attention = keys(**{name: OTHER[name]})
     without_influence = {"dataset"}
-    first_phase_only = {"attention_sharpness"}
+    first_phase_only = {"attention_sharpness", "attention_leak", "position_learning_rate_factor"}
+    first_phase_only |= {"transferred_learning_rate_factor", "optimizer_state", "decay_towards"}
     assert (other_attention != attention) == (name not in without_influence)
     assert (other_convolution != convolution) == (name not in without_influence | first_phase_only)
 
@@ -159,7 +172,9 @@ def test_the_convolution_phase_does_not_depend_on_the_scheme_that_follows() -> N
     assert alone.key == convolution.key
 
 
-@pytest.mark.parametrize("name", ["attention_sharpness", "convolution_form", "convolution_fraction", "dataset"])
+@pytest.mark.parametrize(
+    "name", ["attention_sharpness", "attention_leak", "convolution_form", "convolution_fraction", "dataset"]
+)
 def test_random_does_not_depend_on_what_it_does_not_use(name: str) -> None:
     assert keys(init_scheme="random", **{name: OTHER[name]}) == keys(init_scheme="random")
 
@@ -170,14 +185,17 @@ def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
 
 
 STAGE_ONLY = {"dataset", "convolution_fraction", "convolution_learning_rate", "convolution_warmup_fraction"}
+STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule"}
 """Without influence on the stages of any scheme of one phase."""
+START = {"attention_sharpness", "attention_leak"}
 NOT_USED: dict[str, set[str]] = {
-    "mimetic": {"attention_sharpness", "convolution_form"},
+    "mimetic": START | {"convolution_form"},
     "impulse": {"convolution_form"},
-    "local": {"attention_sharpness", "convolution_form"},
-    "convolution": {"attention_sharpness"},
-    "resnet": {"attention_sharpness", "convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim"}
-    | {"position_encoding"},
+    "local": START | {"convolution_form"},
+    "convolution": START | {"decay_towards", "position_learning_rate_factor"},  # it has no position term here
+    "resnet": START
+    | {"convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim", "position_encoding"}
+    | {"decay_towards", "position_learning_rate_factor"},
 }
 
 
@@ -282,6 +300,8 @@ def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
     stage = stages(init_scheme="random")[0]
     ignored = {"attention_sharpness", "convolution_form", "max_test_images", "dataset", "inner_dim", "epochs"}
     ignored |= {"min_steps", "evaluations", *(name for name in FLAT if name.startswith("convolution_"))}
+    ignored |= {"attention_leak", "position_learning_rate_factor", "transferred_learning_rate_factor"}  # added since
+    ignored |= {"optimizer_state", "schedule", "decay_towards"}
     decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}
     place = {"phase": "attention", "steps": 100, "first_step": 0, "evaluation_interval": 10, "parent": None}
     assert stage.key == short_hash({"science_version": 1} | decisive | place, 24)
@@ -319,3 +339,39 @@ def test_the_convolution_phase_may_have_a_schedule_of_its_own_and_is_then_shared
     assert (convolution.learning_rate, convolution.warmup_fraction) == (0.001, 0.1)
     assert (attention.learning_rate, attention.warmup_fraction) == (0.1, 0.0)
     assert keys(init_scheme="random", **own) == keys(init_scheme="random")
+
+
+def test_the_rate_of_position_terms_counts_wherever_there_are_any() -> None:
+    absolute: dict[str, Any] = {"position_encoding": "relative+absolute"}
+    factor = {"position_learning_rate_factor": 30.0}
+    for scheme in ("two_phase", "convolution"):
+        plain, changed = keys(**absolute, init_scheme=scheme), keys(**absolute, **factor, init_scheme=scheme)
+        assert not set(plain) & set(changed), "the twin learns a position embedding"
+    assert keys(**absolute, init_scheme="resnet") == keys(**absolute, **factor, init_scheme="resnet")
+
+
+def test_without_decay_it_makes_no_difference_what_weights_decay_towards() -> None:
+    for scheme in ("two_phase", "random"):
+        assert keys(init_scheme=scheme, weight_decay=0.0) == keys(
+            init_scheme=scheme, weight_decay=0.0, decay_towards="start"
+        )
+
+
+def test_a_joint_schedule_spans_both_phases_so_that_the_first_depends_on_all_steps() -> None:
+    convolution, attention = stages(schedule="joint")
+    assert (convolution.schedule_steps, attention.schedule_steps) == (100, 100)
+    # The same first 25 steps of a longer trial: shared where each phase has a schedule of its own.
+    longer: dict[str, Any] = {"epochs": 0, "min_steps": 50, "convolution_fraction": 0.5, "evaluations": 5}
+    assert keys(**longer)[0] == keys()[0]
+    assert keys(**longer, schedule="joint")[0] != convolution.key
+    own = {"convolution_warmup_fraction": 0.3}
+    assert stages(**own, schedule="joint")[0].key == convolution.key, "there is one warm-up, that of the trial"
+    assert keys(**own)[0] != keys()[0]
+
+
+def test_a_leak_is_the_sharpness_that_it_asks_for() -> None:
+    """One training has one key, whichever of the two asks for it."""
+    leak = keys(attention_leak=0.01)
+    sharpness = TrialConfig.from_flat(FLAT | {"attention_leak": 0.01}).attention_sharpness
+    assert keys(attention_sharpness=sharpness) == leak == keys(attention_leak=0.01, attention_sharpness=9.0)
+    assert len({leak, keys(), keys(attention_leak=0.02)}) == 3

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from cvit.errors import one_line
-from cvit.results import StageResult, load_result, read_weights
+from cvit.results import StageResult, load_result, read_part
 from cvit.stages import Stage
 from cvit.storage import Storage, StorageError
+from cvit.tasks import task_named
 from cvit.vocabulary import STATUS_PRUNED
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.trials import Trial
@@ -104,11 +105,16 @@ def _results_in(storage: Storage, plan: Plan) -> dict[str, StageResult]:
 
 
 def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, StageResult]:
-    """The results of finished stages. A result whose trained weights are missing or altered does not count if a stage
-    that is still to be trained starts from them."""
+    """The results of finished stages. A result does not count if a stage that is still to be trained starts from a part
+    of it that is missing or altered: the weights, or the moments, which earlier versions did not store."""
     results = {key: result for key in stages if (result := load_result(storage, key)) is not None}
-    starting_points = {s.parent.key for s in stages.values() if s.parent is not None and s.key not in results}
-    for key in starting_points & results.keys():
-        if results[key].diverged_step is None and read_weights(storage, key) is None:
+    starting_points = {
+        (stage.parent.key, part)
+        for stage in stages.values()
+        if stage.parent is not None and stage.key not in results
+        for part in task_named(stage.task).starts_from(stage)
+    }
+    for key, part in starting_points:
+        if key in results and results[key].diverged_step is None and read_part(storage, key, part) is None:
             del results[key]
     return results

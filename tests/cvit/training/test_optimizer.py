@@ -14,8 +14,8 @@ from cvit.data.datasets import Dataset
 from cvit.models.pack import FusedModels
 from cvit.models.vit import VisionTransformer
 from cvit.storage import Storage
-from cvit.training.optimizer import AdamW, coefficients, decays
-from cvit.training.schedule import learning_rate
+from cvit.training.optimizer import AdamW, decays
+from cvit.training.schedule import learning_rate, learning_rates
 from tests.cvit.training.tiny import CPU, stages, train_all
 
 
@@ -53,6 +53,27 @@ def test_each_phase_has_a_schedule_of_its_own(digits: Dataset, storage: Storage)
     assert rates == [pytest.approx(expected), pytest.approx(expected)]
 
 
+def test_a_joint_schedule_is_one_warm_up_and_one_cosine_over_both_phases() -> None:
+    own = {"min_steps": 40, "warmup_fraction": 0.2, "convolution_fraction": 0.25, "schedule": "joint"}
+    convolution, attention = stages("two_phase", **own)
+    rates = learning_rates(convolution) + learning_rates(attention)
+    assert rates == [learning_rate(step, 40, 3e-3, 0.2) for step in range(40)]
+    assert rates[:8] == pytest.approx([3e-3 * (step + 1) / 8 for step in range(8)])
+    assert rates[10] < rates[9] < rates[8] == 3e-3, "the switch after 10 steps falls on the falling rate"
+    # Each phase has its own peak, and the trial one warm-up.
+    convolution, attention = stages("two_phase", **own, convolution_learning_rate=6e-3, convolution_warmup_fraction=0.0)
+    assert learning_rates(convolution) == pytest.approx([2 * rate for rate in rates[:10]])
+    assert learning_rates(attention) == rates[10:]
+    assert learning_rates(stages(schedule="joint")[0]) == learning_rates(stages()[0]), "a scheme of one phase"
+
+
+def test_the_rates_of_a_stage_are_those_that_it_trains_with(digits: Dataset, storage: Storage) -> None:
+    both = stages("two_phase", warmup_fraction=0.5, schedule="joint", convolution_learning_rate=1e-3)
+    for stage, result in zip(both, train_all(both, digits, storage), strict=True):
+        recorded = [value for name, _, value, _ in result.points if name == "lr"]
+        assert recorded == learning_rates(stage)[1::2]
+
+
 @pytest.mark.parametrize(
     ("phase", "form", "mixing"),
     [
@@ -77,9 +98,10 @@ def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: A
         pack.put(member, pack.matrix, start)
     configs = [TrainingConfig(weight_decay=0.1), TrainingConfig(weight_decay=0.0)]
     nothing, moving = torch.zeros_like(pack.matrix), torch.ones(2, 1, dtype=torch.bool)
-    factors = torch.tensor(coefficients([0.5, 0.5], configs, 0))
+    ours = AdamW(pack, configs)
+    factors = torch.tensor(ours.coefficients([0.5, 0.5], 0))
     # Without a gradient there is decay alone, by learning rate times weight decay.
-    AdamW(pack, configs).step(pack.matrix, nothing, nothing[:, :1], factors, moving)
+    ours.step(pack.matrix, nothing, nothing[:, :1], factors, moving)
     decayed, spared = pack.taken(pack.matrix)
     for name, parameter in start.items():
         torch.testing.assert_close(decayed[name], parameter.detach() * (0.95 if name in names else 1.0))

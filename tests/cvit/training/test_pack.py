@@ -18,7 +18,7 @@ from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint, load_weights
 from cvit.training.loop import train_pack
-from cvit.training.optimizer import AdamW, coefficients, decays
+from cvit.training.optimizer import AdamW, decays
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 1295  # of digits
@@ -167,7 +167,7 @@ def test_every_member_takes_the_steps_of_torchs_adamw() -> None:
         gradients = [torch.randn(p.shape, generator=source) * 10.0 ** (step - 2) for p in pack.parameters]
         matrix = pack.flatten(gradients)
         norms = matrix.norm(dim=1, keepdim=True)
-        ours.step(pack.matrix, matrix, norms, torch.tensor(coefficients(step_rates, configs, step)), moving)
+        ours.step(pack.matrix, matrix, norms, torch.tensor(ours.coefficients(step_rates, step)), moving)
         for i, (model, optimizer, config) in enumerate(zip(models, optimizers, configs, strict=True)):
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter.grad = gradient[i].clone()
@@ -185,7 +185,7 @@ def test_a_member_that_does_not_move_keeps_weights_and_moments_whatever_its_grad
     pack = FusedModels(blank_model(stage()), 2, CPU)
     nn.init.normal_(pack.matrix)
     ours = AdamW(pack, [TrainingConfig()] * 2)
-    factors = torch.tensor(coefficients([0.1, 0.1], [TrainingConfig()] * 2, 0))
+    factors = torch.tensor(ours.coefficients([0.1, 0.1], 0))
     both = torch.ones(2, 1, dtype=torch.bool)
     gradient = torch.randn_like(pack.matrix)
     ours.step(pack.matrix, gradient, gradient.norm(dim=1, keepdim=True), factors, both)
