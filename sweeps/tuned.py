@@ -32,7 +32,13 @@ SPACE = {
     "warmup_fraction": Range(low=0.0, high=0.2),
     "position_encoding": Choice(values=("relative", "relative+absolute")),
     "attention_sharpness": Range(low=1.0, high=10.0, log=True),
+    "position_learning_rate_factor": Range(low=1.0, high=100.0, log=True),
+    "decay_towards": Choice(values=("zero", "start")),
+    # The rest has an influence on two_phase alone.
     "convolution_learning_rate": RATES,
+    "transferred_learning_rate_factor": Range(low=0.03, high=1.0, log=True),
+    "optimizer_state": Choice(values=("reset", "carried")),
+    "schedule": Choice(values=("per_phase", "joint")),
 }
 
 SWEEP = Sweep(

@@ -16,6 +16,7 @@ LIGHT_MODULES = (
     "cvit.init.schemes",
     "cvit.records",
     "cvit.redaction",
+    "cvit.settings",
     "cvit.storage",
     "cvit.streams",
     "cvit.tasks",

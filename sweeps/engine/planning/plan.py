@@ -113,7 +113,8 @@ def require_feasible(sweep: Sweep, request: Request) -> None:
     if num_trials > MOST_TRIALS:
         numbers = [f"{len(values):,} of {axis}" for axis, values in request.grid.items()]
         numbers += [f"{request.seeds:,} seeds (seeds is their number, not a seed)"]
-        numbers += [f"{search.trials:,} search trials"] if search is not None else []
+        if search is not None:
+            numbers += [f"{search.trials:,} search trials", f"{search.num_finals:,} of finalists"]
         limit = f"{num_trials:,} trials are more than {MOST_TRIALS:,}, the most in a sweep"
         raise ConfigError(f"{limit}: {', '.join(numbers)}")
 
