@@ -1,6 +1,7 @@
 """Searches: what each round tries follows from the results alone, and only validation accuracy decides."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +151,7 @@ def with_values(progress: Progress, metric: str, change: Callable[[float], float
 
 def test_test_images_play_no_part(seen: list[Progress]) -> None:
     """With every test accuracy turned upside down, each round follows as before; with validation, none does."""
-    for before, after in zip(seen[:-1], seen[1:], strict=True):
+    for before, after in itertools.pairwise(seen):
         assert any(name == TEST_ACCURACY for result in before.results.values() for name, *_ in result.points)
         plan = next_plan(with_values(before, TEST_ACCURACY, lambda value: 1 - value))
         assert plan is not None and [t.key for t in plan.trials] == [t.key for t in after.plan.trials]

@@ -1,6 +1,7 @@
 """`--settings-from`: a file's settings come below explicit options and above the preset's, and say where they apply."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,7 @@ SMALL_MODEL = {"embed_dim": 48, "depth": 4}
 OPTIONS = ("--data-fraction", "0.05", "--seeds", "1", "--init-scheme", "random", "conv_structured", "two_phase")
 
 
-def result(
-    dataset: str = "digits", fingerprint: str = "", depth: int = 4, **schemes: dict[str, object]
-) -> SearchResult:
+def result(dataset: str = "digits", fingerprint: str = "", depth: int = 4, **schemes: Any) -> SearchResult:
     return SearchResult(
         dataset=dataset,
         data_fingerprint=fingerprint,
@@ -30,8 +29,8 @@ def result(
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "tuned.json"
-    own = {"random": {"learning_rate": 0.007}, "two_phase": {"learning_rate": 0.003, "weight_decay": 0.01}}
-    path.write_text(settings_text([result(**own)]))
+    two_phase = {"learning_rate": 0.003, "weight_decay": 0.01}
+    path.write_text(settings_text([result(random={"learning_rate": 0.007}, two_phase=two_phase)]))
     return path
 
 
