@@ -12,8 +12,11 @@ right. The first trial of a scheme has the settings of its preset, so no search 
 are trained again on other seeds, and the mean of the final accuracies on validation images decides; test images play no
 part in it. The answer is the test accuracy of the winners, trained on seeds that neither search nor final has seen.
 
-The winners stand in results/tuned.json, which other sweeps take: `python sweeps/low_data.py --settings-from
-results/tuned.json`. Such a file in place of one below sweeps/settings/ makes its winners the presets' settings.
+The winners stand in results/tuned.json, which other sweeps take:
+
+python sweeps/low_data.py --settings-from results/tuned.json
+
+Such a file in place of one below sweeps/settings/ makes its winners the presets' settings.
 
 Expected on digits (51 trials at 5 % of the data, docs/RESULTS.md): two_phase − random is +2.4 points, [+1.5, +3.3].
 """

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cvit.settings import SettingsFile
-
 IN_PROCESS = "local"
 """The address at which a sweep trains in its own process, without Ray."""
 ANY_CLUSTER = "auto"
@@ -23,7 +21,7 @@ class Request:
         dataset: name or path; ignored by a task that needs no data.
         address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
         command: the command line as typed, to be run again.
-        settings: the file with settings of init schemes, if the user named one.
+        settings_from: path of a file with settings of init schemes; ignored by a task that has none.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
     """
 
@@ -45,7 +43,7 @@ class Request:
     dry_run: bool
     command: str
     upgrade_store: bool = False
-    settings: SettingsFile | None = None
+    settings_from: str | None = None
 
 
 def named_address(address: str) -> str:

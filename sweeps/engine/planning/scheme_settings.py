@@ -5,7 +5,7 @@ from typing import Any
 
 from cvit.config import as_text
 from cvit.data.datasets import DatasetInfo
-from cvit.settings import SearchResult, SettingsOfSchemes
+from cvit.settings import SearchResult, SettingsOfSchemes, read_settings
 from sweeps.engine.declaration import Preset
 from sweeps.engine.planning.request import Request
 
@@ -22,9 +22,13 @@ def settings_of_schemes(
 
     Args:
         settings: a value of every flat parameter, for schemes without settings of their own.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds what is no setting.
     """
-    file, of_file, notes = request.settings, dict[str, Mapping[str, Any]](), tuple[str, ...]()
-    if file is not None:
+    of_file, notes = dict[str, Mapping[str, Any]](), tuple[str, ...]()
+    if request.settings_from is not None and SCHEME in settings:
+        file = read_settings(request.settings_from)
         search = _best_match(file.searches, request, settings, info)
         of_file, notes = search.settings, _notes(file.path, search, request, settings, info)
     of_schemes = {}

@@ -12,7 +12,6 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
-from cvit.settings import read_settings
 from cvit.tasks import task_named
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
@@ -113,7 +112,6 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     search_trials = given.pop("search_trials", None)
     if search_trials is not None and search_trials < 1:
         raise ConfigError(f"search_trials {search_trials} must be at least 1")
-    settings = read_settings(given["settings_from"]) if "settings_from" in given else None
     max_pack = given.pop("max_pack", None)
     if max_pack is not None and max_pack < 1:
         raise ConfigError(f"max_pack {max_pack} must be at least 1")
@@ -135,7 +133,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         max_pack=max_pack,
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
-        settings=settings if SCHEME in parameters else None,
+        settings_from=given.get("settings_from"),
         command=shlex.join(["python", os.path.relpath(sys.argv[0]), *argv]),
     )
 
