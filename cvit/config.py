@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # type checkers cannot read a Literal that is computed
     InitSchemeName = str
 else:
     InitSchemeName = Literal[tuple(SCHEMES)]
-ConvolutionForm = Literal["factorized", "full"]
+ConvolutionForm = Literal["factorized", "full", "pixel"]
 Augmentation = Literal["none", "shift", "crop_flip"]
 Precision = Literal["float32", "bfloat16"]
 OptimizerState = Literal["reset", "carried"]
@@ -223,7 +223,8 @@ class InitConfig:
         None,
     )
     convolution_form: ConvolutionForm = option(
-        "Convolutional twin: factorized like the heads, or full rank (carried over by SVD).", "factorized"
+        "Convolutional twin: factorized like the heads; full rank (carried over by SVD); or a convolution of pixels.",
+        "factorized",
     )
     convolution_fraction: float = option("Share of a two_phase trial's steps spent in the convolution phase.", 0.5)
     convolution_learning_rate: float | None = option(
@@ -335,6 +336,9 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+        ignored = SCHEMES[self.init.init_scheme].ignores
+        if self.init.convolution_form == "pixel" and "convolution_form" not in ignored:
+            _require_whole_pixels(self.model)
 
     @property
     def attention_sharpness(self) -> float:
@@ -369,6 +373,26 @@ def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]
     unknown = sorted(set(flat) - set(parameters))
     if unknown:
         raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(parameters)}")
+
+
+def _require_whole_pixels(model: ModelConfig) -> None:
+    """Raises CombinationError if a token cannot be divided among the pixels of a patch.
+
+    With one channel a pixel, the twin's head would see the mean over the whole token, which the norm sets to zero.
+    """
+    pixels, width = math.prod(model.patch), model.embed_dim
+    below = max(2 * pixels, width // pixels * pixels)
+    if width % pixels or width < below:
+        valid = f"{below} or {below + pixels}" if width > below else below
+        raise CombinationError(
+            f"embed_dim {width} must be a multiple of the {pixels} pixels of a patch, at least {2 * pixels}, for "
+            f"convolution_form 'pixel', such as {valid}"
+        )
+    if round(width * model.mlp_ratio) < pixels:
+        raise CombinationError(
+            f"mlp_ratio {model.mlp_ratio} must make the MLP's hidden width, mlp_ratio * embed_dim, at least the "
+            f"{pixels} pixels of a patch for convolution_form 'pixel'"
+        )
 
 
 _PARTS: dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "init": InitConfig, "training": TrainingConfig}

@@ -156,6 +156,8 @@ class TrainingStage:
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
             decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
             del decisive["head_dim"]
+        if is_twin and self.trial.init.convolution_form == "pixel":
+            del decisive["num_heads"], decisive["head_dim"]
         schedule = {} if self.schedule_steps is None else {"schedule_steps": self.schedule_steps}
         return stage_key(
             TRAINING,
@@ -197,9 +199,15 @@ class TrainingStage:
     def architecture(self) -> tuple[str, str, ModelConfig, str]:
         """The settings that determine the model without its weights."""
         init = self.trial.init
-        kind = init.init_scheme if self.phase == REFERENCE else ""
+        kind = init.init_scheme if self.phase == REFERENCE or self.num_readings > 1 else ""
         form = "" if self.phase == ATTENTION else init.convolution_form
         return self.phase, kind, replace(self.trial.model, inner_dim=None), form
+
+    @property
+    def num_readings(self) -> int:
+        """The number of models as which its steps compute the weights in turn: 1, the model itself, or 2 with its
+        twin."""
+        return 2 if self.phase == ATTENTION and SCHEMES[self.trial.init.init_scheme].has_two_readings else 1
 
     @property
     def report_interval(self) -> int:
@@ -229,9 +237,19 @@ class TrainingStage:
         return self.first_step + self.steps
 
 
-def depends_on(init_scheme: str, parameter: str) -> bool:
-    """True if a parameter has any influence on trials of a scheme."""
-    return parameter not in SCHEMES[init_scheme].ignores
+def depends_on(init_scheme: str, parameter: str, settings: Mapping[str, Any] | None = None) -> bool:
+    """True if a parameter has any influence on trials of a scheme.
+
+    Args:
+        settings: values of other parameters that all the trials share; those missing may have any value.
+    """
+    scheme, fixed = SCHEMES[init_scheme], settings or {}
+    without_influence = {
+        "attention_sharpness": fixed.get("attention_leak") is not None,
+        "position_learning_rate_factor": scheme.is_twin and fixed.get("position_encoding") == "relative",
+        "decay_towards": fixed.get("weight_decay") == 0,
+    }
+    return parameter not in scheme.ignores and not without_influence.get(parameter, False)
 
 
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:

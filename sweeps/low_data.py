@@ -23,7 +23,7 @@ from sweeps.engine.declaration import Preset, Sweep, tuned
 from sweeps.engine.main import main
 
 SCHEMES = ("random", "conv_structured", "two_phase")
-RIVALS = ("convolution", "resnet")
+RIVALS = ("joint", "convolution", "resnet")
 
 SWEEP = Sweep(
     name="low_data",
@@ -44,7 +44,7 @@ SWEEP = Sweep(
             settings=SMALL_VIT | SMOKE,
         ),
         "photographs": Preset(
-            description="CIFAR on a CPU: 30 trials of 4,000 steps, about 4 hours on 2 cores (an estimate)",
+            description="CIFAR on a CPU: 36 trials of 4,000 steps, about 4 hours on 2 cores (an estimate)",
             grid={"data_fraction": (0.05, 0.1), "init_scheme": (*SCHEMES, *RIVALS)},
             seeds=3,
             settings=PHOTO_VIT | PHOTO_TRAINING,

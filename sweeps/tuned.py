@@ -2,7 +2,7 @@
 
 python sweeps/tuned.py                                          # digits
 python sweeps/tuned.py --search-trials 48 --seeds 10
-python sweeps/tuned.py --init-scheme random mimetic impulse local conv_structured two_phase convolution resnet
+python sweeps/tuned.py --init-scheme random mimetic impulse local conv_structured joint two_phase convolution resnet
 python sweeps/tuned.py --preset photographs --dataset cifar10 --data-dir ../shared/data
 python sweeps/tuned.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 

@@ -28,6 +28,7 @@ class InitScheme:
         is_reference: True if the name stands for another model, trained for comparison, rather than for a way to
             initialise the transformer.
         is_twin: True if that other model is the convolutional twin.
+        has_two_readings: True if every second step trains the transformer's weights as its convolutional twin.
     """
 
     name: str
@@ -35,6 +36,7 @@ class InitScheme:
     has_convolution_phase: bool = False
     is_reference: bool = False
     is_twin: bool = False
+    has_two_readings: bool = False
 
     def __post_init__(self) -> None:
         without = frozenset() if self.has_convolution_phase else _OF_TWO_PHASES
@@ -52,6 +54,7 @@ SCHEMES: Mapping[str, InitScheme] = {
         InitScheme("random", ignores=_CONVOLUTION),
         InitScheme("two_phase", has_convolution_phase=True),
         InitScheme("conv_structured"),
+        InitScheme("joint", ignores=frozenset({"convolution_form"}), has_two_readings=True),
         InitScheme("mimetic", ignores=_CONVOLUTION),
         InitScheme("impulse", ignores=frozenset({"convolution_form"})),
         InitScheme("local", ignores=_CONVOLUTION),

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cvit.geometry import Offset, occurs, relative_position
+from cvit.init.pixel_transfer import release, release_convolution
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
+from cvit.models.pixel import PixelConvolution
 from cvit.models.vit import Block, VisionTransformer
 
 
@@ -25,12 +27,16 @@ def transfer(twin: VisionTransformer, model: VisionTransformer, sharpness: float
 
     Returns:
         The relative error of the mixing weights in Frobenius norm, the largest over the blocks: rounding level for the
-        factorized twin; for the full twin the error of the rank-head_dim approximation and of dropped offsets.
+        factorized twin; for the full twin the error of the rank-head_dim approximation and of dropped offsets; for the
+        pixel twin that of too few heads.
     """
-    mixing_prefixes = tuple(f"blocks.{i}.mixing." for i in range(model.config.depth))
-    shared = {name: value for name, value in twin.state_dict().items() if not name.startswith(mixing_prefixes)}
-    missing, unexpected = model.load_state_dict(shared, strict=False)
-    assert not unexpected and all(name.startswith(mixing_prefixes) for name in missing)
+    if twin.is_pixel_twin:
+        release(twin, model)
+    else:
+        mixing_prefixes = tuple(f"blocks.{i}.mixing." for i in range(model.config.depth))
+        shared = {name: value for name, value in twin.state_dict().items() if not name.startswith(mixing_prefixes)}
+        missing, unexpected = model.load_state_dict(shared, strict=False)
+        assert not unexpected and all(name.startswith(mixing_prefixes) for name in missing)
     errors = [0.0]
     for source, target in zip(twin.blocks, model.blocks, strict=True):
         assert isinstance(source, Block) and isinstance(target, Block)
@@ -45,6 +51,8 @@ def _transfer_mixing(source: nn.Module, target: RelativeAttention, sharpness: fl
         target.output.weight.copy_(source.output.weight)
         target.output.bias.copy_(source.output.bias)
         offsets, error = source.offsets, 0.0
+    elif isinstance(source, PixelConvolution):
+        offsets, error = release_convolution(source, target)
     else:
         assert isinstance(source, FullConvolution)
         value, output, offsets, error = factorize(source.weight, source.offsets, target.num_heads, target.head_dim)

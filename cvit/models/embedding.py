@@ -30,12 +30,17 @@ class PatchEmbedding(nn.Module):
 def to_patches(images: Tensor, patch: tuple[int, ...]) -> Tensor:
     """(..., C, *shape) → (..., N, C · pixels of a patch): within a patch channel first, the last axis fastest."""
     axes = len(patch)
+    return cut(images, patch).flatten(-1 - axes).flatten(-1 - axes, -2)
+
+
+def cut(images: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """(..., C, *shape) → (..., *grid, C, *patch), a view."""
+    axes = len(patch)
     for axis, side in zip(range(-1, -1 - 2 * axes, -2), reversed(patch), strict=True):
         images = images.unflatten(axis, (-1, side))  # splits the axis into one of the grid and one inside the patch
     grid, inside = range(-2 * axes, 0, 2), range(1 - 2 * axes, 0, 2)
     before = range(-images.ndim, -2 * axes - 1)
-    patches = images.permute(*before, *grid, -2 * axes - 1, *inside)
-    return patches.flatten(-1 - axes).flatten(-1 - axes, -2)
+    return images.permute(*before, *grid, -2 * axes - 1, *inside)
 
 
 def from_patches(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:

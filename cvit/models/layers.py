@@ -26,6 +26,19 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return product.view(*inputs.shape[:-1], weight.shape[1])
 
 
+def layer_norm(inputs: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`torch.nn.functional.layer_norm` over the last dimension.
+
+    Args:
+        inputs: (..., D), in a pack (M, ..., D).
+        weight, bias: (D,), or (M, D).
+    """
+    if weight.ndim == 1:
+        return F.layer_norm(inputs, inputs.shape[-1:], weight, bias, eps)
+    shape = (len(weight), *(1,) * (inputs.ndim - 2), inputs.shape[-1])
+    return F.layer_norm(inputs, inputs.shape[-1:], eps=eps) * weight.view(shape) + bias.view(shape)
+
+
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 """torch's convolutions, by the number of axes."""
 
@@ -61,12 +74,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., D) → (..., D); in a pack (M, ..., D)."""
-        if self.weight.ndim == 1:
-            return super().forward(input)
-        shape = (len(self.weight), *(1,) * (input.ndim - 2), input.shape[-1])
-        return F.layer_norm(input, self.normalized_shape, eps=self.eps) * self.weight.view(shape) + self.bias.view(
-            shape
-        )
+        return layer_norm(input, self.weight, self.bias, self.eps)
 
 
 class Conv2d(nn.Conv2d):

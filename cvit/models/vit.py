@@ -1,6 +1,10 @@
-"""The vision transformer of both phases: the same patch embedding, norms, MLPs and head; only the mixing differs."""
+"""The vision transformer of both phases: the same patch embedding, norms, MLPs and head; only the mixing differs.
+
+In the twin `pixel` the other layers differ too: they have the same weights for all pixels of a patch.
+"""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +14,26 @@ from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.embedding import PatchEmbedding
 from cvit.models.layers import LayerNorm, Linear
+from cvit.models.pixel import PixelConvolution, PixelEmbedding, PixelHead, PixelLinear, PixelNorm
 from cvit.vocabulary import ATTENTION
 
 
 class Block(nn.Module):
     """Pre-norm block: tokens + mixing(norm(tokens)), then + MLP(norm(tokens))."""
 
-    def __init__(self, embed_dim: int, mixing: nn.Module, mlp_ratio: float) -> None:
+    def __init__(self, embed_dim: int, mixing: nn.Module, mlp_ratio: float, pixels: int | None = None) -> None:
+        """
+        Args:
+            pixels: pixels of a patch that share their weights; None if the weights are those of whole tokens.
+        """
         super().__init__()
         hidden_dim = round(embed_dim * mlp_ratio)
-        self.mixing_norm = LayerNorm(embed_dim)
+        norm = LayerNorm if pixels is None else partial(PixelNorm, pixels=pixels)
+        linear = Linear if pixels is None else partial(PixelLinear, pixels=pixels)
+        self.mixing_norm = norm(embed_dim)
         self.mixing = mixing
-        self.mlp_norm = LayerNorm(embed_dim)
-        self.mlp = nn.Sequential(Linear(embed_dim, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
+        self.mlp_norm = norm(embed_dim)
+        self.mlp = nn.Sequential(linear(embed_dim, hidden_dim), nn.GELU(), linear(hidden_dim, embed_dim))
 
 
 class VisionTransformer(nn.Module):
@@ -35,17 +46,21 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ModelConfig, phase: str, convolution_form: ConvolutionForm = "factorized") -> None:
         super().__init__()
         self.config, self.phase, self.convolution_form = config, phase, convolution_form
-        self.patch_embedding = PatchEmbedding(config.in_channels, config.embed_dim, config.patch)
+        self.is_pixel_twin = phase != ATTENTION and convolution_form == "pixel"
+        pixels = math.prod(config.patch) if self.is_pixel_twin else None
+        embedding = PixelEmbedding if self.is_pixel_twin else PatchEmbedding
+        self.patch_embedding = embedding(config.in_channels, config.embed_dim, config.patch)
         self.position_embedding = (
             nn.Parameter(torch.zeros(1, math.prod(config.grid), config.embed_dim))
             if config.has_position_embedding
             else None
         )
         self.blocks = nn.ModuleList(
-            Block(config.embed_dim, self._mixing(), config.mlp_ratio) for _ in range(config.depth)
+            Block(config.embed_dim, self._mixing(), config.mlp_ratio, pixels) for _ in range(config.depth)
         )
-        self.norm = LayerNorm(config.embed_dim)
-        self.head = Linear(config.embed_dim, config.num_classes)
+        self.norm = LayerNorm(config.embed_dim) if pixels is None else PixelNorm(config.embed_dim, pixels)
+        head = Linear if pixels is None else partial(PixelHead, pixels=pixels)
+        self.head = head(config.embed_dim, config.num_classes)
 
     def _mixing(self) -> nn.Module:
         c = self.config
@@ -53,6 +68,8 @@ class VisionTransformer(nn.Module):
             return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid)
         if self.convolution_form == "factorized":
             return FactorizedConvolution(c.embed_dim, c.num_heads, c.head_dim, c.grid)
+        if self.convolution_form == "pixel":
+            return PixelConvolution(c.embed_dim, c.grid, c.patch)
         return FullConvolution(c.embed_dim, c.num_heads, c.grid)
 
     def forward(self, images: Tensor, intermediates: dict[str, Tensor] | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Groups of parameters that learn alike: their share of the learning rate, and AdamW's steps on them before the stage.
+"""Groups of parameters that learn alike: their share of the learning rate, and the steps that AdamW takes on them.
 
 - Position terms, relative biases and position embeddings, learn at `position_learning_rate_factor` times the learning
   rate, in every phase. AdamW moves a parameter by at most about the sum of the learning rates, whatever its gradient,
@@ -8,6 +8,7 @@
 - With `optimizer_state=carried`, AdamW goes on in the attention phase with the moments and the number of steps of the
   parameters that the twin has too. The twin's convolution, if it is not factorized like the heads, has no counterpart,
   so the values and outputs of the heads start without moments and from step 0, as queries, keys and biases do.
+- What only one of two readings has (`cvit.training.readings`) moves in every second step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,17 +34,26 @@ class Group:
     Attributes:
         rate_factor: their learning rate over that of the stage.
         steps_before: AdamW's steps on them in the phase before, whose moments they have.
+        period: the number of the stage's steps from one that moves them to the next; the first one to move them is the
+            last one of a period.
     """
 
     rate_factor: float = 1.0
     steps_before: int = 0
+    period: int = 1
+
+    def steps_until(self, step: int) -> int:
+        """The number of steps that AdamW has taken on them before a step of the stage."""
+        return self.steps_before + step // self.period
 
 
 def groups_of(stage: TrainingStage, names: Iterable[str]) -> dict[str, Group]:
     """The group of each parameter of a stage's model, by name."""
     carried = carried_names(stage)
     before = 0 if stage.parent is None else stage.parent.steps
-    return {name: Group(_rate_factor(stage, name), before if name in carried else 0) for name in names}
+    return {
+        name: Group(_rate_factor(stage, name), before if name in carried else 0, _period(stage, name)) for name in names
+    }
 
 
 def _rate_factor(stage: TrainingStage, name: str) -> float:
@@ -52,6 +62,11 @@ def _rate_factor(stage: TrainingStage, name: str) -> float:
     if stage.parent is not None and _ONLY_IN_ATTENTION.isdisjoint(parts):
         factor *= training.transferred_learning_rate_factor
     return factor
+
+
+def _period(stage: TrainingStage, name: str) -> int:
+    """Where a stage has two readings, the steps of the twin leave attention's own parameters as they are."""
+    return 1 if _ONLY_IN_ATTENTION.isdisjoint(name.split(".")) else stage.num_readings
 
 
 def carried_names(stage: TrainingStage) -> frozenset[str]:

@@ -86,23 +86,20 @@ class AdamW:
             step: the step, from 0, counted within the stage.
         """
         return [
-            [
-                _coefficients(rate * group.rate_factor, config.weight_decay, group.steps_before + step)
-                for group in groups
-            ]
+            [_coefficients(rate * group.rate_factor, config.weight_decay, group.steps_until(step)) for group in groups]
             for rate, config, groups in zip(learning_rates, self._configs, self._groups, strict=True)
         ]
 
     @torch.no_grad()
     def step(self, parameters: Tensor, gradient: Tensor, norm: Tensor, factors: Tensor, is_moving: Tensor) -> None:
-        """Takes one step of every moving member; the others stay as they are, whatever their gradient.
+        """Takes one step of everything that moves; the rest stays as it is, whatever its gradient.
 
         Args:
             parameters: (M, P), changed in place.
             gradient: (M, P).
             norm: (M, 1), the gradient's Euclidean norm.
             factors: (M, G, 3), from `coefficients`.
-            is_moving: (M, 1) bool.
+            is_moving: bool, (M, 1), or (M, P) if only some parameters of a member move.
         """
         # No torch.where with a number: it would copy the number to the device, which a CUDA graph does not allow.
         shrinkage, step_size, root_correction = map(self._by_column, factors.unbind(-1))
@@ -110,8 +107,8 @@ class AdamW:
         is_still = ~is_moving
         clipping = (self._clip_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0)
         gradient = (gradient * clipping).masked_fill_(is_still, 0.0)
-        mean.lerp_(gradient, torch.full_like(norm, 1 - BETAS[0]).masked_fill_(is_still, 0.0))
-        square.mul_(torch.full_like(norm, BETAS[1]).masked_fill_(is_still, 1.0))
+        mean.lerp_(gradient, torch.full_like(is_still, 1 - BETAS[0], dtype=norm.dtype).masked_fill_(is_still, 0.0))
+        square.mul_(torch.full_like(is_still, BETAS[1], dtype=norm.dtype).masked_fill_(is_still, 1.0))
         square.addcmul_(gradient, gradient, value=1 - BETAS[1])
         change = (mean / (square.sqrt() / root_correction).add_(EPSILON)).mul_(step_size)
         shrinkage = shrinkage.expand_as(parameters).masked_fill(is_still | self._spared, 1.0)

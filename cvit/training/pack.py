@@ -2,8 +2,8 @@
 
 The draws and learning rates of a range of steps go to the device at once, as tables with a row per step. A step reads
 its row, trains every member, writes its measurements into other tables and moves on to the next row, without waiting
-for anything. On a GPU one step is captured as a CUDA graph and then replayed, because otherwise the hundreds of kernels
-of a small model would be launched more slowly than they run.
+for anything. On a GPU one step (one of each reading, see `cvit.training.readings`) is captured as a CUDA graph and then
+replayed, because otherwise the hundreds of kernels of a small model would be launched more slowly than they run.
 
 A member whose loss or gradient is not finite stops moving. No operation mixes members, so the others are not affected.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvit.data.augment import apply_augmentation, draws_per_image
@@ -24,6 +24,7 @@ from cvit.stages import TrainingStage
 from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
 from cvit.training.groups import MOMENT_NAMES, groups_of
 from cvit.training.optimizer import AdamW
+from cvit.training.readings import Reading, readings_of
 from cvit.training.schedule import rate_at
 
 EVALUATION_BATCH_SIZE = 500
@@ -69,6 +70,7 @@ class TrainingPack:
         """
         self.stages, self._data, self._device = tuple(stages), data, device
         self._models = FusedModels(blank_model(stages[0]), len(stages), device)
+        self._readings = readings_of(stages[0], self._models)
         names = [name for name, _ in self._models.model.named_parameters()]
         groups = [groups_of(stage, names) for stage in stages]
         self._optimizer = AdamW(self._models, [stage.trial.training for stage in stages], groups)
@@ -96,7 +98,7 @@ class TrainingPack:
         self._correct = torch.zeros(members, dtype=torch.int64, device=device)
         self._is_moving = torch.ones(members, 1, dtype=torch.bool, device=device)
         self._drawn: tuple[range, tuple[Tensor, Tensor]] | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[Reading, torch.cuda.CUDAGraph] = {}
 
     def train(self, first: int) -> Measured:
         """Takes the steps from `first`, counted within the stage, to the next evaluation; waits for the device only at
@@ -108,7 +110,7 @@ class TrainingPack:
         steps, end = self._stretch(first), self.stages[0].next_evaluation(first)
         while steps and steps.stop <= end:
             self._fill_tables(steps)
-            self._take(len(steps), remaining=self.stages[0].steps - steps.start)
+            self._take(steps)
             losses.append(self._losses[: len(steps)].clone())
             norms.append(self._norms[: len(steps)].clone())
             steps = self._stretch(steps.stop)
@@ -125,7 +127,7 @@ class TrainingPack:
         batch_size = self._evaluation_batch_size()
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
-            logits = self._logits(self._data.normalised(images.images[None, batch]))
+            logits = self._logits(self._models.model, self._data.normalised(images.images[None, batch]))
             labels = images.labels[None, batch].expand(len(self.stages), -1)
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             loss += losses.view(labels.shape).sum(dim=1)
@@ -188,41 +190,51 @@ class TrainingPack:
             of_trial = range(first + steps.start, first + steps.stop)
             self._drawn = steps, draw_batches(self._data, self.stages, of_trial)
 
-    def _take(self, count: int, remaining: int) -> None:
-        """Takes so many steps, by a CUDA graph if enough of the stage's steps remain."""
-        if self._graph is None and self._device.type == "cuda" and remaining >= _STEPS_BEFORE_CAPTURE + _LEAST_REPLAYS:
-            eager = min(count, _STEPS_BEFORE_CAPTURE)
+    def _take(self, steps: range) -> None:
+        """Takes the steps, by CUDA graphs if enough of the stage's steps remain; they are counted within the stage."""
+        stage, turns = self.stages[0], len(self._readings)
+        readings = [self._readings[(stage.first_step + step) % turns] for step in steps]
+        is_worth_it = stage.steps - steps.start >= _STEPS_BEFORE_CAPTURE + turns * _LEAST_REPLAYS
+        if self._device.type == "cuda" and len(self._graphs) < turns and is_worth_it:
+            eager, readings = readings[:_STEPS_BEFORE_CAPTURE], readings[_STEPS_BEFORE_CAPTURE:]
             self._capture(eager)
-            count -= eager
-        for _ in range(count):
-            if self._graph is not None:
-                self._graph.replay()
+        for reading in readings:
+            if reading in self._graphs:
+                self._graphs[reading].replay()
             else:
-                self._step()
+                self._step(reading)
 
-    def _capture(self, eager: int) -> None:
-        """Takes a few steps without a graph, on a stream of their own as capturing requires, then captures a step,
-        which does not execute it."""
+    def _capture(self, eager: Sequence[Reading]) -> None:
+        """Takes a few steps without a graph, on a stream of their own as capturing requires, then captures a step of
+        each of their readings, which does not execute it.
+
+        The graphs share their memory: they run one after the other, and nothing inside it outlives a step.
+        """
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for _ in range(eager):
-                self._step()
+            for reading in eager:
+                self._step(reading)
         torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self._graph = graph
+        for reading in dict.fromkeys(eager):
+            if reading not in self._graphs:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=next((g.pool() for g in self._graphs.values()), None)):
+                    self._step(reading)
+                self._graphs[reading] = graph
 
-    def _step(self) -> None:
+    def _step(self, reading: Reading) -> None:
         images, labels = self._batch()
-        logits = self._logits(self._data.normalised(images))
+        logits = self._logits(reading.model, self._data.normalised(images))
         losses = _cross_entropy(logits, labels, self._label_smoothing)
-        gradient = self._models.flatten(torch.autograd.grad(losses.sum(), self._models.parameters))
+        is_partial = reading.columns is not None
+        gradients = torch.autograd.grad(losses.sum(), self._models.parameters, materialize_grads=is_partial)
+        gradient = self._models.flatten(gradients)
         losses, norms = losses.detach(), torch.linalg.vector_norm(gradient, dim=1)
         self._is_moving &= (torch.isfinite(losses) & torch.isfinite(norms))[:, None]
         factors = self._factors.index_select(0, self._row)[0]
-        self._optimizer.step(self._models.matrix, gradient, norms[:, None], factors, self._is_moving)
+        is_moving = self._is_moving if reading.columns is None else self._is_moving & reading.columns
+        self._optimizer.step(self._models.matrix, gradient, norms[:, None], factors, is_moving)
         self._losses.index_copy_(0, self._row, losses[None])
         self._norms.index_copy_(0, self._row, norms[None])
         self._correct += (logits.detach().argmax(-1) == labels).sum(dim=1)
@@ -237,11 +249,11 @@ class TrainingPack:
             images = apply_augmentation(images, self._changes.index_select(0, self._row).flatten(0, 2))
         return images.unflatten(0, places.shape), train.labels[places]
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits (M, B, num_classes), float32. The cache of casts is off because a captured graph must contain them."""
         is_half = self.stages[0].trial.training.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
-            return self._models.model(images).float()
+            return model(images).float()
 
     def _evaluation_batch_size(self) -> int:
         """The size of an evaluation batch. On a CPU it is limited, because attention matrices that are far larger than

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.config import TrialConfig
 from cvit.init.registry import blank_model
+from cvit.models.twin import twin_reading
 from cvit.stages import TrainingStage
 from cvit.training.batches import LabelledImages, PackData
 from cvit.training.pack import EVALUATION_BATCH_SIZE, TrainingPack
@@ -41,7 +43,8 @@ def one_thread() -> Iterator[None]:
 
 
 def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.device) -> list[float]:
-    """Seconds of an optimiser step for packs of each size, without evaluation; the best of a few measurements.
+    """Seconds of an optimiser step for packs of each size, without evaluation; the best of a few measurements. Where
+    steps of two kinds take turns, it is their mean.
 
     The sizes take turns, so that a short disturbance of the device affects all of them. On a CPU, a step that takes
     long is timed once or twice, if need be with fewer images and blocks, and the rest is extrapolated. NaN where even
@@ -52,16 +55,22 @@ def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.devic
         if small is None:
             return [math.nan] * len(sizes)
         alone = _pack(small, 1, device)
-        seconds = alone.train(0).seconds
+        seconds = _mean_seconds(alone, 0)
         if small is not stage or seconds > SLOW_STEP_S:
-            seconds = min(seconds, alone.train(1).seconds)
+            seconds = min(seconds, _mean_seconds(alone, 1))
             of_member = seconds * _operations(stage) / _operations(small)
             return [of_member * size for size in sizes]
     packs = [_pack(stage, members, device) for members in sizes]
     for pack in packs:
-        pack.train(0)
-    turns = [[pack.train(step).seconds for pack in packs] for step in range(1, 1 + _STEPS)]
-    return [min(of_size) for of_size in zip(*turns, strict=True)]
+        _mean_seconds(pack, 0)
+    measured = [[_mean_seconds(pack, number) for pack in packs] for number in range(1, 1 + _STEPS)]
+    return [min(of_size) for of_size in zip(*measured, strict=True)]
+
+
+def _mean_seconds(pack: TrainingPack, number: int) -> float:
+    """Mean seconds of one step of each kind, trained for the time of this number."""
+    turns = pack.stages[0].num_readings
+    return fmean(pack.train(number * turns + turn).seconds for turn in range(turns))
 
 
 def _timeable(stage: TrainingStage) -> TrainingStage | None:
@@ -100,7 +109,8 @@ def _num_parameters(stage: TrainingStage) -> int:
 
 
 def step_flops(stage: TrainingStage) -> float:
-    """Floating-point operations of the matrix products of one optimiser step, forward and backward."""
+    """Floating-point operations of the matrix products of one optimiser step, forward and backward; the mean where
+    steps of two kinds take turns."""
     excess = stage.trial.model.depth - _DEEPEST
     if excess > 0:
         half, whole = (step_flops(_resized(stage, depth=depth)) for depth in (_DEEPEST // 2, _DEEPEST))
@@ -110,9 +120,11 @@ def step_flops(stage: TrainingStage) -> float:
         model = blank_model(stage)
         images = torch.zeros(size, config.in_channels, *config.shape)
         labels = torch.zeros(size, dtype=torch.int64)
+    readings = (model, twin_reading(model)) if stage.num_readings > 1 else (model,)
     with FlopCounterMode(display=False) as counter:
-        F.cross_entropy(model(images), labels).backward()
-    return float(counter.get_total_flops())
+        for reading in readings:
+            F.cross_entropy(reading(images), labels).backward()
+    return counter.get_total_flops() / len(readings)
 
 
 def peak_bytes(stage: TrainingStage, members: int, device: torch.device) -> int:
@@ -120,7 +132,7 @@ def peak_bytes(stage: TrainingStage, members: int, device: torch.device) -> int:
     it."""
     pack = _pack(stage, members, device)
     images = _images(stage, EVALUATION_BATCH_SIZE, device)
-    return sum(_reserved(use, device) for use in (lambda: pack.train(0), lambda: pack.evaluate(images)))
+    return sum(_reserved(use, device) for use in (lambda: _mean_seconds(pack, 0), lambda: pack.evaluate(images)))
 
 
 def _reserved(use: Callable[[], object], device: torch.device) -> int:
@@ -132,7 +144,7 @@ def _reserved(use: Callable[[], object], device: torch.device) -> int:
 
 def _pack(stage: TrainingStage, members: int, device: torch.device) -> TrainingPack:
     """A pack on black images, whose next evaluation is always one step away."""
-    stage = replace(stage, steps=1 + _STEPS, first_step=0, evaluation_interval=1)
+    stage = replace(stage, steps=stage.num_readings * (1 + _STEPS), first_step=0, evaluation_interval=1)
     model = stage.trial.model
     images = _images(stage, stage.trial.training.batch_size, device)
     subset = torch.arange(len(images))

@@ -75,6 +75,7 @@ def trial_configs(draw: st.DrawFn) -> TrialConfig:
     share = st.floats(0, 1, exclude_min=True, exclude_max=True)
     positive = st.floats(1e-6, 1e6)
     grid_size, patch_size = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    form = draw(st.sampled_from(choices(ConvolutionForm)))
     return TrialConfig.from_flat(
         {
             "dataset": draw(st.text(max_size=20)),
@@ -88,7 +89,8 @@ def trial_configs(draw: st.DrawFn) -> TrialConfig:
             "mlp_ratio": draw(st.floats(0.1, 8)),
             "position_encoding": draw(st.sampled_from(choices(PositionEncoding))),
             "init_scheme": draw(st.sampled_from(choices(InitSchemeName))),
-            "convolution_form": draw(st.sampled_from(choices(ConvolutionForm))),
+            "convolution_form": form,
+            "embed_dim": draw(st.integers(20, 99)) * (patch_size**2 if form == "pixel" else 1),
             "convolution_fraction": draw(share),
             "convolution_learning_rate": draw(st.none() | positive),
             "convolution_warmup_fraction": draw(st.none() | share | st.just(0.0)),

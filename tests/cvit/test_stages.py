@@ -13,7 +13,7 @@ from cvit.config import (
 )
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from cvit.fits import ExpressivityConfig, FitStage
-from cvit.stages import SCIENCE_VERSION, TrainingStage, short_hash, stage_key, stages_of
+from cvit.stages import SCIENCE_VERSION, TrainingStage, depends_on, short_hash, stage_key, stages_of
 
 # Every parameter by value, so that a changed default changes no key here.
 FLAT: dict[str, Any] = {
@@ -189,6 +189,7 @@ STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule"
 """Without influence on the stages of any scheme of one phase."""
 START = {"attention_sharpness", "attention_leak"}
 NOT_USED: dict[str, set[str]] = {
+    "joint": {"convolution_form"},
     "mimetic": START | {"convolution_form"},
     "impulse": {"convolution_form"},
     "local": START | {"convolution_form"},
@@ -215,8 +216,9 @@ def test_a_reference_has_one_stage_of_the_whole_budget(scheme: str) -> None:
 
 
 def test_architectures_that_differ_are_told_apart() -> None:
-    found = [s.architecture for scheme in ("two_phase", "convolution", "resnet") for s in stages(init_scheme=scheme)]
-    assert len(set(found)) == len(found) == 4
+    schemes = ("two_phase", "joint", "convolution", "resnet")
+    found = [stage.architecture for scheme in schemes for stage in stages(init_scheme=scheme)]
+    assert len(set(found)) == len(found) == 5
     assert stages(init_scheme="mimetic")[0].architecture == stages(init_scheme="random", seed=1)[0].architecture
 
 
@@ -364,7 +366,7 @@ def test_a_joint_schedule_spans_both_phases_so_that_the_first_depends_on_all_ste
     longer: dict[str, Any] = {"epochs": 0, "min_steps": 50, "convolution_fraction": 0.5, "evaluations": 5}
     assert keys(**longer)[0] == keys()[0]
     assert keys(**longer, schedule="joint")[0] != convolution.key
-    own = {"convolution_warmup_fraction": 0.3}
+    own: dict[str, Any] = {"convolution_warmup_fraction": 0.3}
     assert stages(**own, schedule="joint")[0].key == convolution.key, "there is one warm-up, that of the trial"
     assert keys(**own)[0] != keys()[0]
 
@@ -375,3 +377,31 @@ def test_a_leak_is_the_sharpness_that_it_asks_for() -> None:
     sharpness = TrialConfig.from_flat(FLAT | {"attention_leak": 0.01}).attention_sharpness
     assert keys(attention_sharpness=sharpness) == leak == keys(attention_leak=0.01, attention_sharpness=9.0)
     assert len({leak, keys(), keys(attention_leak=0.02)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("scheme", "parameter", "settings", "expected"),
+    [
+        ("two_phase", "attention_sharpness", {"attention_leak": 0.01}, False),
+        ("two_phase", "attention_sharpness", {"attention_leak": None}, True),
+        ("convolution", "position_learning_rate_factor", {"position_encoding": "relative"}, False),
+        ("convolution", "position_learning_rate_factor", {"position_encoding": "relative+absolute"}, True),
+        ("convolution", "position_learning_rate_factor", {}, True),
+        ("random", "position_learning_rate_factor", {"position_encoding": "relative"}, True),
+        ("random", "decay_towards", {"weight_decay": 0.0}, False),
+        ("random", "decay_towards", {"weight_decay": 0.1}, True),
+        ("convolution", "decay_towards", {}, False),
+        ("random", "optimizer_state", {}, False),
+        ("two_phase", "optimizer_state", {}, True),
+    ],
+)
+def test_a_search_varies_what_has_an_influence(
+    scheme: str, parameter: str, settings: dict[str, Any], expected: bool
+) -> None:
+    """And with these settings, two values of the parameter have keys that differ exactly then."""
+    assert depends_on(scheme, parameter, settings) == expected
+    if settings:
+        changed = keys(init_scheme=scheme, **settings) != keys(
+            init_scheme=scheme, **settings, **{parameter: OTHER[parameter]}
+        )
+        assert changed == expected

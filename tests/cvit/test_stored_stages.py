@@ -89,6 +89,23 @@ def test_a_stage_stopped_halfway_goes_on_from_its_checkpoint(folder: Path) -> No
     assert [step for name, step, *_ in result.points if name == TRAIN_LOSS] == [30, 40]
 
 
+def test_a_convolution_phase_without_moments_is_trained_again_only_for_a_stage_that_carries_them_over(
+    folder: Path,
+) -> None:
+    """That version stored no moments. Nothing else is trained again, and the phase is shared ever after."""
+    storage, carried = folder / "storage", (*HALFWAY, "--optimizer-state", "carried")
+    (attention,) = make_progress(storage, *HALFWAY).todo
+    convolution, own = make_progress(storage, *carried).todo
+    assert attention.parent is not None and convolution.key == attention.parent.key and own.key != attention.key
+    before = (storage / "stages" / convolution.key / "result.json").read_bytes()
+    assert walk(make_progress(storage, *carried), storage) == [convolution, own]
+    assert (storage / "stages" / convolution.key / "result.json").read_bytes() != before
+    assert make_progress(storage, *carried).todo == []
+    assert [stage.key for stage in make_progress(storage, *HALFWAY).todo] == [attention.key]
+    (another,) = make_progress(storage, *carried, "--transferred-learning-rate-factor", "0.1").todo
+    assert another.phase == "attention"
+
+
 def test_a_new_parameter_orphans_nothing(folder: Path) -> None:
     """A field with a default that trains as before, in a copy of the tree; see CONTRIBUTING."""
     tree = copy_of_tree(folder)

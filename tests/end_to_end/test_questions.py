@@ -157,9 +157,9 @@ def test_stability_is_measured_and_the_convolution_phase_shared(folder: Path) ->
 
 def test_every_scheme_and_reference_ends_with_a_test_accuracy(folder: Path) -> None:
     runs = mlflow_runs(folder, v.ROLE_TRIAL, "init_schemes")
-    assert len(runs) == 8
+    assert len(runs) == 9
     assert {run.data.params["init_scheme"] for run in runs} == {
-        *("random", "mimetic", "impulse", "local", "conv_structured", "two_phase", "convolution", "resnet")
+        *("random", "mimetic", "impulse", "local", "conv_structured", "joint", "two_phase", "convolution", "resnet")
     }
     for run in runs:
         assert 0 <= run.data.metrics[v.TEST_ACCURACY] <= 1

@@ -103,7 +103,7 @@ def test_a_dry_run_prints_the_plan_and_creates_nothing(tmp_path: Path) -> None:
     ("script", "shared", "saves_time"),
     [
         ("no_warmup", "9, 9 to train (sharing saves 3, 6,000 steps, 19 % of all)", True),
-        ("init_schemes", "9, 9 to train (sharing saves none)", False),
+        ("init_schemes", "10, 10 to train (sharing saves none)", False),
     ],
 )
 def test_a_dry_run_says_what_sharing_saves(tmp_path: Path, script: str, shared: str, saves_time: bool) -> None:

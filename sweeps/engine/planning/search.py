@@ -103,9 +103,10 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
     A parameter that has no influence on the scheme keeps its default.
     """
     study, parameters = progress.plan.study, task_named(progress.plan.study.task).parameters
-    space = {name: within for name, within in search.space.items() if depends_on(scheme, name)}
-    defaults = {name: parameters[name].default for name in search.space}
     present = {**study.settings, **study.settings_of.get(scheme, {})}
+    fixed = {name: value for name, value in present.items() if name not in search.space}
+    space = {name: within for name, within in search.space.items() if depends_on(scheme, name, fixed)}
+    defaults = {name: parameters[name].default for name in search.space}
     first = [] if tried else [{name: present[name] for name in space}]
     distributions = {name: _distribution(within) for name, within in space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -80,6 +80,7 @@ def test_the_rates_of_a_stage_are_those_that_it_trains_with(digits: Dataset, sto
         ("attention", "factorized", {"query.weight", "key.weight", "value.weight", "output.weight"}),
         ("convolution", "factorized", {"value.weight", "output.weight"}),
         ("convolution", "full", {"weight"}),
+        ("convolution", "pixel", {"weight"}),
     ],
 )
 def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: Any, mixing: set[str]) -> None:

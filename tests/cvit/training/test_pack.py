@@ -19,6 +19,7 @@ from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint, load_weights
 from cvit.training.loop import train_pack
 from cvit.training.optimizer import AdamW, decays
+from cvit.training.readings import Reading
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 1295  # of digits
@@ -64,6 +65,10 @@ def varied(count: int, scheme: InitSchemeName = "random", **changes: Any) -> lis
             "label_smoothing": 0.1 * (i % 2),
             "gradient_clip_norm": float(i % 3),
             "attention_sharpness": 2.0 + i % 3,
+            "position_learning_rate_factor": 1.0 + 2 * (i % 3),
+            "transferred_learning_rate_factor": (1.0, 0.1, 0.5)[i % 3],
+            "optimizer_state": ("reset", "carried")[i % 2],
+            "decay_towards": ("zero", "start", "start", "zero")[i % 4],
         }
         found.append(stage(scheme, **own | changes))
     return found
@@ -97,7 +102,7 @@ def assert_same(stage: TrainingStage, one: Storage, other: Storage, tolerance: f
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("form", ["factorized", "full"])
+@pytest.mark.parametrize("form", ["factorized", "full", "pixel"])
 @pytest.mark.parametrize("encoding", ["relative", "relative+absolute"])
 def test_a_pack_computes_what_its_members_compute(scheme: InitSchemeName, form: str, encoding: str) -> None:
     """Logits and gradients, in float64, of every phase and model."""
@@ -202,7 +207,7 @@ def test_a_member_that_does_not_move_keeps_weights_and_moments_whatever_its_grad
 
 
 @pytest.mark.parametrize("size", [1, 5, 16])
-@pytest.mark.parametrize("scheme", ["random", "conv_structured", "convolution", "resnet"])
+@pytest.mark.parametrize("scheme", ["random", "conv_structured", "joint", "convolution", "resnet"])
 def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digits: Dataset, tmp_path: Path) -> None:
     members = varied(size, scheme)
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
@@ -213,9 +218,10 @@ def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digit
     assert len({outcome(member, together)[0].initial_loss for member in members}) == size
 
 
-def test_both_phases_of_packed_trials_end_as_alone(digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["full", "pixel"])
+def test_both_phases_of_packed_trials_end_as_alone(form: str, digits: Dataset, tmp_path: Path) -> None:
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
-    seconds = varied(5, "two_phase", convolution_form="full")
+    seconds = varied(5, "two_phase", convolution_form=form)
     firsts = [s.parent for s in seconds if s.parent is not None]
     for stages in (firsts, seconds):
         train(stages, digits, together)
@@ -281,12 +287,12 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing_but_steps_since_the_che
     taken: list[int] = []
     take_step = training_pack.TrainingPack._step
 
-    def limited_step(pack: training_pack.TrainingPack) -> None:
+    def limited_step(pack: training_pack.TrainingPack, reading: Reading) -> None:
         size = len(pack.stages)
         if size > 2 and taken.count(size) == 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
         taken.append(size)
-        take_step(pack)
+        take_step(pack, reading)
 
     monkeypatch.setattr(training_pack.TrainingPack, "_step", limited_step)
     reports = train(members, digits, limited)
@@ -302,7 +308,7 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing_but_steps_since_the_che
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scheme", ["random", "convolution", "resnet"])
+@pytest.mark.parametrize("scheme", ["random", "joint", "convolution", "resnet"])
 def test_a_captured_step_is_the_step(
     scheme: InitSchemeName, precision: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +334,7 @@ def test_a_captured_step_is_the_step(
 def test_a_member_for_which_there_is_no_room_at_all_is_an_error(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(pack: training_pack.TrainingPack) -> None:
+    def no_room(pack: training_pack.TrainingPack, reading: Reading) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training_pack.TrainingPack, "_step", no_room)
