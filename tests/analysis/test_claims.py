@@ -303,7 +303,7 @@ def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         assert said in text
     *_, before, _, _, last = capsys.readouterr().out.splitlines()
-    assert before.startswith("| attention_adds_to_the_twin ") and last == "3 of 27 claims hold."
+    assert before.startswith("| attention_adds_to_the_twin ") and last == "3 of 23 claims hold."
     assert run(-0.1) == 0
     assert run(-0.1, "--strict") == 3
     capsys.readouterr()
