@@ -68,7 +68,7 @@ SWEEP = Sweep(
             scheme_settings=OWN,
         ),
         "photographs": Preset(
-            description="CIFAR on a CPU: 120 trials of 2,500 steps, 1,000 of them in the second phase, hours on 2 cores",
+            description="CIFAR: 120 trials of 2,500 steps, 1,000 of them in the second phase; meant for GPUs",
             grid={
                 "warmup_fraction": WARMUP,
                 "learning_rate": (5e-4, 2e-3, 8e-3, 3.2e-2),
