@@ -47,10 +47,11 @@ def journal(folder: Path) -> list[str]:
         for name in ("time_ms", "start_time_ms", "command"):
             record.pop(name, None)
         if record["type"] == v.RECORD_POINTS:  # batches differ, as checkpoints are written by the clock
-            for metric, step, value, _ in record["points"]:
-                lines += (
-                    [] if metric == v.IMAGES_PER_SECOND else [json.dumps([record["trial_key"], metric, step, value])]
-                )
+            lines += [
+                json.dumps([record["trial_key"], metric, step, value])
+                for metric, step, value, _ in record["points"]
+                if metric != v.IMAGES_PER_SECOND and not metric.startswith(v.SECONDS_OF_PHASE)
+            ]
             continue
         if record["type"] == v.RECORD_END:
             record["note"] = record["note"].rpartition(";")[0]  # the seconds
