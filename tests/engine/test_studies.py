@@ -33,15 +33,16 @@ STUDIES = {
         "reference": "a44e0f08ebb62d9a",
     },
     "low_data": {
-        "laptop": "e93b09cbba830ce2",
+        "laptop": "8c11094deb0fe4c2",  # since it has budgets in steps and in FLOPs; e93b09cbba830ce2 before
         "smoke": "9b5cf57f51634cc0",
         "photographs": "79bbb05a62d5fc39",
         "reference": "e15b693d5fbef5d6",
     },
     "no_warmup": {
-        "laptop": "b87a89984be59259",
-        "smoke": "cbebf793214dd304",
-        "reference": "0dfdf299753a95dd",
+        # Since two axes vary two phases; those before were b87a89984be59259, cbebf793214dd304 and 0dfdf299753a95dd.
+        "laptop": "c20aefb89db320a5",
+        "smoke": "6e86d78d4049c0ac",
+        "reference": "e53421a36cb369a5",
     },
     "patch_size": {
         "laptop": "ded00556c95ed466",
