@@ -2,11 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from analysis.display.arrangement import caption
 from analysis.questions import draw_figure, question_of, studies_of, tables_of
+from analysis.statistics.studies import Study
 from analysis.store.frames import Frames
 
 _TAKEN = ("claims", "report")
@@ -53,7 +54,16 @@ def files_of(frames: Frames, sweep: str, stem: str | None = None) -> SweepFiles:
     images = {kind: image_bytes(figure, kind) for kind in ("png", "svg")}
     files = {f"{stem}.{kind}": text.encode() for kind, text in texts.items()}
     files |= {f"{stem}.{kind}": image for kind, image in images.items()}
+    files |= winners_file(studies, sweep, stem)
     return SweepFiles(files, markdown, images["svg"], question.caption or caption(studies[0]))
+
+
+def winners_file(studies: Sequence[Study], sweep: str, stem: str) -> dict[str, bytes]:
+    """The name and the contents of the file with the winners of a sweep's searches, for `--settings-from`; nothing if
+    it has none."""
+    winners = question_of(sweep).winners
+    text = "" if winners is None else winners(studies)
+    return {f"{stem}.json": text.encode()} if text else {}
 
 
 def file_stem(sweep: str) -> str:

@@ -65,8 +65,12 @@ STATUS_PRUNED = "pruned"
 TRAINING = "training"
 EXPRESSIVITY = "expressivity"
 
-# The seed of all trials of a search. The winners are trained again on the seeds after it.
+# The seed of all trials of a search; the winners are trained again on the seeds after it, the finalists on those from
+# FINALIST_SEED on, which are more than a sweep can have fresh ones. The parameter of a search's study that says how
+# many finalists a scheme has.
 SEARCH_SEED = 0
+FINALIST_SEED = 100_000
+FINALISTS = "finalists"
 
 # Phases of a trial.
 CONVOLUTION = "convolution"

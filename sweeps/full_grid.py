@@ -10,7 +10,6 @@ Expected on digits: 60 trials, 12 combinations left out (16 heads on 2×2 patche
 """
 
 from cvit.recipes import (
-    ABSOLUTE,
     FULL_TWIN,
     PAPER_TRAINING,
     PAPER_VIT,
@@ -19,11 +18,10 @@ from cvit.recipes import (
     SMALLEST_SMOKE,
     WIDE_HEADS,
 )
-from sweeps.engine.declaration import Preset, Sweep
+from sweeps.engine.declaration import Preset, Sweep, tuned
 from sweeps.engine.main import main
 
 SCHEMES = ("random", "conv_structured", "two_phase")
-BEST = ABSOLUTE | {"learning_rate": 4e-3}
 
 SWEEP = Sweep(
     name="full_grid",
@@ -40,7 +38,7 @@ SWEEP = Sweep(
             },
             seeds=2,
             settings=SMALL_VIT | WIDE_HEADS | FULL_TWIN | SMALL_TRAINING | {"learning_rate": 2e-3},
-            scheme_settings={"random": BEST, "conv_structured": BEST},
+            scheme_settings=tuned("digits_wide_heads", SCHEMES),
         ),
         "smoke": Preset(
             description="does it run? 12 tiny trials",
@@ -62,7 +60,7 @@ SWEEP = Sweep(
                 "init_scheme": SCHEMES,
             },
             seeds=3,
-            settings=PAPER_VIT | FULL_TWIN | PAPER_TRAINING | {"learning_rate": 5e-4},
+            settings=PAPER_VIT | FULL_TWIN | PAPER_TRAINING,
         ),
     },
 )

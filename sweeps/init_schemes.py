@@ -5,15 +5,14 @@ python sweeps/init_schemes.py --init-scheme random mimetic two_phase --data-frac
 python sweeps/init_schemes.py --preset smoke --dataset cifar10 --data-dir ../shared/data
 
 Reference rows: `convolution`, the convolutional twin alone, and `resnet`, a small residual network of about as many
-parameters. Every scheme runs at the position encoding and learning rate that are best for it on validation images
-(docs/LOG.md).
+parameters. Every scheme runs at the settings that are best for it on validation images (sweeps/settings/).
 
 Expected on digits (5 seeds, docs/RESULTS.md): every scheme that tells attention where to look beats random, by 6 to 8
 points at 2 % of the data, and they hardly differ; `convolution` (+10.6) and `resnet` (+13.3) are ahead.
 """
 
-from cvit.recipes import ABSOLUTE, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
-from sweeps.engine.declaration import Preset, Sweep
+from cvit.recipes import PAPER_TRAINING, PAPER_VIT, PHOTO_TRAINING, PHOTO_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
+from sweeps.engine.declaration import Preset, Sweep, tuned
 from sweeps.engine.main import main
 
 SCHEMES = ("random", "mimetic", "impulse", "local", "conv_structured", "joint", "two_phase", "convolution", "resnet")
@@ -27,14 +26,7 @@ SWEEP = Sweep(
             grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES},
             seeds=3,
             settings=SMALL_VIT | SMALL_TRAINING | {"learning_rate": 2e-3},
-            scheme_settings={
-                "random": ABSOLUTE,
-                "mimetic": ABSOLUTE | {"learning_rate": 4e-3},
-                "impulse": ABSOLUTE,
-                "local": ABSOLUTE | {"learning_rate": 4e-3},
-                "conv_structured": ABSOLUTE | {"learning_rate": 4e-3},
-                "convolution": {"learning_rate": 4e-3},
-            },
+            scheme_settings=tuned("digits", SCHEMES),
         ),
         "smoke": Preset(
             description="does it run? 9 tiny trials",
@@ -42,11 +34,18 @@ SWEEP = Sweep(
             seeds=1,
             settings=SMALL_VIT | SMOKE,
         ),
+        "photographs": Preset(
+            description="CIFAR on a CPU: 27 trials of 4,000 steps, about 3 hours on 2 cores (an estimate)",
+            grid={"data_fraction": (0.05,), "init_scheme": SCHEMES},
+            seeds=3,
+            settings=PHOTO_VIT | PHOTO_TRAINING,
+            scheme_settings=tuned("photographs", SCHEMES),
+        ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",
             grid={"data_fraction": (0.01, 0.02, 0.05, 0.1, 0.2, 1.0), "init_scheme": SCHEMES},
             seeds=5,
-            settings=PAPER_VIT | PAPER_TRAINING | {"learning_rate": 5e-4},
+            settings=PAPER_VIT | PAPER_TRAINING,
         ),
     },
 )

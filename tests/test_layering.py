@@ -18,6 +18,7 @@ LIGHT_MODULES = (
     "cvit.records",
     "cvit.stages",
     "cvit.redaction",
+    "cvit.settings",
     "cvit.storage",
     "cvit.streams",
     "cvit.tasks",

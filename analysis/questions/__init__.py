@@ -64,6 +64,7 @@ class Question:
         variants: further axes that its studies may vary, whose values become part of the scheme's name.
         layout: the content of its tables of accuracies.
         tables: tables of its own, in place of those by the layout.
+        winners: studies → a file with the winners of searches, as `cvit.settings` reads it; empty without a winner.
         caption: the text below its figure; empty for the general caption.
         curves: the metrics whose whole history its tables, figure or claims need.
         claims: the claims of the paper that it tests.
@@ -74,6 +75,7 @@ class Question:
     variants: tuple[str, ...] = ()
     layout: Layout = GENERAL_LAYOUT
     tables: Tables | None = None
+    winners: Callable[[Sequence[Study]], str] | None = None
     caption: str = ""
     curves: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()

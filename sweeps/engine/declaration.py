@@ -1,10 +1,15 @@
 """The declaration of a sweep: a question, its grid, and presets at several scales."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cvit.settings import SettingsOfSchemes, read_settings
 from cvit.vocabulary import TRAINING
+
+SETTINGS_FOLDER = Path(__file__).parents[1] / "settings"
+"""The settings of init schemes that presets have, a file for each kind of data and model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,20 +22,50 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The values of a parameter in a search, of which every trial has one; they have no order."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """A search for every init scheme's own best settings, with an equal number of trials each.
 
+    The first trial of a scheme has the settings that the preset gives it, so that no search ends below them.
+
     Attributes:
-        space: the parameters searched over, by flat name.
+        space: the parameters searched over, by flat name. A scheme varies those that have an influence on it.
         trials: number of trials per init scheme.
         round_size: number of trials per init scheme that are chosen, and run, at a time.
-        asha: stop early the trials that fall behind; see `sweeps.engine.execution.pruning`.
+        finalists: number of best settings per init scheme that are trained again on `finalist_seeds` other seeds, whose
+            mean validation accuracy decides; without them, one seed decides.
+        asha: stop early the trials of the search that fall behind; see `sweeps.engine.execution.pruning`.
     """
 
-    space: Mapping[str, Range]
+    space: Mapping[str, Range | Choice]
     trials: int
     round_size: int
+    finalists: int = 0
+    finalist_seeds: int = 3
     asha: bool = False
+
+    @property
+    def num_finals(self) -> int:
+        """The number of trials per init scheme that decide among the finalists."""
+        num_finalists = min(self.finalists, self.trials)
+        return num_finalists * self.finalist_seeds if num_finalists > 1 else 0
+
+
+def tuned(name: str, schemes: Collection[str]) -> SettingsOfSchemes:
+    """The settings of some init schemes in `sweeps/settings/<name>.json`, the result of a search as `sweeps/tuned.py`
+    writes it; the first search of the file counts. A scheme that the file does not have keeps the preset's settings.
+
+    Raises:
+        ConfigError: there is no such file, or it is none.
+    """
+    settings = read_settings(SETTINGS_FOLDER / f"{name}.json").searches[0].settings
+    return {scheme: settings[scheme] for scheme in schemes if scheme in settings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +77,8 @@ class Preset:
         grid: the values of every axis but the seed, by flat parameter name.
         seeds: number of seeds, from 0 on; in a search, of the fresh seeds on which the winners are trained, from 1 on.
         settings: flat parameters that all trials share and that differ from the configuration's defaults.
-        scheme_settings: flat parameters of single init schemes: the best settings of each on validation images.
+        scheme_settings: flat parameters of single init schemes: the best settings of each on validation images; see
+            `tuned`.
         search: the search for these best settings, in a sweep that has one.
     """
 

@@ -1,4 +1,4 @@
-"""The sweeps no_warmup, init_schemes, full_grid and tuned, by hand-worked numbers."""
+"""The sweeps no_warmup, init_schemes and full_grid, by hand-worked numbers."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import pytest
 
 from analysis.answers import answer_text
 from analysis.files import files_of
-from analysis.questions import curves_of, no_warmup, question_of, tuned
+from analysis.questions import curves_of, no_warmup, question_of
 from analysis.questions.init_schemes import gains_over_random
 from analysis.statistics.studies import Study, read_studies
 from analysis.store.frames import Frames
@@ -203,89 +203,9 @@ def test_full_grid_shows_what_can_be(tmp_path: Path) -> None:
     assert [len(np.asarray(axes.lines[0].get_xdata())) for axes in panels] == [2, 2, 1, 1]
 
 
-def tuned_study() -> FakeStudy:
-    """Per scheme three searched learning rates; the best on validation diverges for two phases. An earlier winner has
-    been tested too. The third fresh seed of two phases has not been started."""
-    tried = {"random": [0.004, 0.001, 0.002], "two_phase": [0.003, 0.001, 0.005]}
-    on_validation = {"random": [0.5, 0.6, 0.55], "two_phase": [0.7, 0.65, 0.9]}
-    fresh = {("random", 1): 0.6, ("random", 2): 0.61, ("two_phase", 1): 0.7, ("two_phase", 2): 0.73}
-    rest = {"weight_decay": [0.1], "warmup_fraction": [0.05], "attention_sharpness": [4.0]}
-    grids = []
-    for i in range(3):  # the rounds of the search
-        grids += [{"init_scheme": [s], "learning_rate": [tried[s][i]], **rest, "seed": [0]} for s in SCHEMES]
-    grids.append({"init_scheme": ["random"], "learning_rate": [0.004], **rest, "seed": [1, 2]})
-    grids.append({"init_scheme": ["random"], "learning_rate": [0.001], **rest, "seed": [1, 2]})
-    grids.append({"init_scheme": ["two_phase"], "learning_rate": [0.003], **rest, "seed": [1, 2, 3]})
-
-    def accuracy(cell: Cell) -> float | None:
-        if (cell["init_scheme"], cell["learning_rate"]) == ("two_phase", 0.005):
-            return math.nan
-        if cell["learning_rate"] == 0.004:
-            return 0.99
-        return 0.1 if cell["seed"] == 0 else fresh.get((cell["init_scheme"], cell["seed"]))
-
-    def points(cell: Cell) -> list[Point]:
-        place = tried[cell["init_scheme"]].index(cell["learning_rate"])
-        return [(names.VAL_ACCURACY, 20, on_validation[cell["init_scheme"]][place], TIME_MS)]
-
-    return trainings("tuned", KEY, grids, accuracy, points=points)
-
-
-def test_winners_are_chosen_on_validation_and_tested_on_fresh_seeds(tmp_path: Path) -> None:
-    frames = frames_of(tmp_path, tuned_study())
-    (study,) = read_studies(frames, "tuned", tuned.AXES)
-    random, two_phase = tuned.searches(study)
-    assert [result.value for result in random.tried] == [0.5, 0.6, 0.55]  # as searched, not by learning rate
-    assert [result.value for result in two_phase.tried] == [0.7, 0.65, 0.0]  # the best diverged: the worst
-    assert random.winner and random.winner.place["learning_rate"] == 0.001
-    assert two_phase.winner and two_phase.winner.place["learning_rate"] == 0.003
-    assert [result.value for result in random.fresh] == [0.6, 0.61]
-    gain = tuned.gain([random, two_phase])
-    assert gain is not None and gain.estimate.n == 2
-    assert gain.estimate.mean == pytest.approx(0.11)
-
-
-def test_a_pruned_trial_is_tried_does_not_win_and_is_not_missing(tmp_path: Path) -> None:
-    study = tuned_study()
-    best = next(t for t in study.trials if t.params["init_scheme"] == "random" and t.params["learning_rate"] == 0.001)
-    assert best.params["seed"] == 0
-    best.status = names.STATUS_PRUNED
-    (shown,) = read_studies(frames_of(tmp_path, study), "tuned", tuned.AXES)
-    random, _ = tuned.searches(shown)
-    assert [result.value for result in random.tried] == [0.5, 0.0, 0.55]
-    assert random.winner and random.winner.place["learning_rate"] == 0.002
-    assert best.params["learning_rate"] not in [r.place["learning_rate"] for r in shown.missing if r.seed == 0]
-
-
-def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
-    from analysis.questions.figures.tuned import draw
-
-    frames = frames_of(tmp_path, tuned_study())
-    files = files_of(frames, "tuned").by_name
-    assert set(files) == {f"tuned.{kind}" for kind in ("md", "csv", "tex", "png", "svg")}
-    rows = rows_of_csv(files, "tuned")
-    assert [row["kind"] for row in rows] == ["search"] * 3 + ["winner"] + ["search"] * 3 + ["winner", "paired_gain"]
-    assert (rows[7]["init_scheme"], rows[7]["tried"], rows[7]["validation_accuracy"]) == ("two_phase", "3", "0.7")
-    assert (rows[7]["n"], rows[7]["expected"], rows[8]["n"]) == ("2", "3", "2")
-    answer = answer_text(frames, KEY).splitlines()
-    assert cells(answer[2])[:4] == ["random", "3", "0", "0.001"] and cells(answer[3])[:4] == [
-        "two_phase",
-        "3",
-        "1",
-        "0.003",
-    ]
-    assert answer[-1] == "Missing: 1 of 13 trials."
-    left, right = draw(read_studies(frames, "tuned", tuned.AXES)).axes
-    best = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
-    assert np.asarray(best[0].get_ydata()).tolist() == pytest.approx([50, 60, 60])
-    assert np.asarray(right.lines[0].get_ydata()).tolist() == pytest.approx([60, 61])
-
-
-@pytest.mark.parametrize("sweep", ["no_warmup", "init_schemes", "full_grid", "tuned"])
+@pytest.mark.parametrize("sweep", ["no_warmup", "init_schemes", "full_grid"])
 def test_a_sweep_that_has_only_begun_is_shown_without_a_warning(tmp_path: Path, sweep: str) -> None:
-    study = {"no_warmup": warmup_study, "init_schemes": scheme_study, "full_grid": grid_study, "tuned": tuned_study}[
-        sweep
-    ]()
+    study = {"no_warmup": warmup_study, "init_schemes": scheme_study, "full_grid": grid_study}[sweep]()
     study.trials = []
     assert len(files_of(frames_of(tmp_path / "none", study), sweep).by_name) == 5
     study.cells = [{name: values[:1] for name, values in study.cells[0].items()}]

@@ -15,7 +15,7 @@ STUDIES = {
     "full_grid": {
         "laptop": "bb349c3d4a744d05",
         "smoke": "fb548b5218722d50",
-        "reference": "f95d4c98bdd3eec6",
+        "reference": "0ec4fd5676296bd8",
     },
     "expressivity": {
         "laptop": "c4edec16eb174b1d",
@@ -25,35 +25,37 @@ STUDIES = {
     "head_count": {
         "laptop": "adb157b31f77c1ec",
         "smoke": "1597470b8005f3a1",
-        "reference": "e88af93b43334595",
+        "reference": "b5df0402b8fcb8b0",
     },
     "init_schemes": {
         "laptop": "25f78660e1cd4b5b",
         "smoke": "2f0630d6921a2691",
-        "reference": "a44e0f08ebb62d9a",
+        "photographs": "181e1c71d68a3a04",
+        "reference": "6041c3935fbaa22b",
     },
     "low_data": {
         "laptop": "8c11094deb0fe4c2",  # since it has budgets in steps and in FLOPs; e93b09cbba830ce2 before
         "smoke": "9b5cf57f51634cc0",
-        "photographs": "79bbb05a62d5fc39",
-        "reference": "e15b693d5fbef5d6",
+        "photographs": "5574ba435a59a978",
+        "reference": "536419457e2b8482",
     },
     "no_warmup": {
         # Since two axes vary two phases; those before were b87a89984be59259, cbebf793214dd304 and 0dfdf299753a95dd.
         "laptop": "c20aefb89db320a5",
         "smoke": "6e86d78d4049c0ac",
-        "reference": "e53421a36cb369a5",
+        "reference": "bd4e5ebbe5a2c42d",
     },
     "patch_size": {
-        "laptop": "ded00556c95ed466",
+        "laptop": "1ea2f4aea95bd0d5",
         "smoke": "7b76bb9d51cfea35",
-        "photographs": "1bfb9fb0e5784bf8",
-        "reference": "6e283d4618b98436",
+        "photographs": "08d58879ebc650d8",
+        "reference": "23562368bd6f614c",
     },
     "tuned": {
-        "laptop": "5b13b59b32ee5bfd",
-        "smoke": "c83c95d4b3ad314e",
-        "reference": "04add46e251c1156",
+        "laptop": "286b877834b14c0c",
+        "smoke": "d4ea51e9d82b4dfb",
+        "photographs": "09c748276fa055e3",
+        "reference": "ce44f227c66a60f9",
     },
 }
 SWEEPS = {sweep.name: sweep for _, sweep in all_sweeps()}

@@ -20,7 +20,7 @@ from sweeps.engine.execution.cluster import scratch_folder
 from sweeps.engine.execution.faults import TrainingError
 from sweeps.engine.execution.follower import Follower
 from sweeps.engine.execution.nodes import Nodes
-from sweeps.engine.execution.pruning import AshaPerScheme
+from sweeps.engine.execution.pruning import AshaPerScheme, may_prune
 from sweeps.engine.execution.queue import StageQueue
 from sweeps.engine.execution.recorder import Recorder
 from sweeps.engine.execution.searcher import PlanSearcher
@@ -58,8 +58,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
         StorageError: the storage cannot be written any more; nothing that was reported is lost.
         TrainingError: Ray fails again and again, or no node is left; the same.
     """
-    search = progress.plan.search
-    prunes = search is not None and search.asha
+    prunes = may_prune(progress)
     # A member of a pack cannot be stopped on its own.
     queue = StageQueue(progress, {} if prunes else site.limits, site.workers.count, site.claims)
     recorder = Recorder(progress, journal, queue, follower)

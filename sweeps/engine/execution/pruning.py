@@ -1,7 +1,7 @@
 """ASHA (Li et al. 2020) for searches: trials that fall behind others of their init scheme are stopped early.
 
 It is off by default. The trials that it stops depend on the order in which results come in, so two runs of the same
-search may differ; without it, a search depends on its results alone.
+search may differ; without it, a search depends on its results alone. Finalists and winners are trained to their ends.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,27 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from cvit.vocabulary import VAL_ACCURACY
+from cvit.vocabulary import SEARCH_SEED, VAL_ACCURACY
 from sweeps.engine.execution.worker import STEP
 from sweeps.engine.planning.plan import Plan
+from sweeps.engine.planning.progress import Progress
 
 REDUCTION_FACTOR = 2
 FIRST_RUNG = 0.25
 """The share of a trial's steps after which it can be stopped."""
+
+
+def may_prune(progress: Progress) -> bool:
+    """True if the stages to train belong to trials that ASHA may stop."""
+    search = progress.plan.search
+    if search is None or not search.asha:
+        return False
+    return any(_is_of_search(progress.plan, stage.key) for stage in progress.todo)
+
+
+def _is_of_search(plan: Plan, key: str) -> bool:
+    """True if a stage belongs to a trial of the search, and not to one of a finalist or a winner."""
+    return plan.trials_of[key][0].cell["seed"] == SEARCH_SEED
 
 
 class AshaPerScheme(FIFOScheduler):
@@ -53,7 +67,7 @@ class AshaPerScheme(FIFOScheduler):
         self._scheduler_of(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        if VAL_ACCURACY not in result:
+        if VAL_ACCURACY not in result or not _is_of_search(self._plan, trial.config["pack"][0].key):
             return TrialScheduler.CONTINUE
         decision = self._scheduler_of(trial).on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:

@@ -106,12 +106,15 @@ def require_feasible(sweep: Sweep, request: Request) -> None:
         ConfigError: there are too many.
     """
     search = sweep.presets[request.preset].search
-    per_place = request.seeds if search is None else request.seeds + (request.search_trials or search.trials)
+    if search is not None:
+        search = replace(search, trials=request.search_trials or search.trials)
+    per_place = request.seeds + (0 if search is None else search.trials + search.num_finals)
     num_trials = per_place * math.prod(map(len, request.grid.values()))
     if num_trials > MOST_TRIALS:
         numbers = [f"{len(values):,} of {axis}" for axis, values in request.grid.items()]
         numbers += [f"{request.seeds:,} seeds (seeds is their number, not a seed)"]
-        numbers += [f"{request.search_trials or search.trials:,} search trials"] if search is not None else []
+        if search is not None:
+            numbers += [f"{search.trials:,} search trials", f"{search.num_finals:,} of finalists"]
         limit = f"{num_trials:,} trials are more than {MOST_TRIALS:,}, the most in a sweep"
         raise ConfigError(f"{limit}: {', '.join(numbers)}")
 

@@ -21,6 +21,7 @@ class Request:
         dataset: name or path; ignored by a task that needs no data.
         address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
         command: the command line as typed, to be run again.
+        settings_from: path of a file with settings of init schemes; ignored by a task that has none.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
     """
 
@@ -42,6 +43,7 @@ class Request:
     dry_run: bool
     command: str
     upgrade_store: bool = False
+    settings_from: str | None = None
 
 
 def named_address(address: str) -> str:

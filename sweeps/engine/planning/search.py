@@ -1,12 +1,17 @@
 """Searches: the best settings of each init scheme, found on validation images with equal budget.
 
 A search has rounds. The settings that a round tries depend on the results so far and on nothing else, so an interrupted
-search continues as if it had not stopped. The settings with the highest final validation accuracy win, and are trained
-again on fresh seeds. Test images play no part in the choice.
+search continues as if it had not stopped. All of them are tried on one seed. The best of each scheme, the finalists,
+are trained again on other seeds, since one seed separates neighbours badly; the mean validation accuracy on those seeds
+alone decides. The winners are trained on fresh seeds. Test images play no part in the choice.
 """
 
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import create_trial
 
@@ -14,19 +19,19 @@ from cvit.randomness import derived_seed
 from cvit.results import last_value
 from cvit.stages import depends_on
 from cvit.tasks import task_named
-from cvit.vocabulary import SEARCH_SEED
-from sweeps.engine.declaration import Range, Search
+from cvit.vocabulary import FINALIST_SEED, SEARCH_SEED
+from sweeps.engine.declaration import Choice, Range, Search
 from sweeps.engine.planning.plan import Plan
 from sweeps.engine.planning.progress import Progress
+from sweeps.engine.planning.scheme_settings import SCHEME
 from sweeps.engine.planning.trials import Trial
 
-SCHEME = "init_scheme"
 DIGITS = 3
 """Proposed values are rounded to so many significant digits: as good, and readable."""
-STARTUP_TRIALS = 4
-"""The number of random trials before the sampler begins to model the results."""
+STARTUP_TRIALS = 8
+"""The number of trials before the sampler begins to model the results; until then it proposes at random."""
 
-Settings = dict[str, float]
+Settings = dict[str, Any]
 
 
 def next_plan(progress: Progress) -> Plan | None:
@@ -35,59 +40,108 @@ def next_plan(progress: Progress) -> Plan | None:
     Args:
         progress: a progress whose trials have all been run.
     """
-    plan = progress.plan
-    assert plan.search is not None
-    schemes = plan.study.grid[SCHEME]
-    tried = {s: [t for t in plan.trials if t.cell[SCHEME] == s and t.cell["seed"] == SEARCH_SEED] for s in schemes}
-    trials_left = plan.search.trials - len(tried[schemes[0]])
+    plan, search = progress.plan, progress.plan.search
+    assert search is not None
+    schemes, seeds_so_far = plan.study.grid[SCHEME], {trial.cell["seed"] for trial in plan.trials}
+    tried = {scheme: _tried(plan, scheme) for scheme in schemes}
+    trials_left = search.trials - len(tried[schemes[0]])
     if trials_left > 0:
-        count = min(trials_left, plan.search.round_size)
+        count = min(trials_left, search.round_size)
         return plan.extended(
             [
                 plan.study.trial_at({SCHEME: scheme, "seed": SEARCH_SEED, **settings})
                 for scheme in schemes
-                for settings in proposals(progress, plan.search, scheme, tried[scheme], count)
+                for settings in proposals(progress, search, scheme, tried[scheme], count)
             ]
         )
-    if any(trial.cell["seed"] != SEARCH_SEED for trial in plan.trials):
+    if search.num_finals and FINALIST_SEED not in seeds_so_far:
+        finalists = [trial for scheme in schemes for trial in _best(progress, search, tried[scheme])]
+        return plan.extended(_on_seeds(plan, finalists, _finalist_seeds(search)))
+    if SEARCH_SEED + 1 in seeds_so_far:
         return None
-    ended = {s: [trial for trial in tried[s] if trial.key not in progress.pruned] or tried[s] for s in schemes}
-    winners = [max(ended[scheme], key=lambda trial: validation_accuracy(progress, trial)) for scheme in schemes]
-    seeds = range(SEARCH_SEED + 1, SEARCH_SEED + 1 + len(plan.study.grid["seed"]))
-    fresh = [plan.study.trial_at({**winner.cell, "seed": seed}) for seed in seeds for winner in winners]
-    return plan.extended(fresh)
+    winners = [_winner(progress, search, tried[scheme]) for scheme in schemes]
+    num_fresh = len(plan.study.grid["seed"])
+    return plan.extended(_on_seeds(plan, winners, range(SEARCH_SEED + 1, SEARCH_SEED + 1 + num_fresh)))
+
+
+def _tried(plan: Plan, scheme: str) -> list[Trial]:
+    return [trial for trial in plan.trials if trial.cell[SCHEME] == scheme and trial.cell["seed"] == SEARCH_SEED]
+
+
+def _finalist_seeds(search: Search) -> range:
+    return range(FINALIST_SEED, FINALIST_SEED + search.finalist_seeds)
+
+
+def _on_seeds(plan: Plan, trials: Sequence[Trial], seeds: Sequence[int]) -> list[Trial]:
+    """The trials with the same settings on other seeds."""
+    return [plan.study.trial_at({**trial.cell, "seed": seed}) for seed in seeds for trial in trials]
+
+
+def _best(progress: Progress, search: Search, tried: Sequence[Trial]) -> list[Trial]:
+    """The trials of the search, best first, whose settings are in the final, or may be the winner without one."""
+    distinct = list({trial.key: trial for trial in tried}.values())
+    ended = [trial for trial in distinct if trial.key not in progress.pruned] or distinct
+    ranked = sorted(ended, key=lambda trial: validation_accuracy(progress, trial), reverse=True)
+    return ranked[: search.finalists if search.num_finals else 1]
+
+
+def _winner(progress: Progress, search: Search, tried: Sequence[Trial]) -> Trial:
+    """The first finalist with the highest mean validation accuracy on the seeds of the final."""
+
+    def mean(finalist: Trial) -> float:
+        trials = _on_seeds(progress.plan, [finalist], _finalist_seeds(search))
+        return statistics.fmean(validation_accuracy(progress, trial) for trial in trials)
+
+    finalists = _best(progress, search, tried)
+    return max(finalists, key=mean) if search.num_finals else finalists[0]
 
 
 def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial], count: int) -> list[Settings]:
-    """The settings that a scheme tries next, by Optuna's tree-structured Parzen estimator.
+    """The settings that a scheme tries next: first those that it has already, then those that Optuna's tree-structured
+    Parzen estimator proposes.
 
     A parameter that has no influence on the scheme keeps its default.
     """
-    study = progress.plan.study
-    settings = {**study.settings, **study.settings_of.get(scheme, {})}
-    fixed = {name: value for name, value in settings.items() if name not in search.space}
-    space = {name: r for name, r in search.space.items() if depends_on(scheme, name, fixed)}
-    distributions: dict[str, BaseDistribution] = {
-        name: FloatDistribution(r.low, r.high, log=r.log) for name, r in space.items()
-    }
+    study, parameters = progress.plan.study, task_named(progress.plan.study.task).parameters
+    present = {**study.settings, **study.settings_of.get(scheme, {})}
+    fixed = {name: value for name, value in present.items() if name not in search.space}
+    space = {name: within for name, within in search.space.items() if depends_on(scheme, name, fixed)}
+    defaults = {name: parameters[name].default for name in search.space}
+    first = [] if tried else [{name: present[name] for name in space}]
+    distributions = {name: _distribution(within) for name, within in space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = TPESampler(
         seed=derived_seed(0, f"tuning/{scheme}", len(tried)) % 2**32,
         n_startup_trials=STARTUP_TRIALS,
         constant_liar=True,  # so that proposals of one round differ
     )
-    asked = optuna.create_study(direction="maximize", sampler=sampler)
+    optuna_study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in tried:
-        params = {name: trial.cell[name] for name in space}
+        # The settings that a scheme has already may lie outside of the space: they are not models of what is in it.
+        params = {name: trial.cell[name] for name, within in space.items() if _contains(within, trial.cell[name])}
+        known: Mapping[str, BaseDistribution] = {name: distributions[name] for name in params}
         value = validation_accuracy(progress, trial)
-        asked.add_trial(create_trial(params=params, distributions=distributions, value=value))
-    parameters = task_named(study.task).parameters
-    defaults = {name: parameters[name].default for name in search.space}
-    samples = [asked.ask(distributions).params for _ in range(count)]
-    return [defaults | {name: _rounded(value, search.space[name]) for name, value in s.items()} for s in samples]
+        optuna_study.add_trial(create_trial(params=params, distributions=dict(known), value=value))
+    samples = [optuna_study.ask(distributions).params for _ in range(count - len(first))]
+    rounded = [{name: _rounded(value, space[name]) for name, value in sample.items()} for sample in samples]
+    return [defaults | settings for settings in (*first, *rounded)]
 
 
-def _rounded(value: float, within: Range) -> float:
+def _distribution(within: Range | Choice) -> BaseDistribution:
+    if isinstance(within, Choice):
+        return CategoricalDistribution(within.values)
+    return FloatDistribution(within.low, within.high, log=within.log)
+
+
+def _contains(within: Range | Choice, value: Any) -> bool:
+    if isinstance(within, Choice):
+        return value in within.values
+    return value is not None and within.low <= value <= within.high
+
+
+def _rounded(value: Any, within: Range | Choice) -> Any:
+    if isinstance(within, Choice):
+        return value
     return min(max(float(f"{value:.{DIGITS}g}"), within.low), within.high)
 
 

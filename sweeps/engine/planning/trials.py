@@ -10,9 +10,11 @@ from cvit.data.datasets import DatasetInfo
 from cvit.data.subsets import ImageCounts
 from cvit.stages import Stage, short_hash
 from cvit.tasks import task_named
+from cvit.vocabulary import FINALISTS
 from sweeps.engine.declaration import Sweep
 from sweeps.engine.planning.grids import Cell, Grid
 from sweeps.engine.planning.request import Request
+from sweeps.engine.planning.scheme_settings import settings_of_schemes
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Study:
         settings: a value of every flat parameter, which holds where no axis and no init scheme sets another one.
         settings_of: the settings of single init schemes.
         info: the data set; None for a task that needs none.
+        finalists: number of finalists per init scheme of a search that has a final; see `planning.search`.
+        notes: lines about where settings of init schemes come from.
     """
 
     key: str
@@ -60,12 +64,15 @@ class Study:
     settings: Mapping[str, Any] = field(repr=False)
     settings_of: Mapping[str, Mapping[str, Any]] = field(repr=False)
     info: DatasetInfo | None = field(repr=False)
+    finalists: int | None = None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def params(self) -> Mapping[str, Any]:
-        """The flat parameters that all trials share."""
+        """The flat parameters that all trials share, and the number of finalists of a search."""
         varying = set(self.axes).union(*self.settings_of.values())
-        return {name: value for name, value in self.settings.items() if name not in varying}
+        of_search = {} if self.finalists is None else {FINALISTS: self.finalists}
+        return {name: value for name, value in self.settings.items() if name not in varying} | of_search
 
     def trial_at(self, place: Mapping[str, Any]) -> Trial:
         """The trial at a place, which has a value of every axis.
@@ -91,10 +98,8 @@ def study_of(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Study:
     defaults = {name: parameter.default for name, parameter in task.parameters.items()}
     of_data = task.defaults_of_data(info) if info is not None else {}
     settings = {**defaults, **of_data, **preset.settings, **request.given}
-    settings_of = {
-        scheme: {name: value for name, value in special.items() if name not in request.given}
-        for scheme, special in preset.scheme_settings.items()
-    }
+    settings_of, notes = settings_of_schemes(preset, request, settings, info)
+    finalists = preset.search.finalists if preset.search and preset.search.num_finals else None
     axes = (*request.grid, *(preset.search.space if preset.search else ()), "seed")
     # The data set's name is not part of the identity: the same files under another name are the same study. Neutral
     # values are left out too, so that a study stays the same when the configuration gains a parameter.
@@ -108,7 +113,7 @@ def study_of(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Study:
         "shared": with_numbers(identity, task.parameters),
         "own": {scheme: with_numbers(special, task.parameters) for scheme, special in settings_of.items()},
         "axes": sorted(axes),
-    }
+    } | ({} if preset.search is None or finalists is None else {FINALISTS: [finalists, preset.search.finalist_seeds]})
     return Study(
         key=short_hash(hashed, digits=16),
         sweep=sweep.name,
@@ -120,4 +125,6 @@ def study_of(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Study:
         settings=settings,
         settings_of=settings_of,
         info=info,
+        finalists=finalists,
+        notes=notes,
     )

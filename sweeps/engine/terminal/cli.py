@@ -17,6 +17,7 @@ from cvit.tracking import chosen_uri
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 from sweeps.engine.declaration import Preset, Search, Sweep
 from sweeps.engine.planning.request import IN_PROCESS, Request
+from sweeps.engine.planning.scheme_settings import SCHEME
 from sweeps.engine.terminal.usage import explained
 
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
@@ -132,6 +133,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         max_pack=max_pack,
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
+        settings_from=given.get("settings_from"),
         command=shlex.join(["python", os.path.relpath(sys.argv[0]), *argv]),
     )
 
@@ -212,6 +214,7 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
             "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
         }
         | (_search_options(preset.search) if preset.search else {})
+        | (_scheme_options() if SCHEME in task_named(sweep.task).parameters else {})
     )
 
 
@@ -222,6 +225,13 @@ def _search_options(search: Search) -> dict[str, Any]:
         "search_trials": _option(int, text, search.trials, _GROUPS["grid"]),
         "asha": _option(bool, asha, None, _GROUPS["run"]),
     }
+
+
+def _scheme_options() -> dict[str, Any]:
+    text = (
+        "File with settings of init schemes, such as results/tuned.json of sweeps/tuned.py; other options override it."
+    )
+    return {"settings_from": _option(str, text, None, _GROUPS["init"])}
 
 
 def _data_options(sweep: Sweep) -> dict[str, Any]:

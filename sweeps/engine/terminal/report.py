@@ -5,16 +5,21 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from analysis.answers import answer_text
+from analysis.files import file_stem, winners_file
+from analysis.statistics.studies import read_studies
 from analysis.store.frames import LoadError
 from analysis.store.journal import load_journal
 from cvit.config import as_text
 from cvit.storage import Storage
+from cvit.vocabulary import FINALIST_SEED, SEARCH_SEED
+from sweeps.engine.declaration import Search
 from sweeps.engine.execution.cost import flops_of, step_seconds
 from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.execution.workers import Workers
@@ -28,6 +33,8 @@ from sweeps.engine.wording import duration
 _MOST_PLACES_SHOWN = 3
 _MOST_VALUES_SHOWN = 24
 """The most values of an axis that are printed."""
+RESULTS_FOLDER = Path("results")
+"""The folder that `analysis/make_tables.py` writes to by default."""
 SMALL_S = 10.0
 """Below this, the time that sharing saves is printed in tenths of a second: in a tiny preset it is less than one."""
 
@@ -64,6 +71,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         *(f"            {note}" for note in (plan.study.info.notes if plan.study.info is not None else ())),
         *(f"  {axis.removeprefix('data_'):<9} {_values(axis, v)}" for axis, v in _grid(plan).items()),
         *_image_lines(plan),
+        *_after("settings", plan.study.notes),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {sum(stage.steps for stage in todo):,} optimiser steps to train",
@@ -71,10 +79,7 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         f"  tracking  {request.tracking_uri}",
     ]
     if plan.search is not None:
-        s, fresh = plan.search, len(plan.study.grid["seed"])
-        lines += [
-            f"  search    {s.trials} trials per scheme in rounds of {s.round_size}, then each winner on {fresh} seeds"
-        ]
+        lines += _after("search", [_search_text(plan.search, len(plan.study.grid["seed"]))])
     if plan.dropped:
         lines += [f"  dropped   {len(plan.dropped)} impossible combinations:", *_dropped(plan)]
     if not (request.dry_run and todo):  # else the phases follow with the seconds that they are expected to take
@@ -114,7 +119,7 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
         lines.append(f"            by {len(costs.by_kind)} of {costs.num_kinds} kinds of step, the rest as their mean")
     if plan.search is not None:
         per_scheme = len(plan.trials) / len(plan.study.grid["init_scheme"])
-        share = (plan.search.trials + len(plan.study.grid["seed"])) / per_scheme
+        share = (plan.search.trials + plan.search.num_finals + len(plan.study.grid["seed"])) / per_scheme
         lines.append(f"            for the first round; about {duration(share * seconds)} for all of them")
     if plan.shared:
         lines.append(_saved_time(costs.of(plan.shared)))
@@ -124,8 +129,13 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
 def print_growth(console: Console, progress: Progress) -> None:
     """Prints the trials that the results so far have added to the plan of a search."""
     plan = progress.plan
-    seeds = {trial.cell["seed"] for trial in plan.trials}
-    trials = f"{len(plan.trials)} trials so far" if len(seeds) == 1 else f"the winners on {len(seeds) - 1} fresh seeds"
+    seeds = {trial.cell["seed"] for trial in plan.trials} - {SEARCH_SEED}
+    of_final = {seed for seed in seeds if seed >= FINALIST_SEED}
+    trials = f"{len(plan.trials)} trials so far"
+    if of_final:
+        trials = f"the finalists on {len(of_final)} other seeds"
+    if seeds - of_final:
+        trials = f"the winners on {len(seeds - of_final)} fresh seeds"
     _print(console, [f"search: {trials}, {len(progress.todo)} stages to train"])
 
 
@@ -137,9 +147,13 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
     """
     stopped = f"Stopped with {progress.num_done} of {len(progress.plan.trials)} trials done."
     study, storage_error, answer = progress.plan.study, closing.storage_error, ""
+    winners: Mapping[str, bytes] = {}
     if storage_error is None:
         try:
-            answer = answer_text(load_journal(storage, study.sweep), study.key)
+            frames = load_journal(storage, study.sweep)
+            answer = answer_text(frames, study.key)
+            if progress.plan.search is not None:
+                winners = winners_file(read_studies(frames, study.sweep), study.sweep, file_stem(study.sweep))
         except LoadError as error:
             storage_error = str(error)
     if storage_error is not None:
@@ -161,9 +175,25 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
         lines += [f"{stopped} Continue with:", f"  {request.command}"]
     else:
         lines += [*_failures(progress), f"Tables and figures:  python analysis/make_tables.py {source}"]
+        lines += _written(winners)
         lines += closing.how_to_look
     _print(console, lines)
     return True
+
+
+def _written(winners: Mapping[str, bytes]) -> list[str]:
+    """Writes the winners of a search where `analysis/make_tables.py` writes them too; returns lines that say so."""
+    lines = []
+    for name, content in winners.items():
+        path = RESULTS_FOLDER / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            lines.append(f"{path} cannot be written: {error.strerror}; analysis/make_tables.py writes it too")
+        else:
+            lines.append(f"Winners' settings:   {path}; other sweeps take them by --settings-from {path}")
+    return lines
 
 
 def print_lost_head(console: Console, progress: Progress, request: Request, address: str) -> None:
@@ -180,6 +210,19 @@ def print_lost_head(console: Console, progress: Progress, request: Request, addr
 
 def _print(console: Console, lines: list[str]) -> None:
     console.print("\n".join(lines), highlight=False, markup=False)
+
+
+def _after(title: str, texts: Sequence[str]) -> list[str]:
+    """Lines of the plan below one title."""
+    return [f"  {title if number == 0 else '':<9} {text}" for number, text in enumerate(texts)]
+
+
+def _search_text(search: Search, num_fresh: int) -> str:
+    text = f"{search.trials} trials per scheme in rounds of {search.round_size}"
+    if search.num_finals:
+        num_finalists = search.num_finals // search.finalist_seeds
+        text += f", then the best {num_finalists} on {search.finalist_seeds} other seeds"
+    return f"{text}, then each winner on {num_fresh} fresh seeds"
 
 
 def _grid(plan: Plan) -> Mapping[str, Sequence[Any]]:

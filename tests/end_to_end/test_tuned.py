@@ -1,0 +1,84 @@
+"""A search as on a borrowed machine, without Ray and MLflow, and its winners in another sweep."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cvit.settings import read_settings
+from cvit.vocabulary import FINALIST_SEED
+from sweeps.tuned import SPACE
+from tests.support.scripts import ROOT, journal, sweep
+
+TINY = (
+    *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--epochs", "0"),
+    *("--min-steps", "8", "--evaluations", "2", "--max-test-images", "50"),
+)
+BLOCKED = """
+import importlib.abc, runpy, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "mlflow"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script as on a machine where neither Ray nor MLflow is installed."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a search has run to its end."""
+    folder = tmp_path_factory.mktemp("tuned")
+    options = ("--preset", "smoke", *TINY, "--address", "local", "--tracking-uri", "none", "--max-pack", "64")
+    command = [sys.executable, "-c", BLOCKED, str(ROOT / "sweeps/tuned.py"), *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "other sweeps take them by --settings-from results/tuned.json" in done.stdout
+    return folder
+
+
+def test_a_search_needs_neither_ray_nor_mlflow_and_writes_its_winners(folder: Path) -> None:
+    (search,) = read_settings(folder / "results/tuned.json").searches
+    assert (search.dataset, search.data_fraction, search.model["embed_dim"]) == ("digits", 0.02, 16)
+    assert "--preset smoke" in search.command and search.code_version
+    assert list(search.schemes) == ["random", "two_phase"]
+    assert [(winner.trials, winner.seeds) for winner in search.schemes.values()] == [(4, 2)] * 2
+    assert set(search.settings["two_phase"]) == set(SPACE)
+    assert "transferred_learning_rate_factor" not in search.settings["random"]
+
+
+def test_the_winners_are_those_that_were_trained_on_fresh_seeds(folder: Path) -> None:
+    """The search chooses from its progress, the analysis from the journal: they choose the same."""
+    (search,) = read_settings(folder / "results/tuned.json").searches
+    trials = [record["params"] for record in journal(folder, "tuned") if record["type"] == "trial"]
+    fresh = {params["init_scheme"]: params for params in trials if 0 < params["seed"] < FINALIST_SEED}
+    for scheme, settings in search.settings.items():
+        assert {name: fresh[scheme][name] for name in settings} == settings
+
+
+def test_make_tables_writes_the_same_file(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "analysis/make_tables.py"), "--storage", "storage", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=True)
+    assert (tmp_path / "tuned.json").read_bytes() == (folder / "results/tuned.json").read_bytes()
+
+
+def test_another_sweep_takes_the_winners(folder: Path) -> None:
+    (search,) = read_settings(folder / "results/tuned.json").searches
+    options = (*TINY, "--data-fraction", "0.02", "--seeds", "1", "--init-scheme", "random", "two_phase")
+    options += ("--tracking-uri", "none", "--settings-from", "results/tuned.json")
+    output = sweep(folder, *options)
+    assert "settings  random two_phase from results/tuned.json: searched on digits (2 % of the images)" in output
+    trials = [record["params"] for record in journal(folder) if record["type"] == "trial"]
+    assert {params["init_scheme"] for params in trials} == {"random", "two_phase"}
+    for params in trials:
+        settings = search.settings[params["init_scheme"]]
+        assert {name: params[name] for name in settings} == settings
