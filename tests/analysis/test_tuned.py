@@ -190,7 +190,7 @@ def test_the_winners_are_a_file_that_sweeps_take(tmp_path: Path) -> None:
     assert (search.command, search.code_version) == ("python sweeps/tuned.py --dataset digits --seeds 3", "0.1.0+abc")
     random, two_phase = search.schemes["random"], search.schemes["two_phase"]
     assert random.settings == {"position_encoding": "relative", "learning_rate": 0.001}, "only what matters for it"
-    assert two_phase.settings == random.settings | {"convolution_learning_rate": None}, "not set, not 0"
+    assert two_phase.settings == {**random.settings, "convolution_learning_rate": None}, "not set, not 0"
     assert (random.validation_accuracy, random.seeds, random.trials) == (pytest.approx(0.68), 2, 4)
 
 
