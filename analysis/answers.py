@@ -5,6 +5,7 @@ from analysis.display.notes import notes
 from analysis.display.tables import general_tables
 from analysis.questions import question_of, tables_of
 from analysis.statistics.studies import read_study
+from analysis.statistics.variants import with_variants
 from analysis.store.axes import SCHEME
 from analysis.store.frames import Frames
 
@@ -16,7 +17,9 @@ def answer_text(frames: Frames, study_key: str) -> str:
         KeyError: there is no such study.
     """
     study = read_study(frames, study_key)
-    axes = set(question_of(study.sweep).axes)
+    question = question_of(study.sweep)
+    study = with_variants(study, question.variants)
+    axes = set(question.axes)
     has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
     tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
     return "\n".join([tables.answer(study), *notes(study)])

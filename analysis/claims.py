@@ -7,8 +7,8 @@ the store has n = 0.
 from dataclasses import dataclass
 from functools import cache
 
-from analysis.questions import Claim, all_questions, question_of
-from analysis.statistics.studies import Study, read_studies
+from analysis.questions import Claim, all_questions, studies_of
+from analysis.statistics.studies import Study
 from analysis.statistics.verdicts import UNDECIDED, Judged
 from analysis.store.frames import Frames
 
@@ -58,7 +58,7 @@ def claim_of(verdict: Verdict) -> Claim:
 def latest_studies(frames: Frames, sweep: str) -> list[Study]:
     """The most recent study per data set of a sweep."""
     latest: dict[str, Study] = {}
-    for study in read_studies(frames, sweep, question_of(sweep).axes):
+    for study in studies_of(frames, sweep):
         latest.setdefault(study.dataset, study)
     return list(latest.values())
 

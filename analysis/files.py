@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from analysis.display.arrangement import caption
-from analysis.questions import draw_figure, question_of, tables_of
-from analysis.statistics.studies import Study, read_studies
+from analysis.questions import draw_figure, question_of, studies_of, tables_of
+from analysis.statistics.studies import Study
 from analysis.store.frames import Frames
 
 _TAKEN = ("claims", "report")
@@ -42,7 +42,7 @@ def files_of(frames: Frames, sweep: str, stem: str | None = None) -> SweepFiles:
         TableError: a study varies other axes than the tables of its sweep show.
     """
     question = question_of(sweep)
-    studies = read_studies(frames, sweep, question.axes)
+    studies = studies_of(frames, sweep)
     tables = tables_of(sweep, studies)
     markdown = tables.markdown(studies)
     figure = draw_figure(sweep, studies)

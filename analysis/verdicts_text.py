@@ -7,20 +7,20 @@ from dataclasses import asdict, fields
 from analysis.claims import Verdict, all_claims, claim_of, latest_studies, source_of
 from analysis.display.csv_text import csv_text
 from analysis.display.text import error_text, markdown_table, number_text, percent
-from analysis.questions import HEADS, POINTS, RELATIVE_ERROR, STEPS_SHARE
+from analysis.questions import HEADS, PAIRED_UNITS, RELATIVE_ERROR
 from analysis.statistics.verdicts import ERROR_RATE, HOLDS, LEAST_PAIRS, MARGIN
 from analysis.store.frames import Frames
 
 CSV_COLUMNS = tuple(field.name for field in fields(Verdict))
 
-_UNITS = "Estimates are points of accuracy, percent of the steps, relative errors or numbers of heads; see claims.md."
+_UNITS = "Estimates are points of accuracy, % of the cost, relative errors, heads or decades; see claims.md."
 
 _MARGIN = f"{100 * MARGIN:g}"
 RULE = (
-    "Accuracy and steps: the mean difference between trials on the same seeds, with Student's t limits. A claim of a "
+    "Accuracy and cost: the mean difference between trials on the same seeds, with Student's t limits. A claim of a "
     f"gain holds where the whole interval lies above 0; otherwise it does not hold where it lies below +{_MARGIN} (no "
     f"gain that matters). A claim of no loss holds where the interval lies above -{_MARGIN} (no loss that matters); "
-    "otherwise it does not hold where it lies below 0. Units are points of accuracy, or percent of the steps. Else, "
+    "otherwise it does not hold where it lies below 0. Units are points of accuracy, or percent of the cost. Else, "
     f"with fewer than {LEAST_PAIRS} pairs, and with pairs that all differ by the same amount: not enough data. Claims "
     "of one kind at all places of one study are judged together by Holm's procedure, for either verdict at "
     f"{100 * ERROR_RATE:g} %, so that the chance of any wrong verdict among them is at most {200 * ERROR_RATE:g} %; "
@@ -30,15 +30,13 @@ RULE = (
     "guessing."
 )
 _RULE_OF_STUDIES = "Of each data set the most recent study of a sweep is judged."
-_PAIRED_UNITS = (POINTS, STEPS_SHARE)
-"""The units of claims that are judged by RULE; claims in other units have rules of their own."""
 
 
 def rules() -> list[str]:
     """The paragraphs about how claims are judged: the common rule, other rules, then details of the common rule."""
     claims = [claim for _, claim in all_claims() if claim.rule]
-    others = [claim.rule for claim in claims if claim.unit not in _PAIRED_UNITS]
-    details = [claim.rule for claim in claims if claim.unit in _PAIRED_UNITS]
+    others = [claim.rule for claim in claims if claim.unit not in PAIRED_UNITS]
+    details = [claim.rule for claim in claims if claim.unit in PAIRED_UNITS]
     return [RULE, *others, " ".join([*details, _RULE_OF_STUDIES])]
 
 
@@ -85,14 +83,14 @@ def estimate_text(verdict: Verdict) -> str:
 
 def interval_text(verdict: Verdict) -> str:
     """The interval in the claim's unit, rounded."""
-    if math.isnan(verdict.ci_low):
+    if math.isnan(verdict.ci_low) and math.isnan(verdict.ci_high):
         return "-"
     return f"[{_number(verdict, verdict.ci_low)}, {_number(verdict, verdict.ci_high)}]"
 
 
 def _number(verdict: Verdict, value: float) -> str:
     unit = claim_of(verdict).unit
-    if unit in _PAIRED_UNITS:
+    if unit in PAIRED_UNITS:
         return percent(value, sign="+")
     if unit == RELATIVE_ERROR:
         return error_text(value)

@@ -32,7 +32,7 @@ from benchmarks import common
 from benchmarks.arms.grid import SCRIPT, planned
 from benchmarks.processes import QUIET, observe
 
-GRID = ("--preset", "laptop", "--data-fraction", "0.05", "--seeds", "4")
+GRID = ("--preset", "laptop", "--data-fraction", "0.05", "--seeds", "4", "--budget-unit", "steps")
 HEALTHY = "healthy"
 
 app = common.new_app()

@@ -37,7 +37,7 @@ from benchmarks.processes import OUTPUT_FILE, QUIET, Observed, observe
 from cvit.config import ConfigError
 from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
 
-DEFAULTS = {"--preset": ["laptop"]}
+DEFAULTS = {"--preset": ["laptop"], "--budget-unit": ["steps"]}
 """The grid without other options: that of `python sweeps/low_data.py`."""
 OURS, PLAIN, FRACTIONAL, LOOP = "engine", "plain", "fractional", "loop"
 GPU_SHARE = 0.25

@@ -37,7 +37,10 @@ from cvit.results import Point
 from cvit.storage import Storage
 from sweeps.engine.planning.trials import Trial
 
-GRID = ("--data-fraction", "0.02", "0.05", "0.2", "0.5", "1", "--init-scheme", "random", "two_phase")
+GRID = (
+    *("--data-fraction", "0.02", "0.05", "0.2", "0.5", "1", "--init-scheme", "random", "two_phase"),
+    *("--budget-unit", "steps"),
+)
 CELLS = 10
 """Places of the grid; each has one run per seed."""
 EARLY_STEPS = 100

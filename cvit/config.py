@@ -25,7 +25,9 @@ else:
     InitSchemeName = Literal[tuple(SCHEMES)]
 ConvolutionForm = Literal["factorized", "full", "pixel"]
 Augmentation = Literal["none", "shift", "crop_flip"]
+AugmentationPolicy = Literal["none", "trivial_augment", "rand_augment"]
 Precision = Literal["float32", "bfloat16"]
+BudgetUnit = Literal["steps", "flops"]
 OptimizerState = Literal["reset", "carried"]
 Schedule = Literal["per_phase", "joint"]
 DecayTowards = Literal["zero", "start"]
@@ -36,6 +38,8 @@ LARGEST_LEARNING_RATE = 1e30
 LARGEST_RATE_FACTOR = 1000.0
 """The largest factor of a learning rate: two of them at the largest learning rate stay within float32."""
 
+POLICY_CHANNELS = (1, 3)
+"""The numbers of channels for which the operations of an augmentation policy are defined."""
 OFFSETS_OF_3X3 = 9
 """The number of offsets of a 3×3 neighbourhood, the fewest that a convolutional twin of full rank has."""
 AUTO = "auto"
@@ -118,6 +122,15 @@ class DataConfig:
         "Test images looked at, at most, a stratified share of them; auto: all.", None, unset=0
     )
     augmentation: Augmentation = option("Augmentation of training images; the data set's own by default.", "shift")
+    augmentation_policy: AugmentationPolicy = option(
+        "Operations on training images after the augmentation: one at random (TrivialAugment), or two (RandAugment).",
+        "none",
+    )
+    mixup_alpha: float = option("MixUp: alpha of the Beta distribution of its shares; 0 mixes nothing.", 0.0)
+    cutmix_alpha: float = option(
+        "CutMix: alpha of the Beta distribution of its shares; beside MixUp, each batch gets one of the two.", 0.0
+    )
+    erasing_probability: float = option("Share of training images in which a random rectangle is erased.", 0.0)
 
     def __post_init__(self) -> None:
         require(0 < self.data_fraction <= 1, "data_fraction", self.data_fraction, "must lie in (0, 1]")
@@ -127,6 +140,13 @@ class DataConfig:
         )
         require_at_least_1_or_auto("max_test_images", self.max_test_images)
         require_choice(self, "augmentation", Augmentation)
+        require_choice(self, "augmentation_policy", AugmentationPolicy)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
+        require(
+            0 <= self.erasing_probability <= 1, "erasing_probability", self.erasing_probability, "must lie in [0, 1]"
+        )
 
     @property
     def evaluation_images(self) -> tuple[str, float, int, int | None]:
@@ -265,10 +285,17 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets."""
+    """Optimisation. Steps are those of both phases together, so that schemes get equal budgets.
+
+    With `budget_unit` at `flops` they are the steps of the attention transformer, and every trial gets as many as cost
+    the same operations.
+    """
 
     epochs: int = option("Passes over the subset, both phases together.", 20)
     min_steps: int = option("Optimiser steps at least, so that small fractions are trained too.", 400)
+    budget_unit: BudgetUnit = option(
+        "Every scheme gets equal optimiser steps, or steps of equal FLOPs as the attention transformer's.", "steps"
+    )
     batch_size: int = option("Images per optimiser step.", 64)
     learning_rate: float = option("Peak learning rate of AdamW.", 1e-3)
     position_learning_rate_factor: float = option(
@@ -292,6 +319,9 @@ class TrainingConfig:
     warmup_fraction: float = option("Share of a phase's steps with a linearly rising learning rate.", 0.1)
     label_smoothing: float = option("Label smoothing of the cross-entropy, in [0, 1).", 0.0)
     gradient_clip_norm: float = option("Largest norm of the gradient; 0 clips nothing.", 1.0)
+    stochastic_depth: float = option(
+        "Probability that the last block's branches are dropped for an image; falls linearly to 0 at the first.", 0.0
+    )
     precision: Precision = option("Arithmetic of the forward pass: float32, or bfloat16 autocast.", "float32")
     evaluations: int = option("Evaluations on the validation images per trial, evenly spaced.", 10)
 
@@ -309,7 +339,7 @@ class TrainingConfig:
         for name in ("weight_decay", "gradient_clip_norm"):
             value = getattr(self, name)
             require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
-        for name in ("warmup_fraction", "label_smoothing"):
+        for name in ("warmup_fraction", "label_smoothing", "stochastic_depth"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must lie in [0, 1)")
         for name in ("position_learning_rate_factor", "transferred_learning_rate_factor"):
             value = getattr(self, name)
@@ -318,9 +348,11 @@ class TrainingConfig:
         require_choice(self, "schedule", Schedule)
         require_choice(self, "decay_towards", DecayTowards)
         require_choice(self, "precision", Precision)
+        require_choice(self, "budget_unit", BudgetUnit)
 
     def total_steps(self, num_images: int) -> int:
-        """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2."""
+        """Optimiser steps of a whole trial on a subset of `num_images` images, at least 2; those of the attention
+        transformer if the budget is one of operations."""
         return max(2, self.min_steps, math.ceil(self.epochs * num_images / self.batch_size))
 
 
@@ -336,6 +368,12 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
+        require(
+            self.data.augmentation_policy == "none" or self.model.in_channels in POLICY_CHANNELS,
+            "augmentation_policy",
+            self.data.augmentation_policy,
+            f"is defined for images of 1 or 3 channels, and these have {self.model.in_channels}",
+        )
         ignored = SCHEMES[self.init.init_scheme].ignores
         if self.init.convolution_form == "pixel" and "convolution_form" not in ignored:
             _require_whole_pixels(self.model)

@@ -2,13 +2,16 @@
 
 A grid of patches has one axis for series, two for images, three for volumes or videos; its axes may differ in length.
 Patches are numbered with the last axis fastest: row by row on an image.
+
+The tables are tensors; the rest needs no torch, and neither does importing this module: a plan counts operations by it.
 """
 
 import itertools
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Grid = tuple[int, ...]
 """Patches along each axis."""
@@ -25,15 +28,25 @@ def nearest_offsets(count: int, grid: Grid) -> tuple[Offset, ...]:
     Raises:
         ValueError: the grid has fewer offsets.
     """
+    radius = radius_of(count, grid)
+    spans = (range(-min(radius, length - 1), min(radius, length - 1) + 1) for length in grid)
+    offsets = list(itertools.product(*spans))
+    offsets.sort(key=lambda offset: (reach((offset,)), sum(step**2 for step in offset), offset))
+    return tuple(offsets[:count])
+
+
+def radius_of(count: int, grid: Grid) -> int:
+    """The largest distance along one axis among the `count` nearest offsets on a grid.
+
+    Raises:
+        ValueError: the grid has fewer offsets.
+    """
     if count > num_relative_positions(grid):
         raise ValueError(f"{count} offsets do not occur on a grid of {by_axis(grid)} patches")
     radius = 0
     while math.prod(2 * min(radius, length - 1) + 1 for length in grid) < count:
         radius += 1
-    spans = (range(-min(radius, length - 1), min(radius, length - 1) + 1) for length in grid)
-    offsets = list(itertools.product(*spans))
-    offsets.sort(key=lambda offset: (reach((offset,)), sum(step**2 for step in offset), offset))
-    return tuple(offsets[:count])
+    return radius
 
 
 def neighbourhood(grid: Grid) -> tuple[Offset, ...]:
@@ -70,16 +83,20 @@ def relative_position(offset: Offset, grid: Grid) -> int:
     return index
 
 
-def relative_position_index(grid: Grid) -> Tensor:
+def relative_position_index(grid: Grid) -> "Tensor":
     """(N, N) int64 for N patches: the index of the relative position of key patch j, seen from query patch i."""
+    import torch
+
     index = torch.zeros(1, dtype=torch.int64)
     for place, length in zip(patch_places(grid).unbind(dim=1), grid, strict=True):
         index = index * (2 * length - 1) + place[None, :] - place[:, None] + length - 1
     return index
 
 
-def patch_places(grid: Grid) -> Tensor:
+def patch_places(grid: Grid) -> "Tensor":
     """(N, axes) int64: the place of each patch on the grid."""
+    import torch
+
     places = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
     return torch.stack([place.flatten() for place in places], dim=1)
 

@@ -9,6 +9,7 @@ A stage belongs to a task (`cvit.tasks`). `Stage` is the protocol that the engin
 training.
 """
 
+import bisect
 import hashlib
 import json
 from collections.abc import Hashable, Mapping
@@ -16,7 +17,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-from cvit.config import OFFSETS_OF_3X3, PARAMETERS, ModelConfig, Parameter, TrialConfig
+from cvit.config import OFFSETS_OF_3X3, PARAMETERS, ConfigError, ModelConfig, Parameter, TrialConfig
+from cvit.cost import step_flops
 from cvit.init.schemes import SCHEMES
 from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, REFERENCE, TRAINING
 
@@ -53,6 +55,7 @@ _NEVER_DECISIVE = {
     "attention_leak",
     "epochs",
     "min_steps",
+    "budget_unit",
     "convolution_fraction",
     "convolution_learning_rate",
     "convolution_warmup_fraction",
@@ -204,6 +207,11 @@ class TrainingStage:
         return self.phase, kind, replace(self.trial.model, inner_dim=None), form
 
     @property
+    def step_flops(self) -> int | None:
+        """Floating-point operations of an optimiser step; None if they are not known."""
+        return step_flops(self.architecture, self.trial.training.batch_size)
+
+    @property
     def num_readings(self) -> int:
         """The number of models as which its steps compute the weights in turn: 1, the model itself, or 2 with its
         twin."""
@@ -255,20 +263,54 @@ def depends_on(init_scheme: str, parameter: str, settings: Mapping[str, Any] | N
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:
     """The stages of a trial on a subset of `num_images` images, in the order of training.
 
-    Every scheme gets the same total number of steps: a trial of two phases divides them between the phases.
+    Every scheme gets the same budget, a number of steps or of operations: a trial of two phases divides its steps
+    between the phases.
+
+    Raises:
+        ConfigError: the budget is one of operations, and those of the model are not known.
     """
     total = trial.training.total_steps(num_images)
+    if trial.training.budget_unit == "flops":
+        total = _steps_of_equal_flops(trial, total)
     interval = max(1, round(total / trial.training.evaluations))
+    phases = _phases(trial, total)
+    joint = total if trial.training.schedule == "joint" and len(phases) > 1 else None
+    stages: tuple[TrainingStage, ...] = ()
+    for phase, steps in phases:
+        parent = stages[-1] if stages else None
+        stages += (TrainingStage(phase, trial, steps, parent.steps if parent else 0, interval, parent, joint),)
+    return stages
+
+
+def _phases(trial: TrialConfig, total: int) -> tuple[tuple[str, int], ...]:
+    """The phases of a trial with their steps, given their sum."""
     scheme = SCHEMES[trial.init.init_scheme]
     if scheme.is_reference:
-        return (TrainingStage(REFERENCE, trial, total, 0, interval),)
+        return ((REFERENCE, total),)
     if not scheme.has_convolution_phase:
-        return (TrainingStage(ATTENTION, trial, total, 0, interval),)
+        return ((ATTENTION, total),)
     first = min(total - 1, max(1, round(total * trial.init.convolution_fraction)))
-    joint = total if trial.training.schedule == "joint" else None
-    convolution = TrainingStage(CONVOLUTION, trial, first, 0, interval, schedule_steps=joint)
-    attention = TrainingStage(ATTENTION, trial, total - first, first, interval, convolution, schedule_steps=joint)
-    return convolution, attention
+    return (CONVOLUTION, first), (ATTENTION, total - first)
+
+
+def _steps_of_equal_flops(trial: TrialConfig, attention_steps: int) -> int:
+    """The number of a trial's steps, at least 2, whose operations come closest to those of steps of attention alone."""
+    flops = {phase: TrainingStage(phase, trial, 1, 0, 1).step_flops for phase, _ in _phases(trial, 2)}
+    plain = replace(trial, init=replace(trial.init, init_scheme="random"))
+    flops_of_attention = TrainingStage(ATTENTION, plain, 1, 0, 1).step_flops
+    known = {phase: number for phase, number in flops.items() if number is not None}
+    if flops_of_attention is None or len(known) < len(flops):
+        raise ConfigError(
+            f"budget_unit 'flops' is not valid with init_scheme {trial.init.init_scheme!r}, whose FLOPs are unknown"
+        )
+    budget = attention_steps * flops_of_attention
+
+    def cost(total: int) -> int:
+        return sum(steps * known[phase] for phase, steps in _phases(trial, total))
+
+    candidates = range(2, 3 + budget // min(known.values()))
+    enough = candidates[min(bisect.bisect_left(candidates, budget, key=cost), len(candidates) - 1)]
+    return min(max(2, enough - 1), enough, key=lambda total: abs(cost(total) - budget))
 
 
 def stage_key(task: str, config: Mapping[str, Any], parameters: Mapping[str, Parameter], **others: Any) -> str:

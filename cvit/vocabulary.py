@@ -24,6 +24,9 @@ TRANSFER_WEIGHT_ERROR = "transfer/weight_error"
 TRANSFER_LOGIT_ERROR = "transfer/logit_error"
 TRANSFER_VAL_ACCURACY = "transfer/val_accuracy"
 CONVOLUTION_TEST_ACCURACY = "convolution/test_accuracy"
+# The cost of a trial: the seconds that a worker spent on each of its phases, evaluation included. The name of the phase
+# follows. A stage that was trained in a pack counts with its share of the pack's seconds.
+SECONDS_OF_PHASE = "seconds/"
 # Metrics of fitting attention to a convolution: distances of the two operators, relative to the convolution's norm.
 EXPRESSIVITY_ERROR = "expressivity/error"
 EXPRESSIVITY_BOUND = "expressivity/bound"

@@ -32,7 +32,7 @@ SWEEP = Sweep(
     presets={
         "laptop": Preset(
             description="the default: digits, 45 trials, 90 s on 2 cores",
-            grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES},
+            grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES, "budget_unit": ("steps", "flops")},
             seeds=5,
             settings=SMALL_VIT | SMALL_TRAINING | {"learning_rate": 2e-3},
             scheme_settings=tuned("digits", SCHEMES),

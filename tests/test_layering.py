@@ -12,15 +12,18 @@ ROOT = Path(__file__).parents[1]
 LIGHT_MODULES = (
     "cvit.vocabulary",
     "cvit.config",
+    "cvit.cost",
     "cvit.errors",
     "cvit.init.schemes",
     "cvit.records",
+    "cvit.stages",
     "cvit.redaction",
     "cvit.settings",
     "cvit.storage",
     "cvit.streams",
     "cvit.tasks",
     "cvit.theorem.counts",
+    "cvit.training.schedule",
     "cvit.tracking",
     "cvit.tracking_schema",
 )

@@ -6,10 +6,11 @@ and the rule on diverged trials are in analysis/statistics/stats.py.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.display import cost_tables
 from analysis.display.csv_text import csv_text
 from analysis.display.notes import notes
 from analysis.display.settings import heading_lines, listed, settings_lines
@@ -79,6 +80,25 @@ class Comparison:
     title: str = ""
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table of its own, of values that belong to no single row of the others; LaTeX does not have it.
+
+    Attributes:
+        title: its heading.
+        notes: sentences below the heading.
+        table: study → head and rows; no rows where there is nothing to show.
+        csv_rows: study → rows of the CSV, each with its `kind`.
+        csv_names: the columns that these rows add to the CSV.
+    """
+
+    title: str
+    notes: str
+    table: Callable[[Study], tuple[list[str], list[list[str]]]]
+    csv_rows: Callable[[Study], list[dict[str, Any]]]
+    csv_names: tuple[str, ...] = ()
+
+
 PAIRED_GAIN = Comparison("paired_gain", "paired gain", lambda study: study.gain)
 
 
@@ -90,6 +110,7 @@ class Layout:
         columns: further columns.
         gain: the first comparison.
         comparisons: further differences.
+        sections: tables of their own, below the others.
         across: the axis whose values are the columns of the short table.
         notes: sentences about how the further columns are measured.
     """
@@ -97,6 +118,7 @@ class Layout:
     columns: tuple[Column, ...] = ()
     gain: Comparison = PAIRED_GAIN
     comparisons: tuple[Comparison, ...] = ()
+    sections: tuple[Section, ...] = ()
     across: str = SCHEME
     notes: str = ""
 
@@ -106,14 +128,16 @@ GENERAL_LAYOUT = Layout()
 
 
 def csv(studies: Sequence[Study], layout: Layout) -> str:
-    """All studies as CSV. `kind` is `accuracy` or the kind of a comparison; accuracies and differences are fractions.
+    """All studies as CSV. `kind` is `accuracy`, the kind of a comparison, or `cost` with a row per phase of the trials
+    there; accuracies and differences are fractions.
 
     Columns: sweep, study, dataset, kind, the axes without the scheme, init_scheme (`two_phase-random` for the paired
-    gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout, and the number of training images
-    (train_images), if a study says it.
+    gain), mean, ci_low, ci_high, n, expected, diverged, the columns of the layout and of its sections, whose rows have
+    the unit that their kind names, and, if a study says them, the costs (phase, steps, learning_rate_sum, flops,
+    seconds) and the number of training images (train_images).
     """
     axes = list(dict.fromkeys(axis for study in studies for axis in study.axes))
-    rows = []
+    rows, has_costs = [], False
     for study in studies:
         common = {"sweep": study.sweep, "study": study.label, "dataset": study.dataset}
         kinds = [("accuracy", study.means)]
@@ -122,7 +146,7 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
             for cell in summaries:
                 place = {axis: cell.place[axis] for axis in study.axes}
                 row = common | {"kind": kind} | {axis: csv_value(value) for axis, value in place.items()}
-                row[SCHEME] = cell.place[SCHEME].replace(" ", "")
+                row[SCHEME] = cell.place[SCHEME].replace(" - ", "-")
                 row |= vars(cell.estimate) | {"expected": cell.expected, "diverged": cell.diverged}
                 for column in layout.columns:
                     if kind == "accuracy":
@@ -130,8 +154,13 @@ def csv(studies: Sequence[Study], layout: Layout) -> str:
                     elif not column.is_measured:
                         row |= zip(column.csv_names, column.values(study, place), strict=True)
                 rows.append(row | {_TRAIN_IMAGES: study.shares.count_at(place)})
+        rows += [common | row for section in layout.sections for row in section.csv_rows(study)]
+        costs = cost_tables.csv_rows(study)
+        has_costs |= bool(costs)
+        rows += [common | cost | {_TRAIN_IMAGES: study.shares.count_at(cost)} for cost in costs]
     columns = ["sweep", "study", "dataset", "kind", *axes, SCHEME, "mean", "ci_low", "ci_high", "n", *_COUNTS[:2]]
-    columns += [name for column in layout.columns for name in column.csv_names]
+    columns += [name for part in (*layout.columns, *layout.sections) for name in part.csv_names]
+    columns += cost_tables.CSV_COLUMNS if has_costs else []
     columns += [_TRAIN_IMAGES] if any(study.shares.num_images for study in studies) else []
     return csv_text(rows, columns)
 
@@ -161,7 +190,17 @@ def answer(study: Study, layout: Layout) -> str:
         if comparison.title and (summaries := comparison.summaries(study)):
             lines += ["", f"{comparison.title}, points [95 % interval] (number of pairs):", ""]
             lines += markdown_table(*_pivot(study, summaries, gain_text, layout.across))
+    for head, rows, section in _sections(study, layout):
+        lines += ["", f"{section.title}:", "", *markdown_table(head, rows)]
     return "\n".join(lines)
+
+
+def _sections(study: Study, layout: Layout) -> Iterator[tuple[list[str], list[list[str]], Section]]:
+    """Head, rows and section of the sections that have rows."""
+    for section in layout.sections:
+        head, rows = section.table(study)
+        if rows:
+            yield head, rows, section
 
 
 def _has_gain(study: Study, layout: Layout) -> bool:
@@ -194,6 +233,9 @@ def _markdown_section(study: Study, layout: Layout) -> str:
                 [*axes, comparison.heading, "points", "95 % interval", "pairs", *_COUNTS],
                 [_markdown_cells(study, cell, sign="+") for cell in summaries],
             )
+    for head, rows, section in _sections(study, layout):
+        lines += ["", f"### {section.title}", "", section.notes, "", *markdown_table(head, rows)]
+    lines += cost_tables.markdown_lines(study)
     unmeasured = [result for result in study.results if result.diverged and math.isnan(result.value)]
     lines += listed(study, "Missing", study.missing)
     lines += listed(study, "Diverged before the first test accuracy, so left out of the means", unmeasured)
@@ -240,9 +282,10 @@ def _row_axes(study: Study, across: str) -> list[str]:
 def _pivot(
     study: Study, summaries: Sequence[Summary], text: Callable[[Summary | None], str], across: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a column per value of the axis `across`, a row per place on the others that has a summary."""
+    """Head and rows: a column per value of the axis `across` and a row per place on the others that have a summary."""
     axes = _row_axes(study, across)
-    columns = study.schemes if across == SCHEME else study.values(across)
+    found = {cell.place[across] for cell in summaries}
+    columns = [value for value in (study.schemes if across == SCHEME else study.values(across)) if value in found]
     cells = {(tuple(cell.place[axis] for axis in axes), cell.place[across]): cell for cell in summaries}
     head = [*map(heading, axes), *(cell_text(study, across, value) for value in columns)]
     return head, [

@@ -24,6 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis.display.wording import fraction_text, heads_text, scheme_text
 from analysis.statistics.stats import Estimate
 from analysis.statistics.studies import BASELINE, Study
+from analysis.statistics.variants import base_scheme
 from analysis.store.axes import SCHEME
 from cvit.init.schemes import REFERENCES
 
@@ -148,11 +149,14 @@ def draw_line(
 
 def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
     """Colour and marker of a scheme's line, with changes. The markers of the baseline are hollow, the lines of
-    references dotted."""
-    colour = COLOURS.get(scheme, _OTHER_COLOUR)
-    face = "white" if scheme == BASELINE else colour
-    style = {"color": colour, "marker": MARKERS.get(scheme, _OTHER_MARKER), "markerfacecolor": face}
-    return style | ({"linestyle": ":"} if scheme in REFERENCES else {}) | changes
+    references dotted. A variant has the colour of its scheme, a hollow marker, and a line of dots and dashes."""
+    base = base_scheme(scheme)
+    is_variant = base != scheme
+    colour = COLOURS.get(base, _OTHER_COLOUR)
+    face = "white" if base == BASELINE or is_variant else colour
+    style = {"color": colour, "marker": MARKERS.get(base, _OTHER_MARKER), "markerfacecolor": face}
+    line = {"linestyle": "-."} if is_variant else {"linestyle": ":"} if base in REFERENCES else {}
+    return style | line | changes
 
 
 def fraction_styles(fractions: Sequence[float]) -> dict[float, Any]:

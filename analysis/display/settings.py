@@ -9,7 +9,7 @@ from analysis.display.text import markdown_code, markdown_name, markdown_table
 from analysis.display.wording import label, labels, plain_text
 from analysis.statistics.stats import Result
 from analysis.statistics.studies import Study
-from analysis.store.axes import SCHEME, SEED, sort_key
+from analysis.store.axes import SCHEME, SEED, SHOWN_AS, sort_key
 from cvit.tasks import parameters_of_task
 
 
@@ -72,7 +72,7 @@ def split_settings(study: Study, in_tables: Collection[str] = ()) -> tuple[dict[
             shared[name] = values[0]
         elif len(values) > 1:
             differing[name] = {
-                scheme: _by_axis(study, [trial for trial in study.trials if trial.get(SCHEME, "-") == scheme], name)
+                scheme: _by_axis(study, [trial for trial in study.trials if _scheme_of(trial) == scheme], name)
                 for scheme in study.schemes
             }
     return shared, differing
@@ -81,6 +81,11 @@ def split_settings(study: Study, in_tables: Collection[str] = ()) -> tuple[dict[
 def has_schemes(study: Study) -> bool:
     """True if the trials of the study's task have an init scheme."""
     return SCHEME in parameters_of_task(study.task)
+
+
+def _scheme_of(trial: Mapping[str, Any]) -> str:
+    """The name of a trial's scheme in the tables."""
+    return trial.get(SHOWN_AS, trial.get(SCHEME, "-"))
 
 
 def _num_images(study: Study) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.statistics.studies import Study
+from analysis.statistics.variants import base_scheme
 from analysis.store.axes import FRACTION, INNER_DIM, NUM_HEADS, SCHEME
 from cvit.config import AUTO, as_text
 from cvit.init.schemes import REFERENCES
@@ -76,7 +77,7 @@ def metric_text(metric: str) -> str:
 
 def scheme_text(scheme: str) -> str:
     """The name of an init scheme; references are marked."""
-    return f"{scheme} (reference)" if scheme in REFERENCES else scheme
+    return f"{scheme} (reference)" if base_scheme(scheme) in REFERENCES else scheme
 
 
 def heads_text(count: int) -> str:

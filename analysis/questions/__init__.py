@@ -16,15 +16,22 @@ from typing import TYPE_CHECKING
 from analysis.display.accuracy_tables import GENERAL_LAYOUT, Layout
 from analysis.display.tables import Tables, general_tables
 from analysis.statistics.pairs import Family
-from analysis.statistics.studies import Study
+from analysis.statistics.studies import Study, read_studies, require_axes
+from analysis.statistics.variants import with_variants
+from analysis.store.frames import Frames
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = "points"
 STEPS_SHARE = "% of the steps"
+FLOPS_SHARE = "% of the FLOPs"
+SECONDS_SHARE = "% of the seconds"
+PAIRED_UNITS = (POINTS, STEPS_SHARE, FLOPS_SHARE, SECONDS_SHARE)
+"""The units of claims about differences on the same seeds, whose numbers are fractions; they have one rule."""
 RELATIVE_ERROR = "relative error"
 HEADS = "heads"
+DECADES = "decades of the learning rate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,7 @@ class Claim:
     Attributes:
         name: the name in claims.csv, where the place of the verdict follows it.
         statement: the claim in one sentence, without its full stop.
-        unit: POINTS of accuracy or STEPS_SHARE, whose numbers are fractions, RELATIVE_ERROR, HEADS, or another one.
+        unit: one of PAIRED_UNITS, RELATIVE_ERROR, HEADS, DECADES, or another one.
         judge: study → its verdicts, in families; the verdicts of a family are judged together.
         rule: whole sentences about how it is judged, if the common rule does not say so.
         order: the place among all claims; claims without one come last.
@@ -54,6 +61,7 @@ class Question:
 
     Attributes:
         axes: the axes, init scheme included, that its studies vary; empty for any axes.
+        variants: further axes that its studies may vary, whose values become part of the scheme's name.
         layout: the content of its tables of accuracies.
         tables: tables of its own, in place of those by the layout.
         winners: studies → a file with the winners of searches, as `cvit.settings` reads it; empty without a winner.
@@ -64,6 +72,7 @@ class Question:
     """
 
     axes: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     layout: Layout = GENERAL_LAYOUT
     tables: Tables | None = None
     winners: Callable[[Sequence[Study]], str] | None = None
@@ -77,6 +86,18 @@ def question_of(sweep: str) -> Question:
     """The question of a sweep; an empty one for a sweep without a file."""
     module = _module(__name__, sweep)
     return Question() if module is None else module.QUESTION
+
+
+def studies_of(frames: Frames, sweep: str) -> list[Study]:
+    """The studies of a sweep as its question shows them, most recent first.
+
+    Raises:
+        TableError: a study varies other axes than the tables of its sweep show.
+    """
+    question = question_of(sweep)
+    studies = [with_variants(study, question.variants) for study in read_studies(frames, sweep)]
+    require_axes(studies, question.axes)
+    return studies
 
 
 def all_questions() -> dict[str, Question]:

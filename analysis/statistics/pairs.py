@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from analysis.statistics.stats import Result
+from analysis.statistics.stats import STATES_WITH_RESULT, Result
 from analysis.statistics.studies import Study
 from analysis.statistics.verdicts import MARGIN, Judged, judge
+from cvit import vocabulary as names
 
 Place = Mapping[str, Any]
 Family = list[tuple[str, Judged]]
@@ -18,9 +19,13 @@ Family = list[tuple[str, Judged]]
 
 def by_seed(study: Study, place: Place) -> dict[int, float]:
     """Test accuracies at a place, by seed."""
-    at_place = [result for result in study.results if place.items() <= result.place.items()]
-    counted = {result.seed: _counted(result) for result in at_place}
-    return {seed: value for seed, value in counted.items() if math.isfinite(value)}
+    return _finite({result.seed: _counted(result, result.value) for result in _results_at(study, place)})
+
+
+def validated_by_seed(study: Study, place: Place) -> dict[int, float]:
+    """The last accuracies on validation images at a place, by seed."""
+    ended = [result for result in _results_at(study, place) if result.state in STATES_WITH_RESULT]
+    return _finite({r.seed: _counted(r, (r.trial or {}).get(names.VAL_ACCURACY, math.nan)) for r in ended})
 
 
 def differences(study: Study, place: Place, other: Place) -> list[float]:
@@ -36,7 +41,15 @@ def judged_family(
     return list(zip(places, judge(family, line, margin), strict=True))
 
 
-def _counted(result: Result) -> float:
-    if result.diverged and math.isnan(result.value) and result.trial is not None:
+def _results_at(study: Study, place: Place) -> list[Result]:
+    return [result for result in study.results if place.items() <= result.place.items()]
+
+
+def _finite(values: Mapping[int, float]) -> dict[int, float]:
+    return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def _counted(result: Result, accuracy: float) -> float:
+    if result.diverged and math.isnan(accuracy) and result.trial is not None:
         return 1 / result.trial["num_classes"]
-    return result.value
+    return accuracy

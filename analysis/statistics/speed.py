@@ -1,11 +1,12 @@
 """The speed of one training relative to another: how many times as fast it reaches an accuracy.
 
-Steps are counted to one target for both trainings, and whatever is done to one is done to the other, so exchanging them
-changes the sign and nothing else. Accuracies on validation images are first smoothed by isotonic regression, which
-gives the non-decreasing curve closest to them: the first single measurement above a target comes the earlier, the
-noisier measurements are. Between evaluations the curve is a monotone cubic, which starts at guessing: straight lines
-lie below a curve that levels off, and most of all below that of the faster training, which has fewer evaluations on its
-way. If a training reaches the target before its first evaluation, the estimate is rough.
+Steps, or what they cost in another unit, are counted to one target for both trainings, and whatever is done to one is
+done to the other, so exchanging them changes the sign and nothing else. Accuracies on validation images are first
+smoothed by isotonic regression, which gives the non-decreasing curve closest to them: the first single measurement
+above a target comes the earlier, the noisier measurements are. Between evaluations the curve is a monotone cubic, which
+starts at guessing: straight lines lie below a curve that levels off, and most of all below that of the faster training,
+which has fewer evaluations on its way. If a training reaches the target before its first evaluation, the estimate is
+rough.
 """
 
 import math
@@ -23,8 +24,8 @@ nothing does not reach it."""
 PENALTY = 2
 """A target that is never reached counts as reached after this many times the steps of the training."""
 
-Curve = Mapping[int, float]
-"""Accuracies by step."""
+Curve = Mapping[float, float]
+"""Accuracies by step, or by the cost up to it."""
 
 
 def log_speed(one: Curve, other: Curve, guessing: float) -> float:
@@ -36,7 +37,7 @@ def log_speed(one: Curve, other: Curve, guessing: float) -> float:
         guessing: the accuracy of guessing.
 
     Returns:
-        log(steps of the other / steps of the first); 0 if neither reaches the target.
+        log(steps of the other / steps of the first), or of what they cost; 0 if neither reaches the target.
     """
     curves = [_smoothed(curve, guessing) for curve in (one, other)]
     low, high = sorted(accuracies[-1] - guessing for _, accuracies in curves)

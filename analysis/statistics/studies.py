@@ -1,7 +1,7 @@
 """Studies, ready for tables and figures: their axes, the results of their trials, and their statistics."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -125,11 +125,16 @@ def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list
         TableError: a study has other axes.
     """
     studies = all_studies(frames, sweep)
+    require_axes(studies, axes)
+    return studies
+
+
+def require_axes(studies: Iterable[Study], axes: Collection[str]) -> None:
+    """Raises TableError if a study has other axes, init scheme included, than those; none stand for any axes."""
     for study in studies:
-        varied = axes_of(study.cells)
+        varied = [axis for axis in axes_of(study.cells) if axis in (*study.axes, SCHEME)]
         if axes and set(varied) != set(axes):
             raise TableError(f"study {study.label} varies {', '.join(varied)}; this table shows {', '.join(axes)}")
-    return studies
 
 
 def all_studies(frames: Frames, sweep: str | None = None) -> list[Study]:

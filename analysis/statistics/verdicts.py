@@ -73,6 +73,28 @@ def judge(family: Sequence[Sequence[float]], line: float, margin: float = MARGIN
     return judged
 
 
+def judge_best(
+    differences: Sequence[Sequence[Sequence[float]]], line: float, margin: float = MARGIN
+) -> tuple[str, float, float]:
+    """The verdict on a claim that the best place of one side lies above the best place of another by more than a line,
+    with the interval; NaN where it has no end.
+
+    Which places are best need not be known, so nothing is chosen by the results. The best of the one side lies above
+    the other side where any of its places lies above all of the other's: the limit is the largest, over its places, of
+    the smallest over the other's, each at ERROR_RATE over the number of its places. The upper end is the same with the
+    sides exchanged.
+
+    Args:
+        differences: of each place of the one side from each place of the other, one per pair.
+        line, margin: see `judge`.
+    """
+    by_other = list(zip(*differences, strict=True))
+    low = max((min(_end(d, len(differences)) for d in row) for row in differences), default=-math.inf)
+    high = -max((min(_end([-x for x in d], len(by_other)) for d in column) for column in by_other), default=-math.inf)
+    verdict = HOLDS if low > line else FAILS if high < line + margin else UNDECIDED
+    return verdict, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan
+
+
 def holm_levels(p_values: Sequence[float]) -> list[float]:
     """The level at which Holm's procedure tests each hypothesis; it rejects those whose p is at most their level."""
     levels = [0.0] * len(p_values)
@@ -95,6 +117,13 @@ def _p_above(values: Sequence[float], line: float) -> float:
 def _limit(values: Sequence[float], level: float) -> float:
     """The lower confidence limit of the mean, with an error rate of `level`."""
     return mean_of(values) - float(stdtrit(len(values) - 1, 1 - level)) * _standard_error(values)
+
+
+def _end(values: Sequence[float], num_places: int) -> float:
+    """The lower limit with an error rate of ERROR_RATE over a number of places; without enough pairs, there is none."""
+    if len(values) < LEAST_PAIRS or not _varies(values):
+        return -math.inf
+    return _limit(values, ERROR_RATE / num_places)
 
 
 def _varies(values: Sequence[float]) -> bool:

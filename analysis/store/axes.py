@@ -12,6 +12,12 @@ PATCH_SIZE = "patch_size"
 KERNEL_SIZE = "kernel_size"
 WARMUP = "warmup_fraction"
 LEARNING_RATE = "learning_rate"
+BUDGET_UNIT = "budget_unit"
+TRANSFERRED_FACTOR = "transferred_learning_rate_factor"
+SCHEDULE = "schedule"
+
+SHOWN_AS = "shown_as"
+"""The column of a trial with the name of its scheme in tables, where variants are part of it."""
 
 
 def axes_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -146,7 +146,8 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
         last = now
 
     storage = Storage.open("storage")
-    options = ("--seeds", str(-(-trials // len(SCHEMES))), "--data-fraction", "0.05", "--init-scheme", *SCHEMES)
+    per_scheme = str(-(-trials // len(SCHEMES)))
+    options = ("--seeds", per_scheme, "--data-fraction", "0.05", "--init-scheme", *SCHEMES, "--budget-unit", "steps")
     request = parse(SWEEP, (*options, "--tracking-uri", "sqlite:///mlflow.db" if tracking else "none"))
     assert request is not None
     info = describe("digits", "data", download=False)

@@ -41,12 +41,22 @@ class InitScheme:
     def __post_init__(self) -> None:
         without = frozenset() if self.has_convolution_phase else _OF_TWO_PHASES
         without |= {"decay_towards"} if self.is_reference else frozenset()
+        without |= (
+            {"budget_unit"}
+            if not (self.is_reference or self.has_convolution_phase or self.has_two_readings)
+            else frozenset()
+        )
         object.__setattr__(self, "ignores", self.ignores | without)
 
 
 _START = frozenset({"attention_sharpness", "attention_leak"})
 _CONVOLUTION = _START | {"convolution_form"}
-_TRANSFORMER = frozenset({"patch_size", "num_heads", "head_dim", "position_encoding", "position_learning_rate_factor"})
+_TRANSFORMER = frozenset(
+    {
+        *("patch_size", "num_heads", "head_dim", "position_encoding", "position_learning_rate_factor"),
+        "stochastic_depth",
+    }
+)
 
 SCHEMES: Mapping[str, InitScheme] = {
     scheme.name: scheme

@@ -1,17 +1,11 @@
 """A small residual network (He et al. 2016), a convolutional reference beside the transformers."""
 
-import math
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvit.config import ModelConfig
 from cvit.models.layers import Conv2d, GroupNorm, Linear
-
-NORM_GROUPS = 4
-"""Number of groups of group norm (Wu and He 2018), which has no running statistics: the weights are the whole state."""
-_WIDENING = (1, 2, 4)
-"""Channels of the three groups of blocks, relative to the first one."""
+from cvit.models.sizes import NORM_GROUPS, WIDENING, network_size
 
 
 class ResidualNetwork(nn.Module):
@@ -28,7 +22,7 @@ class ResidualNetwork(nn.Module):
         num_blocks, width = network_size(config)
         self.stem = nn.Sequential(*_convolution(config.in_channels, width, 3, 1), nn.ReLU())
         blocks, channels = [], width
-        for factor in _WIDENING:
+        for factor in WIDENING:
             for i in range(num_blocks):
                 stride = 2 if i == 0 and factor > 1 else 1
                 blocks.append(ResidualBlock(channels, factor * width, stride))
@@ -57,18 +51,6 @@ class ResidualBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
         return F.relu(self.shortcut(images) + self.residual(images))
-
-
-def network_size(config: ModelConfig) -> tuple[int, int]:
-    """(blocks per group, channels of the first group): see `ResidualNetwork`.
-
-    With w channels and n blocks per group, the convolutions have (378 n − 80) w² weights: n · 18 (1 + 4 + 16) w², less
-    for the narrower inputs of the second and third group, plus their 1×1 convolutions.
-    """
-    num_blocks = max(1, round(config.depth / 3))
-    weights = (4 + 2 * config.mlp_ratio) * config.depth * config.embed_dim**2
-    width = math.sqrt(weights / (378 * num_blocks - 80))
-    return num_blocks, NORM_GROUPS * max(1, round(width / NORM_GROUPS))
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> tuple[nn.Module, nn.Module]:

@@ -15,6 +15,7 @@ from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.embedding import PatchEmbedding
 from cvit.models.layers import LayerNorm, Linear
 from cvit.models.pixel import PixelConvolution, PixelEmbedding, PixelHead, PixelLinear, PixelNorm
+from cvit.models.stochastic_depth import BRANCHES_PER_BLOCK, scaled
 from cvit.vocabulary import ATTENTION
 
 
@@ -72,16 +73,23 @@ class VisionTransformer(nn.Module):
             return PixelConvolution(c.embed_dim, c.grid, c.patch)
         return FullConvolution(c.embed_dim, c.num_heads, c.grid)
 
-    def forward(self, images: Tensor, intermediates: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        intermediates: dict[str, Tensor] | None = None,
+        branch_scales: Tensor | None = None,
+    ) -> Tensor:
         """Class logits.
 
         Args:
             images: (B, in_channels, *shape), normalised.
             intermediates: if given, it is filled with `embedding`, `block{i}/mixing`, `block{i}`, each
                 (B, N, embed_dim), and `pooled` (B, embed_dim).
+            branch_scales: factors of the residual branches, (2 · depth, B), in the order mixing, MLP of each block; see
+                `cvit.models.stochastic_depth`. None leaves the branches as they are.
 
         Returns:
-            (B, num_classes). In a pack, all of these have the members' dimension in front.
+            (B, num_classes). In a pack, all of these have the members' dimension in front, the factors before B.
         """
         kept = {} if intermediates is None else intermediates
         tokens = self.patch_embedding(images)
@@ -90,9 +98,9 @@ class VisionTransformer(nn.Module):
         kept["embedding"] = tokens
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            mixed = block.mixing(block.mixing_norm(tokens))
+            mixed = scaled(block.mixing(block.mixing_norm(tokens)), branch_scales, BRANCHES_PER_BLOCK * i)
             tokens = tokens + mixed
-            tokens = tokens + block.mlp(block.mlp_norm(tokens))
+            tokens = tokens + scaled(block.mlp(block.mlp_norm(tokens)), branch_scales, BRANCHES_PER_BLOCK * i + 1)
             if intermediates is not None:
                 kept |= {f"block{i}/mixing": mixed, f"block{i}": tokens}
         pooled = self.norm(tokens).mean(dim=-2)

@@ -62,6 +62,7 @@ class Task(Generic[StageType]):
         train: (stages of one shape, data set or None, storage, device, whether to checkpoint at every evaluation) →
             reports, as they come. The last report of a stage has its result, which the storage then has already.
         step_flops: stage → floating-point operations of one optimiser step.
+        learning_rate_sum: stage → the sum of the learning rates of its steps; None for a task without such stages.
         step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
         starts_from: stage → the parts of its parent that it starts from: weights, or weights and moments.
         peak_bytes: (stage, size of a pack, CUDA device) → memory of the pack; None if stages are never packed.
@@ -81,6 +82,7 @@ class Task(Generic[StageType]):
     train: "Callable[[Sequence[StageType], Dataset | None, Storage, torch.device, bool], Iterator[Reports]]"
     step_flops: Callable[[StageType], float]
     step_seconds: "Callable[[StageType, Sequence[int], torch.device], list[float]]"
+    learning_rate_sum: Callable[[StageType], float] | None = None
     starts_from: Callable[[StageType], tuple[str, ...]] = _weights
     peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None
     defaults_of_data: "Callable[[DatasetInfo], dict[str, Any]]" = _no_defaults

@@ -12,6 +12,7 @@ from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, 
 from cvit.results import MOMENTS, WEIGHTS
 from cvit.stages import TrainingStage, stages_of
 from cvit.tasks import Task
+from cvit.training.schedule import learning_rate_sum
 from cvit.vocabulary import TEST_ACCURACY, TRAIN_LOSS, TRAINING, VAL_ACCURACY
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def _train(
 
 
 def _step_flops(stage: TrainingStage) -> float:
+    """The operations of a step; those of a model of which they are not known are counted, with torch."""
+    if stage.step_flops is not None:
+        return stage.step_flops
     from cvit.training.probe import step_flops
 
     return step_flops(stage)
@@ -137,6 +141,7 @@ TASK = Task(
     train=_train,
     starts_from=_starts_from,
     step_flops=_step_flops,
+    learning_rate_sum=learning_rate_sum,
     step_seconds=_step_seconds,
     peak_bytes=_peak_bytes,
     defaults_of_data=_defaults_of_data,

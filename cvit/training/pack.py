@@ -23,8 +23,10 @@ from cvit.models.pack import FusedModels
 from cvit.stages import TrainingStage
 from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
 from cvit.training.groups import MOMENT_NAMES, groups_of
+from cvit.training.mixing import partners
 from cvit.training.optimizer import AdamW
 from cvit.training.readings import Reading, readings_of
+from cvit.training.regularisation import Draws, Regularisation
 from cvit.training.schedule import rate_at
 
 EVALUATION_BATCH_SIZE = 500
@@ -85,6 +87,7 @@ class TrainingPack:
         smoothing = [stage.trial.training.label_smoothing for stage in stages]
         self._label_smoothing = torch.tensor(smoothing, device=device)[:, None]
         self._is_augmented = any(stage.trial.data.augmentation != "none" for stage in stages)
+        self._regularisation = Regularisation(stages, data.train.images, TABLE_STEPS, device)
         members, batch_size = len(stages), stages[0].trial.training.batch_size
 
         def table(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -97,7 +100,7 @@ class TrainingPack:
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._correct = torch.zeros(members, dtype=torch.int64, device=device)
         self._is_moving = torch.ones(members, 1, dtype=torch.bool, device=device)
-        self._drawn: tuple[range, tuple[Tensor, Tensor]] | None = None
+        self._drawn: tuple[range, tuple[Tensor, Tensor], Draws] | None = None
         self._graphs: dict[Reading, torch.cuda.CUDAGraph] = {}
 
     def train(self, first: int) -> Measured:
@@ -181,6 +184,7 @@ class TrainingPack:
         tables = (self._places, self._changes, self._factors)
         for table, rows in zip(tables, (*self._drawn[1], torch.tensor(factors)), strict=True):
             table[: len(steps)].copy_(rows)
+        self._regularisation.fill(self._drawn[2])
         self._row.zero_()
 
     def _draw(self, steps: range) -> None:
@@ -188,7 +192,7 @@ class TrainingPack:
         if steps:
             first = self.stages[0].first_step
             of_trial = range(first + steps.start, first + steps.stop)
-            self._drawn = steps, draw_batches(self._data, self.stages, of_trial)
+            self._drawn = steps, draw_batches(self._data, self.stages, of_trial), self._regularisation.draw(of_trial)
 
     def _take(self, steps: range) -> None:
         """Takes the steps, by CUDA graphs if enough of the stage's steps remain; they are counted within the stage."""
@@ -225,8 +229,14 @@ class TrainingPack:
 
     def _step(self, reading: Reading) -> None:
         images, labels = self._batch()
-        logits = self._logits(reading.model, self._data.normalised(images))
+        inputs = self._regularisation.erased_and_mixed(self._data.normalised(images), self._row)
+        logits = self._logits(reading.model, inputs, self._regularisation.branch_scales(self._row))
         losses = _cross_entropy(logits, labels, self._label_smoothing)
+        weights = self._regularisation.label_weights(self._row)
+        if weights is not None:
+            others, own = partners(labels), weights[:, 0]
+            losses = own * losses + (1 - own) * _cross_entropy(logits, others, self._label_smoothing)
+            labels = torch.where(weights >= 0.5, labels, others)  # those that the accuracy counts
         is_partial = reading.columns is not None
         gradients = torch.autograd.grad(losses.sum(), self._models.parameters, materialize_grads=is_partial)
         gradient = self._models.flatten(gradients)
@@ -247,13 +257,15 @@ class TrainingPack:
         images = train.images.index_select(0, places.flatten())
         if self._is_augmented:
             images = apply_augmentation(images, self._changes.index_select(0, self._row).flatten(0, 2))
+        images = self._regularisation.augmented(images, self._row)
         return images.unflatten(0, places.shape), train.labels[places]
 
-    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+    def _logits(self, model: nn.Module, images: Tensor, branch_scales: Tensor | None = None) -> Tensor:
         """Logits (M, B, num_classes), float32. The cache of casts is off because a captured graph must contain them."""
+        scales = {} if branch_scales is None else {"branch_scales": branch_scales}
         is_half = self.stages[0].trial.training.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
-            return model(images).float()
+            return model(images, **scales).float()
 
     def _evaluation_batch_size(self) -> int:
         """The size of an evaluation batch. On a CPU it is limited, because attention matrices that are far larger than

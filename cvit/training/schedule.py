@@ -5,6 +5,7 @@ own peak. Factors for some of the parameters (`cvit.training.groups`) come on to
 """
 
 import math
+from functools import lru_cache
 
 from cvit.stages import TrainingStage
 
@@ -27,8 +28,24 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup_fraction: flo
 
 def rate_at(stage: TrainingStage, step: int) -> float:
     """The learning rate of a stage's step, counted within the stage."""
-    first, total = (0, stage.steps) if stage.schedule_steps is None else (stage.first_step, stage.schedule_steps)
+    first, total = _place(stage)
     return learning_rate(first + step, total, stage.learning_rate, stage.warmup_fraction)
+
+
+def _place(stage: TrainingStage) -> tuple[int, int]:
+    """The stage's first step in its schedule, and the steps of that schedule."""
+    return (0, stage.steps) if stage.schedule_steps is None else (stage.first_step, stage.schedule_steps)
+
+
+def learning_rate_sum(stage: TrainingStage) -> float:
+    """S, the sum of the learning rates of a stage's steps. Times its own factor, a parameter moves by little more than
+    that, whatever its gradients."""
+    return _sum(*_place(stage), stage.learning_rate, stage.warmup_fraction, stage.steps)
+
+
+@lru_cache(maxsize=4096)
+def _sum(first: int, total: int, peak: float, warmup_fraction: float, steps: int) -> float:
+    return sum(learning_rate(step, total, peak, warmup_fraction) for step in range(first, first + steps))
 
 
 def learning_rates(stage: TrainingStage) -> list[float]:

@@ -92,7 +92,8 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A question and the presets that answer it; the first preset is the default. All presets have the same axes.
+    """A question and the presets that answer it; the first preset is the default. All presets have the same axes,
+    but for variants of schemes (`analysis/statistics/variants.py`), such as the unit of the budget.
 
     Attributes:
         task: the task of its trials, the name of a module in `cvit.tasks`.

@@ -214,7 +214,7 @@ def test_without_warmup_divergence_counts_as_guessing(tmp_path: Path) -> None:
         return 0.7 + 0.001 * cell["seed"]
 
     found = judged(tmp_path, trainings("no_warmup", KEY, grid, accuracy))
-    warmup = {name: claim for name, claim in found.items() if "warmup" in name}
+    warmup = {name: claim for name, claim in found.items() if "without_warmup" in name}
     assert {name: claim.verdict for name, claim in warmup.items()} == {
         "no_loss_without_warmup/0.01": HOLDS, "no_loss_without_warmup/0.1": HOLDS,
         "random_loses_without_warmup/0.01": FAILS, "random_loses_without_warmup/0.1": HOLDS,
@@ -303,7 +303,7 @@ def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         assert said in text
     *_, before, _, _, last = capsys.readouterr().out.splitlines()
-    assert before.startswith("| trains_faster/1 ") and last == "3 of 13 claims hold."
+    assert before.startswith("| trains_faster/1 ") and last == "3 of 14 claims hold."
     assert run(-0.1) == 0
     assert run(-0.1, "--strict") == 3
     capsys.readouterr()

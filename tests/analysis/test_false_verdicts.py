@@ -2,10 +2,11 @@
 
 A claim has two lines, and a study two truths for it: at the lower line, where `holds` is wrong, and at the upper one,
 where `does not hold` is. In either, a data set counts if any place of the claim has the wrong verdict. The share of
-these data sets is the family-wise error, which may be ERROR_RATE.
+these data sets is the family-wise error, which may be ERROR_RATE, family by family where a claim has several.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from scipy.stats import binom
 
 from analysis.claims import all_claims
-from analysis.questions import POINTS, STEPS_SHARE
+from analysis.questions import DECADES, POINTS, STEPS_SHARE, Claim
 from analysis.questions.expressivity import ZERO_ERROR
+from analysis.statistics.learning_rates import RANGE_MARGIN
 from analysis.statistics.studies import Study
 from analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, MARGIN, judge
 from cvit import vocabulary as names
@@ -86,20 +88,49 @@ def nine_heads(draws: Draws, seeds: int, truth: float) -> Study:
     return _study(draws, "head_count", grid, lambda c: (0.8 + truth * (c["num_heads"] == 9), 0.1 / c["num_heads"]))
 
 
+RATES = [0.001, 0.004, 0.016, 0.064, 0.256]
+
+
+def warmup_study(draws: Draws, seeds: int, scheme: str, mean: Callable[[Cell], tuple[float, float]]) -> Study:
+    """A study whose trainings have a true accuracy, with a mean and a spread, that both kinds of images measure."""
+
+    def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
+        level, spread = mean(cell)
+        true = level + 0.02 * draws.shared(cell["seed"]) + spread * draws.rng.normal()
+        return draws.accuracy(true, 0), {}, {names.VAL_ACCURACY: draws.accuracy(true, 0)}
+
+    grid = {"warmup_fraction": [0.0, 0.1], "learning_rate": RATES, "init_scheme": [scheme], "seed": list(range(seeds))}
+    return study_in_memory("no_warmup", grid, outcome)
+
+
 def without_warmup(draws: Draws, seeds: int, truth: float, scheme: str, sign: int) -> Study:
     """At most learning rates it is open whether they count: there the mean is half of that at the best rate."""
 
     def mean(cell: Cell) -> tuple[float, float]:
-        level, spread = (0.86, 0.03) if cell["learning_rate"] == 0.001 else (0.43, 0.06)
+        level, spread = (0.86, 0.03) if cell["learning_rate"] == RATES[0] else (0.43, 0.06)
         return level + sign * truth * (cell["warmup_fraction"] == 0), spread
 
-    grid = {
-        "warmup_fraction": [0.0, 0.1],
-        "learning_rate": [0.001, 0.016, 0.032, 0.064, 0.128],
-        "init_scheme": [scheme],
-        "seed": list(range(seeds)),
-    }
-    return _study(draws, "no_warmup", grid, mean)
+    return warmup_study(draws, seeds, scheme, mean)
+
+
+def without_warmup_on_a_plateau(draws: Draws, seeds: int, truth: float, scheme: str, sign: int) -> Study:
+    """All learning rates are equally good, so that which of them is best is chance alone."""
+    return warmup_study(draws, seeds, scheme, lambda cell: (0.86 + sign * truth * (cell["warmup_fraction"] == 0), 0.03))
+
+
+def range_of_rates(draws: Draws, seeds: int, truth: float) -> Study:
+    """Without warm-up, a training's range of learning rates is wider by `truth` decades on average: 0, or -0.301.
+
+    By 200,000 draws, it is -0.301 if the accuracy at the third rate is this one; the best of few other seeds lies the
+    higher above its mean, the fewer they are.
+    """
+    third = {3: 0.7505, 5: 0.7735}[seeds] if truth else 0.86
+
+    def mean(cell: Cell) -> tuple[float, float]:
+        levels = [0.86, 0.86, 0.86 if cell["warmup_fraction"] else third, 0.5, 0.2]
+        return levels[RATES.index(cell["learning_rate"])], 0.02
+
+    return warmup_study(draws, seeds, "two_phase", mean)
 
 
 def equally_fast(draws: Draws, seeds: int, truth: float) -> Study:
@@ -156,39 +187,57 @@ TRUTHS: dict[str, tuple[Truth, Truth]] = {
     "nine_match_more": _at(NO_LOSS, nine_heads),
     "no_loss_without_warmup": _at(NO_LOSS, functools.partial(without_warmup, scheme="two_phase", sign=1)),
     "random_loses_without_warmup": _at(GAIN, functools.partial(without_warmup, scheme="random", sign=-1)),
+    "no_loss_without_warmup, plateau": _at(
+        NO_LOSS, functools.partial(without_warmup_on_a_plateau, scheme="two_phase", sign=1)
+    ),
+    "random_loses_without_warmup, plateau": _at(
+        GAIN, functools.partial(without_warmup_on_a_plateau, scheme="random", sign=-1)
+    ),
+    "warmup_does_not_widen_the_range": _at((-RANGE_MARGIN, 0.0), range_of_rates),
     "heads_enough": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) + 1), _as_counted),
     "heads_necessary": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) - 1), _as_counted),
     "patches_save_heads": (lambda draws, n: fits(draws, n, lambda *case: 9), _as_counted),
 }
-"""Claim → studies in which it is not true, but only just, and studies in which it is, but only just."""
+"""Claim → studies in which it is not true, but only just, and studies in which it is, but only just. After a comma
+stands what a second kind of studies is about."""
+
+
+def claim_of(case: str) -> Claim:
+    return CLAIMS[case.partition(", ")[0]]
 
 
 def test_every_claim_is_simulated() -> None:
-    assert TRUTHS.keys() == CLAIMS.keys()
+    assert {claim_of(case).name for case in TRUTHS} == CLAIMS.keys()
 
 
-def num_wrong(claim: str, wrong: str, seeds: int, num_studies: int) -> int:
-    """The number of data sets on which any place of a claim has the wrong verdict."""
-    truth = TRUTHS[claim][(HOLDS, FAILS).index(wrong)]
-    rng = np.random.default_rng([seeds, *claim.encode(), *wrong.encode()])
-    return sum(
-        any(judged.verdict == wrong for family in CLAIMS[claim].judge(truth(Draws(rng), seeds)) for _, judged in family)
+def num_wrong(case: str, wrong: str, seeds: int, num_studies: int) -> int:
+    """The number of data sets on which any place of a claim's family has the wrong verdict; of several families, the
+    largest number."""
+    truth = TRUTHS[case][(HOLDS, FAILS).index(wrong)]
+    rng = np.random.default_rng([seeds, *case.encode(), *wrong.encode()])
+    of_families = Counter(
+        number
         for _ in range(num_studies)
+        for number, family in enumerate(claim_of(case).judge(truth(Draws(rng), seeds)))
+        if any(judged.verdict == wrong for _, judged in family)
     )
+    return max(of_families.values(), default=0)
 
 
-def assert_rate(claim: str, wrong: str, seeds: int, num_studies: int) -> None:
-    found = num_wrong(claim, wrong, seeds, num_studies)
-    print(f"{claim}: {wrong!r} is wrong in {found} of {num_studies} data sets of {seeds} seeds")
-    allowed = ERROR_RATE if CLAIMS[claim].unit in (POINTS, STEPS_SHARE) else 0.0  # what heads express is no chance
+def assert_rate(case: str, wrong: str, seeds: int, num_studies: int) -> None:
+    found = num_wrong(case, wrong, seeds, num_studies)
+    print(f"{case}: {wrong!r} is wrong in {found} of {num_studies} data sets of {seeds} seeds")
+    allowed = (
+        ERROR_RATE if claim_of(case).unit in (POINTS, STEPS_SHARE, DECADES) else 0.0
+    )  # what heads express is no chance
     # More than this come by chance in one simulation of 10,000.
     assert found <= binom.ppf(1 - 1e-4, num_studies, allowed)
 
 
 @pytest.mark.parametrize("wrong", [HOLDS, FAILS])
-@pytest.mark.parametrize("claim", TRUTHS)
-def test_false_verdicts(claim: str, wrong: str) -> None:
-    assert_rate(claim, wrong, 5, QUICK)
+@pytest.mark.parametrize("case", TRUTHS)
+def test_false_verdicts(case: str, wrong: str) -> None:
+    assert_rate(case, wrong, 5, QUICK)
 
 
 @pytest.mark.parametrize("line", [0.0, -MARGIN])
@@ -207,6 +256,6 @@ def test_differences_of_a_few_test_images(images: int, pairs: int, spread: float
 @pytest.mark.simulation
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("wrong", [HOLDS, FAILS])
-@pytest.mark.parametrize("claim", TRUTHS)
-def test_false_verdicts_in_long_simulations(claim: str, wrong: str, seeds: int) -> None:
-    assert_rate(claim, wrong, seeds, LONG)
+@pytest.mark.parametrize("case", TRUTHS)
+def test_false_verdicts_in_long_simulations(case: str, wrong: str, seeds: int) -> None:
+    assert_rate(case, wrong, seeds, LONG)

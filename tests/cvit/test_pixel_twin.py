@@ -25,6 +25,7 @@ from cvit.models.pixel import PixelConvolution, PixelNorm, pixels_of, tokens_of
 from cvit.models.vit import Block, VisionTransformer
 from cvit.stages import stages_of
 from cvit.theorem.layer import convolution_as_attention
+from cvit.training.groups import carried_names
 from cvit.training.probe import step_flops, step_seconds
 from tests.cvit.test_dimensions import all_random, config_on, images_for
 from tests.support.convolutions import FUNCTIONS, KINDS, randn
@@ -340,6 +341,16 @@ def test_the_stage_is_shared_by_all_heads() -> None:
     second = {stages_of(trial(init_scheme="two_phase", num_heads=heads), 100)[1].key for heads in (1, 9, 12)}
     forms = {stages_of(trial(init_scheme="two_phase", convolution_form=f), 100)[0].key for f in ("full", "factorized")}
     assert len(second) == 3 and not forms & first
+
+
+def test_only_moments_of_parameters_of_the_same_shape_are_carried_over() -> None:
+    """Those of a tied weight are of another gradient, the sum over the pixels; with one pixel a patch none is tied."""
+    settings = {"init_scheme": "two_phase", "optimizer_state": "carried", "position_encoding": "relative+absolute"}
+    tied = carried_names(stages_of(trial(**settings), num_images=100)[1])
+    assert tied == {"head.bias", "position_embedding"}
+    free = carried_names(stages_of(trial(**settings, patch_size=1), num_images=100)[1])
+    assert free > tied and {"blocks.1.mlp.0.weight", "blocks.0.mixing_norm.weight", "norm.bias"} < free
+    assert not any(".mixing." in name for name in free)
 
 
 @pytest.mark.parametrize("scheme", ["two_phase", "conv_structured", "convolution"])

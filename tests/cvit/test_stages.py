@@ -24,6 +24,10 @@ FLAT: dict[str, Any] = {
     "max_validation_images": 2000,
     "max_test_images": None,
     "augmentation": "shift",
+    "augmentation_policy": "none",
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "erasing_probability": 0.0,
     "image_size": 8,
     "in_channels": 1,
     "num_classes": 10,
@@ -44,6 +48,7 @@ FLAT: dict[str, Any] = {
     "convolution_warmup_fraction": None,
     "epochs": 10,
     "min_steps": 40,
+    "budget_unit": "steps",
     "batch_size": 16,
     "learning_rate": 0.001,
     "position_learning_rate_factor": 1.0,
@@ -55,6 +60,7 @@ FLAT: dict[str, Any] = {
     "warmup_fraction": 0.1,
     "label_smoothing": 0.0,
     "gradient_clip_norm": 1.0,
+    "stochastic_depth": 0.0,
     "precision": "float32",
     "evaluations": 10,
     "seed": 0,
@@ -68,6 +74,10 @@ OTHER: dict[str, Any] = {
     "max_validation_images": 50,
     "max_test_images": 100,
     "augmentation": "none",
+    "augmentation_policy": "trivial_augment",
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+    "erasing_probability": 0.1,
     "image_size": 16,
     "in_channels": 3,
     "num_classes": 9,
@@ -88,6 +98,7 @@ OTHER: dict[str, Any] = {
     "convolution_warmup_fraction": 0.2,
     "epochs": 20,
     "min_steps": 400,
+    "budget_unit": "flops",
     "batch_size": 8,
     "learning_rate": 0.002,
     "position_learning_rate_factor": 30.0,
@@ -99,6 +110,7 @@ OTHER: dict[str, Any] = {
     "warmup_fraction": 0.0,
     "label_smoothing": 0.1,
     "gradient_clip_norm": 0.0,
+    "stochastic_depth": 0.1,
     "precision": "bfloat16",
     "evaluations": 20,
     "seed": 1,
@@ -145,7 +157,10 @@ def test_the_convolution_phase_takes_its_share() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(PARAMETERS) - {"init_scheme"}))
 def test_a_parameter_changes_the_keys_where_it_changes_the_outcome(name: str) -> None:
-    """Every parameter is either known here to be without influence, or changes the keys of both stages."""
+    """Every parameter is either known here to be without influence, or changes the keys of both stages.
+
+    The unit of the budget changes the number of steps, where phases cost differently.
+    """
     convolution, attention = keys()
     other_convolution, other_attention = keys(**{name: OTHER[name]})
     without_influence = {"dataset"}
@@ -190,13 +205,13 @@ STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule"
 START = {"attention_sharpness", "attention_leak"}
 NOT_USED: dict[str, set[str]] = {
     "joint": {"convolution_form"},
-    "mimetic": START | {"convolution_form"},
-    "impulse": {"convolution_form"},
-    "local": START | {"convolution_form"},
+    "mimetic": START | {"convolution_form", "budget_unit"},
+    "impulse": {"convolution_form", "budget_unit"},
+    "local": START | {"convolution_form", "budget_unit"},
     "convolution": START | {"decay_towards", "position_learning_rate_factor"},  # it has no position term here
     "resnet": START
     | {"convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim", "position_encoding"}
-    | {"decay_towards", "position_learning_rate_factor"},
+    | {"decay_towards", "position_learning_rate_factor", "stochastic_depth"},
 }
 
 
@@ -301,7 +316,8 @@ def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
     """The key of version d709f53, spelled out: every field, of what was neutral then nothing but `max_test_images`."""
     stage = stages(init_scheme="random")[0]
     ignored = {"attention_sharpness", "convolution_form", "max_test_images", "dataset", "inner_dim", "epochs"}
-    ignored |= {"min_steps", "evaluations", *(name for name in FLAT if name.startswith("convolution_"))}
+    ignored |= {"min_steps", "budget_unit", "evaluations", *(name for name in FLAT if name.startswith("convolution_"))}
+    ignored |= {"augmentation_policy", "mixup_alpha", "cutmix_alpha", "erasing_probability", "stochastic_depth"}
     ignored |= {"attention_leak", "position_learning_rate_factor", "transferred_learning_rate_factor"}  # added since
     ignored |= {"optimizer_state", "schedule", "decay_towards"}
     decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}

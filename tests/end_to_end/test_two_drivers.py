@@ -58,7 +58,8 @@ def test_two_sweeps_at_once_train_each_stage_that_they_share_once(tmp_path: Path
         records = [record for record in journal(tmp_path, name) if record["type"] == v.RECORD_POINTS]
         # A measurement holds its time, so a stage that was trained twice would have others.
         assert {tuple(point) for record in records for point in record["points"]} == measured
-    assert {path.name for path in tmp_path.glob("storage/stages/*/*")} == {"result.json", "weights.safetensors"}
+    parts = {"result.json", "weights.safetensors", "moments.safetensors"}
+    assert {path.name for path in tmp_path.glob("storage/stages/*/*")} == parts
     assert list(tmp_path.glob("storage/leases/*/*")) == []
 
 

@@ -11,7 +11,7 @@ from cvit.config import TrialConfig
 from cvit.stages import Stage, TrainingStage
 from cvit.training import probe
 from sweeps.engine.execution import cost, pack_size
-from sweeps.engine.execution.cost import step_costs
+from sweeps.engine.execution.cost import flops_of, step_seconds
 from tests.support.plans import SMALL, make_progress
 
 CPU = torch.device("cpu")
@@ -66,12 +66,17 @@ def test_kinds_beyond_the_time_count_as_the_mean(tmp_path: Path, monkeypatch: py
     kinds = {stage.cost_kind: stage for stage in todo}
     assert len(kinds) == 3
     monkeypatch.setattr(cost, "MEASURING_S", 0.0)
-    costs = step_costs(todo, {}, CPU)
+    costs = step_seconds(todo, {}, CPU)
     (first,) = costs.by_kind.values()
     assert costs.num_kinds == 3
-    steps = sum(stage.steps for stage in todo)
-    assert costs.of(todo).flops == pytest.approx(first.flops * steps)
-    assert costs.of(todo).worker_seconds == pytest.approx(first.worker_seconds * steps)
+    assert costs.of(todo) == pytest.approx(first * sum(stage.steps for stage in todo))
+
+
+def test_operations_are_those_of_every_kind(tmp_path: Path) -> None:
+    todo = make_progress(tmp_path, *SMALL).todo
+    counted = [probe.step_flops(stage) * stage.steps for stage in todo if isinstance(stage, TrainingStage)]
+    assert len({stage.cost_kind for stage in todo}) == 3 and len(counted) == len(todo)
+    assert flops_of(todo) == sum(counted)
 
 
 def test_pack_sizes_are_measured_for_a_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,7 @@ def test_combinations_that_cannot_be_are_dropped_by_rule_and_listed(tmp_path: Pa
 def test_trials_end_the_same_with_and_without_sharing_stages(tmp_path: Path) -> None:
     """Bit for bit, on one machine: four trials that share a convolution phase, against each trained alone."""
     small = ("--init-scheme", "two_phase", "--embed-dim", "16", "--depth", "1", "--min-steps", "24", "--epochs", "0")
+    small += ("--transferred-learning-rate-factor", "1", "--schedule", "per_phase")
 
     def progress_of(folder: Path, warmups: Iterable[object], rates: Iterable[object]) -> Progress:
         grid = ("--warmup-fraction", *map(str, warmups), "--learning-rate", *map(str, rates), "--seeds", "1")

@@ -34,15 +34,16 @@ STUDIES = {
         "reference": "6041c3935fbaa22b",
     },
     "low_data": {
-        "laptop": "e93b09cbba830ce2",
+        "laptop": "8c11094deb0fe4c2",  # since it has budgets in steps and in FLOPs; e93b09cbba830ce2 before
         "smoke": "9b5cf57f51634cc0",
         "photographs": "5574ba435a59a978",
         "reference": "536419457e2b8482",
     },
     "no_warmup": {
-        "laptop": "b87a89984be59259",
-        "smoke": "cbebf793214dd304",
-        "reference": "0ad86aa2ed148b80",
+        # Since two axes vary two phases; those before were b87a89984be59259, cbebf793214dd304 and 0dfdf299753a95dd.
+        "laptop": "c20aefb89db320a5",
+        "smoke": "6e86d78d4049c0ac",
+        "reference": "bd4e5ebbe5a2c42d",
     },
     "patch_size": {
         "laptop": "1ea2f4aea95bd0d5",

@@ -28,7 +28,7 @@ from tests.support.scripts import ROOT, sweeps_of
 SMALL = (
     *("--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--epochs", "0"),
-    *("--min-steps", "24", "--evaluations", "2"),
+    *("--min-steps", "24", "--evaluations", "2", "--budget-unit", "steps"),
 )
 
 

@@ -25,7 +25,7 @@ WIDTH = {"COLUMNS": "200"}
 
 TINY = (
     *("--embed-dim", "16", "--depth", "1", "--num-heads", "9", "--head-dim", "4", "--mlp-ratio", "2"),
-    *("--batch-size", "16", "--epochs", "0", "--evaluations", "4"),
+    *("--batch-size", "16", "--epochs", "0", "--evaluations", "4", "--budget-unit", "steps"),
 )
 """A model and a training so small that only the orchestration takes time."""
 

@@ -23,6 +23,7 @@ from analysis.display.figure_style import (
 )
 from analysis.statistics.stats import Estimate, t_interval
 from analysis.statistics.studies import TREATMENT, Study
+from analysis.statistics.variants import base_scheme
 from analysis.store.axes import FRACTION, SCHEME
 from cvit import vocabulary as names
 
@@ -34,7 +35,8 @@ def draw(studies: Sequence[Study]) -> Figure:
     """Draws, per study, most recent first: accuracy against data fraction, and validation accuracy against steps.
 
     Lines are means over seeds, bands 95 % t-intervals. Diverged trials count in the left panel as in the tables, and
-    are left out of the right one. A tick on a curve marks where its trials pass from convolution to attention.
+    are left out of the right one, and so are those of equal FLOPs. A tick on a curve marks where its trials pass from
+    convolution to attention.
     """
     recent = studies[:STUDIES_SHOWN]
     with new_figure(ROW_HEIGHT * len(recent)) as figure:
@@ -55,6 +57,8 @@ def _draw_curves(axes: Axes, study: Study) -> None:
     history = {key: curve for (key, metric), curve in study.curves.items() if metric == names.VAL_ACCURACY}
     groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
     for result in study.results:
+        if result.place[SCHEME] != base_scheme(result.place[SCHEME]):
+            continue  # the curves are those of equal steps
         if result.trial and result.state == names.STATUS_OK and result.trial["trial_key"] in history:
             groups.setdefault((result.place[FRACTION], result.place[SCHEME]), []).append(result.trial)
     styles = fraction_styles([fraction for fraction, _ in groups])

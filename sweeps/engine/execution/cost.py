@@ -1,6 +1,7 @@
-"""The cost of a plan: floating-point operations, counted, and time, measured on a few steps."""
+"""The cost of a plan: floating-point operations, known beforehand, and time, measured on a few steps."""
 
 import math
+import statistics
 import time
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,55 +18,52 @@ MEASURING_S = 10.0
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Floating-point operations of training, and seconds on one worker of this machine; NaN where they cannot be
-    measured here."""
+class StepSeconds:
+    """Seconds of one member's step on one worker of this machine, by the kind of step; NaN where they cannot be
+    measured here. `num_kinds` counts the kinds that were not measured too."""
 
-    flops: float
-    worker_seconds: float
-
-
-@dataclass(frozen=True)
-class StepCosts:
-    """The costs of one member's step, by the kind of step; `num_kinds` counts those that were not measured too."""
-
-    by_kind: Mapping[Hashable, Cost]
+    by_kind: Mapping[Hashable, float]
     num_kinds: int
 
-    def of(self, stages: Iterable[Stage]) -> Cost:
-        """The cost of stages, without evaluation."""
-        mean = _mean(list(self.by_kind.values()))
-        steps = [(self.by_kind.get(stage.cost_kind, mean), stage.steps) for stage in stages]
-        return Cost(sum(c.flops * n for c, n in steps), sum(c.worker_seconds * n for c, n in steps))
+    def of(self, stages: Iterable[Stage]) -> float:
+        """Seconds of training stages, without evaluation. A kind that was not measured counts as the mean of the
+        others."""
+        mean = statistics.fmean(self.by_kind.values())
+        return sum(self.by_kind.get(stage.cost_kind, mean) * stage.steps for stage in stages)
 
 
-def step_costs(stages: Iterable[Stage], limits: Limits, device: torch.device) -> StepCosts:
-    """The costs of the steps of stages. One step of every kind is counted, forward and backward, and timed.
+def flops_of(stages: Iterable[Stage]) -> float:
+    """Floating-point operations of training stages, forward and backward, without evaluation."""
+    of_step: dict[Hashable, float] = {}
+    total = 0.0
+    for stage in stages:
+        kind = stage.cost_kind
+        if kind not in of_step:
+            of_step[kind] = task_named(stage.task).step_flops(stage)
+        total += of_step[kind] * stage.steps
+    return total
+
+
+def step_seconds(stages: Iterable[Stage], limits: Limits, device: torch.device) -> StepSeconds:
+    """The seconds of the steps of stages, of which there is at least one. A step of every kind is timed.
 
     Args:
         limits: the largest number of stages in a pack, by shape.
     """
     started = time.monotonic()
     kinds = {stage.cost_kind: stage for stage in stages}
-    measured: dict[Hashable, Cost] = {}
+    measured: dict[Hashable, float] = {}
     for kind, stage in kinds.items():
         if measured and time.monotonic() - started > MEASURING_S:
             break
-        measured[kind] = _step_cost(stage, limits.get(stage.shape, 1), device)
-    return StepCosts(measured, len(kinds))
+        measured[kind] = _seconds_of_step(stage, limits.get(stage.shape, 1), device)
+    return StepSeconds(measured, len(kinds))
 
 
-def _step_cost(stage: Stage, pack_size: int, device: torch.device) -> Cost:
-    """FLOPs and seconds of one member's step in a pack."""
-    task = task_named(stage.task)
+def _seconds_of_step(stage: Stage, pack_size: int, device: torch.device) -> float:
+    """Seconds of one member's step in a pack."""
     with one_thread():
-        flops = task.step_flops(stage)
         try:
-            return Cost(flops, task.step_seconds(stage, [pack_size], device)[0] / pack_size)
+            return task_named(stage.task).step_seconds(stage, [pack_size], device)[0] / pack_size
         except (torch.OutOfMemoryError, MemoryError):
-            return Cost(flops, math.nan)
-
-
-def _mean(costs: list[Cost]) -> Cost:
-    count = max(1, len(costs))
-    return Cost(sum(c.flops for c in costs) / count, sum(c.worker_seconds for c in costs) / count)
+            return math.nan

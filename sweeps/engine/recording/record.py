@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from cvit.results import Provenance, Report, StageResult
+from cvit.results import Point, Provenance, Report, StageResult
+from cvit.stages import Stage
 from cvit.tasks import task_named
 from cvit.vocabulary import (
+    SECONDS_OF_PHASE,
     STATUS_FAILED,
     STATUS_PRUNED,
     TAG_CODE_VERSION,
@@ -25,6 +27,7 @@ def record_report(progress: Progress, journal: Journal, key: str, report: Report
     trials = progress.plan.trials_of[key]
     journal.record_points(trials, report.points)
     if report.result is not None:
+        journal.record_points(trials, _seconds(progress.plan.stages[key], report.result))
         unfinished = [trial for trial in trials if progress.status(trial) is None]
         progress.results[key] = report.result
         progress.num_ended_here += sum(progress.status(trial) is not None for trial in unfinished)
@@ -36,7 +39,8 @@ def record_known_results(progress: Progress, journal: Journal) -> None:
     """Completes the journal with results that the storage has already: from stages shared with other sweeps, and from
     stages that finished just before a driver was killed."""
     for key, result in progress.results.items():
-        journal.record_points(progress.plan.trials_of[key], result.points)
+        points = [*result.points, *_seconds(progress.plan.stages[key], result)]
+        journal.record_points(progress.plan.trials_of[key], points)
     for trial in progress.plan.trials:
         _record_outcome(progress, journal, trial)
 
@@ -73,6 +77,14 @@ def take_up_pruned(progress: Progress, journal: Journal) -> None:
     stopped = {trial.key for trial in progress.plan.trials if journal.status(trial.key) == STATUS_PRUNED}
     values = journal.last_values(metric) if stopped and metric is not None else {}
     progress.pruned.update({key: values.get(key, 0.0) for key in stopped})
+
+
+def _seconds(stage: Stage, result: StageResult) -> list[Point]:
+    """The seconds that a stage took, as a measurement at its end: results of earlier versions have them too."""
+    if not result.points:
+        return []
+    _, step, _, time_ms = result.points[-1]
+    return [(f"{SECONDS_OF_PHASE}{stage.phase}", step, result.seconds, time_ms)]
 
 
 def _record_outcome(progress: Progress, journal: Journal, trial: Trial) -> None:

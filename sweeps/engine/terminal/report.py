@@ -20,13 +20,14 @@ from cvit.config import as_text
 from cvit.storage import Storage
 from cvit.vocabulary import FINALIST_SEED, SEARCH_SEED
 from sweeps.engine.declaration import Search
-from sweeps.engine.execution.cost import step_costs
+from sweeps.engine.execution.cost import flops_of, step_seconds
 from sweeps.engine.execution.pack_size import Limits, pack_limits
 from sweeps.engine.execution.workers import Workers
 from sweeps.engine.planning.grids import Cell, as_grids
 from sweeps.engine.planning.plan import FRACTION, Plan
 from sweeps.engine.planning.progress import Progress
 from sweeps.engine.planning.request import Request
+from sweeps.engine.terminal.phases import phase_lines
 from sweeps.engine.wording import duration
 
 _MOST_PLACES_SHOWN = 3
@@ -81,6 +82,8 @@ def print_plan(console: Console, progress: Progress, request: Request) -> None:
         lines += _after("search", [_search_text(plan.search, len(plan.study.grid["seed"]))])
     if plan.dropped:
         lines += [f"  dropped   {len(plan.dropped)} impossible combinations:", *_dropped(plan)]
+    if not (request.dry_run and todo):  # else the phases follow with the seconds that they are expected to take
+        lines += phase_lines(progress)
     _print(console, lines)
     if not todo and plan.search is None:
         _print(console, ["Nothing to train: every trial is done."])
@@ -98,15 +101,18 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
         return
     device = torch.device(workers.device)
     limits = pack_limits(todo, workers, max_pack)
-    costs = step_costs(todo, limits, device)
-    cost = costs.of(todo)
-    lines = [f"  packs     {_packs(progress, limits, workers.count)}"]
-    if math.isnan(cost.worker_seconds):
+    costs = step_seconds(todo, limits, device)
+    flops, seconds = flops_of(todo), costs.of(todo)
+    lines = [
+        *phase_lines(progress, lambda stage: costs.of([stage])),
+        f"  packs     {_packs(progress, limits, workers.count)}",
+    ]
+    if math.isnan(seconds):
         too_large = f"a step is too large to be timed on this machine's {workers.device.upper()}"
-        _print(console, [*lines, f"  cost      {cost.flops:.2g} FLOPs in training steps; {too_large}"])
+        _print(console, [*lines, f"  cost      {flops:.2g} FLOPs in training steps; {too_large}"])
         return
     lines.append(
-        f"  cost      {cost.flops:.2g} FLOPs in training steps; about {duration(cost.worker_seconds)} of one worker "
+        f"  cost      {flops:.2g} FLOPs in training steps; about {duration(seconds)} of one worker "
         f"on this machine's {workers.device.upper()}, evaluation not counted"
     )
     if len(costs.by_kind) < costs.num_kinds:
@@ -114,9 +120,9 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
     if plan.search is not None:
         per_scheme = len(plan.trials) / len(plan.study.grid["init_scheme"])
         share = (plan.search.trials + plan.search.num_finals + len(plan.study.grid["seed"])) / per_scheme
-        lines.append(f"            for the first round; about {duration(share * cost.worker_seconds)} for all of them")
+        lines.append(f"            for the first round; about {duration(share * seconds)} for all of them")
     if plan.shared:
-        lines.append(_saved_time(costs.of(plan.shared).worker_seconds))
+        lines.append(_saved_time(costs.of(plan.shared)))
     _print(console, lines)
 
 

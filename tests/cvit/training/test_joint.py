@@ -115,11 +115,14 @@ def test_a_pack_is_read_as_the_twins_of_its_members() -> None:
 
 # The steps
 
+REGULARISED: dict[str, Any] = {"stochastic_depth": 0.5, "mixup_alpha": 0.8, "augmentation": "shift"}
 
-def test_an_even_step_is_a_step_of_the_twin(digits: Dataset) -> None:
+
+@pytest.mark.parametrize("changes", [{}, REGULARISED])
+def test_an_even_step_is_a_step_of_the_twin(changes: dict[str, Any], digits: Dataset) -> None:
     """Bit for bit; what the twin does not have stands still, and so do its moments. Without clipping, whose norm is a
     sum over another number of zeros."""
-    one = stage(evaluations=16, gradient_clip_norm=0.0)
+    one = stage(evaluations=16, gradient_clip_norm=0.0, **changes)
     start = start_of(one)
     joint, twin = pack_of([one], digits, [start]), pack_of([twin_stage(one)], digits, [shared(start)])
     losses = [pack.train(0).losses for pack in (joint, twin)]
@@ -141,9 +144,10 @@ def test_decay_towards_the_start_leaves_what_a_step_does_not_use_as_it_is(digits
         assert not torch.equal(states[3][name], states[2][name]), "the fourth is attention's"
 
 
-def test_an_odd_step_is_a_step_of_attention(digits: Dataset) -> None:
+@pytest.mark.parametrize("changes", [{}, REGULARISED])
+def test_an_odd_step_is_a_step_of_attention(changes: dict[str, Any], digits: Dataset) -> None:
     """Bit for bit, for the weights that have taken as many steps; all of attention's weights move."""
-    one = stage(evaluations=16, gradient_clip_norm=0.0)
+    one = stage(evaluations=16, gradient_clip_norm=0.0, **changes)
     start = start_of(one)
     joint, attention = pack_of([one], digits, [start]), pack_of([attention_stage(one)], digits, [start])
     losses = [pack.train(1).losses for pack in (joint, attention)]

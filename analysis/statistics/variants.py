@@ -1,0 +1,67 @@
+"""Variants of init schemes: settings of single schemes that a study varies, shown as schemes beside the others.
+
+A parameter such as `schedule` concerns schemes of two phases only. As an axis of tables it would show random
+initialisation once for each of its values, always the same trainings. So the axis becomes part of the scheme's name:
+`two_phase, schedule joint` stands beside `two_phase` and `random`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from analysis.statistics.stats import Result
+from analysis.statistics.studies import Study
+from analysis.store.axes import BUDGET_UNIT, SCHEME, SHOWN_AS, TRANSFERRED_FACTOR
+from cvit.config import PARAMETERS
+from cvit.init.schemes import SCHEMES
+
+_WORDS = {TRANSFERRED_FACTOR: "factor", BUDGET_UNIT: "equal"}
+"""Short names of parameters."""
+
+
+def with_variants(study: Study, variants: Collection[str]) -> Study:
+    """The study with those of its axes in the names of its schemes, so that each scheme has one row at each place.
+
+    Trials that differ only in what their scheme ignores are the same trainings; one with a result stands for them.
+    """
+    folded = [axis for axis in study.axes if axis in variants]
+    if not folded:
+        return study
+    num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in study.results}
+    schemes = sorted(num_changed, key=lambda name: (study.schemes.index(base_scheme(name)), num_changed[name]))
+    kept: dict[tuple[Any, ...], Result] = {}
+    for result in sorted(study.results, key=lambda result: _num_not_neutral(result.place, folded)):
+        place = {axis: value for axis, value in result.place.items() if axis not in folded}
+        place[SCHEME] = scheme_at(result.place, folded)
+        key = (*place.items(), result.seed)
+        if key not in kept or (kept[key].missing and not result.missing):
+            kept[key] = replace(result, place=place)
+    shown = replace(
+        study,
+        axes=[axis for axis in study.axes if axis not in folded],
+        schemes=schemes,
+        trials=[{**r.trial, SHOWN_AS: r.place[SCHEME]} for r in kept.values() if r.trial is not None],
+    )
+    return replace(shown, results=sorted(kept.values(), key=lambda result: (*shown.order_of(result), result.seed)))
+
+
+def scheme_at(place: Mapping[str, Any], folded: Collection[str]) -> str:
+    """The name of the scheme at a place, with its values of the folded axes, such as `two_phase, factor 0.1`."""
+    changed = _changed(place, folded)
+    return ", ".join([place[SCHEME], *(f"{_WORDS.get(axis, axis)} {value}" for axis, value in changed.items())])
+
+
+def base_scheme(name: str) -> str:
+    """The init scheme in the name of a variant; the name itself if it is none."""
+    return name.partition(", ")[0]
+
+
+def _changed(place: Mapping[str, Any], folded: Collection[str]) -> dict[str, Any]:
+    """The values, other than the neutral ones, of the folded axes that have an influence on the scheme."""
+    scheme = SCHEMES.get(place[SCHEME])
+    ignored = scheme.ignores if scheme is not None else frozenset()
+    return {axis: place[axis] for axis in folded if axis not in ignored and place[axis] != PARAMETERS[axis].neutral}
+
+
+def _num_not_neutral(place: Mapping[str, Any], folded: Collection[str]) -> int:
+    return sum(place[axis] != PARAMETERS[axis].neutral for axis in folded)

@@ -1,0 +1,106 @@
+"""The floating-point operations of an optimiser step, as a function of the architecture; without torch.
+
+The operations are those of matrix products and convolutions, forward and backward, as torch's `FlopCounterMode` counts
+them: a test compares the two. Each product of the forward pass has two of the same size in the backward pass, one for
+the gradient of each factor; but images have no gradient.
+"""
+
+import math
+from functools import lru_cache
+
+from cvit.config import ModelConfig
+from cvit.geometry import neighbourhood, num_relative_positions, radius_of
+from cvit.models.sizes import WIDENING, network_size
+from cvit.vocabulary import ATTENTION, CONVOLUTION
+
+Architecture = tuple[str, str, ModelConfig, str]
+"""Phase, name of a scheme whose model or steps are not the transformer's, sizes, form of the convolutional twin; see
+`cvit.stages.TrainingStage.architecture`."""
+
+FORWARD_AND_BACKWARD = 3
+"""The products of a step for each one of its forward pass."""
+WITHOUT_GRADIENT_OF_INPUT = 2
+"""The same for the first layer, whose inputs are images."""
+
+
+@lru_cache(maxsize=4096)
+def step_flops(architecture: Architecture, batch_size: int) -> int | None:
+    """The operations of one optimiser step; None for a model whose operations this module does not know."""
+    phase, kind, config, form = architecture
+    if kind == "resnet":
+        of_image = _resnet(config)
+    elif kind == "joint":  # the mean of the two kinds of steps, which take turns
+        of_image = (_transformer(config, _attention(config)) + _transformer(config, _factorized(config))) // 2
+    elif phase == ATTENTION:
+        of_image = _transformer(config, _attention(config))
+    elif phase == CONVOLUTION or kind == "convolution":
+        of_image = _pixel_twin(config) if form == "pixel" else _transformer(config, _TOKEN_TWINS[form](config))
+    else:
+        return None
+    return batch_size * of_image
+
+
+def _transformer(config: ModelConfig, mixing: int) -> int:
+    """The operations of an image, given those of the forward pass of one block's mixing."""
+    tokens, width = math.prod(config.grid), config.embed_dim
+    embedding = _product(tokens, config.in_channels * math.prod(config.patch), width)
+    mlp = 2 * _product(tokens, width, round(width * config.mlp_ratio))
+    head = _product(1, width, config.num_classes)
+    return WITHOUT_GRADIENT_OF_INPUT * embedding + FORWARD_AND_BACKWARD * (config.depth * (mixing + mlp) + head)
+
+
+def _attention(config: ModelConfig) -> int:
+    """Query, key, value and output, and the two products of each head with the tokens and the zero slot."""
+    tokens = math.prod(config.grid)
+    projections = 4 * _product(tokens, config.embed_dim, config.num_heads * config.head_dim)
+    return projections + 2 * config.num_heads * _product(tokens, config.head_dim, tokens + 1)
+
+
+def _factorized(config: ModelConfig) -> int:
+    """Value and output; the shift in between multiplies nothing."""
+    return 2 * _product(math.prod(config.grid), config.embed_dim, config.num_heads * config.head_dim)
+
+
+def _full(config: ModelConfig) -> int:
+    """A convolution with the smallest kernel that has all offsets."""
+    grid = config.grid
+    count = max(len(neighbourhood(grid)), min(config.num_heads, num_relative_positions(grid)))
+    kernel = (2 * radius_of(count, grid) + 1) ** len(grid)
+    return _product(math.prod(grid), kernel * config.embed_dim, config.embed_dim)
+
+
+_TOKEN_TWINS = {"factorized": _factorized, "full": _full}
+"""The operations of the mixing of the twins that convolve tokens, by the form of the convolution."""
+
+
+def _pixel_twin(config: ModelConfig) -> int:
+    """The operations of an image in the twin of `cvit.models.pixel`, whose layers are those of single pixels."""
+    pixels_of_patch = math.prod(config.patch)
+    pixels, channels = math.prod(config.shape), config.embed_dim // pixels_of_patch
+    hidden = round(config.embed_dim * config.mlp_ratio) // pixels_of_patch
+    embedding = _product(pixels, config.in_channels, channels)
+    mixing = _product(pixels, 3 ** len(config.shape) * channels, channels)
+    mlp = 2 * _product(pixels, channels, hidden)
+    head = _product(1, channels, config.num_classes)
+    return WITHOUT_GRADIENT_OF_INPUT * embedding + FORWARD_AND_BACKWARD * (config.depth * (mixing + mlp) + head)
+
+
+def _resnet(config: ModelConfig) -> int:
+    """The operations of an image in `cvit.models.reference.ResidualNetwork`."""
+    num_blocks, width = network_size(config)
+    side, channels, blocks = config.image_size, width, 0
+    stem = _product(side**2, 9 * config.in_channels, width)
+    for factor in WIDENING:
+        for block in range(num_blocks):
+            before, channels = channels, factor * width
+            stride = 2 if block == 0 and factor > 1 else 1
+            side = -(-side // stride)
+            blocks += _product(side**2, 9 * before + 9 * channels, channels)
+            blocks += _product(side**2, before, channels) if before != channels else 0
+    head = _product(1, channels, config.num_classes)
+    return WITHOUT_GRADIENT_OF_INPUT * stem + FORWARD_AND_BACKWARD * (blocks + head)
+
+
+def _product(rows: int, inner: int, columns: int) -> int:
+    """The operations of a product of matrices, rows × inner by inner × columns."""
+    return 2 * rows * inner * columns
