@@ -111,6 +111,8 @@ def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
         ["learning_rate", "0.001", "0.003"],
     ]
     assert answer[-1] == "Missing: 1 of 13 trials."
+    markdown = files["tuned.md"].decode()
+    assert "- two_phase, settings of trial 1, seed 3: not started" in markdown and markdown.count("Missing") == 1
     left, right = draw(read_studies(frames, "tuned")).axes
     best = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
     assert np.asarray(best[0].get_ydata()).tolist() == pytest.approx([50, 60, 60])
