@@ -19,7 +19,15 @@ Expected on digits (5 seeds, docs/RESULTS.md), the opposite of the claim: withou
 points at learning rates 0.001 and 0.004, random half a point or less; at 0.016 two phases lose 42 points and random 8.
 """
 
-from cvit.recipes import PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
+from cvit.recipes import (
+    PAPER_TRAINING,
+    PAPER_VIT,
+    PHOTO_TRAINING,
+    PHOTO_VIT,
+    SMALL_TRAINING,
+    SMALL_VIT,
+    SMOKE,
+)
 from sweeps.engine.declaration import Preset, Sweep, tuned
 from sweeps.engine.main import main
 
@@ -33,8 +41,10 @@ UNCLIPPED = {"gradient_clip_norm": 0.0}
 # The question is whether the attention phase needs a warm-up. So the convolution phase has a schedule of its own, and
 # all learning rates and warm-ups share that phase.
 TWO_PHASE = {"convolution_learning_rate": 2e-3, "convolution_warmup_fraction": 0.1}
-BEST = tuned("digits", SCHEMES)
-OWN = {**BEST, "two_phase": {**BEST.get("two_phase", {}), **TWO_PHASE}}
+ON_DIGITS, ON_PHOTOGRAPHS = (
+    {**best, "two_phase": {**best.get("two_phase", {}), **TWO_PHASE}}
+    for best in (tuned("digits", SCHEMES), tuned("photographs", SCHEMES))
+)
 
 SWEEP = Sweep(
     name="no_warmup",
@@ -50,14 +60,29 @@ SWEEP = Sweep(
             },
             seeds=3,
             settings=SMALL_VIT | SMALL_TRAINING | UNCLIPPED | {"data_fraction": 0.05},
-            scheme_settings=OWN,
+            scheme_settings=ON_DIGITS,
         ),
         "smoke": Preset(
             description="does it run? 8 tiny trials",
             grid={"warmup_fraction": WARMUP, "learning_rate": (1e-3, 1.6e-2), **NO_VARIANTS, "init_scheme": SCHEMES},
             seeds=1,
             settings=SMALL_VIT | SMOKE | UNCLIPPED | {"data_fraction": 0.02, "evaluations": 4},
-            scheme_settings=OWN,
+            scheme_settings=ON_DIGITS,
+        ),
+        "photographs": Preset(
+            description="CIFAR: 120 trials of 2,500 steps, 1,000 of them in the second phase; meant for GPUs",
+            grid={
+                "warmup_fraction": WARMUP,
+                "learning_rate": (5e-4, 2e-3, 8e-3, 3.2e-2),
+                **VARIANTS,
+                "init_scheme": SCHEMES,
+            },
+            seeds=3,
+            settings=PHOTO_VIT
+            | PHOTO_TRAINING
+            | UNCLIPPED
+            | {"data_fraction": 0.05, "min_steps": 2500, "convolution_fraction": 0.6},
+            scheme_settings=ON_PHOTOGRAPHS,
         ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",

@@ -106,7 +106,7 @@ def test_a_pruned_trial_is_over_and_so_are_its_later_phases(progress: Progress) 
 
 
 def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path, ray_address: str) -> None:
-    tiny = ("--embed-dim", "16", "--head-dim", "4", "--batch-size", "16", "--min-steps", "64", "--evaluations", "8")
+    tiny = ("--embed-dim", "16", "--head-dim", "4", "--batch-size", "16", "--min-steps", "32", "--evaluations", "4")
     options = ("--preset", "smoke", "--asha", "--search-trials", "4", "--init-scheme", "random", "two_phase", *tiny)
     sweep_with_ray(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     ends = {r["trial_key"]: r["status"] for r in journal(tmp_path, "tuned") if r["type"] == v.RECORD_END}
