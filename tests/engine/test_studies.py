@@ -43,6 +43,7 @@ STUDIES = {
         # Since two axes vary two phases; those before were b87a89984be59259, cbebf793214dd304 and 0dfdf299753a95dd.
         "laptop": "c20aefb89db320a5",
         "smoke": "6e86d78d4049c0ac",
+        "photographs": "92f7234b316bd077",
         "reference": "bd4e5ebbe5a2c42d",
     },
     "patch_size": {
@@ -54,7 +55,7 @@ STUDIES = {
     "tuned": {
         "laptop": "286b877834b14c0c",
         "smoke": "d4ea51e9d82b4dfb",
-        "photographs": "09c748276fa055e3",
+        "photographs": "c40c3dbec3a094e4",
         "reference": "ce44f227c66a60f9",
     },
 }
