@@ -8,6 +8,7 @@ import contextlib
 import io
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,10 @@ MARKERS = {
     "resnet": "*",
 }
 _OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
+_OF_SEVERAL = ("factor", "schedule")
+"""The first words of variants of which a figure has several."""
+_VARIANT_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_VARIANT_MARKERS = ("^", "v", "P", "X", "D", "*", "h")
 _MARKERS_PER_LINE = 8
 _LEGEND_COLUMNS = 5
 _LONGEST_LINE, _LONGEST_NAME = 80, 30
@@ -149,12 +154,17 @@ def draw_line(
 
 def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
     """Colour and marker of a scheme's line, with changes. The markers of the baseline are hollow, the lines of
-    references dotted. A variant has the colour of its scheme, a hollow marker, and a line of dots and dashes."""
+    references dotted. A variant has a hollow marker, a line of dots and dashes, and the colour of its scheme, or, where
+    a figure has several of a scheme, one by its name."""
     base = base_scheme(scheme)
     is_variant = base != scheme
-    colour = COLOURS.get(base, _OTHER_COLOUR)
+    colour, marker = COLOURS.get(base, _OTHER_COLOUR), MARKERS.get(base, _OTHER_MARKER)
+    if scheme.removeprefix(f"{base}, ").startswith(_OF_SEVERAL):
+        number = zlib.crc32(scheme.encode()) // 4  # which tells the variants of the presets apart
+        colour = _VARIANT_COLOURS[number % len(_VARIANT_COLOURS)]
+        marker = _VARIANT_MARKERS[number % len(_VARIANT_MARKERS)]
     face = "white" if base == BASELINE or is_variant else colour
-    style = {"color": colour, "marker": MARKERS.get(base, _OTHER_MARKER), "markerfacecolor": face}
+    style = {"color": colour, "marker": marker, "markerfacecolor": face}
     line = {"linestyle": "-."} if is_variant else {"linestyle": ":"} if base in REFERENCES else {}
     return style | line | changes
 

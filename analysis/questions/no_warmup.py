@@ -28,6 +28,7 @@ from analysis.statistics.learning_rates import (
 from analysis.statistics.pairs import Family, Place, by_seed, differences, judged_family
 from analysis.statistics.stats import STATES_WITH_RESULT, Summary, mean_of, paired_difference
 from analysis.statistics.studies import BASELINE, TREATMENT, Study
+from analysis.statistics.variants import base_scheme
 from analysis.statistics.verdicts import ERROR_RATE, MARGIN, Judged, judge_best
 from analysis.store.axes import LEARNING_RATE, SCHEDULE, SCHEME, TRANSFERRED_FACTOR, WARMUP
 from cvit import vocabulary as names
@@ -165,9 +166,8 @@ def _variants(study: Study, scheme: str) -> Iterator[tuple[str, Callable[[Family
         return [(f"{place}, {variant}" if variant else place, judged) for place, judged in family]
 
     for name in study.schemes:
-        base, _, variant = name.partition(", ")
-        if base == scheme:
-            yield name, partial(named, variant=variant)
+        if base_scheme(name) == scheme:
+            yield name, partial(named, variant=name.removeprefix(scheme).removeprefix(", "))
 
 
 def _range_table(study: Study) -> tuple[list[str], list[list[str]]]:
@@ -283,8 +283,10 @@ QUESTION = Question(
         ),
     ),
     caption="Above: test accuracy and share of diverged trials against learning rate, solid without warm-up, "
-    "broken with the longest. Below: norm of the gradient in the first steps of the attention phase, median over seeds "
-    "that have got so far. Means over seeds, bands 95 % intervals; trials that were never tested are left out of them.",
+    "broken with the longest. In the middle: the range of learning rates at which a scheme is within "
+    f"{_TOLERANCE} points of its best with warm-up, and its width in decades. Below: norm of the gradient in the first "
+    "steps of the attention phase, median over seeds that have got so far. Means over seeds, bands 95 % intervals, of "
+    "at most three schemes; trials that were never tested are left out of them.",
     # The measurement of the transfer tells where the attention phase begins.
     curves=(names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
     claims=(

@@ -5,7 +5,7 @@ initialisation once for each of its values, always the same trainings. So the ax
 `two_phase, schedule joint` stands beside `two_phase` and `random`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,16 +19,16 @@ _WORDS = {TRANSFERRED_FACTOR: "factor", BUDGET_UNIT: "equal"}
 """Short names of parameters."""
 
 
-def with_variants(study: Study, variants: Collection[str]) -> Study:
+def with_variants(study: Study, variants: Sequence[str]) -> Study:
     """The study with those of its axes in the names of its schemes, so that each scheme has one row at each place.
 
     Trials that differ only in what their scheme ignores are the same trainings; one with a result stands for them.
     """
-    folded = [axis for axis in study.axes if axis in variants]
+    folded = [axis for axis in variants if axis in study.axes]
     if not folded:
         return study
     num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in study.results}
-    schemes = sorted(num_changed, key=lambda name: (study.schemes.index(base_scheme(name)), num_changed[name]))
+    order = {name: (study.schemes.index(base_scheme(name)), num, name) for name, num in num_changed.items()}
     kept: dict[tuple[Any, ...], Result] = {}
     for result in sorted(study.results, key=lambda result: _num_not_neutral(result.place, folded)):
         place = {axis: value for axis, value in result.place.items() if axis not in folded}
@@ -39,7 +39,7 @@ def with_variants(study: Study, variants: Collection[str]) -> Study:
     shown = replace(
         study,
         axes=[axis for axis in study.axes if axis not in folded],
-        schemes=schemes,
+        schemes=sorted(order, key=order.__getitem__),
         trials=[{**r.trial, SHOWN_AS: r.place[SCHEME]} for r in kept.values() if r.trial is not None],
     )
     return replace(shown, results=sorted(kept.values(), key=lambda result: (*shown.order_of(result), result.seed)))

@@ -303,7 +303,7 @@ def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         assert said in text
     *_, before, _, _, last = capsys.readouterr().out.splitlines()
-    assert before.startswith("| trains_faster/1 ") and last == "3 of 14 claims hold."
+    assert before.startswith("| trains_faster/1 ") and last == "3 of 16 claims hold."
     assert run(-0.1) == 0
     assert run(-0.1, "--strict") == 3
     capsys.readouterr()

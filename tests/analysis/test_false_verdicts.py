@@ -133,6 +133,18 @@ def range_of_rates(draws: Draws, seeds: int, truth: float) -> Study:
     return warmup_study(draws, seeds, "two_phase", mean)
 
 
+def by_budget(draws: Draws, seeds: int, truth: float) -> Study:
+    """At every budget two phases are ahead of the others by `truth`."""
+    grid = {"min_steps": [75, 150, 300, 600, 1200], "init_scheme": [*SCHEMES, "convolution"]}
+    spread = {75: 0.04, 150: 0.03, 300: 0.02, 600: 0.015, 1200: 0.01}
+    return _study(
+        draws,
+        "budget",
+        grid | {"seed": list(range(seeds))},
+        lambda c: (0.7 + truth * (c["init_scheme"] == "two_phase"), spread[c["min_steps"]]),
+    )
+
+
 def equally_fast(draws: Draws, seeds: int, truth: float) -> Study:
     """Two phases save `truth` of the steps; the end of the curves, the speed of a seed and of a trial vary."""
 
@@ -194,6 +206,8 @@ TRUTHS: dict[str, tuple[Truth, Truth]] = {
         GAIN, functools.partial(without_warmup_on_a_plateau, scheme="random", sign=-1)
     ),
     "warmup_does_not_widen_the_range": _at((-RANGE_MARGIN, 0.0), range_of_rates),
+    "two_phases_pay": _at(GAIN, by_budget),
+    "attention_adds_to_the_twin": _at(GAIN, by_budget),
     "heads_enough": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) + 1), _as_counted),
     "heads_necessary": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) - 1), _as_counted),
     "patches_save_heads": (lambda draws, n: fits(draws, n, lambda *case: 9), _as_counted),

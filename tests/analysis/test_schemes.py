@@ -113,7 +113,7 @@ def test_first_gradients_are_those_of_the_attention_phase(tmp_path: Path) -> Non
     treated = [trial for trial in study.trials if trial["init_scheme"] == "two_phase" and trial["seed"] == 1]
     assert no_warmup.early_gradients(study, treated[0]) == {0: 2.0, 1: 1.0, 2: pytest.approx(2 / 3)}
     (block,) = draw([study]).subfigs
-    (_, diverged), gradients = (part.axes for part in block.subfigs)
+    (_, diverged), _, gradients = (part.axes for part in block.subfigs)
     assert [axes.get_title(loc="left") for axes in gradients] == ["learning rate 0.01", "learning rate 0.1"]
     # No warm-up first, solid; the median of seeds 0 to 2.
     random, two_phase, *_ = gradients[1].lines

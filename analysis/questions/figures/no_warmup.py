@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.display.figure_style import (
     LINE_STYLES,
+    REMARK,
     ROW_HEIGHT,
     STUDIES_SHOWN,
     draw_accuracy,
@@ -21,34 +22,43 @@ from analysis.display.figure_style import (
     scheme_handles,
     tidy,
 )
-from analysis.display.wording import plain_text
-from analysis.questions.no_warmup import divergence_rate, early_gradients
+from analysis.display.wording import plain_text, scheme_text
+from analysis.questions.no_warmup import divergence_rate, early_gradients, range_text
+from analysis.statistics.learning_rates import TOLERANCE, rate_summaries
 from analysis.statistics.studies import Study
 from analysis.store.axes import LEARNING_RATE, SCHEME, WARMUP
 
 _PANELS = 5
 """The number of learning rates whose gradients are shown, the smallest and the largest included."""
 _GRADIENTS_HEIGHT = 1.9
+_RANGE_HEIGHT, _RANGES_MARGIN = 0.27, 0.55
+"""The height of a scheme's two ranges, and that of their axis."""
+_LEGEND_COLUMNS = 3
+_MOST_BANDS = 3
+"""With more schemes than this, bands would hide the lines."""
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Draws two rows per study, most recent first.
+    """Draws three rows per study, most recent first.
 
     Above: accuracy (means over seeds, bands 95 % t-intervals) and the share of diverged trials against learning rate.
-    Below: the norm of the gradient in the first steps of the attention phase, the median over the seeds that reached
-    them. Lines are solid without warm-up, broken with the longest.
+    In the middle: the range of learning rates of each scheme's means, with its width in decades. Below: the norm of the
+    gradient in the first steps of the attention phase, the median over the seeds that reached them. Lines are solid
+    without warm-up, broken with the longest.
     """
     recent = studies[:STUDIES_SHOWN]
-    with new_figure((ROW_HEIGHT + _GRADIENTS_HEIGHT) * len(recent) + 0.3) as figure:
-        blocks = figure.subfigures(len(recent), 1, squeeze=False).ravel()
-        for block, study in zip(blocks, recent, strict=True):
+    heights = [(ROW_HEIGHT, _RANGES_MARGIN + _RANGE_HEIGHT * len(study.schemes), _GRADIENTS_HEIGHT) for study in recent]
+    with new_figure(sum(map(sum, heights)) + 0.5) as figure:
+        blocks = figure.subfigures(len(recent), 1, squeeze=False, height_ratios=[*map(sum, heights)]).ravel()
+        for block, study, rows in zip(blocks, recent, heights, strict=True):
             styles = _warmup_styles(study)
             rates = study.values(LEARNING_RATE)
-            above, below = block.subfigures(2, 1, height_ratios=(ROW_HEIGHT, _GRADIENTS_HEIGHT))
+            above, middle, below = block.subfigures(3, 1, height_ratios=rows)
             left, right = above.subplots(1, 2)
             left.set_title(study.label, loc="left", fontweight="bold")
             for warmup, style in styles.items():
-                draw_accuracy(left, study, LEARNING_RATE, {WARMUP: warmup}, linestyle=style)
+                has_band = len(study.schemes) <= _MOST_BANDS
+                draw_accuracy(left, study, LEARNING_RATE, {WARMUP: warmup}, has_band, linestyle=style)
                 _draw_divergence(right, study, warmup, style)
             right.set_ylabel("diverged (% of the trials)")
             right.set_ylim(-4, 104)
@@ -56,6 +66,7 @@ def draw(studies: Sequence[Study]) -> Figure:
                 log_x(axes, rates, plain_text)
                 axes.set_xlabel("learning rate (log scale)")
                 tidy(axes)
+            _draw_ranges(middle.subplots(), study, styles)
             rates_below = _spread(rates)
             panels = below.subplots(1, len(rates_below), sharey=True, squeeze=False).ravel()
             for axes, rate in zip(panels, rates_below, strict=True):
@@ -65,7 +76,7 @@ def draw(studies: Sequence[Study]) -> Figure:
         figure.legend(
             handles=[*scheme_handles(recent), *_warmup_handles(recent)],
             loc="outside lower center",
-            ncols=len(recent) + 4,
+            ncols=_LEGEND_COLUMNS,
         )
     return figure
 
@@ -87,6 +98,25 @@ def _draw_divergence(axes: Axes, study: Study, warmup: float, style: Any) -> Non
     for scheme in study.schemes:
         shares = [divergence_rate(study, {WARMUP: warmup, LEARNING_RATE: rate, SCHEME: scheme}) for rate in rates]
         axes.plot(rates, [100 * share for share in shares], **line_style(scheme, linestyle=style))
+
+
+def _draw_ranges(axes: Axes, study: Study, styles: Mapping[float, Any]) -> None:
+    """Draws the stretches of each scheme's range, one line per warm-up, and writes its width beside it."""
+    rates = study.values(LEARNING_RATE)
+    lines = {(row.scheme, row.warmup): row.of_means for row in rate_summaries(study)}
+    for number, scheme in enumerate(study.schemes):
+        for warmup, shift in zip(styles, (-0.2, 0.2), strict=False):
+            if (of_means := lines.get((scheme, warmup))) is not None:
+                for stretch in of_means.stretches:
+                    colour = line_style(scheme)["color"]
+                    axes.plot(stretch, [number + shift] * 2, color=colour, linestyle=styles[warmup], linewidth=2.0)
+                place = (1.01, number + shift)
+                axes.annotate(range_text(of_means), place, xycoords=("axes fraction", "data"), va="center", **REMARK)
+    names = [scheme_text(scheme).replace("$", r"\$") for scheme in study.schemes]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(study.schemes) - 0.5, -0.5)
+    log_x(axes, rates, plain_text)
+    axes.set_xlabel(f"learning rates within {100 * TOLERANCE:g} points of the best (log scale); right: decades")
 
 
 def _draw_gradients(axes: Axes, study: Study, rate: float, styles: Mapping[float, Any]) -> None:
