@@ -19,7 +19,16 @@ Expected on digits (5 seeds, docs/RESULTS.md), the opposite of the claim: withou
 points at learning rates 0.001 and 0.004, random half a point or less; at 0.016 two phases lose 42 points and random 8.
 """
 
-from cvit.recipes import ABSOLUTE, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
+from cvit.recipes import (
+    ABSOLUTE,
+    PAPER_TRAINING,
+    PAPER_VIT,
+    PHOTO_TRAINING,
+    PHOTO_VIT,
+    SMALL_TRAINING,
+    SMALL_VIT,
+    SMOKE,
+)
 from sweeps.engine.declaration import Preset, Sweep
 from sweeps.engine.main import main
 
@@ -56,6 +65,21 @@ SWEEP = Sweep(
             grid={"warmup_fraction": WARMUP, "learning_rate": (1e-3, 1.6e-2), **NO_VARIANTS, "init_scheme": SCHEMES},
             seeds=1,
             settings=SMALL_VIT | SMOKE | UNCLIPPED | {"data_fraction": 0.02, "evaluations": 4},
+            scheme_settings=OWN,
+        ),
+        "photographs": Preset(
+            description="CIFAR: 120 trials of 2,500 steps, 1,000 of them in the second phase; meant for GPUs",
+            grid={
+                "warmup_fraction": WARMUP,
+                "learning_rate": (5e-4, 2e-3, 8e-3, 3.2e-2),
+                **VARIANTS,
+                "init_scheme": SCHEMES,
+            },
+            seeds=3,
+            settings=PHOTO_VIT
+            | PHOTO_TRAINING
+            | UNCLIPPED
+            | {"data_fraction": 0.05, "min_steps": 2500, "convolution_fraction": 0.6},
             scheme_settings=OWN,
         ),
         "reference": Preset(

@@ -65,12 +65,12 @@ SWEEP = Sweep(
             search=Search(space=SPACE, trials=4, round_size=2, finalists=2, finalist_seeds=2),
         ),
         "photographs": Preset(
-            description="CIFAR on a CPU: 30 trials of 4,000 steps, about 4 hours on 2 cores (an estimate)",
+            description="CIFAR on a CPU: 42 trials of 4,000 steps, about 5 hours on 2 cores (an estimate)",
             grid={"init_scheme": ("random", "two_phase")},
             seeds=3,
             settings=PHOTO_VIT | PHOTO_TRAINING | {"data_fraction": 0.05},
             scheme_settings=tuned("photographs", ("random", "two_phase")),
-            search=Search(space=SPACE, trials=8, round_size=4, finalists=2, finalist_seeds=2),
+            search=Search(space=SPACE, trials=12, round_size=6, finalists=3, finalist_seeds=2),
         ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",

@@ -91,7 +91,9 @@ class VisionTransformer(nn.Module):
             (B, num_classes). In a pack, all of these have the members' dimension in front, the factors before B.
         """
         kept = {} if intermediates is None else intermediates
-        tokens = self.patch_embedding(images)
+        # Under autocast the embedding is bfloat16. Left so, tokens would stay it, but not where a position embedding in
+        # float32 is added: schemes would train at different precision.
+        tokens = self.patch_embedding(images).to(images.dtype)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding
         kept["embedding"] = tokens
