@@ -276,18 +276,20 @@ def test_heads_take_the_chunks_of_most_energy() -> None:
 
 @torch.no_grad()
 def test_rounding_of_the_twin_does_not_choose_signs() -> None:
-    """In another pack the trained twin differs in its last digits; what attention starts from may not differ more."""
-    for seed in range(8):
+    """In another pack the trained twin differs in its last digits; what attention starts from may not differ by more.
+    LAPACK alone would choose other signs for about one in eight of these kernels."""
+    for seed in range(60):
         layers = []
-        for rounding in (0.0, 1e-13):
-            source = PixelConvolution(12, (3, 4), (2, 2)).double()
-            source.weight.copy_(randn(*source.weight.shape, seed=seed))
-            source.weight += rounding * randn(*source.weight.shape, seed=99)
-            layers.append(RelativeAttention(12, 12, 5, (3, 4)).double())
+        for rounding in (0.0, 1e-7):
+            source = PixelConvolution(4, (4, 4), (2, 2)).double()
+            source.weight.copy_(
+                randn(*source.weight.shape, seed=seed) + rounding * randn(*source.weight.shape, seed=99)
+            )
+            layers.append(RelativeAttention(4, 9, 4, (4, 4)).double())
             all_random(layers[-1])
             release_convolution(source, layers[-1])
         one, other = (layer.state_dict() for layer in layers)
-        assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-8) for name in one)
+        assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-4) for name in one), seed
 
 
 @torch.no_grad()
