@@ -24,7 +24,7 @@ nothing does not reach it."""
 PENALTY = 2
 """A target that is never reached counts as reached after this many times the steps of the training."""
 
-Curve = Mapping[float, float]
+Curve = Mapping[int, float] | Mapping[float, float]
 """Accuracies by step, or by the cost up to it."""
 
 
