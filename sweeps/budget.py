@@ -14,7 +14,6 @@ not searched.
 """
 
 from cvit.recipes import (
-    ABSOLUTE,
     PAPER_TRAINING,
     PAPER_VIT,
     PHOTO_TRAINING,
@@ -23,7 +22,7 @@ from cvit.recipes import (
     SMALL_VIT,
     SMOKE,
 )
-from sweeps.engine.declaration import Preset, Sweep
+from sweeps.engine.declaration import Preset, Sweep, tuned
 from sweeps.engine.main import main
 
 SCHEMES = ("random", "two_phase", "convolution")
@@ -38,7 +37,7 @@ SWEEP = Sweep(
             grid={"min_steps": (75, 150, 300, 600, 1200), "init_scheme": SCHEMES},
             seeds=5,
             settings=SMALL_VIT | SMALL_TRAINING | BY_STEPS | {"learning_rate": 2e-3, "data_fraction": 0.05},
-            scheme_settings={"random": ABSOLUTE, "convolution": {"learning_rate": 4e-3}},
+            scheme_settings=tuned("digits", SCHEMES),
         ),
         "smoke": Preset(
             description="does it run? 6 tiny trials",
@@ -51,13 +50,13 @@ SWEEP = Sweep(
             grid={"min_steps": (400, 800, 1600, 3200, 6400), "init_scheme": SCHEMES},
             seeds=3,
             settings=PHOTO_VIT | PHOTO_TRAINING | BY_STEPS | {"learning_rate": 2e-3, "data_fraction": 0.05},
-            scheme_settings={"random": ABSOLUTE, "two_phase": {"learning_rate": 1e-3}},
+            scheme_settings=tuned("photographs", SCHEMES),
         ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",
             grid={"min_steps": (2000, 4000, 8000, 16000, 32000), "init_scheme": SCHEMES},
             seeds=5,
-            settings=PAPER_VIT | PAPER_TRAINING | BY_STEPS | {"learning_rate": 5e-4, "data_fraction": 0.1},
+            settings=PAPER_VIT | PAPER_TRAINING | BY_STEPS | {"data_fraction": 0.1},
         ),
     },
 )
