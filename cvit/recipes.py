@@ -12,6 +12,7 @@ PHOTO_TRAINING: dict[str, Any] = {
     "batch_size": 64,
     "epochs": 0,
     "min_steps": 4000,
+    "learning_rate": 2e-3,
     "evaluations": 16,
     "max_validation_images": 1000,
 }

@@ -20,7 +20,6 @@ points at learning rates 0.001 and 0.004, random half a point or less; at 0.016 
 """
 
 from cvit.recipes import (
-    ABSOLUTE,
     PAPER_TRAINING,
     PAPER_VIT,
     PHOTO_TRAINING,
@@ -29,7 +28,7 @@ from cvit.recipes import (
     SMALL_VIT,
     SMOKE,
 )
-from sweeps.engine.declaration import Preset, Sweep
+from sweeps.engine.declaration import Preset, Sweep, tuned
 from sweeps.engine.main import main
 
 SCHEMES = ("random", "two_phase")
@@ -42,7 +41,10 @@ UNCLIPPED = {"gradient_clip_norm": 0.0}
 # The question is whether the attention phase needs a warm-up. So the convolution phase has a schedule of its own, and
 # all learning rates and warm-ups share that phase.
 TWO_PHASE = {"convolution_learning_rate": 2e-3, "convolution_warmup_fraction": 0.1}
-OWN = {"random": ABSOLUTE, "two_phase": TWO_PHASE}
+ON_DIGITS, ON_PHOTOGRAPHS = (
+    {**best, "two_phase": {**best.get("two_phase", {}), **TWO_PHASE}}
+    for best in (tuned("digits", SCHEMES), tuned("photographs", SCHEMES))
+)
 
 SWEEP = Sweep(
     name="no_warmup",
@@ -58,14 +60,14 @@ SWEEP = Sweep(
             },
             seeds=3,
             settings=SMALL_VIT | SMALL_TRAINING | UNCLIPPED | {"data_fraction": 0.05},
-            scheme_settings=OWN,
+            scheme_settings=ON_DIGITS,
         ),
         "smoke": Preset(
             description="does it run? 8 tiny trials",
             grid={"warmup_fraction": WARMUP, "learning_rate": (1e-3, 1.6e-2), **NO_VARIANTS, "init_scheme": SCHEMES},
             seeds=1,
             settings=SMALL_VIT | SMOKE | UNCLIPPED | {"data_fraction": 0.02, "evaluations": 4},
-            scheme_settings=OWN,
+            scheme_settings=ON_DIGITS,
         ),
         "photographs": Preset(
             description="CIFAR: 120 trials of 2,500 steps, 1,000 of them in the second phase; meant for GPUs",
@@ -80,7 +82,7 @@ SWEEP = Sweep(
             | PHOTO_TRAINING
             | UNCLIPPED
             | {"data_fraction": 0.05, "min_steps": 2500, "convolution_fraction": 0.6},
-            scheme_settings=OWN,
+            scheme_settings=ON_PHOTOGRAPHS,
         ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",

@@ -12,13 +12,14 @@ are shown too.
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.display.csv_text import csv_text
 from analysis.display.notes import notes, trained_with
-from analysis.display.settings import heading_lines, listed, settings_lines
+from analysis.display.settings import heading_lines, settings_lines
 from analysis.display.tables import Tables
 from analysis.display.text import (
     gain_text,
@@ -34,7 +35,7 @@ from analysis.display.wording import plain_text, scheme_text
 from analysis.questions import Question
 from analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
 from analysis.statistics.studies import BASELINE, GAIN, TREATMENT, Study
-from analysis.store.axes import FRACTION, SCHEME
+from analysis.store.axes import FRACTION, SCHEME, axes_of
 from cvit import vocabulary as names
 from cvit.config import as_text
 from cvit.init.schemes import SCHEMES
@@ -275,8 +276,29 @@ def answer(study: Study) -> str:
 def _markdown_section(study: Study) -> str:
     outcomes = searches(study)
     lines = [*heading_lines(study), *_tables(study, outcomes), "", *_gain_lines(outcomes)]
-    lines += listed(study, "Missing", study.missing)
+    lines += _missing_lines(study)
     return "\n".join([*lines, *settings_lines(study), ""])
+
+
+def _missing_lines(study: Study) -> list[str]:
+    """A list in Markdown of the missing trials. Settings are named by the number of their trial in the search: they are
+    too many to be spelled out."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    counts: Counter[str] = Counter()
+    for result in study_results(study.cells, study.trials):
+        if result.seed == names.SEARCH_SEED:
+            scheme = result.place[SCHEME]
+            counts[scheme] += 1
+            numbers[tuple(result.place.items())] = counts[scheme]
+    seeds: dict[tuple[str, Any, str], list[int]] = {}
+    for result in study.missing:
+        place = tuple((name, result.place[name]) for name in axes_of(study.cells))
+        seeds.setdefault((result.place[SCHEME], numbers.get(place, "?"), result.state), []).append(result.seed)
+    items = [
+        f"- {markdown_name(scheme)}, settings of trial {number}, seed {' '.join(map(str, of_item))}: {state}"
+        for (scheme, number, state), of_item in seeds.items()
+    ]
+    return ["", "Missing:", "", *items] if items else []
 
 
 def _tables(study: Study, outcomes: Sequence[Tuned]) -> list[str]:
@@ -335,6 +357,6 @@ QUESTION = Question(
     tables=Tables(markdown=markdown, csv=csv, latex=latex_tables, answer=answer),
     winners=winners,
     caption="Left: validation accuracy of the trials of each scheme's search, the best so far as a line; a trial that "
-    "diverged is at 0; a ring is a finalist's mean on other seeds. Right: test accuracy of the winners on fresh seeds, "
-    "with mean and 95 % interval.",
+    "diverged is at 0; a cross is a finalist's mean on other seeds. Right: test accuracy of the winners on fresh "
+    "seeds, with mean and 95 % interval.",
 )

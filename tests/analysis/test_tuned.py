@@ -111,6 +111,8 @@ def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
         ["learning_rate", "0.001", "0.003"],
     ]
     assert answer[-1] == "Missing: 1 of 13 trials."
+    markdown = files["tuned.md"].decode()
+    assert "- two_phase, settings of trial 1, seed 3: not started" in markdown and markdown.count("Missing") == 1
     left, right = draw(read_studies(frames, "tuned")).axes
     best = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
     assert np.asarray(best[0].get_ydata()).tolist() == pytest.approx([50, 60, 60])
@@ -190,7 +192,7 @@ def test_the_winners_are_a_file_that_sweeps_take(tmp_path: Path) -> None:
     assert (search.command, search.code_version) == ("python sweeps/tuned.py --dataset digits --seeds 3", "0.1.0+abc")
     random, two_phase = search.schemes["random"], search.schemes["two_phase"]
     assert random.settings == {"position_encoding": "relative", "learning_rate": 0.001}, "only what matters for it"
-    assert two_phase.settings == random.settings | {"convolution_learning_rate": None}, "not set, not 0"
+    assert two_phase.settings == {**random.settings, "convolution_learning_rate": None}, "not set, not 0"
     assert (random.validation_accuracy, random.seeds, random.trials) == (pytest.approx(0.68), 2, 4)
 
 

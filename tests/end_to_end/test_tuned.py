@@ -71,6 +71,22 @@ def test_make_tables_writes_the_same_file(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tuned.json").read_bytes() == (folder / "results/tuned.json").read_bytes()
 
 
+def test_run_again_it_trains_nothing_and_says_where_it_cannot_write(folder: Path) -> None:
+    written = (folder / "results/tuned.json").read_bytes()
+    stages = {path: path.stat().st_mtime_ns for path in (folder / "storage/stages").rglob("*.*")}
+    (folder / "results").rename(folder / "kept")
+    (folder / "results").write_text("a file, where a folder should be")
+    options = ("--preset", "smoke", *TINY, "--tracking-uri", "none", "--max-pack", "64")
+    output = sweep(folder, *options, script="sweeps/tuned.py")
+    assert "results/tuned.json cannot be written: File exists; analysis/make_tables.py writes it too" in output
+    (folder / "results").unlink()
+    sweep(folder, *options, script="sweeps/tuned.py")
+    again = (folder / "results/tuned.json").read_text()
+    now, before = (read_settings(folder / name / "tuned.json").searches[0].command for name in ("results", "kept"))
+    assert again.replace(now, before) == written.decode(), "nothing but the command differs"
+    assert {path: path.stat().st_mtime_ns for path in (folder / "storage/stages").rglob("*.*")} == stages
+
+
 def test_another_sweep_takes_the_winners(folder: Path) -> None:
     (search,) = read_settings(folder / "results/tuned.json").searches
     options = (*TINY, "--data-fraction", "0.02", "--seeds", "1", "--init-scheme", "random", "two_phase")

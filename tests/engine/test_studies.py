@@ -30,31 +30,32 @@ STUDIES = {
     "init_schemes": {
         "laptop": "25f78660e1cd4b5b",
         "smoke": "2f0630d6921a2691",
-        "photographs": "181e1c71d68a3a04",
+        "photographs": "3175a1ab9d3369c1",
         "reference": "6041c3935fbaa22b",
     },
     "low_data": {
         "laptop": "8c11094deb0fe4c2",  # since it has budgets in steps and in FLOPs; e93b09cbba830ce2 before
         "smoke": "9b5cf57f51634cc0",
-        "photographs": "5574ba435a59a978",
+        "photographs": "2fc9d47ab3bc3ac8",
         "reference": "536419457e2b8482",
     },
     "no_warmup": {
         # Since two axes vary two phases; those before were b87a89984be59259, cbebf793214dd304 and 0dfdf299753a95dd.
         "laptop": "c20aefb89db320a5",
         "smoke": "6e86d78d4049c0ac",
+        "photographs": "92f7234b316bd077",
         "reference": "bd4e5ebbe5a2c42d",
     },
     "patch_size": {
         "laptop": "1ea2f4aea95bd0d5",
         "smoke": "7b76bb9d51cfea35",
-        "photographs": "08d58879ebc650d8",
+        "photographs": "e20172518ae3dbab",
         "reference": "23562368bd6f614c",
     },
     "tuned": {
         "laptop": "286b877834b14c0c",
         "smoke": "d4ea51e9d82b4dfb",
-        "photographs": "09c748276fa055e3",
+        "photographs": "c40c3dbec3a094e4",
         "reference": "ce44f227c66a60f9",
     },
 }

@@ -24,7 +24,7 @@ from analysis.statistics.studies import Study
 
 def draw(studies: Sequence[Study]) -> Figure:
     """Draws, per study, most recent first: validation accuracy of the search's trials with the best so far as a line,
-    the finalists' means as rings, and test accuracies of the winners on fresh seeds with mean and 95 % t-interval."""
+    the finalists' means as crosses, and test accuracies of the winners on fresh seeds with mean and 95 % t-interval."""
     recent = studies[:STUDIES_SHOWN]
     with new_figure(ROW_HEIGHT * len(recent) + 0.3) as figure:
         panels = figure.subplots(len(recent), 2, squeeze=False)
@@ -48,10 +48,10 @@ def _draw_searches(axes: Axes, outcomes: Sequence[Tuned]) -> None:
         style = line_style(tuned.scheme, marker="", label=scheme_text(tuned.scheme))
         axes.step(numbers, best, where="post", **style)
         finals = [(tuned.tried.index(f.tried) + 1, 100 * f.mean) for f in tuned.finalists if math.isfinite(f.mean)]
-        ring = line_style(tuned.scheme, linestyle="", markerfacecolor="none", markersize=8)
-        axes.plot([number for number, _ in finals], [mean for _, mean in finals], **ring)
+        cross = line_style(tuned.scheme, linestyle="", marker="x", markersize=7)
+        axes.plot([number for number, _ in finals], [mean for _, mean in finals], **cross)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("trial of the search (line: best so far; ring: mean of a finalist on other seeds)")
+    axes.set_xlabel("trial (line: best so far; ×: mean in the final)")
     axes.set_ylabel("validation accuracy (%)")
 
 
