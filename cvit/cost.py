@@ -29,7 +29,7 @@ def step_flops(architecture: Architecture, batch_size: int) -> int | None:
     phase, kind, config, form = architecture
     if kind == "resnet":
         of_image = _resnet(config)
-    elif kind == "joint":  # the mean of the two kinds of steps, which take turns
+    elif phase == ATTENTION and kind:  # a scheme of two readings: the mean of its two kinds of steps, which take turns
         of_image = (_transformer(config, _attention(config)) + _transformer(config, _factorized(config))) // 2
     elif phase == ATTENTION:
         of_image = _transformer(config, _attention(config))

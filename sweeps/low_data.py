@@ -1,6 +1,7 @@
 """Does training first as a convolution win where data are few? (paper, section 5: the low-data regime)
 
-python sweeps/low_data.py                                              # digits, 90 s on two cores
+python sweeps/low_data.py                                              # digits, at equal steps and at equal FLOPs
+python sweeps/low_data.py --budget-unit steps                          # at equal steps: 45 trials, 90 s on two cores
 python sweeps/low_data.py --dataset cifar10 --data-dir ../shared/data  # CIFAR-10 from Parquet files
 python sweeps/low_data.py --preset photographs --dataset cifar10 --data-dir ../shared/data
 python sweeps/low_data.py --preset photographs --dataset cifar100 --data-dir ../shared/data --data-fraction 0.1
@@ -31,7 +32,7 @@ SWEEP = Sweep(
     # Settings of single schemes are the best for them on validation images, found with equal budget.
     presets={
         "laptop": Preset(
-            description="the default: digits, 45 trials, 90 s on 2 cores",
+            description="the default: digits, 90 trials; with --budget-unit steps 45 trials, 90 s on 2 cores",
             grid={"data_fraction": (0.02, 0.05, 0.2), "init_scheme": SCHEMES, "budget_unit": ("steps", "flops")},
             seeds=5,
             settings=SMALL_VIT | SMALL_TRAINING | {"learning_rate": 2e-3},

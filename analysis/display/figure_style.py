@@ -183,10 +183,10 @@ def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
     ]
 
 
-def scheme_handles(studies: Sequence[Study]) -> list[Line2D]:
-    """Legend entries for the init schemes of studies."""
+def scheme_handles(studies: Sequence[Study], **line: Any) -> list[Line2D]:
+    """Legend entries for the init schemes of studies, with changes of their lines."""
     schemes = dict.fromkeys(scheme for study in studies for scheme in study.schemes)
-    return [Line2D([], [], label=scheme_text(scheme), **line_style(scheme)) for scheme in schemes]
+    return [Line2D([], [], label=scheme_text(scheme), **line_style(scheme, **line)) for scheme in schemes]
 
 
 def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:

@@ -117,11 +117,10 @@ QUESTION = Question(
                 kind="paired_gain_at_equal_flops",
                 heading="scheme",
                 summaries=_gain_at_equal_flops,
-                title="Two phases at equal FLOPs less random initialisation, on the same seeds",
+                title="Two phases of as many steps as cost the FLOPs of random initialisation, less that, on the same "
+                "seeds",
             ),
         ),
-        notes=f"{OF_EQUAL_FLOPS}: as many steps as cost the FLOPs of the steps of attention alone. Other schemes have "
-        "equal steps.",
     ),
     caption="Left: test accuracy against the share of the training images. Right: validation accuracy during "
     "training with equal steps; a tick marks where trials pass from convolution to attention. Means over seeds, bands "

@@ -20,17 +20,21 @@ _WORDS = {TRANSFERRED_FACTOR: "factor", BUDGET_UNIT: "equal"}
 
 
 def with_variants(study: Study, variants: Sequence[str]) -> Study:
-    """The study with those of its axes in the names of its schemes, so that each scheme has one row at each place.
+    """The study with those of its axes in the names of its schemes, so that each scheme has one row at each place. A
+    value that all its trials share is named too: two phases at equal FLOPs are that in whatever study.
 
     Trials that differ only in what their scheme ignores are the same trainings; one with a result stands for them.
     """
-    folded = [axis for axis in variants if axis in study.axes]
+    shared = {name: study.params[name] for name in variants if name not in study.axes and name in study.params}
+    shared = {name: value for name, value in shared.items() if value != PARAMETERS[name].neutral}
+    folded = [axis for axis in variants if axis in study.axes or axis in shared]
     if not folded:
         return study
-    num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in study.results}
+    results = [replace(result, place={**result.place, **shared}) for result in study.results]
+    num_changed = {scheme_at(result.place, folded): len(_changed(result.place, folded)) for result in results}
     order = {name: (study.schemes.index(base_scheme(name)), num, name) for name, num in num_changed.items()}
     kept: dict[tuple[Any, ...], Result] = {}
-    for result in sorted(study.results, key=lambda result: _num_not_neutral(result.place, folded)):
+    for result in sorted(results, key=lambda result: _num_not_neutral(result.place, folded)):
         place = {axis: value for axis, value in result.place.items() if axis not in folded}
         place[SCHEME] = scheme_at(result.place, folded)
         key = (*place.items(), result.seed)

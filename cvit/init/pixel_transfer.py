@@ -58,8 +58,9 @@ def release_convolution(source: PixelConvolution, target: RelativeAttention) -> 
         triplets = slice(triplets.start, triplets.start + int(singular[offset, triplets].count_nonzero()))
         root = singular[offset, triplets].sqrt()
         rows = slice(head * width, head * width + len(root))
-        target.value.weight[rows] = (root[:, None] * right[offset, triplets]).to(target.value.weight)
-        target.output.weight[:, rows] = (left[offset][:, triplets] * root).to(target.output.weight)
+        signs = _signs(right[offset, triplets], target.value.weight[rows])
+        target.value.weight[rows] = ((signs * root)[:, None] * right[offset, triplets]).to(target.value.weight)
+        target.output.weight[:, rows] = (left[offset][:, triplets] * signs * root).to(target.output.weight)
         left_out[offset, triplets] = 0.0
     pointed = [found[offset] for offset, _ in chosen]
     every = nearest_offsets(num_relative_positions(target.grid), target.grid)
@@ -67,6 +68,15 @@ def release_convolution(source: PixelConvolution, target: RelativeAttention) -> 
     total = singular.square().sum()
     error = float((left_out.sum() / total).sqrt()) if total > 0 else 0.0
     return (*pointed, *spare), error
+
+
+def _signs(vectors: Tensor, drawn: Tensor) -> Tensor:
+    """+1 or −1 for each row, so that it lies on the side of the row drawn for its place.
+
+    Singular vectors are unique up to a sign only, and rounding would choose it: a trial would train differently in
+    another pack.
+    """
+    return torch.where((vectors * drawn).sum(dim=1) < 0, -1.0, 1.0).to(vectors)
 
 
 def token_maps(convolution: PixelConvolution) -> tuple[tuple[Offset, ...], Tensor]:

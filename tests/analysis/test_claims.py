@@ -140,7 +140,7 @@ def test_low_data_gains_at_every_small_fraction_and_their_shrinking(tmp_path: Pa
     found = judged(
         tmp_path, low_data(lambda c: by_fraction[c["data_fraction"]] + 0.001 * c["seed"] * (c["data_fraction"] < 1))
     )
-    assert [claim for claim in found if claim.startswith("low_data_gain")] == [
+    assert [claim for claim in found if claim.startswith("low_data_gain/")] == [
         "low_data_gain/0.05",
         "low_data_gain/0.1",
     ]
@@ -303,7 +303,7 @@ def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         assert said in text
     *_, before, _, _, last = capsys.readouterr().out.splitlines()
-    assert before.startswith("| trains_faster/1 ") and last == "3 of 16 claims hold."
+    assert before.startswith("| attention_adds_to_the_twin ") and last == "3 of 23 claims hold."
     assert run(-0.1) == 0
     assert run(-0.1, "--strict") == 3
     capsys.readouterr()

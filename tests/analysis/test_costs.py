@@ -143,6 +143,13 @@ def test_the_gain_at_equal_flops_is_judged_where_a_study_has_it(tmp_path: Path) 
     assert "equal flops" not in of_old and "| two_phase | 60.2 " in of_old
 
 
+def test_a_study_whose_setting_is_equal_flops_is_judged_as_that(tmp_path: Path) -> None:
+    made = low_data(budget_unit="flops")
+    found = {v.claim: v for v in verdicts(frames_of(tmp_path, made))}
+    assert found["low_data_gain_at_equal_flops/0.1"].estimate == pytest.approx(0.101)
+    assert found["low_data_gain"].verdict == UNDECIDED and found["trains_faster"].n == 0
+
+
 def test_a_study_of_before_is_judged_as_before(tmp_path: Path) -> None:
     found = {v.claim: v for v in verdicts(frames_of(tmp_path, low_data()))}
     assert (found["low_data_gain/0.1"].verdict, found["low_data_gain/0.1"].n) == (HOLDS, 3)

@@ -43,8 +43,7 @@ def in_memory(levels: dict[float, list[float]], effects: tuple[float, ...] = (0.
 
 def test_the_range_is_interpolated_on_the_logarithm_of_the_rate() -> None:
     # The best with warm-up is 0.9, so the line lies at 0.88. With it: 0.80 → 0.90 crosses at 0.8 of a decade, 0.90 →
-    # 0.86 at half of one: 0.2 + 0.5 decades, from 10^-2.2 to 10^-1.5. Without: from 0.001 on, until it leaves 0.88 at
-    # 0.01.
+    # 0.86 at half of one: 0.2 + 0.5 decades, from 10^-2.2 to 10^-1.5. Without: from 0.001 on, until 0.01.
     study = in_memory({0.0: [0.89, 0.88, 0.86, 0.2], 0.1: [0.80, 0.90, 0.86, 0.5]})
     none, longest = rate_summaries(study)
     assert longest.of_means.decades == pytest.approx(0.7)

@@ -37,7 +37,7 @@ FAULTS = int(os.environ.get("CVIT_CHAOS_FAULTS", "0"))
 SEED = int(os.environ.get("CVIT_CHAOS_SEED", "0"))
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
-    *("--epochs", "0", "--evaluations", "40", "--data-fraction", "0.1"),
+    *("--epochs", "0", "--evaluations", "40", "--data-fraction", "0.1", "--budget-unit", "steps"),
 )
 PAIRS = (*OPTIONS, "--init-scheme", "random", "two_phase", "--seeds", "2", "--max-pack", "2")
 SHORT = (*PAIRS, "--min-steps", "500")

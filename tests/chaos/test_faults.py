@@ -24,8 +24,8 @@ def test_a_trial_whose_training_raises_fails_alone(tmp_path: Path, monkeypatch: 
     assert len((folder / "code-random").read_text().splitlines()) == 99 - 2 * (1 + CODE_RETRIES)
     assert "2 of 4 trials failed; running the command again retries them." in said
     assert (
-        "  ValueError: injected into random: data_fraction=0.1 init_scheme=random seed=0; "
-        "data_fraction=0.1 init_scheme=random seed=1\n" in said
+        "  ValueError: injected into random: data_fraction=0.1 init_scheme=random budget_unit=steps "
+        "seed=0; data_fraction=0.1 init_scheme=random budget_unit=steps seed=1\n" in said
     )
     assert "Traceback" not in said
     by_scheme: dict[str, set[tuple[str, str]]] = {}

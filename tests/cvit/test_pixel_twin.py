@@ -277,6 +277,22 @@ def test_heads_take_the_chunks_of_most_energy() -> None:
 
 
 @torch.no_grad()
+def test_rounding_of_the_twin_does_not_choose_signs() -> None:
+    """In another pack the trained twin differs in its last digits; what attention starts from may not differ more."""
+    for seed in range(8):
+        layers = []
+        for rounding in (0.0, 1e-13):
+            source = PixelConvolution(12, (3, 4), (2, 2)).double()
+            source.weight.copy_(randn(*source.weight.shape, seed=seed))
+            source.weight += rounding * randn(*source.weight.shape, seed=99)
+            layers.append(RelativeAttention(12, 12, 5, (3, 4)).double())
+            all_random(layers[-1])
+            release_convolution(source, layers[-1])
+        one, other = (layer.state_dict() for layer in layers)
+        assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-8) for name in one)
+
+
+@torch.no_grad()
 def test_heads_that_are_left_over_can_learn() -> None:
     """They look at further offsets, their values are drawn, and only their output is zero: all have gradients."""
     config = trial(image_size=16, head_dim=12, num_heads=12, init_scheme="two_phase", position_encoding="relative")

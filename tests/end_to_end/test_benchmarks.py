@@ -19,7 +19,7 @@ SCRIPTS = ("throughput", "packing", "step", "overhead", "tracking", "outage", "s
 TINY_GRID = (
     *("--data-fraction", "0.02", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16"),
-    *("--epochs", "0", "--min-steps", "8", "--evaluations", "2"),
+    *("--epochs", "0", "--min-steps", "8", "--evaluations", "2", "--budget-unit", "steps"),
 )
 TINY = {
     "throughput": TINY_GRID,

@@ -22,7 +22,7 @@ from tests.support.scripts import start, sweep, sweep_with_ray
 SMALL = (
     *("--embed-dim", "16", "--depth", "1", "--num-heads", "9", "--head-dim", "4", "--mlp-ratio", "2"),
     *("--batch-size", "16", "--epochs", "0", "--min-steps", "24", "--evaluations", "4"),
-    *("--data-fraction", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
+    *("--budget-unit", "steps", "--data-fraction", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
 )
 LOCAL = ("--address", "local")
 

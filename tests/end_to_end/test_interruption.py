@@ -21,7 +21,7 @@ from tests.support.scripts import TINY, call, mlflow_runs, start, sweep, sweep_w
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
     *("--epochs", "0", "--min-steps", "2000", "--evaluations", "100"),
-    *("--data-fraction", "0.1", "--init-scheme", "random", "two_phase", "--seeds", "1"),
+    *("--budget-unit", "steps", "--data-fraction", "0.1", "--init-scheme", "random", "two_phase", "--seeds", "1"),
 )
 """Stages of several seconds, so that there are checkpoints in the middle."""
 

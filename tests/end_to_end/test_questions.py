@@ -36,6 +36,7 @@ OTHERS = {
         "per_phase",
     ),
     "init_schemes": ("--min-steps", "8", "--data-fraction", "0.05"),
+    "budget": ("--min-steps", "8", "16"),
     "full_grid": ("--min-steps", "8", "--data-fraction", "0.05", "--head-dim", "4"),
 }
 
@@ -157,6 +158,18 @@ def test_stability_is_measured_and_the_convolution_phase_shared(folder: Path) ->
     records = [r for r in journal(folder, "no_warmup") if r["type"] == v.RECORD_POINTS]
     early = [point[1] for r in records for point in r["points"] if point[0] == v.EARLY_GRAD_NORM]
     assert set(early) == set(range(STABILITY_STEPS))  # 100 of the one phase of random, 60 of each of two_phase's
+
+
+def test_a_budget_is_a_training_of_its_own(folder: Path) -> None:
+    assert "trials    6, " in (folder / "budget.txt").read_text()
+    found = rows(folder, "budget")
+    steps = [(r["min_steps"], r["init_scheme"], r["phase"], r["steps"]) for r in found if r["kind"] == "cost"]
+    assert [row for row in steps if row[1] == "two_phase"] == [
+        (budget, "two_phase", phase, str(int(budget) // 2))
+        for budget in ("8", "16")
+        for phase in ("convolution", "attention")
+    ]
+    assert {r["kind"] for r in found} == {"accuracy", "paired_gain", "less_the_twin", "crossover_steps", "cost"}
 
 
 def test_every_scheme_and_reference_ends_with_a_test_accuracy(folder: Path) -> None:

@@ -74,7 +74,7 @@ def draw(studies: Sequence[Study]) -> Figure:
                 _draw_gradients(axes, study, rate, styles)
             panels[0].set_ylabel("gradient norm (log)")
         figure.legend(
-            handles=[*scheme_handles(recent), *_warmup_handles(recent)],
+            handles=[*scheme_handles(recent, linestyle="-"), *_warmup_handles(recent)],
             loc="outside lower center",
             ncols=_LEGEND_COLUMNS,
         )

@@ -20,6 +20,7 @@ from cvit.models.stochastic_depth import branch_scales, drop_probabilities
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training.batches import LabelledImages, PackData, draw_batches, pack_data
+from cvit.training.loop import train_pack
 from cvit.training.pack import TrainingPack
 from cvit.training.regularisation import Regularisation
 from tests.cvit.training.test_pack import assert_same, outcome, stage, train
@@ -99,6 +100,16 @@ def test_members_end_as_alone_whatever_regularises_the_others(digits: Dataset, t
         assert_same(member, together, alone)
     losses = {outcome(member, together)[0].initial_loss for member in members}
     assert len(losses) == len(members)
+
+
+@pytest.mark.usefixtures("every_checkpoint")
+def test_an_interrupted_training_goes_on_with_the_draws_of_its_steps(digits: Dataset, tmp_path: Path) -> None:
+    member = stage("conv_structured", **EVERYTHING)
+    resumed, whole = Storage.open(str(tmp_path / "resumed")), Storage.open(str(tmp_path / "whole"))
+    next(train_pack([member], digits, resumed, CPU))
+    train([member], digits, resumed)
+    train([member], digits, whole)
+    assert_same(member, resumed, whole)
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
