@@ -8,6 +8,7 @@ import pytest
 
 from cvit.config import ConfigError
 from cvit.settings import SearchResult, Winner, read_settings, settings_text
+from sweeps.engine import declaration
 from sweeps.engine.declaration import SETTINGS_FOLDER, tuned
 
 RESULT = SearchResult(
@@ -60,9 +61,10 @@ def test_the_files_of_presets_are_as_a_search_writes_them(path: Path) -> None:
     assert all(search.command and search.model for search in settings.searches)
 
 
-def test_a_preset_takes_the_schemes_that_it_names() -> None:
-    every = read_settings(SETTINGS_FOLDER / "digits.json").searches[0].settings
-    assert tuned("digits", ("random", "mimetic")) == {scheme: every[scheme] for scheme in ("random", "mimetic")}
+def test_a_preset_takes_the_schemes_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some.json").write_text(settings_text([RESULT]))
+    monkeypatch.setattr(declaration, "SETTINGS_FOLDER", tmp_path)
+    assert tuned("some", ("random", "mimetic")) == {"random": RESULT.settings["random"]}
     with pytest.raises(ConfigError, match=r"no_such\.json' cannot be read: No such file"):
         tuned("no_such", ("random",))
 

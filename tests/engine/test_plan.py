@@ -51,7 +51,7 @@ def test_the_queue_waits_while_every_stage_left_needs_another(tmp_path: Path) ->
 
 
 def test_children_of_a_diverged_stage_are_not_trained(tmp_path: Path) -> None:
-    options = [*SMALL, "--learning-rate", "1e6", "--gradient-clip-norm", "0"]
+    options = [*SMALL, "--learning-rate", "1e6", "--convolution-learning-rate", "auto", "--gradient-clip-norm", "0"]
     progress = make_progress(tmp_path, *options)
     order = walk(progress, tmp_path)
     assert len(order) == 2 * 2 * 2  # one stage a trial: two_phase stops after its first

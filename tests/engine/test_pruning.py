@@ -9,7 +9,6 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from cvit import vocabulary as v
-from cvit.vocabulary import FINALIST_SEED
 from sweeps.engine.execution.pruning import AshaPerScheme, may_prune
 from sweeps.engine.execution.queue import StageQueue
 from sweeps.engine.execution.worker import STEP
@@ -73,7 +72,7 @@ def test_finalists_and_winners_are_trained_to_their_ends(progress: Progress) -> 
     """However far they fall behind: what ASHA spared would be compared with what it has judged."""
     assert may_prune(progress)
     study = progress.plan.study
-    final = [study.trial_at({**trial.cell, "seed": FINALIST_SEED}) for trial in progress.plan.trials]
+    final = [study.trial_at({**trial.cell, "seed": v.FINALIST_SEED}) for trial in progress.plan.trials]
     progress.plan = replace(progress.plan, trials=tuple(final))
     driven = Driven(progress.plan)
     for number, accuracy in ((0, 0.9), (1, 0.1)):
@@ -107,16 +106,19 @@ def test_a_pruned_trial_is_over_and_so_are_its_later_phases(progress: Progress) 
 
 def test_a_search_with_asha_stops_some_and_trains_nothing_again(tmp_path: Path, ray_address: str) -> None:
     tiny = ("--embed-dim", "16", "--head-dim", "4", "--batch-size", "16", "--min-steps", "32", "--evaluations", "4")
-    options = ("--preset", "smoke", "--asha", "--search-trials", "4", "--init-scheme", "random", "two_phase", *tiny)
+    options = ("--preset", "smoke", "--asha", "--search-trials", "2", "--init-scheme", "random", "two_phase", *tiny)
     sweep_with_ray(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     ends = {r["trial_key"]: r["status"] for r in journal(tmp_path, "tuned") if r["type"] == v.RECORD_END}
-    assert len(ends) == 2 * (4 + 2 * 2 + 1), "of each scheme's search, its final and its winner"
     assert set(ends.values()) <= {v.STATUS_OK, v.STATUS_PRUNED, v.STATUS_DIVERGED}
     runs = mlflow_runs(tmp_path, v.ROLE_TRIAL, "tuned")
     assert {run.data.tags[v.TAG_TRIAL_KEY]: run.data.tags[v.TAG_STATUS] for run in runs} == ends
-    others = [run for run in runs if run.data.params["seed"] != "0"]
-    assert len(others) == 2 * (2 * 2 + 1)
-    assert {run.data.tags[v.TAG_STATUS] for run in others} <= {v.STATUS_OK, v.STATUS_DIVERGED}, "none is stopped early"
+    seeds = {run.data.tags[v.TAG_TRIAL_KEY]: int(run.data.params["seed"]) for run in runs}
+    searched = [ends[key] for key, seed in seeds.items() if seed == v.SEARCH_SEED]
+    final = [ends[key] for key, seed in seeds.items() if seed >= v.FINALIST_SEED]
+    assert len(searched) == 2 * 2 and len(final) == 2 * (len(searched) - searched.count(v.STATUS_PRUNED))
+    assert len(ends) == len(searched) + len(final) + 2, "and a winner of each scheme"
+    others = {ends[key] for key, seed in seeds.items() if seed != v.SEARCH_SEED}
+    assert others <= {v.STATUS_OK, v.STATUS_DIVERGED}, "none is stopped early"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")}
     sweep(tmp_path, *options, "--address", ray_address, script="sweeps/tuned.py")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "storage/stages").rglob("*.*")} == before

@@ -45,20 +45,17 @@ def test_explicit_options_come_first_then_the_file_then_the_preset(tmp_path: Pat
     explicit = learning_rates(tmp_path, "--settings-from", str(file), "--learning-rate", "0.5")
     assert set(explicit.values()) == {0.5}
     plan = make_plan(tmp_path, *OPTIONS, "--settings-from", str(file), "--learning-rate", "0.5")
-    assert {t.cell["init_scheme"]: t.params["weight_decay"] for t in plan.trials} == {
-        "random": 0.05,
-        "conv_structured": 0.05,
-        "two_phase": 0.01,
-    }, "what is not given explicitly is still the file's"
-    random = next(t for t in plan.trials if t.cell["init_scheme"] == "random")
-    assert random.params["position_encoding"] == "relative+absolute", "what the file lacks is still the preset's"
+    by_scheme = {trial.cell["init_scheme"]: trial.params for trial in plan.trials}
+    assert by_scheme["two_phase"]["weight_decay"] == 0.01, "what is not given explicitly is still the file's"
+    own = SWEEP.presets["laptop"].scheme_settings["random"]["position_encoding"]
+    assert by_scheme["random"]["position_encoding"] == own, "what the file lacks is still the preset's"
 
 
 def test_the_same_settings_make_the_same_study_wherever_they_come_from(tmp_path: Path) -> None:
     """A file that has what the preset has changes nothing; other settings make another study."""
     path = tmp_path / "tuned.json"
-    keys = []
-    for rate in (4e-3, 5e-3):
+    keys, own = [], SWEEP.presets["laptop"].scheme_settings["conv_structured"]["learning_rate"]
+    for rate in (own, 2 * own):
         path.write_text(settings_text([result(conv_structured={"learning_rate": rate})]))
         keys.append(make_plan(tmp_path, *OPTIONS, "--settings-from", str(path)).study.key)
     assert keys[0] == make_plan(tmp_path, *OPTIONS).study.key != keys[1]
