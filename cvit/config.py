@@ -414,17 +414,14 @@ def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]
 
 
 def _require_whole_pixels(model: ModelConfig) -> None:
-    """Raises CombinationError if a token cannot be divided among the pixels of a patch.
-
-    With one channel a pixel, the twin's head would see the mean over the whole token, which the norm sets to zero.
-    """
+    """Raises CombinationError if a token cannot be divided among the pixels of a patch."""
     pixels, width = math.prod(model.patch), model.embed_dim
-    below = max(2 * pixels, width // pixels * pixels)
-    if width % pixels or width < below:
-        valid = f"{below} or {below + pixels}" if width > below else below
+    if width % pixels:
+        below = width // pixels * pixels
+        valid = f"{below} or {below + pixels}" if below else pixels
         raise CombinationError(
-            f"embed_dim {width} must be a multiple of the {pixels} pixels of a patch, at least {2 * pixels}, for "
-            f"convolution_form 'pixel', such as {valid}"
+            f"embed_dim {width} must be a multiple of the {pixels} pixels of a patch for convolution_form 'pixel', "
+            f"such as {valid}"
         )
     if round(width * model.mlp_ratio) < pixels:
         raise CombinationError(

@@ -81,7 +81,7 @@ def _pixel_twin(config: ModelConfig) -> int:
     embedding = _product(pixels, config.in_channels, channels)
     mixing = _product(pixels, 3 ** len(config.shape) * channels, channels)
     mlp = 2 * _product(pixels, channels, hidden)
-    head = _product(1, channels, config.num_classes)
+    head = _product(1, config.embed_dim, config.num_classes)
     return WITHOUT_GRADIENT_OF_INPUT * embedding + FORWARD_AND_BACKWARD * (config.depth * (mixing + mlp) + head)
 
 

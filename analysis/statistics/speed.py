@@ -24,7 +24,7 @@ nothing does not reach it."""
 PENALTY = 2
 """A target that is never reached counts as reached after this many times the steps of the training."""
 
-Curve = Mapping[float, float]
+Curve = Mapping[int, float] | Mapping[float, float]
 """Accuracies by step, or by the cost up to it."""
 
 
@@ -49,8 +49,9 @@ def log_speed(one: Curve, other: Curve, guessing: float) -> float:
 
 def _smoothed(curve: Curve, guessing: float) -> tuple[np.ndarray, np.ndarray]:
     """The steps, from 0, and the smoothed accuracies, from that of guessing."""
-    steps = sorted(step for step in curve if step > 0)
-    smooth = isotonic_regression([curve[step] for step in steps]).x if steps else np.empty(0)
+    points = sorted((step, accuracy) for step, accuracy in curve.items() if step > 0)
+    steps = [step for step, _ in points]
+    smooth = isotonic_regression([accuracy for _, accuracy in points]).x if points else np.empty(0)
     return np.array([0, *steps], dtype=float), np.maximum(np.array([guessing, *smooth]), guessing)
 
 

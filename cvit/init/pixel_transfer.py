@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cvit.geometry import Offset, nearest_offsets, num_relative_positions, occurs
 from cvit.models.attention import RelativeAttention
-from cvit.models.pixel import KERNEL_SIZE, PixelConvolution, PixelEmbedding, PixelHead, PixelLinear, PixelNorm
+from cvit.models.pixel import KERNEL_SIZE, PixelConvolution, PixelEmbedding, PixelLinear, PixelNorm
 from cvit.models.vit import VisionTransformer
 from cvit.theorem.kernel import offsets, patch_maps
 
@@ -24,12 +24,13 @@ def release(twin: VisionTransformer, model: VisionTransformer) -> None:
     Hidden units of the MLP that the twin lacks keep their weights, but nothing reads them yet.
     """
     for name, source in twin.named_modules():
-        if isinstance(source, PixelEmbedding | PixelNorm | PixelLinear | PixelHead):
+        if isinstance(source, PixelEmbedding | PixelNorm | PixelLinear):
             target, (weight, bias) = model.get_submodule(name), source.dense()
             own = target.get_parameter("weight")
             own[: len(weight)] = 0.0
             own[tuple(slice(size) for size in weight.shape)] = weight
             target.get_parameter("bias")[: len(bias)] = bias
+    model.head.load_state_dict(twin.head.state_dict())
     if model.position_embedding is not None:
         assert twin.position_embedding is not None
         model.position_embedding.copy_(twin.position_embedding)

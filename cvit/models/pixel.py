@@ -6,7 +6,9 @@ last axis fastest. Patch embedding, mixing and MLP are then convolutions at full
 tokens, commute with shifts by whole patches only.
 
 Mean and variance of a norm are those of the whole token, as in the transformer: norms of single pixels could not be
-transferred. So the whole twin, too, commutes with shifts by whole patches only.
+transferred. So the whole twin, too, commutes with shifts by whole patches only. Position embedding and head are those
+of the transformer: a head that sees only means over pixels has C numbers to tell the classes apart, 6 for tokens of
+width 96 and patches of 4 × 4, and learns much worse (docs/ARCHITECTURE.md).
 
 `dense` gives the parameters of the ordinary layer that computes the same: matrices with one block per pixel.
 """
@@ -85,22 +87,6 @@ class PixelLinear(Linear):
     def dense(self) -> tuple[Tensor, Tensor]:
         """Weight (pixels · out, pixels · in), block-diagonal, and bias (pixels · out,)."""
         return torch.block_diag(*[self.weight] * self.pixels), self.bias.repeat(self.pixels)
-
-
-class PixelHead(Linear):
-    """The classifier: a linear map of the mean over the pixels of a patch."""
-
-    def __init__(self, in_features: int, out_features: int, pixels: int) -> None:
-        super().__init__(in_features // pixels, out_features)
-        self.pixels = pixels
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., pixels · in) → (..., out); in a pack (M, ...)."""
-        return super().forward(input.unflatten(-1, (self.pixels, -1)).mean(dim=-2))
-
-    def dense(self) -> tuple[Tensor, Tensor]:
-        """Weight (out, pixels · in) and bias (out,)."""
-        return self.weight.repeat(1, self.pixels) / self.pixels, self.bias
 
 
 class PixelConvolution(nn.Module):

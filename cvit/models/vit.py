@@ -14,7 +14,7 @@ from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.embedding import PatchEmbedding
 from cvit.models.layers import LayerNorm, Linear
-from cvit.models.pixel import PixelConvolution, PixelEmbedding, PixelHead, PixelLinear, PixelNorm
+from cvit.models.pixel import PixelConvolution, PixelEmbedding, PixelLinear, PixelNorm
 from cvit.models.stochastic_depth import BRANCHES_PER_BLOCK, scaled
 from cvit.vocabulary import ATTENTION
 
@@ -60,8 +60,7 @@ class VisionTransformer(nn.Module):
             Block(config.embed_dim, self._mixing(), config.mlp_ratio, pixels) for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.embed_dim) if pixels is None else PixelNorm(config.embed_dim, pixels)
-        head = Linear if pixels is None else partial(PixelHead, pixels=pixels)
-        self.head = head(config.embed_dim, config.num_classes)
+        self.head = Linear(config.embed_dim, config.num_classes)
 
     def _mixing(self) -> nn.Module:
         c = self.config

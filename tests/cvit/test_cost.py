@@ -38,7 +38,7 @@ def stages(model: ModelConfig, batch_size: int, **init: Any) -> tuple[TrainingSt
     patch=st.integers(1, 4),
     heads=st.integers(1, 30),
     depth=st.integers(1, 3),
-    batch_size=st.integers(1, 70),
+    batch_size=st.integers(2, 70),
     channels=st.integers(2, 6),
     sizes=st.fixed_dictionaries(
         {

@@ -266,7 +266,9 @@ def test_phases_share_everything_but_the_mixing() -> None:
         common = {name for name in attention if ".mixing." not in name}
         assert common == {name for name in twin if ".mixing." not in name}
         same_shape = {name for name in common if attention[name].shape == twin[name].shape}
-        assert same_shape == ({"head.bias"} if form == "pixel" else common), "the pixel twin ties weights over pixels"
+        assert same_shape == ({"head.weight", "head.bias"} if form == "pixel" else common), (
+            "the pixel twin ties weights over pixels"
+        )
 
 
 # The convolutional twins

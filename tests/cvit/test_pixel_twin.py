@@ -38,7 +38,7 @@ SHAPES: list[tuple[Grid, tuple[int, ...], int]] = [
     ((3,), (2,), 4),
     ((4, 3), (1, 1), 4),
     ((3, 4), (2, 2), 3),
-    ((2, 3), (4, 4), 2),
+    ((2, 3), (4, 4), 1),
     ((1, 1), (4, 4), 2),
     ((3, 4), (1, 3), 2),
     ((2, 3, 2), (2, 1, 2), 2),
@@ -115,8 +115,6 @@ def test_the_parts_are_convolutions_at_full_resolution(grid: Grid, patch: tuple[
     hidden = F.gelu(convolve(embedded, wide.weight.view(-1, channels, *ones), wide.bias))
     expected = convolve(hidden, narrow.weight.view(channels, -1, *ones), narrow.bias)
     torch.testing.assert_close(block.mlp(tokens), tokens_of(expected, patch), rtol=1e-12, atol=1e-12)
-    logits = twin.head.weight @ twin.norm(tokens).mean(1).unflatten(1, (-1, channels)).mean(1)[..., None]
-    torch.testing.assert_close(twin.head(twin.norm(tokens).mean(1)), logits[..., 0] + twin.head.bias)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -150,7 +148,7 @@ def test_the_number_of_parameters(patch_size: int, mlp_ratio: float, position_en
     pixels = patch_size**2
     channels, hidden = 48 // pixels, round(48 * mlp_ratio) // pixels
     of_block = 9 * channels**2 + channels + 2 * channels * hidden + hidden + channels + 2 * 2 * channels
-    others = (3 + 1) * channels + 2 * channels + (channels + 1) * 10
+    others = (3 + 1) * channels + 2 * channels + (48 + 1) * 10
     positions = 48 * (8 // patch_size) ** 2 if position_encoding == "relative+absolute" else 0
     twin = VisionTransformer(model, "convolution", "pixel")
     assert sum(parameter.numel() for parameter in twin.parameters()) == 3 * of_block + others + positions
@@ -278,18 +276,20 @@ def test_heads_take_the_chunks_of_most_energy() -> None:
 
 @torch.no_grad()
 def test_rounding_of_the_twin_does_not_choose_signs() -> None:
-    """In another pack the trained twin differs in its last digits; what attention starts from may not differ more."""
-    for seed in range(8):
+    """In another pack the trained twin differs in its last digits; what attention starts from may not differ by more.
+    LAPACK alone would choose other signs for about one in eight of these kernels."""
+    for seed in range(60):
         layers = []
-        for rounding in (0.0, 1e-13):
-            source = PixelConvolution(12, (3, 4), (2, 2)).double()
-            source.weight.copy_(randn(*source.weight.shape, seed=seed))
-            source.weight += rounding * randn(*source.weight.shape, seed=99)
-            layers.append(RelativeAttention(12, 12, 5, (3, 4)).double())
+        for rounding in (0.0, 1e-7):
+            source = PixelConvolution(4, (4, 4), (2, 2)).double()
+            source.weight.copy_(
+                randn(*source.weight.shape, seed=seed) + rounding * randn(*source.weight.shape, seed=99)
+            )
+            layers.append(RelativeAttention(4, 9, 4, (4, 4)).double())
             all_random(layers[-1])
             release_convolution(source, layers[-1])
         one, other = (layer.state_dict() for layer in layers)
-        assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-8) for name in one)
+        assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-4) for name in one), seed
 
 
 @torch.no_grad()
@@ -363,7 +363,7 @@ def test_only_moments_of_parameters_of_the_same_shape_are_carried_over() -> None
     """Those of a tied weight are of another gradient, the sum over the pixels; with one pixel a patch none is tied."""
     settings = {"init_scheme": "two_phase", "optimizer_state": "carried", "position_encoding": "relative+absolute"}
     tied = carried_names(stages_of(trial(**settings), num_images=100)[1])
-    assert tied == {"head.bias", "position_embedding"}
+    assert tied == {"head.weight", "head.bias", "position_embedding"}
     free = carried_names(stages_of(trial(**settings, patch_size=1), num_images=100)[1])
     assert free > tied and {"blocks.1.mlp.0.weight", "blocks.0.mixing_norm.weight", "norm.bias"} < free
     assert not any(".mixing." in name for name in free)
@@ -375,14 +375,9 @@ def test_a_token_must_hold_whole_pixels(scheme: InitSchemeName) -> None:
         CombinationError, match=r"^embed_dim 50 must be a multiple of the 4 pixels .* such as 48 or 52$"
     ):
         trial(init_scheme=scheme, embed_dim=50)
-    for width in (
-        12,
-        16,
-        31,
-    ):  # with one channel a pixel, the norm's mean over the token is all that the head could see
-        with pytest.raises(CombinationError, match=rf"^embed_dim {width} must be a multiple .* such as 32$"):
-            trial(init_scheme=scheme, embed_dim=width, patch_size=4)
-    assert trial(init_scheme=scheme, embed_dim=32, patch_size=4).model.embed_dim == 32
+    with pytest.raises(CombinationError, match=r"^embed_dim 12 must be a multiple of the 16 pixels .* such as 16$"):
+        trial(init_scheme=scheme, embed_dim=12, patch_size=4)
+    assert trial(init_scheme=scheme, embed_dim=16, patch_size=4).model.embed_dim == 16
     with pytest.raises(CombinationError, match=r"^mlp_ratio 0\.2 must make the MLP's hidden width, .* 4 pixels"):
         trial(init_scheme=scheme, mlp_ratio=0.2)
     assert trial(init_scheme="random", embed_dim=50).model.embed_dim == 50, "random has no twin"
@@ -390,7 +385,7 @@ def test_a_token_must_hold_whole_pixels(scheme: InitSchemeName) -> None:
 
 def test_flops_of_a_step_are_those_of_the_convolutions() -> None:
     stage = stages_of(trial(init_scheme="two_phase", batch_size=8, embed_dim=48, mlp_ratio=2.0), num_images=100)[0]
-    embedding, mixing, mlp, head = 64 * 3 * 12, 64 * 9 * 12**2, 2 * 64 * 12 * 24, 12 * 10
+    embedding, mixing, mlp, head = 64 * 3 * 12, 64 * 9 * 12**2, 2 * 64 * 12 * 24, 48 * 10
     forward = 2 * 8 * (embedding + 2 * (mixing + mlp) + head)
     backward = 2 * forward - 2 * 8 * embedding  # images have no gradient
     assert step_flops(stage) == forward + backward

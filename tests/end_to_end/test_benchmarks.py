@@ -15,7 +15,7 @@ from tests.support.scripts import ROOT
 
 pytestmark = pytest.mark.benchmark
 
-SCRIPTS = ("throughput", "packing", "step", "overhead", "tracking", "outage", "scale")
+SCRIPTS = ("throughput", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale")
 TINY_GRID = (
     *("--data-fraction", "0.02", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16"),
@@ -24,6 +24,7 @@ TINY_GRID = (
 TINY = {
     "throughput": TINY_GRID,
     "packing": ("--model-size", "digits", "--pack-size", "1", "2", "--steps", "4", "--repeats", "1", "--device", "cpu"),
+    "regularisation": ("--steps", "1", "--repeats", "1", "--device", "cpu"),
     "step": ("--model-size", "small", "--batch-size", "2", "--steps", "1", "--repeats", "3", "--device", "cpu"),
     "tracking": ("--runs", "20"),
     "scale": ("--trials", "6", "--workers", "2", "--stage-seconds", "0.05"),
@@ -101,6 +102,16 @@ def test_steps_and_packs_are_compared_by_their_own_figures(tmp_path: Path) -> No
     digits = content["models"]["digits"]
     rates = {size: figure["median"] for size, figure in digits["images_per_second"].items()}
     assert digits["ratio_vs_pack_of_1"] == {"1": 1.0, "2": rates["2"] / rates["1"]}
+
+
+def test_regularisation_is_compared_with_none_of_it(tmp_path: Path) -> None:
+    content = figures_of("regularisation", tmp_path)
+    assert_described(content, repeats=1)
+    arms = content["arms"]
+    for name, figures in arms.items():
+        assert figures["ratio_vs_none"] == figures["seconds"]["median"] / arms["none"]["seconds"]["median"], name
+    draws = {name: figures["draw_seconds"]["median"] for name, figures in arms.items()}
+    assert draws["all"] > draws["none"], "without any, nothing is drawn"
 
 
 def test_tracking_measures_every_step_in_a_process_of_its_own(tmp_path: Path) -> None:
