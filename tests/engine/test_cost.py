@@ -16,6 +16,12 @@ from tests.support.plans import SMALL, make_progress
 
 CPU = torch.device("cpu")
 
+THREE_KINDS = (
+    *("--preset", "smoke", "--data-fraction", "0.02", "0.05", "--init-scheme", "random", "two_phase", "resnet"),
+    *("--seeds", "2", *SMALL[8:]),
+)
+"""Attention, alone and after the twin, the twin, and another model."""
+
 
 def small_stage(folder: Path, **sizes: int) -> TrainingStage:
     stage = make_progress(folder, *SMALL).todo[0]
@@ -62,7 +68,7 @@ def test_operations_of_blocks_that_are_not_built_are_exact(tmp_path: Path, monke
 
 
 def test_kinds_beyond_the_time_count_as_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    todo: list[Stage] = make_progress(tmp_path, *SMALL).todo
+    todo: list[Stage] = make_progress(tmp_path, *THREE_KINDS).todo
     kinds = {stage.cost_kind: stage for stage in todo}
     assert len(kinds) == 3
     monkeypatch.setattr(cost, "MEASURING_S", 0.0)
@@ -73,7 +79,7 @@ def test_kinds_beyond_the_time_count_as_the_mean(tmp_path: Path, monkeypatch: py
 
 
 def test_operations_are_those_of_every_kind(tmp_path: Path) -> None:
-    todo = make_progress(tmp_path, *SMALL).todo
+    todo = make_progress(tmp_path, *THREE_KINDS).todo
     counted = [probe.step_flops(stage) * stage.steps for stage in todo if isinstance(stage, TrainingStage)]
     assert len({stage.cost_kind for stage in todo}) == 3 and len(counted) == len(todo)
     assert flops_of(todo) == sum(counted)

@@ -117,6 +117,18 @@ def test_the_first_trial_has_the_settings_that_the_scheme_has_already(seen: list
     assert all(trial.cell["learning_rate"] < 0.1 for trial in plan.trials[len(progress.plan.trials) :])
 
 
+def test_no_settings_are_tried_twice(seen: list[Progress], tmp_path: Path) -> None:
+    """As when the winner of a search, which proposes the same again, has become the settings of the preset."""
+    winner = searched(seen[0], "two_phase")[1]
+    settings = {name: winner.cell[name] for name in SPACE}
+    result = SearchResult(dataset="digits", schemes={"two_phase": Winner(settings=settings)})
+    (tmp_path / "won.json").write_text(settings_text([result]))
+    progress = make_progress(tmp_path, *TINY, "--settings-from", str(tmp_path / "won.json"), sweep=SWEEP)
+    first, second = searched(progress, "two_phase")
+    assert {name: first.cell[name] for name in SPACE} == settings
+    assert {name: second.cell[name] for name in SPACE} != settings
+
+
 def test_the_final_is_among_the_best_on_other_seeds_and_their_mean_decides(seen: list[Progress]) -> None:
     progress = seen[-1]
     for scheme in SCHEMES:

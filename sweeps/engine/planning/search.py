@@ -30,6 +30,8 @@ DIGITS = 3
 """Proposed values are rounded to so many significant digits: as good, and readable."""
 STARTUP_TRIALS = 8
 """The number of trials before the sampler begins to model the results; until then it proposes at random."""
+MOST_SAMPLES = 100
+"""After so many samples in a round, settings are proposed again that have been proposed before."""
 
 Settings = dict[str, Any]
 
@@ -122,9 +124,17 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
         known: Mapping[str, BaseDistribution] = {name: distributions[name] for name in params}
         value = validation_accuracy(progress, trial)
         optuna_study.add_trial(create_trial(params=params, distributions=dict(known), value=value))
-    samples = [optuna_study.ask(distributions).params for _ in range(count - len(first))]
-    rounded = [{name: _rounded(value, space[name]) for name, value in sample.items()} for sample in samples]
-    return [defaults | settings for settings in (*first, *rounded)]
+    so_far = [{name: trial.cell[name] for name in space} for trial in tried]
+    proposed, num_samples = list(first), 0
+    while len(proposed) < count:
+        num_samples += 1
+        sample = optuna_study.ask(distributions).params
+        settings = {name: _rounded(value, space[name]) for name, value in sample.items()}
+        # The settings that a scheme has already may be those that an earlier search proposed. A space of few values may
+        # have no others left.
+        if settings not in (*so_far, *proposed) or num_samples > MOST_SAMPLES:
+            proposed.append(settings)
+    return [defaults | settings for settings in proposed]
 
 
 def _distribution(within: Range | Choice) -> BaseDistribution:
