@@ -40,20 +40,24 @@ SWEEP = Sweep(
         ),
         "smoke": Preset(
             description="does it run? 6 tiny trials, under a minute on 2 cores (CIFAR-10: just over)",
-            grid={"data_fraction": (0.01, 0.05), "init_scheme": SCHEMES},
+            grid={"data_fraction": (0.01, 0.05), "init_scheme": SCHEMES, "budget_unit": ("steps",)},
             seeds=1,
             settings=SMALL_VIT | SMOKE,
         ),
         "photographs": Preset(
             description="CIFAR on a CPU: 36 trials of 4,000 steps, about 4 hours on 2 cores (an estimate)",
-            grid={"data_fraction": (0.05, 0.1), "init_scheme": (*SCHEMES, *RIVALS)},
+            grid={"data_fraction": (0.05, 0.1), "init_scheme": (*SCHEMES, *RIVALS), "budget_unit": ("steps",)},
             seeds=3,
             settings=PHOTO_VIT | PHOTO_TRAINING,
             scheme_settings=tuned("photographs", (*SCHEMES, *RIVALS)),
         ),
         "reference": Preset(
             description="CIFAR on a GPU: 100 trials of a ViT of depth 12 and width 192, 9 heads of 32",
-            grid={"data_fraction": (0.01, 0.02, 0.05, 0.1, 0.2), "init_scheme": (*SCHEMES, "mimetic")},
+            grid={
+                "data_fraction": (0.01, 0.02, 0.05, 0.1, 0.2),
+                "init_scheme": (*SCHEMES, "mimetic"),
+                "budget_unit": ("steps",),
+            },
             seeds=5,
             settings=PAPER_VIT | PAPER_TRAINING | {"embed_dim": 192},
         ),
