@@ -41,6 +41,7 @@ UNCLIPPED = {"gradient_clip_norm": 0.0}
 # The question is whether the attention phase needs a warm-up. So the convolution phase has a schedule of its own, and
 # all learning rates and warm-ups share that phase.
 TWO_PHASE = {"convolution_learning_rate": 2e-3, "convolution_warmup_fraction": 0.1}
+FIXED = frozenset(TWO_PHASE)
 ON_DIGITS, ON_PHOTOGRAPHS = (
     {**best, "two_phase": {**best.get("two_phase", {}), **TWO_PHASE}}
     for best in (tuned("digits", SCHEMES), tuned("photographs", SCHEMES))
@@ -61,6 +62,7 @@ SWEEP = Sweep(
             seeds=3,
             settings=SMALL_VIT | SMALL_TRAINING | UNCLIPPED | {"data_fraction": 0.05},
             scheme_settings=ON_DIGITS,
+            fixed=FIXED,
         ),
         "smoke": Preset(
             description="does it run? 8 tiny trials",
@@ -68,6 +70,7 @@ SWEEP = Sweep(
             seeds=1,
             settings=SMALL_VIT | SMOKE | UNCLIPPED | {"data_fraction": 0.02, "evaluations": 4},
             scheme_settings=ON_DIGITS,
+            fixed=FIXED,
         ),
         "photographs": Preset(
             description="CIFAR: 120 trials of 2,500 steps, 1,000 of them in the second phase; meant for GPUs",
@@ -83,6 +86,7 @@ SWEEP = Sweep(
             | UNCLIPPED
             | {"data_fraction": 0.05, "min_steps": 2500, "convolution_fraction": 0.6},
             scheme_settings=ON_PHOTOGRAPHS,
+            fixed=FIXED,
         ),
         "reference": Preset(
             description="CIFAR at the paper's scale, meant for GPUs: ViT of depth 12, 9 heads of 32",
@@ -95,6 +99,7 @@ SWEEP = Sweep(
             seeds=5,
             settings=PAPER_VIT | PAPER_TRAINING | UNCLIPPED | {"data_fraction": 0.1},
             scheme_settings={"two_phase": TWO_PHASE | {"convolution_learning_rate": 5e-4}},
+            fixed=FIXED,
         ),
     },
 )

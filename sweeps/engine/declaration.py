@@ -79,6 +79,7 @@ class Preset:
         settings: flat parameters that all trials share and that differ from the configuration's defaults.
         scheme_settings: flat parameters of single init schemes: the best settings of each on validation images; see
             `tuned`.
+        fixed: the parameters among them that belong to the question: no file of settings replaces them.
         search: the search for these best settings, in a sweep that has one.
     """
 
@@ -87,6 +88,7 @@ class Preset:
     seeds: int
     settings: Mapping[str, Any]
     scheme_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fixed: Collection[str] = ()
     search: Search | None = None
 
 

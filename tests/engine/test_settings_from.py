@@ -106,3 +106,18 @@ def test_a_part_without_init_schemes_passes_the_file_over(tmp_path: Path, file: 
     output = sweep(tmp_path, *options, script="sweeps/head_count.py")
     assert output.count(f"from {file}") == 1
     assert HEAD_COUNT.name in output and SWEEP.name not in output
+
+
+def test_a_file_leaves_alone_what_belongs_to_the_question(tmp_path: Path) -> None:
+    """no_warmup asks about the attention phase, so the convolution phase keeps its own rate and warm-up."""
+    path = tmp_path / "tuned.json"
+    of_file = {"convolution_learning_rate": None, "convolution_warmup_fraction": 0.0, "weight_decay": 0.01}
+    path.write_text(settings_text([result(two_phase=of_file)]))
+    options = ("--init-scheme", "two_phase", "--seeds", "1", "--settings-from", str(path))
+    params = make_plan(tmp_path, *options, sweep=NO_WARMUP).trials[0].params
+    kept = NO_WARMUP.presets["laptop"].scheme_settings["two_phase"]
+    assert {name: params[name] for name in of_file} == {
+        "convolution_learning_rate": kept["convolution_learning_rate"],
+        "convolution_warmup_fraction": kept["convolution_warmup_fraction"],
+        "weight_decay": 0.01,
+    }

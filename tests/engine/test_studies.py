@@ -41,9 +41,9 @@ STUDIES = {
     },
     "low_data": {
         "laptop": "8c11094deb0fe4c2",  # since it has budgets in steps and in FLOPs; e93b09cbba830ce2 before
-        "smoke": "9b5cf57f51634cc0",
-        "photographs": "2fc9d47ab3bc3ac8",
-        "reference": "536419457e2b8482",
+        "smoke": "36543a08bebedfc2",
+        "photographs": "05bb727cfdc91ba7",
+        "reference": "13599e8f9fcba276",
     },
     "no_warmup": {
         # Since two axes vary two phases; those before were b87a89984be59259, cbebf793214dd304 and 0dfdf299753a95dd.

@@ -17,8 +17,8 @@ def settings_of_schemes(
 ) -> tuple[SettingsOfSchemes, tuple[str, ...]]:
     """The settings of every init scheme that has its own, and lines that say where they come from.
 
-    What is given explicitly holds for every scheme. Below it are the settings of a file, and below those the preset's.
-    An axis of the grid has no setting.
+    What is given explicitly holds for every scheme. Below it are the settings of a file, and below those the preset's,
+    of which a file leaves the fixed ones as they are. An axis of the grid has no setting.
 
     Args:
         settings: a value of every flat parameter, for schemes without settings of their own.
@@ -33,7 +33,8 @@ def settings_of_schemes(
         of_file, notes = search.settings, _notes(file.path, search, request, settings, info)
     of_schemes = {}
     for scheme in dict.fromkeys((*preset.scheme_settings, *of_file)):
-        merged = {**preset.scheme_settings.get(scheme, {}), **of_file.get(scheme, {})}
+        found = {n: v for n, v in of_file.get(scheme, {}).items() if n not in preset.fixed}
+        merged = {**preset.scheme_settings.get(scheme, {}), **found}
         of_schemes[scheme] = {n: v for n, v in merged.items() if n not in request.given and n not in request.grid}
     return of_schemes, notes
 
