@@ -87,6 +87,8 @@ _LONGEST_LINE, _LONGEST_NAME = 80, 30
 """The largest number of characters in a line of a title, and of a value at an axis or in a legend."""
 _LEGEND_WIDTH = 120
 """The number of characters that a line of the legend below has room for."""
+_HANDLE_WIDTH = 7
+"""The room that an entry's line and the gap to the next entry take there, in characters."""
 
 
 @contextlib.contextmanager
@@ -228,7 +230,7 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
             handles.setdefault(name, handle)
     if handles:
         labels = [_shortened(name, _LONGEST_NAME) for name in handles]
-        columns = min(len(handles), _LEGEND_COLUMNS, max(1, _LEGEND_WIDTH // max(map(len, labels))))
+        columns = min(len(handles), _LEGEND_COLUMNS, max(1, _LEGEND_WIDTH // (_HANDLE_WIDTH + max(map(len, labels)))))
         figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns)
 
 

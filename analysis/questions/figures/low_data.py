@@ -17,6 +17,7 @@ from analysis.display.figure_style import (
     fraction_handles,
     fraction_styles,
     legend_above,
+    legend_below,
     log_x,
     new_figure,
     tidy,
@@ -47,8 +48,8 @@ def draw(studies: Sequence[Study]) -> Figure:
             log_x(left, study.values(FRACTION), lambda fraction: f"{100 * fraction:.10g}")
             left.set_xlabel("share of the training images (%, log scale)")
             tidy(left)
-            left.legend(loc="best")
             _draw_curves(right, study)
+        legend_below(figure, panels[:, 0])
         figure.align_ylabels()
     return figure
 
