@@ -4,8 +4,8 @@ python sweeps/patch_size.py                                             # digits
 python sweeps/patch_size.py --data-fraction 0.05 --patch-size 1 2
 python sweeps/patch_size.py --preset photographs --dataset cifar10 --data-dir ../shared/data
 
-Expected on digits (5 seeds, docs/RESULTS.md): the smaller the patches, the more two phases are worth: 13 points on
-single pixels, nothing on 4×4 patches. Larger patches are faster and need fewer heads.
+Expected on digits (5 seeds, docs/RESULTS.md): two phases win 4 to 5 points on single pixels, and 2 or less, which is
+not resolved, on larger patches. These are faster and need fewer heads.
 """
 
 from cvit.recipes import (

@@ -18,7 +18,7 @@ python sweeps/low_data.py --settings-from results/tuned.json
 
 Such a file in place of one below sweeps/settings/ makes its winners the presets' settings.
 
-Expected on digits (51 trials at 5 % of the data, docs/RESULTS.md): two_phase − random is +2.4 points, [+1.5, +3.3].
+Expected on digits (5 % of the data, docs/RESULTS.md): two_phase − random is +1.8 points, [−0.9, +4.5], on fresh seeds.
 """
 
 from cvit.recipes import PAPER_TRAINING, PAPER_VIT, PHOTO_TRAINING, PHOTO_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE

@@ -145,7 +145,8 @@ def test_real_photographs(tmp_path: Path, photographs: Path) -> None:
     options = ("--dataset", "cifar10", "--data-dir", str(photographs), "--data-fraction", "0.1", "--seeds", "1")
     small = ("--embed-dim", "32", "--depth", "2", "--head-dim", "8", "--mlp-ratio", "2", "--batch-size", "32")
     training = ("--epochs", "0", "--min-steps", "60", "--evaluations", "2", "--max-validation-images", "500")
-    sweep(tmp_path, *options, *small, *training, "--init-scheme", "random", "two_phase")
+    schemes = ("--init-scheme", "random", "two_phase", "--budget-unit", "steps")
+    sweep(tmp_path, *options, *small, *training, *schemes)
     runs = mlflow_runs(tmp_path, v.ROLE_TRIAL)
     assert {run.data.params["image_size"] for run in runs} == {"32"}
     assert len(runs) == 2

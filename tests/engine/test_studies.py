@@ -41,7 +41,7 @@ STUDIES = {
     },
     "low_data": {
         "laptop": "8c11094deb0fe4c2",  # since it has budgets in steps and in FLOPs; e93b09cbba830ce2 before
-        "smoke": "36543a08bebedfc2",
+        "smoke": "9b5cf57f51634cc0",
         "photographs": "05bb727cfdc91ba7",
         "reference": "13599e8f9fcba276",
     },

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.display.figure_style import (
     ROW_HEIGHT,
@@ -35,6 +36,9 @@ def draw(studies: Sequence[Study]) -> Figure:
             _draw(right, study, lambda budget, scheme, study=study: _flops(study, budget, scheme))
             if any(line.get_xydata().size for line in right.lines):  # matplotlib scales no empty panel
                 right.set_xscale("log")
+                right.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                right.xaxis.set_major_formatter(lambda flops, _: f"{flops:.0e}".replace("e+", "e"))
+                right.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
             right.set_xlabel("floating-point operations (log scale)")
             for axes in (left, right):  # after both are drawn, because they share the y axis
                 tidy(axes)
