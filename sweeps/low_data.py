@@ -8,8 +8,8 @@ python sweeps/low_data.py --preset photographs --dataset cifar100 --data-dir ../
 python sweeps/low_data.py --preset reference --dataset cifar10         # ViT of depth 12, meant for GPUs
 
 Expected (docs/RESULTS.md): on digits two_phase − random is +2.5 points of test accuracy at 2 % of the data, +2.1 at 5
-% and +1.3 at 20 % (10 seeds). On CIFAR-10, preset `photographs` with bfloat16 on a GPU, it is +5.1 at 5 % and +0.8 at 10 %
-(5 seeds), and the twin alone and `joint` are ahead of both.
+% and +1.3 at 20 % (10 seeds). On CIFAR-10, preset `photographs` with bfloat16 on a GPU, it is +5.1 at 5 % and +0.8 at
+10 % (5 seeds), and the twin alone and `joint` are ahead of both.
 """
 
 from cvit.recipes import (

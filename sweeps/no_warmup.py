@@ -15,8 +15,9 @@ Two phases are trained in four ways: with the learning rate of what the convolut
 tenth (`transferred_learning_rate_factor`), and with a schedule per phase or one over both (`schedule`). The tables name
 them beside the scheme, such as `two_phase, factor 0.1`. Random initialisation has neither and is trained once.
 
-Expected on digits (5 seeds, docs/RESULTS.md): without warm-up, at a rate of 0.016, two_phase loses 41 points, random
-14 and `factor 0.1` 1.4 [−1.6, 4.4]. `factor 0.1, schedule joint` trains without warm-up at all rates from 0.001 to 0.064.
+Expected on digits (5 seeds, docs/RESULTS.md): without warm-up, at a rate of 0.016, two_phase loses 41 points,
+random 14 and `factor 0.1` 1.4 [−1.6, 4.4]. With `factor 0.1, schedule joint` no rate from 0.001 to 0.064 needs a
+warm-up.
 """
 
 from cvit.recipes import (
