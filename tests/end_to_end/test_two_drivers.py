@@ -42,6 +42,8 @@ if identity := sys.argv.pop(1):
 main(SWEEP)
 """
 ELSEWHERE = "elsewhere:7:x:1"
+NUM_RUNS = 5
+"""Runs of the small sweep: the study and four trials."""
 
 
 def test_two_sweeps_at_once_train_each_stage_that_they_share_once(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_driver_that_wakes_after_a_takeover_touches_nothing(tmp_path: Path) ->
             _, errors = second.communicate(timeout=200)
         assert second.returncode == exit_codes.FINISHED, errors
         runs, stored = statuses(tmp_path), files(tmp_path / "storage")
-        assert {status for status, *_ in runs.values()} == {"FINISHED"} and len(runs) == 5
+        assert {status for status, *_ in runs.values()} == {"FINISHED"} and len(runs) == NUM_RUNS
         slept.send_signal(signal.SIGCONT)
         _, errors = slept.communicate(timeout=200)
     assert slept.returncode == exit_codes.LEASE_LOST, errors
@@ -123,9 +125,10 @@ def driver(folder: Path, identity: str = "") -> Iterator[subprocess.Popen[str]]:
 
 
 def put_to_sleep(process: subprocess.Popen[str], folder: Path) -> None:
-    """Suspends a driver that has runs in MLflow, outside its transactions: otherwise the store would stay locked."""
+    """Suspends a driver that has all its runs in MLflow: else it might be about to make one, having just looked at its
+    lease. It is suspended outside its transactions: otherwise the store would stay locked."""
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db", timeout=1, isolation_level=None)) as store:
-        wait_until(lambda: num_runs(store) > 1)
+        wait_until(lambda: num_runs(store) == NUM_RUNS)
         while True:
             assert process.poll() is None
             process.send_signal(signal.SIGSTOP)

@@ -252,10 +252,14 @@ def test_a_driver_that_loses_its_sweep_later_leaves_its_runs_as_they_are(tmp_pat
     plan = make_plan(tmp_path, *SMALL)
     has_lost = threading.Event()
     journal = journal_of(tmp_path, plan, 3, ended=False)
+
+    def is_copied(name: str) -> bool:
+        return all(history(uri, run) == expected(3) for run in trial_runs(uri, name))
+
     tracker = Tracker(uri, "later lost", keys(plan), journal.records, lambda: lost() if has_lost.is_set() else None)
     journal.listen(tracker.feed)
     copied = deadline_s(60)
-    while tracker.error or not is_there(uri, "later lost", 9):
+    while tracker.error or not is_there(uri, "later lost", 9) or not is_copied("later lost"):
         next(copied)
     has_lost.set()
     before = [run.to_dictionary() for run in runs(uri, "later lost")]
