@@ -89,11 +89,6 @@ def load_result(storage: Storage, key: str) -> StageResult | None:
         raise later_version(path, one_line(error)) from error
 
 
-def read_weights(storage: Storage, key: str) -> bytes | None:
-    """The trained weights of a stage, as saved; None if they or the result are missing or altered."""
-    return read_part(storage, key, WEIGHTS)
-
-
 def read_part(storage: Storage, key: str, part: str) -> bytes | None:
     """The weights or the moments of a finished stage, as saved; None if they or the result are missing or altered."""
     record = read_record(storage, f"{stage_folder(key)}/result.json")

@@ -1,6 +1,6 @@
 """From how many optimiser steps on does the second phase pay? (paper, section 5: two phases against one)
 
-python sweeps/budget.py                                                 # digits, about 5 minutes on two cores
+python sweeps/budget.py                                                 # digits, an estimated 5 minutes on 2 cores
 python sweeps/budget.py --min-steps 300 2400 --data-fraction 0.2
 python sweeps/budget.py --preset photographs --dataset cifar10 --data-dir ../shared/data
 python sweeps/budget.py --preset smoke --dataset cifar10 --data-dir ../shared/data
@@ -35,7 +35,7 @@ SWEEP = Sweep(
     question="From how many optimiser steps on do two phases beat random initialisation, and the twin alone?",
     presets={
         "laptop": Preset(
-            description="the default: digits, 75 trials, about 5 minutes on 2 cores",
+            description="the default: digits, 75 trials, about 5 minutes on 2 cores (an estimate)",
             grid={"min_steps": (75, 150, 300, 600, 1200), "init_scheme": SCHEMES},
             seeds=5,
             settings=SMALL_VIT | SMALL_TRAINING | BY_STEPS | {"learning_rate": 2e-3, "data_fraction": 0.05},

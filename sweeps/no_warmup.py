@@ -1,6 +1,6 @@
 """Does training that starts from a convolution need a warm-up? (paper, section 5: stability)
 
-python sweeps/no_warmup.py                                                # digits, about 4 minutes on two cores
+python sweeps/no_warmup.py                                                # digits, an estimated 6 minutes on 2 cores
 python sweeps/no_warmup.py --learning-rate 0.001 0.016 --warmup-fraction 0 0.1
 python sweeps/no_warmup.py --transferred-learning-rate-factor 0.03 0.3    # further variants of two_phase
 python sweeps/no_warmup.py --gradient-clip-norm 1 --preset smoke          # clipping hides much of the instability
@@ -53,7 +53,7 @@ SWEEP = Sweep(
     question="Without warm-up, over what range of learning rates does each scheme train, and what does it lose?",
     presets={
         "laptop": Preset(
-            description="the default: digits, 240 trials, about 6 minutes on 2 cores",
+            description="the default: digits, 240 trials, about 6 minutes on 2 cores (an estimate)",
             grid={
                 "warmup_fraction": WARMUP,
                 "learning_rate": (1e-3, 4e-3, 1.6e-2, 6.4e-2, 0.256),

@@ -14,12 +14,6 @@ _DECIMALS = 9
 from one C library to another."""
 
 
-def leak_of(sharpness: float, num_patches: int) -> float:
-    """The share of attention off the target of a head whose target lies on the grid, content aside."""
-    off = math.exp(-sharpness) + (num_patches - 1) * math.exp(-2 * sharpness)
-    return off / (1 + off)
-
-
 def sharpness_of(leak: float, num_patches: int) -> float:
     """The sharpness with a leak in (0, 0.5), positive: x = eˢ is the positive root of
     leak · x² − (1 − leak) · x − (1 − leak) (N − 1) = 0."""

@@ -46,9 +46,3 @@ def learning_rate_sum(stage: TrainingStage) -> float:
 @lru_cache(maxsize=4096)
 def _sum(first: int, total: int, peak: float, warmup_fraction: float, steps: int) -> float:
     return sum(learning_rate(step, total, peak, warmup_fraction) for step in range(first, first + steps))
-
-
-def learning_rates(stage: TrainingStage) -> list[float]:
-    """The learning rates of all steps of a stage. Their sum is about the largest distance that AdamW can move a
-    parameter, whatever its gradients."""
-    return [rate_at(stage, step) for step in range(stage.steps)]

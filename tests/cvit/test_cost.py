@@ -19,8 +19,9 @@ from cvit.config import (
 from cvit.geometry import num_relative_positions
 from cvit.stages import TrainingStage, stages_of
 from cvit.training import probe
-from cvit.training.schedule import learning_rate_sum, learning_rates
+from cvit.training.schedule import learning_rate_sum
 from tests.cvit.test_dimensions import config_on
+from tests.cvit.training.tiny import learning_rates
 
 ALL_SCHEMES, FORMS = choices(InitSchemeName), choices(ConvolutionForm)
 

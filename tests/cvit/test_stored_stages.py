@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cvit.results import load_result, read_weights
+from cvit.results import WEIGHTS, load_result, read_part
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint
 from cvit.vocabulary import EXPRESSIVITY_ERROR, TEST_ACCURACY, TRAIN_LOSS
@@ -73,7 +73,7 @@ def test_a_plan_finds_every_stage(folder: Path) -> None:
         for trial in progress.plan.trials:
             assert metric in {name for name, *_ in progress.results[trial.stages[-1].key].points}
         for key in progress.plan.stages:
-            assert read_weights(Storage.open(str(folder / "storage")), key) is not None
+            assert read_part(Storage.open(str(folder / "storage")), key, WEIGHTS) is not None
 
 
 def test_a_stage_stopped_halfway_goes_on_from_its_checkpoint(folder: Path) -> None:

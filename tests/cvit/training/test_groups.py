@@ -20,9 +20,17 @@ from cvit.training.checkpoint import load_part
 from cvit.training.groups import MOMENT_NAMES, Group, carried_moments, carried_names, groups_of
 from cvit.training.loop import ParentStageMissing, train_pack
 from cvit.training.optimizer import AdamW, decays
-from cvit.training.schedule import learning_rates
 from tests.cvit.training.test_pack import assert_same
-from tests.cvit.training.tiny import CPU, assert_same_outcome, reports_of, stages, train, train_all, weights_of
+from tests.cvit.training.tiny import (
+    CPU,
+    assert_same_outcome,
+    learning_rates,
+    reports_of,
+    stages,
+    train,
+    train_all,
+    weights_of,
+)
 
 ABSOLUTE: dict[str, Any] = {"position_encoding": "relative+absolute"}
 SETTINGS: list[dict[str, Any]] = [

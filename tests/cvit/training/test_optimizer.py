@@ -15,8 +15,8 @@ from cvit.models.pack import FusedModels
 from cvit.models.vit import VisionTransformer
 from cvit.storage import Storage
 from cvit.training.optimizer import AdamW, decays
-from cvit.training.schedule import learning_rate, learning_rates
-from tests.cvit.training.tiny import CPU, stages, train_all
+from cvit.training.schedule import learning_rate
+from tests.cvit.training.tiny import CPU, learning_rates, stages, train_all
 
 
 @given(

@@ -13,6 +13,7 @@ from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_weights
 from cvit.training.loop import train_pack
+from cvit.training.schedule import rate_at
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 1295  # of digits
@@ -74,3 +75,8 @@ def assert_same_outcome(stage: TrainingStage, one: Storage, other: Storage) -> N
     weights = weights_of(stage, one), weights_of(stage, other)
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def learning_rates(stage: TrainingStage) -> list[float]:
+    """The learning rates of all steps of a stage."""
+    return [rate_at(stage, step) for step in range(stage.steps)]
