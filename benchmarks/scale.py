@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cyclopts import Parameter
 
 from benchmarks import common
-from sweeps.engine import environment
+from cvit.engine import environment
 
 app = common.new_app()
 

@@ -136,7 +136,7 @@ def _run(arm: str, command: Sequence[str], options: Sequence[str]) -> Turn:
 
 
 def _own_account(output: str) -> dict[str, float]:
-    """Reads the closing lines of a sweep (sweeps/engine/execution/timing.py)."""
+    """Reads the closing lines of a sweep (cvit/engine/execution/timing.py)."""
     parts = {
         "start_up_seconds": (r"start-up ([\d.]+) s", 1.0),
         "share_of_workers_time_in_training": (r"workers trained ([\d.]+) %", 0.01),

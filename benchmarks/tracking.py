@@ -33,9 +33,9 @@ from cyclopts import Parameter
 from benchmarks import common
 from benchmarks.arms.grid import planned
 from cvit import vocabulary as v
+from cvit.engine.planning.trials import Trial
 from cvit.results import Point
 from cvit.storage import Storage
-from sweeps.engine.planning.trials import Trial
 
 GRID = (
     *("--data-fraction", "0.02", "0.05", "0.2", "0.5", "1", "--init-scheme", "random", "two_phase"),
@@ -108,7 +108,7 @@ def _measured(step: Callable[[list[str]], None], arguments: list[str]) -> tuple[
 
 
 def _write_journal(options: list[str]) -> None:
-    from sweeps.engine.recording.journal import Journal
+    from cvit.engine.recording.journal import Journal
 
     progress, info, request = planned(options)
     plan = progress.plan
@@ -137,8 +137,8 @@ def _points(trial: Trial) -> Iterator[Point]:
 
 
 def _copy(options: list[str]) -> None:
-    from sweeps.engine.recording.journal import Journal
-    from sweeps.engine.tracking.tracker import Tracker
+    from cvit.engine.recording.journal import Journal
+    from cvit.engine.tracking.tracker import Tracker
 
     progress, _, request = planned(options)
     plan = progress.plan
@@ -151,7 +151,7 @@ def _copy(options: list[str]) -> None:
 
 
 def _tables(options: list[str]) -> None:
-    from analysis.make_tables import main
+    from cvit.analysis.make_tables import main
 
     with contextlib.redirect_stdout(io.StringIO()):
         exit_code = main(options)

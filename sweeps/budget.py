@@ -15,6 +15,8 @@ Expected on digits (5 seeds, docs/RESULTS.md): two_phase overtakes random at abo
 The time of `photographs` is an estimate: 0.31 s of one core for a step of attention, 0.14 s for one of the twin.
 """
 
+from cvit.engine.declaration import Preset, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import (
     PAPER_TRAINING,
     PAPER_VIT,
@@ -24,8 +26,6 @@ from cvit.recipes import (
     SMALL_VIT,
     SMOKE,
 )
-from sweeps.engine.declaration import Preset, Sweep, tuned
-from sweeps.engine.main import main
 
 SCHEMES = ("random", "two_phase", "convolution")
 BY_STEPS = {"epochs": 0}

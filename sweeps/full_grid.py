@@ -9,6 +9,8 @@ Impossible combinations (more heads than there are offsets between patches) are 
 Expected on digits: 60 trials, 12 combinations left out (16 heads on 2×2 patches).
 """
 
+from cvit.engine.declaration import Preset, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import (
     FULL_TWIN,
     PAPER_TRAINING,
@@ -18,8 +20,6 @@ from cvit.recipes import (
     SMALLEST_SMOKE,
     WIDE_HEADS,
 )
-from sweeps.engine.declaration import Preset, Sweep, tuned
-from sweeps.engine.main import main
 
 SCHEMES = ("random", "conv_structured", "two_phase")
 

@@ -10,9 +10,9 @@ error is at rounding level. In training on digits (5 seeds), two phases have 86 
 random rises from 82 % with 4 to 87 % with 16.
 """
 
+from cvit.engine.declaration import Preset, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import FULL_TWIN, PAPER_TRAINING, PAPER_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE, WIDE_HEADS
-from sweeps.engine.declaration import Preset, Sweep, tuned
-from sweeps.engine.main import main
 
 HEADS = (1, 2, 4, 6, 8, 9, 12, 16)
 INNER_DIM = 144

@@ -11,9 +11,9 @@ Expected on digits (5 seeds, docs/RESULTS.md): tuned alike, the schemes hardly d
 transformers (+4.0, +2.1 and +2.1 points over random at 2, 5 and 20 %), `convolution` and `resnet` of all.
 """
 
+from cvit.engine.declaration import Preset, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import PAPER_TRAINING, PAPER_VIT, PHOTO_TRAINING, PHOTO_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
-from sweeps.engine.declaration import Preset, Sweep, tuned
-from sweeps.engine.main import main
 
 SCHEMES = ("random", "mimetic", "impulse", "local", "conv_structured", "joint", "two_phase", "convolution", "resnet")
 

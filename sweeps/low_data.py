@@ -12,6 +12,8 @@ Expected (docs/RESULTS.md): on digits two_phase − random is +2.5 points of tes
 10 % (5 seeds), and the twin alone and `joint` are ahead of both.
 """
 
+from cvit.engine.declaration import Preset, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import (
     PAPER_TRAINING,
     PAPER_VIT,
@@ -21,8 +23,6 @@ from cvit.recipes import (
     SMALL_VIT,
     SMOKE,
 )
-from sweeps.engine.declaration import Preset, Sweep, tuned
-from sweeps.engine.main import main
 
 SCHEMES = ("random", "conv_structured", "two_phase")
 RIVALS = ("joint", "convolution", "resnet")

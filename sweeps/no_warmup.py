@@ -20,6 +20,8 @@ random 14 and `factor 0.1` 1.4 [−1.6, 4.4]. With `factor 0.1, schedule joint` 
 warm-up.
 """
 
+from cvit.engine.declaration import Preset, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import (
     PAPER_TRAINING,
     PAPER_VIT,
@@ -29,8 +31,6 @@ from cvit.recipes import (
     SMALL_VIT,
     SMOKE,
 )
-from sweeps.engine.declaration import Preset, Sweep, tuned
-from sweeps.engine.main import main
 
 SCHEMES = ("random", "two_phase")
 WARMUP = (0.0, 0.1)

@@ -8,6 +8,8 @@ Expected on digits (5 seeds, docs/RESULTS.md): two phases win 4 to 5 points on s
 not resolved, on larger patches. These are faster and need fewer heads.
 """
 
+from cvit.engine.declaration import Preset, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import (
     PAPER_TRAINING,
     PAPER_VIT,
@@ -17,8 +19,6 @@ from cvit.recipes import (
     SMALL_VIT,
     SMALLEST_SMOKE,
 )
-from sweeps.engine.declaration import Preset, Sweep, tuned
-from sweeps.engine.main import main
 
 SCHEMES = ("random", "two_phase")
 

@@ -21,9 +21,9 @@ Such a file in place of one below sweeps/settings/ makes its winners the presets
 Expected on digits (5 % of the data, docs/RESULTS.md): two_phase − random is +1.8 points, [−0.9, +4.5], on fresh seeds.
 """
 
+from cvit.engine.declaration import Choice, Preset, Range, Search, Sweep, tuned
+from cvit.engine.main import main
 from cvit.recipes import PAPER_TRAINING, PAPER_VIT, PHOTO_TRAINING, PHOTO_VIT, SMALL_TRAINING, SMALL_VIT, SMOKE
-from sweeps.engine.declaration import Choice, Preset, Range, Search, Sweep, tuned
-from sweeps.engine.main import main
 
 SCHEMES = ("random", "conv_structured", "two_phase")
 RATES = Range(low=3e-4, high=2e-2, log=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis.make_tables import app
-from sweeps.engine.declaration import Sweep
-from sweeps.engine.terminal.cli import parse, parts_asked_for
+from cvit.analysis.make_tables import app
+from cvit.engine.declaration import Sweep
+from cvit.engine.terminal.cli import parse, parts_asked_for
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "sweeps/engine/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
+PAGES = ("README.md", "CONTRIBUTING.md", "cvit/engine/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
 SCRIPTS = tuple(f"sweeps/{path.name}" for path in ROOT.glob("sweeps/[!_]*.py"))
 FILE = re.compile(r"(?<![\w/<>…*~-])[\w./-]*\w\.(?:py|yaml|toml)\b")
 COMMAND = re.compile(r"python ((?:sweeps|analysis)/\w+\.py)([^\n#`'…]*)(…?)")

@@ -1,4 +1,4 @@
-"""Imports point one way: sweeps → cvit, analysis → a few light modules of cvit, and from room to room of the engine."""
+"""Imports point one way: sweeps → engine → science, analysis → a few light modules, and through the engine's rooms."""
 
 import ast
 import subprocess
@@ -31,11 +31,12 @@ ORCHESTRATION = ("ray", "mlflow")
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]
 
 # The rooms of the engine, and the rooms and files of the engine that each of them may import. Nothing else is allowed.
-BASE = {"declaration", "environment", "exit_codes", "wording"}
+BASE = {"declaration", "environment", "exit_codes", "scripts", "wording"}
 ENGINE = {
-    "declaration": set(),
+    "declaration": {"scripts"},
     "environment": set(),
     "exit_codes": set(),
+    "scripts": set(),
     "wording": set(),
     "planning": BASE,
     "recording": BASE | {"planning"},
@@ -75,6 +76,12 @@ def imports_of(*packages: str) -> Iterator[tuple[str, str]]:
                 yield str(path.relative_to(ROOT)), name
 
 
+def imports_of_science() -> Iterator[tuple[str, str]]:
+    """(file, imported name) of the files of cvit/ beside the engine and the analysis."""
+    above = ("cvit/engine/", "cvit/analysis/")
+    return (found for found in imports_of("cvit") if not found[0].startswith(above))
+
+
 def is_room(path: Path) -> bool:
     """Whether a file or folder of the engine holds code."""
     if path.is_dir():
@@ -83,7 +90,7 @@ def is_room(path: Path) -> bool:
 
 
 def room_of(name: str) -> str:
-    """The room that a name below `sweeps.engine` lies in."""
+    """The room that a name below `cvit.engine` lies in."""
     return name.split(".")[2] if name.count(".") >= 2 else name
 
 
@@ -124,37 +131,37 @@ def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
 
 
 def test_cvit_knows_neither_orchestration_nor_analysis() -> None:
-    forbidden = ("sweeps", "analysis", *ORCHESTRATION)
-    assert [found for found in imports_of("cvit") if within(found[1], *forbidden)] == []
+    forbidden = ("sweeps", "cvit.engine", "cvit.analysis", *ORCHESTRATION)
+    assert [found for found in imports_of_science() if within(found[1], *forbidden)] == []
 
 
 def test_only_execution_imports_ray() -> None:
     users = {file for file, name in imports_of("cvit", "sweeps", "analysis") if within(name, "ray")}
-    assert {file for file in users if not file.startswith("sweeps/engine/execution/")} == set()
+    assert {file for file in users if not file.startswith("cvit/engine/execution/")} == set()
 
 
 def test_only_tracking_and_the_store_of_the_analysis_import_mlflow() -> None:
     users = {file for file, name in imports_of("cvit", "sweeps", "analysis") if within(name, "mlflow")}
-    others = {file for file in users if not file.startswith("sweeps/engine/tracking/")}
-    assert others == {"analysis/store/mlflow.py"}
+    others = {file for file in users if not file.startswith("cvit/engine/tracking/")}
+    assert others == {"cvit/analysis/store/mlflow.py"}
 
 
-@pytest.mark.parametrize("room", sorted(path.stem for path in (ROOT / "sweeps/engine").iterdir() if is_room(path)))
+@pytest.mark.parametrize("room", sorted(path.stem for path in (ROOT / "cvit/engine").iterdir() if is_room(path)))
 def test_rooms_of_the_engine_import_downwards(room: str) -> None:
     """In words: planning knows no room above it, recording knows planning only, execution and tracking do not know each
     other, and so on."""
-    place = ROOT / "sweeps/engine" / room
+    place = ROOT / "cvit/engine" / room
     files = [place.with_suffix(".py")] if not place.is_dir() else sorted(place.rglob("*.py"))
     upwards = {
         (file.name, name)
         for file in files
         for name in imported_modules(file)
-        if within(name, "sweeps.engine") and room_of(name) not in ENGINE[room] | {room}
+        if within(name, "cvit.engine") and room_of(name) not in ENGINE[room] | {room}
     }
     assert upwards == set()
 
 
-@pytest.mark.parametrize("package", ["cvit", "sweeps", "analysis"])
+@pytest.mark.parametrize("package", ["cvit", "sweeps"])
 def test_no_file_imports_itself_by_a_detour(package: str) -> None:
     """Imports inside functions count: a circle is a circle whenever it closes."""
     arrows = {module_name(file): set[str]() for file, _ in imports_of(package)}
@@ -167,22 +174,22 @@ def test_no_file_imports_itself_by_a_detour(package: str) -> None:
 def test_analysis_is_light() -> None:
     wrong = [
         (file, name)
-        for file, name in imports_of("analysis")
+        for file, name in imports_of("cvit/analysis")
         if within(name, "torch", "torchvision", "ray", "sweeps")
-        or (within(name, "cvit") and not within(name, *LIGHT_MODULES))
+        or (within(name, "cvit") and not within(name, "cvit.analysis", *LIGHT_MODULES))
     ]
     assert wrong == []
 
 
 def test_only_the_terminal_uses_the_analysis() -> None:
     """It prints the answer table; nothing that plans or trains depends on the analysis."""
-    users = {file for file, name in imports_of("sweeps") if within(name, "analysis")}
-    assert {file for file in users if not file.startswith("sweeps/engine/terminal/")} == set()
+    users = {file for file, name in imports_of("sweeps", "cvit/engine") if within(name, "cvit.analysis")}
+    assert {file for file in users if not file.startswith("cvit/engine/terminal/")} == set()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_sweep_script_only_declares(script: Path) -> None:
-    allowed = ("sweeps.engine", "cvit", *sys.stdlib_module_names)
+    allowed = ("cvit.engine", "cvit", *sys.stdlib_module_names)
     assert [name for name in sorted(imported_modules(script)) if not within(name, *allowed)] == []
 
 
@@ -201,7 +208,7 @@ def test_light_modules_import_without_heavy_libraries(module: str) -> None:
 def test_functions_of_the_engine_take_at_most_six_parameters() -> None:
     """More are a sign that a type is missing, such as a session or a site."""
     crowded = []
-    for path in sorted((ROOT / "sweeps/engine").rglob("*.py")):
+    for path in sorted((ROOT / "cvit/engine").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]

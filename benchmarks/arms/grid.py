@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from cvit.data.datasets import DatasetInfo, describe
+from cvit.engine.planning.progress import Progress
+from cvit.engine.planning.request import Request
+from cvit.engine.planning.rounds import first_round
+from cvit.engine.terminal.cli import parse
 from cvit.storage import Storage
-from sweeps.engine.planning.progress import Progress
-from sweeps.engine.planning.request import Request
-from sweeps.engine.planning.rounds import first_round
-from sweeps.engine.terminal.cli import parse
 from sweeps.low_data import SWEEP
 
 SCRIPT = "sweeps/low_data.py"

@@ -20,15 +20,15 @@ if __name__ == "__main__":
 from benchmarks.arms.grid import planned
 from benchmarks.common import available_cores, chosen_device
 from cvit.data.datasets import Dataset, load
+from cvit.engine.execution.in_process import train_stages
+from cvit.engine.execution.queue import StagePack
+from cvit.engine.execution.site import Site
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.workers import this_process
+from cvit.engine.planning.progress import Progress
+from cvit.engine.recording.journal import Journal
 from cvit.results import Report
 from cvit.storage import Storage
-from sweeps.engine.execution.in_process import train_stages
-from sweeps.engine.execution.queue import StagePack
-from sweeps.engine.execution.site import Site
-from sweeps.engine.execution.timing import Timing
-from sweeps.engine.execution.workers import this_process
-from sweeps.engine.planning.progress import Progress
-from sweeps.engine.recording.journal import Journal
 
 GPU_PROCESSES = 4
 

@@ -20,26 +20,26 @@ from rich.console import Console
 from benchmarks.arms.scale_worker import DONE_KEYS, STAGE_SECONDS, NoOpTrainer
 from cvit import vocabulary as v
 from cvit.data.datasets import describe
+from cvit.engine import run
+from cvit.engine.execution import execute
+from cvit.engine.execution.callback import TuneCallback
+from cvit.engine.execution.searcher import PlanSearcher
+from cvit.engine.execution.site import Site
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.worker import BUSY_S, REPORTS, WAITED_S
+from cvit.engine.execution.workers import Workers
+from cvit.engine.planning.plan import Plan
+from cvit.engine.planning.rounds import first_round
+from cvit.engine.recording.journal import Journal
+from cvit.engine.recording.lease import lease
+from cvit.engine.terminal.cli import parse
+from cvit.engine.terminal.display import Display
+from cvit.engine.terminal.report import Closing, print_closing
+from cvit.engine.tracking.tracker import Tracker
 from cvit.results import Point, Report, StageResult
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training.loop import EARLY_STEPS
-from sweeps.engine import run
-from sweeps.engine.execution import execute
-from sweeps.engine.execution.callback import TuneCallback
-from sweeps.engine.execution.searcher import PlanSearcher
-from sweeps.engine.execution.site import Site
-from sweeps.engine.execution.timing import Timing
-from sweeps.engine.execution.worker import BUSY_S, REPORTS, WAITED_S
-from sweeps.engine.execution.workers import Workers
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.rounds import first_round
-from sweeps.engine.recording.journal import Journal
-from sweeps.engine.recording.lease import lease
-from sweeps.engine.terminal.cli import parse
-from sweeps.engine.terminal.display import Display
-from sweeps.engine.terminal.report import Closing, print_closing
-from sweeps.engine.tracking.tracker import Tracker
 from sweeps.low_data import SCHEMES, SWEEP
 
 EVALUATIONS = 10

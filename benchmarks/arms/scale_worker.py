@@ -14,7 +14,7 @@ STAGE_SECONDS = "CVIT_SCALE_STAGE_SECONDS"
 
 class NoOpTrainer(tune.Trainable):
     """The trainable takes one step a stage and one more to say that none are left, as
-    `sweeps.engine.execution.worker.PackTrainer` does; the times have the same names as there."""
+    `cvit.engine.execution.worker.PackTrainer` does; the times have the same names as there."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._idle_since: float | None = None

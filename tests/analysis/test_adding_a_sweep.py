@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.statistics.verdicts import HOLDS, UNDECIDED
 from cvit import vocabulary as names
+from cvit.analysis.statistics.verdicts import HOLDS, UNDECIDED
 from tests.support.fake_studies import TIME_MS, FakeStudy, FakeTrial, trainings, write_journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,11 +23,11 @@ QUESTION = '''
 
 from collections.abc import Iterator
 
-from analysis.display.accuracy_tables import Column, Layout
-from analysis.questions import POINTS, Claim, Question
-from analysis.statistics.pairs import Family, differences, judged_family
-from analysis.statistics.studies import BASELINE, Study
-from analysis.store.axes import SCHEME
+from cvit.analysis.display.accuracy_tables import Column, Layout
+from cvit.analysis.questions import POINTS, Claim, Question
+from cvit.analysis.statistics.pairs import Family, differences, judged_family
+from cvit.analysis.statistics.studies import BASELINE, Study
+from cvit.analysis.store.axes import SCHEME
 
 
 def _wider_is_better(study: Study) -> Iterator[Family]:
@@ -57,7 +57,7 @@ QUESTION = Question(
 FIGURE = '''
 """The figure of the sweep mlp_width."""
 
-from analysis.display.figure_style import new_figure
+from cvit.analysis.display.figure_style import new_figure
 
 
 def draw(studies):
@@ -111,8 +111,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("tree")
     for package in ("analysis", "cvit"):
         shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tree / "analysis" / "questions" / "mlp_width.py").write_text(QUESTION.lstrip())
-    (tree / "analysis" / "questions" / "figures" / "mlp_drawn.py").write_text(FIGURE.lstrip())
+    (tree / "cvit/analysis/questions/mlp_width.py").write_text(QUESTION.lstrip())
+    (tree / "cvit/analysis/questions/figures/mlp_drawn.py").write_text(FIGURE.lstrip())
     (tree / "cvit" / "tasks" / "toy.py").write_text(TASK.lstrip())
     tasks = tree / "cvit" / "tasks" / "__init__.py"
     tasks.write_text(tasks.read_text().replace('TASK_NAMES = ("training", ', 'TASK_NAMES = ("toy", "training", '))

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.answers import answer_text
-from analysis.claims import verdicts
-from analysis.files import files_of
-from analysis.questions import budget, curves_of, studies_of
-from analysis.statistics.studies import Study
-from analysis.statistics.verdicts import FAILS, HOLDS
-from analysis.store.frames import Frames
-from analysis.store.journal import load_journal
 from cvit import vocabulary as names
+from cvit.analysis.answers import answer_text
+from cvit.analysis.claims import verdicts
+from cvit.analysis.files import files_of
+from cvit.analysis.questions import budget, curves_of, studies_of
+from cvit.analysis.statistics.studies import Study
+from cvit.analysis.statistics.verdicts import FAILS, HOLDS
+from cvit.analysis.store.frames import Frames
+from cvit.analysis.store.journal import load_journal
 from tests.support.fake_studies import Cell, FakeStudy, trainings, write_journal
 
 KEY = "a" * 16
@@ -106,7 +106,7 @@ def test_table_csv_and_answer(tmp_path: Path) -> None:
 
 
 def test_the_figure_shows_steps_and_operations(tmp_path: Path) -> None:
-    from analysis.questions.figures.budget import draw
+    from cvit.analysis.questions.figures.budget import draw
 
     left, right = draw([study_of(tmp_path, budget_study())]).axes
     assert [np.asarray(line.get_xdata()).tolist() for line in left.lines] == [BUDGETS] * 3

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import make_tables, verdicts_text
-from analysis.claims import Verdict, all_claims, verdicts
-from analysis.questions import curves_of
-from analysis.statistics.verdicts import FAILS, HOLDS, LEAST_PAIRS, UNDECIDED, holm_levels, judge
-from analysis.store.frames import Frames
-from analysis.store.journal import load_journal
 from cvit import vocabulary as names
+from cvit.analysis import make_tables, verdicts_text
+from cvit.analysis.claims import Verdict, all_claims, verdicts
+from cvit.analysis.questions import curves_of
+from cvit.analysis.statistics.verdicts import FAILS, HOLDS, LEAST_PAIRS, UNDECIDED, holm_levels, judge
+from cvit.analysis.store.frames import Frames
+from cvit.analysis.store.journal import load_journal
 from cvit.fits import ExpressivityConfig
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, FakeTrial, Point, trainings, write_journal
 

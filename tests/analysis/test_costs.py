@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from analysis.claims import verdicts
-from analysis.files import files_of
-from analysis.questions import curves_of
-from analysis.statistics.verdicts import HOLDS, UNDECIDED
-from analysis.store.frames import Frames
-from analysis.store.journal import load_journal
-from analysis.store.mlflow import load_mlflow
 from cvit import vocabulary as names
+from cvit.analysis.claims import verdicts
+from cvit.analysis.files import files_of
+from cvit.analysis.questions import curves_of
+from cvit.analysis.statistics.verdicts import HOLDS, UNDECIDED
+from cvit.analysis.store.frames import Frames
+from cvit.analysis.store.journal import load_journal
+from cvit.analysis.store.mlflow import load_mlflow
 from cvit.config import TrialConfig
 from cvit.stages import stages_of
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, Point, trainings, write_journal, write_mlflow

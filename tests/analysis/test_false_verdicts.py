@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from analysis.claims import all_claims
-from analysis.questions import DECADES, PAIRED_UNITS, Claim
-from analysis.questions.expressivity import ZERO_ERROR
-from analysis.questions.low_data import OF_EQUAL_FLOPS
-from analysis.statistics.cost import Costing, in_flops, in_seconds
-from analysis.statistics.learning_rates import RANGE_MARGIN
-from analysis.statistics.studies import Study
-from analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, MARGIN, judge
 from cvit import vocabulary as names
+from cvit.analysis.claims import all_claims
+from cvit.analysis.questions import DECADES, PAIRED_UNITS, Claim
+from cvit.analysis.questions.expressivity import ZERO_ERROR
+from cvit.analysis.questions.low_data import OF_EQUAL_FLOPS
+from cvit.analysis.statistics.cost import Costing, in_flops, in_seconds
+from cvit.analysis.statistics.learning_rates import RANGE_MARGIN
+from cvit.analysis.statistics.studies import Study
+from cvit.analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, MARGIN, judge
 from cvit.config import TrialConfig
 from cvit.theorem.counts import heads_needed
 from tests.support.random_studies import Cell, measured_curve, study_in_memory

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from analysis.answers import answer_text
-from analysis.display.arrangement import Arrangement, arrangement, caption
-from analysis.display.general_figure import draw
-from analysis.files import file_stem, files_of
-from analysis.statistics.studies import Study, read_studies
-from analysis.store.frames import Frames
-from analysis.store.journal import load_journal
 from cvit import vocabulary as names
+from cvit.analysis.answers import answer_text
+from cvit.analysis.display.arrangement import Arrangement, arrangement, caption
+from cvit.analysis.display.general_figure import draw
+from cvit.analysis.files import file_stem, files_of
+from cvit.analysis.statistics.studies import Study, read_studies
+from cvit.analysis.store.frames import Frames
+from cvit.analysis.store.journal import load_journal
 from cvit.tasks.expressivity import ExpressivityConfig
 from tests.support.fake_studies import TIME_MS, Cells, FakeStudy, FakeTrial, trainings, write_journal
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.answers import answer_text
-from analysis.claims import verdicts
-from analysis.files import files_of
-from analysis.questions import curves_of, no_warmup, studies_of
-from analysis.statistics.learning_rates import rate_summaries
-from analysis.statistics.studies import Study
-from analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED, judge_best
-from analysis.store.frames import Frames
-from analysis.store.journal import load_journal
 from cvit import vocabulary as names
+from cvit.analysis.answers import answer_text
+from cvit.analysis.claims import verdicts
+from cvit.analysis.files import files_of
+from cvit.analysis.questions import curves_of, no_warmup, studies_of
+from cvit.analysis.statistics.learning_rates import rate_summaries
+from cvit.analysis.statistics.studies import Study
+from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED, judge_best
+from cvit.analysis.store.frames import Frames
+from cvit.analysis.store.journal import load_journal
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, Point, trainings, write_journal
 from tests.support.random_studies import study_in_memory
 
@@ -192,7 +192,7 @@ def test_a_study_from_before_the_variants_is_judged_as_before(tmp_path: Path) ->
 
 
 def test_the_figure_draws_every_range(tmp_path: Path) -> None:
-    from analysis.questions.figures.no_warmup import draw
+    from cvit.analysis.questions.figures.no_warmup import draw
 
     (study,) = studies_of(frames_of(tmp_path, variants_study()), "no_warmup")
     (block,) = draw([study]).subfigs

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from analysis import make_tables
-from analysis.store.frames import Frames, LoadError
-from analysis.store.mlflow import load_mlflow
 from cvit import vocabulary as v
+from cvit.analysis import make_tables
+from cvit.analysis.store.frames import Frames, LoadError
+from cvit.analysis.store.mlflow import load_mlflow
+from cvit.engine.tracking.tracker import Tracker
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.tracking import PARENT
-from sweeps.engine.tracking.tracker import Tracker
 from tests.support.mlflow_stores import OLDER_REVISION, empty_store, older_store, revision
 
 STUDY = "5747d9"
@@ -205,7 +205,7 @@ def test_a_trial_that_is_not_known_any_more_is_passed_over_with_a_line(
     store: Store, caplog: pytest.LogCaptureFixture, habit: Callable[[Store], None], reason: str
 ) -> None:
     habit(store)
-    with caplog.at_level(logging.WARNING, logger="analysis.store.mlflow"):
+    with caplog.at_level(logging.WARNING, logger="cvit.analysis.store.mlflow"):
         assert list(load_mlflow(store.uri).trials["trial_key"]) == ["trial1", "trial2"]
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == (reason != "")
@@ -220,7 +220,10 @@ def test_a_study_whose_grid_is_lost_is_passed_over_and_mended(
         store.client.set_tag(store.study().info.run_id, v.TAG_GRID, grid)
     else:
         store.remove_tag(store.study(), v.TAG_GRID)
-    with caplog.at_level(logging.WARNING, logger="analysis.store.mlflow"), pytest.raises(LoadError, match="no study"):
+    with (
+        caplog.at_level(logging.WARNING, logger="cvit.analysis.store.mlflow"),
+        pytest.raises(LoadError, match="no study"),
+    ):
         load_mlflow(store.uri)
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
         "the tag cvit.grid is missing or damaged",

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from analysis import make_tables
-from analysis.display.csv_text import as_cell
-from analysis.display.figure_style import image_bytes
-from analysis.display.general_figure import draw
-from analysis.display.html import from_markdown
-from analysis.display.text import latex, latex_table, markdown_code, markdown_name, markdown_table
-from analysis.files import file_stem, file_stems, files_of
-from analysis.statistics.studies import read_studies
-from analysis.store.journal import load_journal
 from cvit import vocabulary as names
+from cvit.analysis import make_tables
+from cvit.analysis.display.csv_text import as_cell
+from cvit.analysis.display.figure_style import image_bytes
+from cvit.analysis.display.general_figure import draw
+from cvit.analysis.display.html import from_markdown
+from cvit.analysis.display.text import latex, latex_table, markdown_code, markdown_name, markdown_table
+from cvit.analysis.files import file_stem, file_stems, files_of
+from cvit.analysis.statistics.studies import read_studies
+from cvit.analysis.store.journal import load_journal
 from cvit.storage import Storage
 from tests.support.fake_studies import TIME_MS, Cells, FakeStudy, FakeTrial, trainings, write_journal
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from analysis import make_tables
-from analysis.answers import answer_text
-from analysis.display.notes import IN_BRACKETS
-from analysis.files import files_of
-from analysis.store.frames import Frames, rows_of
-from analysis.store.journal import load_journal
-from analysis.store.mlflow import load_mlflow
 from cvit import vocabulary as names
+from cvit.analysis import make_tables
+from cvit.analysis.answers import answer_text
+from cvit.analysis.display.notes import IN_BRACKETS
+from cvit.analysis.files import files_of
+from cvit.analysis.store.frames import Frames, rows_of
+from cvit.analysis.store.journal import load_journal
+from cvit.analysis.store.mlflow import load_mlflow
 from tests.support.fake_studies import FakeStudy, trainings, write_journal, write_mlflow
 
 GRID = {"data_fraction": [0.0001, 0.001, 0.05], "init_scheme": ["random", "two_phase"], "seed": [0, 1]}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis import make_tables
-from analysis.display.html import from_markdown
-from analysis.questions import all_questions, question_of
-from analysis.report import PAPER
 from cvit import vocabulary as names
+from cvit.analysis import make_tables
+from cvit.analysis.display.html import from_markdown
+from cvit.analysis.questions import all_questions, question_of
+from cvit.analysis.report import PAPER
 from tests.support.fake_studies import trainings, write_journal
 
 VOID = {"meta", "img", "br", "hr"}

@@ -20,26 +20,26 @@ ANALYSIS = {
 }
 
 
-@pytest.mark.parametrize("room", sorted(path.stem for path in (ROOT / "analysis").iterdir() if is_room(path)))
+@pytest.mark.parametrize("room", sorted(path.stem for path in (ROOT / "cvit/analysis").iterdir() if is_room(path)))
 def test_rooms_of_the_analysis_import_downwards(room: str) -> None:
     allowed = ANALYSIS[room] | {room}
     upwards = [
         (file, name)
-        for file, name in imports_of("analysis")
-        if file.removesuffix(".py").split("/")[1] == room
-        and within(name, "analysis")
-        and name.partition(".")[2].split(".")[0] not in allowed
+        for file, name in imports_of("cvit/analysis")
+        if file.removesuffix(".py").split("/")[2] == room
+        and within(name, "cvit.analysis")
+        and name.split(".")[2] not in allowed
     ]
     assert upwards == []
 
 
 def test_no_file_knows_a_single_sweep_but_its_question_and_its_figure() -> None:
     """A sweep is found by name: deleting its files is all that it takes to forget it."""
-    sweeps = {path.stem for path in (ROOT / "analysis" / "questions").glob("*.py")} - {"__init__"}
+    sweeps = {path.stem for path in (ROOT / "cvit/analysis/questions").glob("*.py")} - {"__init__"}
     known = {
         (file, name)
-        for file, name in imports_of("analysis")
+        for file, name in imports_of("cvit/analysis")
         for sweep in sweeps
-        if within(name, f"analysis.questions.{sweep}") and file != f"analysis/questions/figures/{sweep}.py"
+        if within(name, f"cvit.analysis.questions.{sweep}") and file != f"cvit/analysis/questions/figures/{sweep}.py"
     }
     assert known == set()

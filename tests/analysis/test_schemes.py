@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.answers import answer_text
-from analysis.files import files_of
-from analysis.questions import curves_of, no_warmup, question_of
-from analysis.questions.init_schemes import gains_over_random
-from analysis.statistics.studies import Study, read_studies
-from analysis.store.frames import Frames
-from analysis.store.journal import load_journal
 from cvit import vocabulary as names
+from cvit.analysis.answers import answer_text
+from cvit.analysis.files import files_of
+from cvit.analysis.questions import curves_of, no_warmup, question_of
+from cvit.analysis.questions.init_schemes import gains_over_random
+from cvit.analysis.statistics.studies import Study, read_studies
+from cvit.analysis.store.frames import Frames
+from cvit.analysis.store.journal import load_journal
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, Point, trainings, write_journal
 
 SCHEMES = ["random", "two_phase"]
@@ -107,7 +107,7 @@ def test_the_table_of_no_warmup_says_how_stable_the_trials_were(tmp_path: Path) 
 
 
 def test_first_gradients_are_those_of_the_attention_phase(tmp_path: Path) -> None:
-    from analysis.questions.figures.no_warmup import draw
+    from cvit.analysis.questions.figures.no_warmup import draw
 
     study = study_of(frames_of(tmp_path, warmup_study(points=stability_points)), "no_warmup")
     treated = [trial for trial in study.trials if trial["init_scheme"] == "two_phase" and trial["seed"] == 1]
@@ -168,7 +168,7 @@ def test_every_scheme_is_compared_with_random_and_references_are_marked(tmp_path
 
 
 def test_the_figure_of_init_schemes_tells_them_apart(tmp_path: Path) -> None:
-    from analysis.questions.figures.init_schemes import draw
+    from cvit.analysis.questions.figures.init_schemes import draw
 
     left, right = draw([study_of(frames_of(tmp_path, scheme_study()), "init_schemes")]).axes
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in left.lines}
@@ -184,7 +184,7 @@ def grid_study() -> FakeStudy:
 
 
 def test_full_grid_shows_what_can_be(tmp_path: Path) -> None:
-    from analysis.questions.figures.full_grid import draw
+    from cvit.analysis.questions.figures.full_grid import draw
 
     frames = frames_of(tmp_path, grid_study())
     files = files_of(frames, "full_grid").by_name

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.questions.low_data import QUESTION
-from analysis.statistics.speed import PENALTY, TARGET_SHARE, log_speed
+from cvit.analysis.questions.low_data import QUESTION
+from cvit.analysis.statistics.speed import PENALTY, TARGET_SHARE, log_speed
 from tests.support.random_studies import Cell, measured_curve, study_in_memory
 
 Shape = Callable[[np.ndarray], np.ndarray]

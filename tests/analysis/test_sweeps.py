@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 from matplotlib.lines import Line2D
 
-from analysis import make_tables
-from analysis.answers import answer_text
-from analysis.claims import verdicts
-from analysis.files import files_of
-from analysis.questions import expressivity, head_count, patch_size, question_of
-from analysis.statistics.studies import Study, TableError, read_studies
-from analysis.store.frames import Frames, rows_of
-from analysis.store.journal import load_journal
-from analysis.store.mlflow import load_mlflow
 from cvit import vocabulary as names
+from cvit.analysis import make_tables
+from cvit.analysis.answers import answer_text
+from cvit.analysis.claims import verdicts
+from cvit.analysis.files import files_of
+from cvit.analysis.questions import expressivity, head_count, patch_size, question_of
+from cvit.analysis.statistics.studies import Study, TableError, read_studies
+from cvit.analysis.store.frames import Frames, rows_of
+from cvit.analysis.store.journal import load_journal
+from cvit.analysis.store.mlflow import load_mlflow
 from cvit.fits import ExpressivityConfig
 from cvit.storage import Storage
 from tests.support.fake_studies import TIME_MS, FakeStudy, FakeTrial, trainings, write_journal, write_mlflow
@@ -311,7 +311,7 @@ def test_little_data_is_shown_without_a_warning(tmp_path: Path, what: str) -> No
 
 
 def test_the_figure_of_expressivity_marks_the_theorem_and_clips_zeros(frames: Frames) -> None:
-    from analysis.questions.figures.expressivity import draw
+    from cvit.analysis.questions.figures.expressivity import draw
 
     new, _ = draw(read_studies(frames, "expressivity", expressivity.AXES)).axes
     assert new.get_title(loc="left") == f"expressivity-{NEW_FITS_KEY[:8]}\nK = 3, P = 1"
@@ -322,9 +322,9 @@ def test_the_figure_of_expressivity_marks_the_theorem_and_clips_zeros(frames: Fr
 
 
 def test_the_figures_of_the_trainings_show_what_the_tables_say(frames: Frames) -> None:
-    from analysis.display.figure_style import image_bytes
-    from analysis.questions.figures import head_count as of_heads
-    from analysis.questions.figures import patch_size as of_patches
+    from cvit.analysis.display.figure_style import image_bytes
+    from cvit.analysis.questions.figures import head_count as of_heads
+    from cvit.analysis.questions.figures import patch_size as of_patches
 
     fixed, together = of_heads.draw([of_training(frames, "head_count")]).axes
     assert [axes.get_title(loc="left").partition(": ")[2] for axes in (fixed, together)] == [

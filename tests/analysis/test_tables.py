@@ -8,16 +8,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import make_tables
-from analysis.answers import answer_text
-from analysis.files import files_of
-from analysis.questions import curves_of
-from analysis.statistics import stats
-from analysis.store.frames import Frames, rows_of
-from analysis.store.journal import load_journal
-from analysis.store.mlflow import load_mlflow
 from cvit import tracking
 from cvit import vocabulary as names
+from cvit.analysis import make_tables
+from cvit.analysis.answers import answer_text
+from cvit.analysis.files import files_of
+from cvit.analysis.questions import curves_of
+from cvit.analysis.statistics import stats
+from cvit.analysis.store.frames import Frames, rows_of
+from cvit.analysis.store.journal import load_journal
+from cvit.analysis.store.mlflow import load_mlflow
 from cvit.config import TrialConfig
 from cvit.storage import Storage
 from tests.support.fake_studies import TIME_MS, FakeStudy, FakeTrial, write_journal, write_mlflow
@@ -189,9 +189,8 @@ def test_the_answer_for_the_terminal(frames: Frames) -> None:
 
 
 def test_the_tables_need_neither_plots_nor_mlflow() -> None:
-    code = (
-        "import sys, analysis.answers; print([m for m in ('matplotlib', 'mlflow', 'torch', 'ray') if m in sys.modules])"
-    )
+    heavy = ("matplotlib", "mlflow", "torch", "ray")
+    code = f"import sys, cvit.analysis.answers; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

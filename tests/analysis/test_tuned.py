@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.answers import answer_text
-from analysis.files import files_of
-from analysis.questions import curves_of, tuned
-from analysis.statistics.studies import read_studies
-from analysis.store.frames import Frames
-from analysis.store.journal import load_journal
 from cvit import vocabulary as names
+from cvit.analysis.answers import answer_text
+from cvit.analysis.files import files_of
+from cvit.analysis.questions import curves_of, tuned
+from cvit.analysis.statistics.studies import read_studies
+from cvit.analysis.store.frames import Frames
+from cvit.analysis.store.journal import load_journal
 from cvit.settings import read_settings
 from cvit.vocabulary import FINALIST_SEED
 from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, Point, trainings, write_journal
@@ -91,7 +91,7 @@ def test_a_pruned_trial_is_tried_does_not_win_and_is_not_missing(tmp_path: Path)
 
 
 def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
-    from analysis.questions.figures.tuned import draw
+    from cvit.analysis.questions.figures.tuned import draw
 
     frames = frames_of(tmp_path, tuned_study())
     files = files_of(frames, "tuned").by_name

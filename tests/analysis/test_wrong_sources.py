@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import make_tables
+from cvit.analysis import make_tables
 from cvit.vocabulary import TRACKING_URI_VARIABLE
 
 

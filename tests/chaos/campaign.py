@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import pyarrow.fs as pafs
 
+from cvit.engine import exit_codes
+from cvit.engine.planning.plan import Plan
 from cvit.results import Point
 from cvit.storage import Storage
 from cvit.vocabulary import STAGES_FOLDER
 from sweeps import init_schemes
-from sweeps.engine import exit_codes
-from sweeps.engine.planning.plan import Plan
 from tests.chaos.comparing import (
     assert_equal_to_undisturbed,
     assert_nothing_saved_was_trained_again,
@@ -41,9 +41,9 @@ OTHER_SWEEP, OTHER_SCRIPT = init_schemes.SWEEP, "sweeps/init_schemes.py"
 SPARE_MEMORY_GIB = 3.0
 """Memory that a session may take before Ray's memory monitor kills a worker."""
 QUICK = {
-    "sweeps.engine.recording.lease": {"BEAT_S": 0.5},
-    "sweeps.engine.recording.drivers": {"EXPIRY_S": 10.0},
-    "sweeps.engine.execution.watch": {"LEAST_SAID_S": 5.0, "LEAST_ENDED_S": 20.0, "SAID_AFTER": 3, "ENDED_AFTER": 10},
+    "cvit.engine.recording.lease": {"BEAT_S": 0.5},
+    "cvit.engine.recording.drivers": {"EXPIRY_S": 10.0},
+    "cvit.engine.execution.watch": {"LEAST_SAID_S": 5.0, "LEAST_ENDED_S": 20.0, "SAID_AFTER": 3, "ENDED_AFTER": 10},
 }
 """Constants of the engine that are shorter in a campaign than in life, by module."""
 

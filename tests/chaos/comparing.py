@@ -10,10 +10,10 @@ from typing import Any
 from safetensors.torch import load
 
 from cvit import vocabulary as v
+from cvit.engine.planning.plan import Plan
 from cvit.results import Point, load_result
 from cvit.storage import Storage, decode_records
 from cvit.training.checkpoint import load_checkpoint
-from sweeps.engine.planning.plan import Plan
 
 WEIGHTS = "weights.safetensors"
 Measured = dict[tuple[str, int], float]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cvit import vocabulary as v
-from sweeps.engine import exit_codes
+from cvit.engine import exit_codes
 from tests.chaos.campaign import IS_ROOT, SESSION_TIMEOUT_S, Campaign
 from tests.chaos.comparing import finished_runs
 from tests.chaos.ledger import LEDGER

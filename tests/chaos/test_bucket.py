@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.engine import exit_codes
+from cvit.engine import exit_codes
 from tests.chaos.campaign import SESSION_TIMEOUT_S, Campaign
 from tests.chaos.faults import kill_driver, kill_worker
 from tests.chaos.ledger import LEDGER

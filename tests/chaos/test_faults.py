@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cvit import vocabulary as v
-from sweeps.engine.execution.faults import CODE_RETRIES
+from cvit.engine.execution.faults import CODE_RETRIES
 from tests.chaos.processes import MARK
 from tests.support.scripts import ROOT, TINY, mlflow_runs, sweep_with_ray
 

@@ -9,11 +9,11 @@ import psutil
 import pytest
 import ray
 
-from sweeps.engine.environment import prepare
-from sweeps.engine.execution import callback, execute
-from sweeps.engine.execution import nodes as nodes_module
-from sweeps.engine.execution.queue import MOST_DEATHS
-from sweeps.engine.planning.progress import Outcome
+from cvit.engine.environment import prepare
+from cvit.engine.execution import callback, execute
+from cvit.engine.execution import nodes as nodes_module
+from cvit.engine.execution.queue import MOST_DEATHS
+from cvit.engine.planning.progress import Outcome
 from tests.chaos.nodes import Nodes
 from tests.chaos.processes import MARK
 from tests.engine.test_ray_faults import Follower, order, train

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cvit.config import ConvolutionForm, ModelConfig, PositionEncoding, TrialConfig, choices
 from cvit.data.datasets import describe, load
+from cvit.engine.execution.cost import flops_of
 from cvit.init.local import centres
 from cvit.init.registry import blank_model, initial_model
 from cvit.models.attention import RelativeAttention
@@ -18,7 +19,6 @@ from cvit.models.reference import ResidualNetwork, network_size
 from cvit.models.vit import VisionTransformer
 from cvit.stages import TrainingStage, stages_of
 from cvit.training.batches import pack_data
-from sweeps.engine.execution.cost import flops_of
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 9, "head_dim": 4}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvit.engine.tracking.mlflow_views import page
 from cvit.redaction import redacted, without_secrets
 from cvit.tasks import TASK_NAMES, parameters_of_task
-from sweeps.engine.tracking.mlflow_views import page
 
 NAMES = st.text(st.characters(categories=["L", "N"], include_characters="-._~%+"), min_size=1)
 ANY = st.text(min_size=1).filter(lambda text: "://" not in text)

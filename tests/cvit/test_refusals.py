@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cvit import buckets
+from cvit.engine.execution.faults import fault_of_exception
+from cvit.engine.recording.backoff import is_refused
 from cvit.errors import NoAnswer, Refused
 from cvit.storage import Storage, StorageError
-from sweeps.engine.execution.faults import fault_of_exception
-from sweeps.engine.recording.backoff import is_refused
 from tests.support.faulty_s3 import BUCKET, SILENCE, FaultyS3, faulty_s3, set_credentials
 
 OPERATIONS: dict[str, Callable[[Storage], Any]] = {

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cvit.config import ConfigError
+from cvit.engine import declaration
+from cvit.engine.declaration import SETTINGS_FOLDER, tuned
 from cvit.settings import SearchResult, Winner, read_settings, settings_text
-from sweeps.engine import declaration
-from sweeps.engine.declaration import SETTINGS_FOLDER, tuned
 
 RESULT = SearchResult(
     dataset="digits",

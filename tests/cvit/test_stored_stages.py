@@ -31,8 +31,8 @@ import json
 from cvit.data.datasets import describe
 from cvit.storage import Storage
 from cvit.training.checkpoint import load_checkpoint
-from sweeps.engine.planning.rounds import first_round
-from sweeps.engine.terminal.cli import parse
+from cvit.engine.planning.rounds import first_round
+from cvit.engine.terminal.cli import parse
 from sweeps.head_count import EXPRESSIVITY
 from sweeps.low_data import SWEEP
 

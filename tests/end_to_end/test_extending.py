@@ -154,8 +154,8 @@ TASK = Task(
 
 TOY_SWEEP = '''"""How fast does a parabola fall?"""
 
-from sweeps.engine.declaration import Preset, Sweep
-from sweeps.engine.main import main
+from cvit.engine.declaration import Preset, Sweep
+from cvit.engine.main import main
 
 SWEEP = Sweep(
     name="toy",

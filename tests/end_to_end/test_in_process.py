@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cvit import vocabulary as v
+from cvit.engine.planning.progress import Outcome
 from cvit.results import Reports
 from cvit.stages import TrainingStage
 from cvit.storage import Storage, decode_records
 from cvit.training import loop
-from sweeps.engine.planning.progress import Outcome
 from tests.support.plans import Order, make_progress, train_here
 from tests.support.scripts import start, sweep, sweep_with_ray
 
@@ -133,7 +133,7 @@ def test_no_ray_is_imported(without_ray: Path) -> None:
     """Planning, training nothing and answering, in a process that reports what it has imported."""
     code = (
         "import sys; sys.argv = ['sweeps/low_data.py', *sys.argv[1:]]; sys.path.insert(0, '');"
-        "from sweeps.low_data import SWEEP; from sweeps.engine.main import main\n"
+        "from sweeps.low_data import SWEEP; from cvit.engine.main import main\n"
         "try: main(SWEEP)\nexcept SystemExit as error: print(error.code, 'ray' in sys.modules)"
     )
     command = [sys.executable, "-c", code, *SMALL[:-2], "--seeds", "3", *LOCAL]

@@ -13,14 +13,14 @@ import pytest
 import safetensors
 import torch
 
-from analysis import make_tables
 from cvit import vocabulary as v
+from cvit.analysis import make_tables
+from cvit.engine import run
+from cvit.engine.recording.journal import Journal
 from cvit.records import EndRecord, Record, StudyRecord
 from cvit.results import StageResult
 from cvit.storage import Storage, StorageError, checksum, encode_record
 from cvit.training.checkpoint import StageProgress, load_checkpoint, load_weights, save_checkpoint, save_result
-from sweeps.engine import run
-from sweeps.engine.recording.journal import Journal
 from tests.support.plans import SMALL, make_plan
 from tests.support.scripts import ROOT, TINY, call
 
@@ -192,7 +192,7 @@ def test_a_local_ray_wants_its_token(tmp_path: Path) -> None:
     """Ray's own ports listen on every interface, so who reaches them must know the token."""
     code = """
 import os, subprocess, sys
-from sweeps.engine.execution.cluster import Cluster
+from cvit.engine.execution.cluster import Cluster
 import ray
 with Cluster(None, "cpu") as cluster:
     assert cluster.workers.is_here

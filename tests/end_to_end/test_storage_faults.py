@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis import make_tables
 from cvit import buckets
 from cvit import vocabulary as v
+from cvit.analysis import make_tables
+from cvit.engine import sync
+from cvit.engine.recording import lease
 from cvit.storage import Storage, StorageError, decode_records, encode_record
-from sweeps.engine import sync
-from sweeps.engine.recording import lease
 from tests.support.faulty_s3 import Fault, FaultyS3, Refusal, faulty_s3, set_credentials
 from tests.support.scripts import ROOT, TINY, call, start, sweep
 

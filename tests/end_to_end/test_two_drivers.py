@@ -17,9 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from cvit import vocabulary as v
+from cvit.engine import exit_codes
 from cvit.results import load_result
 from cvit.storage import Storage
-from sweeps.engine import exit_codes
 from tests.support.scripts import ROOT, TINY, journal, start
 
 SMALL = (*TINY, "--data-fraction", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2")
@@ -30,8 +30,8 @@ EXPIRY_S = 3.0
 DRIVER = f"""
 import sys, time
 from cvit.training.pack import TrainingPack
-from sweeps.engine.main import main
-from sweeps.engine.recording import drivers, lease
+from cvit.engine.main import main
+from cvit.engine.recording import drivers, lease
 from sweeps.low_data import SWEEP
 lease.BEAT_S, drivers.EXPIRY_S = 0.2, {EXPIRY_S}
 sys.argv[0] = "low_data.py"

@@ -18,7 +18,7 @@ WHERE = "put the cluster's in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH
 CHECK = """
 import json, os, sys
 from cvit.config import ConfigError
-from sweeps.engine.execution.attaching import check_cluster
+from cvit.engine.execution.attaching import check_cluster
 
 for address, environment in json.loads(sys.argv[1]):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):

@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from cvit.config import ConfigError
+from cvit.engine.tracking.backend import backend_for
 from cvit.results import Point
 from cvit.storage import Storage
-from sweeps.engine.tracking.backend import backend_for
 from tests.support.backend_contract import BackendContract
 from tests.support.mlflow_stores import empty_store
 from tests.support.scripts import ROOT, TINY, journal, sweep
@@ -67,7 +67,7 @@ JSON_LINES = '''"""JSON lines: every change of a run is a line of a file."""
 import json
 from pathlib import Path
 
-from sweeps.engine.tracking.backend import RUNNING, ExistingRun, Refused
+from cvit.engine.tracking.backend import RUNNING, ExistingRun, Refused
 
 SCHEMES = ("jsonl",)
 
@@ -154,7 +154,7 @@ def test_a_backend_that_is_added_as_one_file_keeps_the_contract_and_gets_a_journ
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/engine/__init__.py"):
         shutil.copy(ROOT / file, tree / file)
-    (tree / "sweeps/engine/tracking/json_lines.py").write_text(JSON_LINES)
+    (tree / "cvit/engine/tracking/json_lines.py").write_text(JSON_LINES)
     (tree / "tests/engine/test_json_lines.py").write_text(JSON_LINES_TEST)
 
     def python(*arguments: str) -> str:
@@ -169,7 +169,7 @@ def test_a_backend_that_is_added_as_one_file_keeps_the_contract_and_gets_a_journ
     uri = f"jsonl://{tmp_path / 'runs.jsonl'}"
     for file in (ROOT / "tests/engine/fixtures").glob("*.jsonl"):
         Storage.open(str(tmp_path / "storage")).write(f"journal/{file.stem}/1.jsonl", file.read_bytes())
-    told = python("sweeps.engine.sync", "--storage", str(tmp_path / "storage"), "--tracking-uri", uri)
+    told = python("cvit.engine.sync", "--storage", str(tmp_path / "storage"), "--tracking-uri", uri)
     assert told.splitlines() == [
         f"expressivity: 12 trials, 12 of them ended, are in JSON lines at {uri}",
         f"low_data: 6 trials, 6 of them ended, are in JSON lines at {uri}",

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from cvit.engine.execution import queue as queues
+from cvit.engine.execution.faults import Fault
+from cvit.engine.execution.queue import StageQueue
+from cvit.engine.planning.progress import Progress
+from cvit.engine.recording import claims as module
+from cvit.engine.recording import drivers
+from cvit.engine.recording.claims import Claims
+from cvit.engine.recording.drivers import Driver, encode_driver, lease_path
+from cvit.engine.recording.lease import lease
 from cvit.results import StageResult
 from cvit.storage import Storage, encode_record
 from cvit.vocabulary import STATUS_OK
-from sweeps.engine.execution import queue as queues
-from sweeps.engine.execution.faults import Fault
-from sweeps.engine.execution.queue import StageQueue
-from sweeps.engine.planning.progress import Progress
-from sweeps.engine.recording import claims as module
-from sweeps.engine.recording import drivers
-from sweeps.engine.recording.claims import Claims
-from sweeps.engine.recording.drivers import Driver, encode_driver, lease_path
-from sweeps.engine.recording.lease import lease
 from tests.support.faulty_s3 import CUT, faulty_s3, set_credentials
 from tests.support.plans import SMALL, make_progress
 
@@ -31,8 +31,8 @@ FOUR_STAGES = ("--data-fraction", "0.05", "--init-scheme", "random", "--seeds", 
 CLAIMER = """
 import sys
 from cvit.storage import Storage
-from sweeps.engine.recording.claims import Claims
-from sweeps.engine.recording.lease import lease
+from cvit.engine.recording.claims import Claims
+from cvit.engine.recording.lease import lease
 storage = Storage.open(sys.argv[1])
 with lease(storage, sys.argv[2], print) as own:
     claims = Claims(storage, own)
@@ -45,8 +45,8 @@ TRAINER = """
 import os, random, sys, time
 from pathlib import Path
 from cvit.storage import Storage
-from sweeps.engine.recording.claims import Claims
-from sweeps.engine.recording.lease import lease
+from cvit.engine.recording.claims import Claims
+from cvit.engine.recording.lease import lease
 storage, trained = Storage.open(sys.argv[1]), Path(sys.argv[3])
 with lease(storage, sys.argv[2], print) as own:
     claims, left = Claims(storage, own), [f"stage{n}" for n in range(40)]

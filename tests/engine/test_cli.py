@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from cvit.config import PARAMETERS, ConfigError
+from cvit.engine.declaration import Sweep
+from cvit.engine.planning.plan import Plan
+from cvit.engine.planning.rounds import first_round
+from cvit.engine.terminal.cli import parse
 from cvit.storage import Storage
 from cvit.vocabulary import TRAINING
-from sweeps.engine.declaration import Sweep
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.rounds import first_round
-from sweeps.engine.terminal.cli import parse
 from sweeps.head_count import HEAD_COUNT as HEAD_COUNT_SWEEP
 from sweeps.low_data import SWEEP
 from sweeps.tuned import SWEEP as TUNED

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cvit.config import TrialConfig
+from cvit.engine.execution import cost, pack_size
+from cvit.engine.execution.cost import flops_of, step_seconds
 from cvit.stages import Stage, TrainingStage
 from cvit.training import probe
-from sweeps.engine.execution import cost, pack_size
-from sweeps.engine.execution.cost import flops_of, step_seconds
 from tests.support.plans import SMALL, make_progress
 
 CPU = torch.device("cpu")

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from cvit.engine.execution.deaths import AT_ONCE_S, MOST_AT_ONCE
+from cvit.engine.execution.faults import Fault, fault_of_trial
+from cvit.engine.execution.nodes import MOST_DEATHS as MOST_NODE_DEATHS
+from cvit.engine.execution.nodes import Nodes
+from cvit.engine.execution.queue import DEATHS_TOGETHER, MOST_DEATHS, StagePack, StageQueue
+from cvit.engine.planning.progress import Outcome
 from cvit.stages import Stage
-from sweeps.engine.execution.deaths import AT_ONCE_S, MOST_AT_ONCE
-from sweeps.engine.execution.faults import Fault, fault_of_trial
-from sweeps.engine.execution.nodes import MOST_DEATHS as MOST_NODE_DEATHS
-from sweeps.engine.execution.nodes import Nodes
-from sweeps.engine.execution.queue import DEATHS_TOGETHER, MOST_DEATHS, StagePack, StageQueue
-from sweeps.engine.planning.progress import Outcome
 from tests.engine.test_retries import TWO_PHASES, Clock, fail, finish, keys, limits, taken
 from tests.support.plans import SMALL, make_progress
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps.engine.terminal.display import Display
+from cvit.engine.terminal.display import Display
 from tests.support.plans import SMALL, make_progress
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ATTACH = """
 from ray import cluster_utils
 from cvit.config import ConfigError
-from sweeps.engine.execution.cluster import Cluster
+from cvit.engine.execution.cluster import Cluster
 
 nodes = cluster_utils.Cluster(
     initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cvit.config import ConfigError
-from sweeps.engine.environment import NO_HOME, prepare
-from sweeps.engine.execution import ray_here
-from sweeps.engine.execution.ray_here import provide_token, session_folder
+from cvit.engine.environment import NO_HOME, prepare
+from cvit.engine.execution import ray_here
+from cvit.engine.execution.ray_here import provide_token, session_folder
 from tests.support.scripts import ROOT
 
 LONG = "x" * 60

@@ -3,7 +3,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.engine.planning.grids import as_grids, product
+from cvit.engine.planning.grids import as_grids, product
 
 AXES = {"a": [1, 2, 3], "b": ["x", "y"], "seed": [0, 1]}
 cells = st.fixed_dictionaries({axis: st.sampled_from(values) for axis, values in AXES.items()})

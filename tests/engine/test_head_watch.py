@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 
-from sweeps.engine.execution.head_watch import watching
+from cvit.engine.execution.head_watch import watching
 
 INTERVAL_S = 0.02
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cvit import vocabulary as v
+from cvit.engine.planning.plan import Plan
+from cvit.engine.recording.journal import Journal
+from cvit.engine.recording.lease import LeaseLost
 from cvit.errors import NoAnswer
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, to_json
 from cvit.storage import Storage, StorageError, decode_records, encode_record
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.recording.journal import Journal
-from sweeps.engine.recording.lease import LeaseLost
 from sweeps.head_count import HEAD_COUNT
 from tests.support.plans import SMALL, make_plan
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from cvit.engine.recording import drivers, process_identity
+from cvit.engine.recording import lease as module
+from cvit.engine.recording.lease import LeaseLost, SweepInUse, lease
+from cvit.engine.recording.process_identity import is_dead, this_process
 from cvit.errors import Refused
 from cvit.storage import Storage, encode_record
-from sweeps.engine.recording import drivers, process_identity
-from sweeps.engine.recording import lease as module
-from sweeps.engine.recording.lease import LeaseLost, SweepInUse, lease
-from sweeps.engine.recording.process_identity import is_dead, this_process
 from tests.support.faulty_s3 import faulty_s3, set_credentials
 
 BEAT_S, EXPIRY_S = 0.2, 3.0
@@ -26,7 +26,7 @@ BEAT_S, EXPIRY_S = 0.2, 3.0
 HOLDER = f"""
 import signal, sys
 from cvit.storage import Storage
-from sweeps.engine.recording import drivers, lease as module
+from cvit.engine.recording import drivers, lease as module
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 module.BEAT_S, drivers.EXPIRY_S, module.POLL_S = {BEAT_S}, {EXPIRY_S}, 0.05

@@ -13,13 +13,13 @@ import pytest
 from mlflow import MlflowClient
 
 from cvit import vocabulary as v
+from cvit.engine.planning.plan import Plan
+from cvit.engine.recording.journal import Journal
+from cvit.engine.recording.process_identity import this_process
+from cvit.engine.tracking import tracker as tracking
+from cvit.engine.tracking.tracker import Tracker
 from cvit.records import StudyRecord, TrialRecord
 from cvit.storage import Storage
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.recording.journal import Journal
-from sweeps.engine.recording.process_identity import this_process
-from sweeps.engine.tracking import tracker as tracking
-from sweeps.engine.tracking.tracker import Tracker
 from tests.support.fake_runs import copy, expected, history, journal_of, keys, points, runs, trial_runs
 from tests.support.plans import SMALL, make_plan
 from tests.support.scripts import ROOT
@@ -235,7 +235,7 @@ def test_records_whose_trial_or_study_is_damaged_wait_for_it(tmp_path: Path, ser
 
 
 def sync(*options: str, exit_code: int = 0) -> str:
-    command = [sys.executable, "-m", "sweeps.engine.sync", *options]
+    command = [sys.executable, "-m", "cvit.engine.sync", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from cvit import vocabulary as v
+from cvit.engine.execution.pack_size import fitting_packs, pack_limits
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.workers import Workers
 from cvit.results import load_result
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training import probe
-from sweeps.engine.execution.pack_size import fitting_packs, pack_limits
-from sweeps.engine.execution.timing import Timing
-from sweeps.engine.execution.workers import Workers
 from tests.support.plans import SMALL, make_progress
 from tests.support.scripts import TINY, mlflow_runs, sweep, sweeps_of
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cvit.engine.planning.progress import Progress
+from cvit.engine.terminal.phases import phase_lines
 from cvit.results import load_result
 from cvit.storage import Storage
 from cvit.vocabulary import SECONDS_OF_PHASE
-from sweeps.engine.planning.progress import Progress
-from sweeps.engine.terminal.phases import phase_lines
 from sweeps.head_count import EXPRESSIVITY
 from tests.support.plans import SMALL, make_plan, make_progress
 from tests.support.scripts import TINY, journal, mlflow_runs, sweep

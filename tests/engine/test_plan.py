@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from cvit.config import ConfigError
+from cvit.engine.execution.queue import StageQueue
+from cvit.engine.planning.plan import SameImages
+from cvit.engine.planning.progress import Progress
 from cvit.results import load_result
 from cvit.storage import Storage
 from cvit.vocabulary import IMAGES_PER_SECOND
-from sweeps.engine.execution.queue import StageQueue
-from sweeps.engine.planning.plan import SameImages
-from sweeps.engine.planning.progress import Progress
 from sweeps.full_grid import SWEEP as FULL_GRID
 from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
 from sweeps.no_warmup import SWEEP as NO_WARMUP

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cvit.config import ConfigError
-from sweeps.engine.terminal.preflight import check_address, check_tracking_uri
+from cvit.engine.terminal.preflight import check_address, check_tracking_uri
 
 
 @pytest.fixture

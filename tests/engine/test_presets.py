@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from cvit.data.datasets import DatasetInfo
+from cvit.engine.declaration import Sweep
+from cvit.engine.planning.trials import Trial, study_of
+from cvit.engine.terminal.cli import parse
 from cvit.stages import TrainingStage
 from cvit.training.schedule import learning_rate
 from cvit.vocabulary import ATTENTION, CONVOLUTION, TRAINING
-from sweeps.engine.declaration import Sweep
-from sweeps.engine.planning.trials import Trial, study_of
-from sweeps.engine.terminal.cli import parse
 from tests.support.plans import all_sweeps, digits
 
 LEAST_SUM = 8.0

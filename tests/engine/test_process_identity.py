@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.engine.recording import process_identity as module
-from sweeps.engine.recording.process_identity import is_alive, is_dead, this_process
+from cvit.engine.recording import process_identity as module
+from cvit.engine.recording.process_identity import is_alive, is_dead, this_process
 from tests.support.scripts import ROOT
 
 HOST = socket.gethostname()
@@ -78,7 +78,7 @@ def hidepid(request: pytest.FixtureRequest) -> str:
 def test_another_users_driver_is_not_dead_where_proc_hides_it(hidepid: str) -> None:
     """The other user sees neither this process's start nor its folder, as on many login nodes."""
     code = (
-        "import sys; from sweeps.engine.recording.process_identity import is_alive, is_dead, this_process;"
+        "import sys; from cvit.engine.recording.process_identity import is_alive, is_dead, this_process;"
         "print([(is_alive(p), is_dead(p)) for p in (*sys.argv[1:], this_process())])"
     )
     as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]

@@ -9,12 +9,12 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from cvit import vocabulary as v
-from sweeps.engine.execution.pruning import AshaPerScheme, may_prune
-from sweeps.engine.execution.queue import StageQueue
-from sweeps.engine.execution.worker import STEP
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.progress import Outcome, Progress
-from sweeps.engine.planning.search import validation_accuracy
+from cvit.engine.execution.pruning import AshaPerScheme, may_prune
+from cvit.engine.execution.queue import StageQueue
+from cvit.engine.execution.worker import STEP
+from cvit.engine.planning.plan import Plan
+from cvit.engine.planning.progress import Outcome, Progress
+from cvit.engine.planning.search import validation_accuracy
 from sweeps.tuned import SWEEP
 from tests.support.plans import make_progress
 from tests.support.scripts import journal, mlflow_runs, sweep, sweep_with_ray

@@ -11,17 +11,17 @@ import ray
 from ray.tune.execution.tune_controller import TuneController
 
 from cvit.data.datasets import load
+from cvit.engine.environment import prepare
+from cvit.engine.execution import callback, execute, queue, watch
+from cvit.engine.execution.faults import TrainingError
+from cvit.engine.execution.site import Site
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.workers import Workers
+from cvit.engine.planning.progress import Outcome, Progress
+from cvit.engine.recording import backoff
+from cvit.engine.recording.journal import Journal
 from cvit.results import Report
 from cvit.storage import Storage
-from sweeps.engine.environment import prepare
-from sweeps.engine.execution import callback, execute, queue, watch
-from sweeps.engine.execution.faults import TrainingError
-from sweeps.engine.execution.site import Site
-from sweeps.engine.execution.timing import Timing
-from sweeps.engine.execution.workers import Workers
-from sweeps.engine.planning.progress import Outcome, Progress
-from sweeps.engine.recording import backoff
-from sweeps.engine.recording.journal import Journal
 from tests.support.misbehaving import ORDERS, MisbehavingTrainer
 from tests.support.plans import SMALL, Order, digits, make_progress
 

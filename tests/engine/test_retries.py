@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import ray
 
+from cvit.engine.execution import queue as module
+from cvit.engine.execution.faults import CODE_RETRIES, Fault, fault_of_exception, fault_of_trial
+from cvit.engine.execution.queue import StagePack, StageQueue
+from cvit.engine.planning.progress import Outcome, Progress
+from cvit.engine.recording.backoff import LONGEST_PAUSE_S, pause_s
 from cvit.results import StageResult
 from cvit.stages import Stage
 from cvit.vocabulary import STATUS_OK
-from sweeps.engine.execution import queue as module
-from sweeps.engine.execution.faults import CODE_RETRIES, Fault, fault_of_exception, fault_of_trial
-from sweeps.engine.execution.queue import StagePack, StageQueue
-from sweeps.engine.planning.progress import Outcome, Progress
-from sweeps.engine.recording.backoff import LONGEST_PAUSE_S, pause_s
 from tests.support.plans import SMALL, make_progress
 
 ONE_SHAPE = ("--data-fraction", "0.05", "--init-scheme", "random", "--seeds", "4", *SMALL[8:])

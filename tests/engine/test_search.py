@@ -9,19 +9,19 @@ from statistics import fmean
 
 import pytest
 
+from cvit.engine.declaration import Choice
+from cvit.engine.execution.pack_size import pack_limits
+from cvit.engine.execution.queue import StageQueue
+from cvit.engine.execution.workers import this_process
+from cvit.engine.planning.plan import MOST_TRIALS
+from cvit.engine.planning.progress import Progress
+from cvit.engine.planning.rounds import rounds
+from cvit.engine.planning.search import next_plan, validation_accuracy
+from cvit.engine.planning.trials import Trial
 from cvit.settings import SearchResult, Winner, settings_text
 from cvit.stages import depends_on
 from cvit.storage import Storage
 from cvit.vocabulary import FINALIST_SEED, SEARCH_SEED, TEST_ACCURACY, VAL_ACCURACY
-from sweeps.engine.declaration import Choice
-from sweeps.engine.execution.pack_size import pack_limits
-from sweeps.engine.execution.queue import StageQueue
-from sweeps.engine.execution.workers import this_process
-from sweeps.engine.planning.plan import MOST_TRIALS
-from sweeps.engine.planning.progress import Progress
-from sweeps.engine.planning.rounds import rounds
-from sweeps.engine.planning.search import next_plan, validation_accuracy
-from sweeps.engine.planning.trials import Trial
 from sweeps.tuned import SPACE, SWEEP
 from tests.support.plans import make_progress, walk
 

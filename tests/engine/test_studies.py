@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cvit.engine import declaration
+from cvit.engine.declaration import Sweep
+from cvit.engine.planning.trials import study_of
+from cvit.engine.terminal.cli import parse
 from cvit.tasks import task_named
-from sweeps.engine import declaration
-from sweeps.engine.declaration import Sweep
-from sweeps.engine.planning.trials import study_of
-from sweeps.engine.terminal.cli import parse
 from tests.support.plans import all_sweeps, digits
 from tests.support.scripts import ROOT
 

@@ -15,11 +15,11 @@ from mlflow import MlflowClient
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError
+from cvit.engine.recording.lease import LeaseLost
+from cvit.engine.terminal.preflight import check_tracking_uri
+from cvit.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
+from cvit.engine.tracking.tracker import Tracker
 from cvit.records import PointsRecord, StudyRecord, TrialRecord
-from sweeps.engine.recording.lease import LeaseLost
-from sweeps.engine.terminal.preflight import check_tracking_uri
-from sweeps.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
-from sweeps.engine.tracking.tracker import Tracker
 from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
 from tests.support.mlflow_stores import empty_store
 from tests.support.plans import SMALL, make_plan
@@ -304,4 +304,4 @@ def test_a_thread_that_dies_does_not_look_as_if_all_were_copied(
     ended = call(tmp_path, *TINY, "--min-steps", "24", "--data-fraction", "0.05", "--seeds", "1")
     assert ended.exit_code == 0, ended.errors
     assert f"is incomplete ({type(error).__name__}: {error}); nothing is lost" in ended.output
-    assert f"python -m sweeps.engine.sync --storage storage --tracking-uri sqlite:///{tmp_path}" in ended.output
+    assert f"python -m cvit.engine.sync --storage storage --tracking-uri sqlite:///{tmp_path}" in ended.output

@@ -2,10 +2,10 @@
 
 import pytest
 
-from sweeps.engine.execution import timing as timing_module
-from sweeps.engine.execution import watch as watch_module
-from sweeps.engine.execution.timing import Timing
-from sweeps.engine.execution.watch import LONGEST_STEP_S, OTHER_KIND, Watch
+from cvit.engine.execution import timing as timing_module
+from cvit.engine.execution import watch as watch_module
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.watch import LONGEST_STEP_S, OTHER_KIND, Watch
 
 
 class Clock:

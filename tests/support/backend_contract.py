@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from cvit import vocabulary as v
+from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED, RUNNING, Backend, NewRun, Refused, backend_for
+from cvit.engine.tracking.tracker import Tracker
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, from_json
 from cvit.results import Point
 from cvit.storage import decode_records
-from sweeps.engine.tracking.backend import FAILED, FINISHED, KILLED, RUNNING, Backend, NewRun, Refused, backend_for
-from sweeps.engine.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("mlflow", "ray", "torch", "pandas")
@@ -86,7 +86,7 @@ class BackendContract:
 
     def test_a_uri_is_looked_at_without_opening_it_or_importing_a_library(self, tmp_path: Path) -> None:
         code = (
-            "import sys; from sweeps.engine.tracking.backend import backend_for\n"
+            "import sys; from cvit.engine.tracking.backend import backend_for\n"
             f"backend_for({self.uri_in(tmp_path)!r}); print([name for name in {HEAVY} if name in sys.modules])"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -6,10 +6,10 @@ from typing import Any
 from mlflow import MlflowClient
 
 from cvit import vocabulary as v
+from cvit.engine.planning.plan import Plan
+from cvit.engine.recording.journal import Journal
+from cvit.engine.tracking.tracker import Tracker
 from cvit.storage import Storage
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.recording.journal import Journal
-from sweeps.engine.tracking.tracker import Tracker
 
 START_MS = 1_700_000_000_000
 

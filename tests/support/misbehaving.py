@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from sweeps.engine.execution.worker import PackTrainer
+from cvit.engine.execution.worker import PackTrainer
 
 ORDERS = Path("orders")
 """This folder beside the storage holds the orders: files named die-<stage key>, hang-<stage key>, start (no worker can

@@ -5,23 +5,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cvit.data.datasets import DatasetInfo, describe, load
+from cvit.engine.declaration import Sweep
+from cvit.engine.execution.follower import Follower
+from cvit.engine.execution.in_process import train_stages
+from cvit.engine.execution.queue import StagePack
+from cvit.engine.execution.site import Site
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.workers import this_process
+from cvit.engine.planning.plan import Plan
+from cvit.engine.planning.progress import Outcome, Progress
+from cvit.engine.planning.request import Request
+from cvit.engine.planning.rounds import first_round
+from cvit.engine.recording.journal import Journal
+from cvit.engine.terminal.cli import parse, parts_asked_for
 from cvit.results import Report
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.tasks import task_named
-from sweeps.engine.declaration import Sweep
-from sweeps.engine.execution.follower import Follower
-from sweeps.engine.execution.in_process import train_stages
-from sweeps.engine.execution.queue import StagePack
-from sweeps.engine.execution.site import Site
-from sweeps.engine.execution.timing import Timing
-from sweeps.engine.execution.workers import this_process
-from sweeps.engine.planning.plan import Plan
-from sweeps.engine.planning.progress import Outcome, Progress
-from sweeps.engine.planning.request import Request
-from sweeps.engine.planning.rounds import first_round
-from sweeps.engine.recording.journal import Journal
-from sweeps.engine.terminal.cli import parse, parts_asked_for
 from sweeps.low_data import SWEEP
 from tests.support.scripts import ROOT, sweeps_of
 

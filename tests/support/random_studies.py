@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.statistics.stats import Result
-from analysis.statistics.studies import Study
-from analysis.store.axes import SCHEME
 from cvit import vocabulary as names
+from cvit.analysis.statistics.stats import Result
+from cvit.analysis.statistics.studies import Study
+from cvit.analysis.store.axes import SCHEME
 
 Cell = dict[str, Any]
 

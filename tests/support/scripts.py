@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cvit import vocabulary as v
+from cvit.engine.declaration import Sweep
+from cvit.engine.environment import prepare
+from cvit.engine.main import main
 from cvit.storage import Storage, decode_records
-from sweeps.engine.declaration import Sweep
-from sweeps.engine.environment import prepare
-from sweeps.engine.main import main
 
 ROOT = Path(__file__).parents[2]
 WIDTH = {"COLUMNS": "200"}

@@ -1,0 +1,25 @@
+"""The answer of one study in a few lines, for the terminal at the end of a sweep."""
+
+from cvit.analysis.display.accuracy_tables import GENERAL_LAYOUT
+from cvit.analysis.display.notes import notes
+from cvit.analysis.display.tables import general_tables
+from cvit.analysis.questions import question_of, tables_of
+from cvit.analysis.statistics.studies import read_study
+from cvit.analysis.statistics.variants import with_variants
+from cvit.analysis.store.axes import SCHEME
+from cvit.analysis.store.frames import Frames
+
+
+def answer_text(frames: Frames, study_key: str) -> str:
+    """The answer of a study: the table of its sweep, or the general table if it varies other axes than its sweep.
+
+    Raises:
+        KeyError: there is no such study.
+    """
+    study = read_study(frames, study_key)
+    question = question_of(study.sweep)
+    study = with_variants(study, question.variants)
+    axes = set(question.axes)
+    has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
+    tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
+    return "\n".join([tables.answer(study), *notes(study)])

@@ -1,0 +1,72 @@
+"""The paper's claims, each judged on its sweep: on the most recent study of each data set.
+
+The claims and their judges are part of the question of their sweep (`questions/`). A claim without a study in the
+store has n = 0.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+from cvit.analysis.questions import Claim, all_questions, studies_of
+from cvit.analysis.statistics.studies import Study
+from cvit.analysis.statistics.verdicts import UNDECIDED, Judged
+from cvit.analysis.store.frames import Frames
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row of results/claims.csv; `estimate` and the interval are in the claim's unit."""
+
+    claim: str
+    verdict: str
+    estimate: float
+    ci_low: float
+    ci_high: float
+    n: int
+    source: str
+
+
+@cache
+def all_claims() -> list[tuple[str, Claim]]:
+    """(sweep, claim) for the claims of all questions, in the order of the lists."""
+    claims = [(sweep, claim) for sweep, question in all_questions().items() for claim in question.claims]
+    return sorted(claims, key=lambda item: (item[1].order, item[0]))
+
+
+def verdicts(frames: Frames) -> list[Verdict]:
+    """The verdicts on all claims, in the order of `all_claims`."""
+    claims = all_claims()
+    studies = {sweep: latest_studies(frames, sweep) for sweep in dict.fromkeys(sweep for sweep, _ in claims)}
+    rows = []
+    for sweep, claim in claims:
+        rows_of_claim = [
+            _verdict(f"{claim.name}/{place}", judged, source_of(study))
+            for study in studies[sweep]
+            for family in claim.judge(study)
+            for place, judged in family
+        ]
+        empty = "; ".join(f"nothing to compare in {source_of(study)}" for study in studies[sweep])
+        rows += rows_of_claim or [_verdict(claim.name, Judged(UNDECIDED), empty or f"no study of {sweep}")]
+    return rows
+
+
+def claim_of(verdict: Verdict) -> Claim:
+    """The claim that a verdict is about."""
+    return next(claim for _, claim in all_claims() if claim.name == verdict.claim.partition("/")[0])
+
+
+def latest_studies(frames: Frames, sweep: str) -> list[Study]:
+    """The most recent study per data set of a sweep."""
+    latest: dict[str, Study] = {}
+    for study in studies_of(frames, sweep):
+        latest.setdefault(study.dataset, study)
+    return list(latest.values())
+
+
+def source_of(study: Study) -> str:
+    """The source of a verdict as text: the sweep, and the study, whose label begins with the data set."""
+    return f"{study.sweep}/{study.label}"
+
+
+def _verdict(name: str, judged: Judged, source: str) -> Verdict:
+    return Verdict(name, judged.verdict, judged.estimate, judged.ci_low, judged.ci_high, judged.n, source)

@@ -1,0 +1,263 @@
+"""The parts that all figures share: the style, lines with their intervals, axes, and the bytes of a file.
+
+Figures are drawn without pyplot and are the same bytes for the same data. The colours are Okabe and Ito's, which
+colour-blind readers can distinguish; markers and line styles distinguish curves in grey.
+"""
+
+import contextlib
+import io
+import math
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from cvit.analysis.display.wording import fraction_text, heads_text, scheme_text
+from cvit.analysis.statistics.stats import Estimate
+from cvit.analysis.statistics.studies import BASELINE, Study
+from cvit.analysis.statistics.variants import base_scheme
+from cvit.analysis.store.axes import SCHEME
+from cvit.init.schemes import REFERENCES
+
+STUDIES_SHOWN = 3
+"""The number of studies that a figure shows, the most recent ones."""
+
+WIDTH, ROW_HEIGHT = 7.0, 2.8
+"""The width of a figure and the height of a study's row of panels, in inches."""
+
+COLOURS = {
+    "random": "#D55E00",
+    "two_phase": "#0072B2",
+    "conv_structured": "#009E73",
+    "joint": "#882255",
+    "mimetic": "#CC79A7",
+    "impulse": "#E69F00",
+    "local": "#56B4E9",
+    "convolution": "#000000",
+    "resnet": "#7F7F7F",
+}
+LINE_STYLES: tuple[Any, ...] = ("-", (0, (3.2, 1.6)))
+"""The line styles for the largest fraction and the smallest, or for no warm-up and the longest."""
+REMARK: Mapping[str, Any] = {"fontsize": "small", "color": "0.35"}
+"""The look of a remark inside a panel."""
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "cvit",
+}
+MARKERS = {
+    "random": "o",
+    "two_phase": "s",
+    "conv_structured": "^",
+    "joint": "<",
+    "mimetic": "v",
+    "impulse": "P",
+    "local": "X",
+    "convolution": "D",
+    "resnet": "*",
+}
+_OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
+_OF_SEVERAL = ("factor", "schedule")
+"""The first words of variants of which a figure has several."""
+_VARIANT_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_VARIANT_MARKERS = ("^", "v", "P", "X", "D", "*", "h")
+_MARKERS_PER_LINE = 8
+_LEGEND_COLUMNS = 5
+_LONGEST_LINE, _LONGEST_NAME = 80, 30
+"""The largest number of characters in a line of a title, and of a value at an axis or in a legend."""
+_LEGEND_WIDTH = 120
+"""The number of characters that a line of the legend below has room for."""
+_HANDLE_WIDTH = 7
+"""The room that an entry's line and the gap to the next entry take there, in characters."""
+
+
+@contextlib.contextmanager
+def new_figure(height: float) -> Iterator[Figure]:
+    """A figure to draw on, in the common style."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        for text in _labels(figure):
+            # Names come from stores: between two dollar signs they would be mathematics, which may not even be valid.
+            text.set_parse_math(False)
+            text.set_text("\n".join(_shortened(line, _LONGEST_LINE) for line in text.get_text().split("\n")))
+
+
+def _labels(figure: Figure) -> Iterator[Text]:
+    """The texts of a figure but its numbers at the axes, which are mathematics on a logarithmic scale."""
+    yield from figure.texts
+    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()) is not None)]
+    for legend in legends:
+        yield from legend.get_texts()
+    for axes in figure.axes:
+        yield from (axes.xaxis.label, axes.yaxis.label, *axes.texts)
+        yield from (title for title in axes.get_children() if isinstance(title, Text))
+
+
+def _shortened(line: str, longest: int) -> str:
+    """A line of a label; a name that is too long loses its middle."""
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[: half - 1]}…{line[-half:]}"
+
+
+def image_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as `png` (200 dots per inch) or `svg`, without dates, so that equal figures are equal bytes."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font does not have is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+def draw_accuracy(
+    axes: Axes, study: Study, axis: str, place: Mapping[str, Any], has_band: bool = True, **line: Any
+) -> None:
+    """Draws test accuracy against one axis, a line per scheme, at a place on the other axes."""
+    for scheme in study.schemes:
+        at = {**place, SCHEME: scheme}
+        cells = [c for c in study.means if c.estimate.n and at.items() <= c.place.items()]
+        estimates = [c.estimate for c in cells]
+        draw_line(axes, [c.place[axis] for c in cells], estimates, scheme, has_band, label=scheme_text(scheme), **line)
+    axes.set_ylabel("test accuracy (%)")
+
+
+def draw_line(
+    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, has_band: bool = True, **line: Any
+) -> None:
+    """Draws a scheme's means in percent, with their intervals as a band if `has_band`."""
+    low, mean, high = (100 * np.array([getattr(e, end) for e in estimates]) for end in ("ci_low", "mean", "ci_high"))
+    every = math.ceil(len(x) / _MARKERS_PER_LINE) or None
+    axes.plot(x, mean, **line_style(scheme, markevery=every, **line))
+    if has_band:
+        axes.fill_between(x, low, high, color=line_style(scheme)["color"], alpha=0.15, linewidth=0)
+
+
+def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
+    """Colour and marker of a scheme's line, with changes. The markers of the baseline are hollow, the lines of
+    references dotted. A variant has a hollow marker, a line of dots and dashes, and the colour of its scheme, or, where
+    a figure has several of a scheme, one by its name."""
+    base = base_scheme(scheme)
+    is_variant = base != scheme
+    colour, marker = COLOURS.get(base, _OTHER_COLOUR), MARKERS.get(base, _OTHER_MARKER)
+    if scheme.removeprefix(f"{base}, ").startswith(_OF_SEVERAL):
+        number = zlib.crc32(scheme.encode()) // 4  # which tells the variants of the presets apart
+        colour = _VARIANT_COLOURS[number % len(_VARIANT_COLOURS)]
+        marker = _VARIANT_MARKERS[number % len(_VARIANT_MARKERS)]
+    face = "white" if base == BASELINE or is_variant else colour
+    style = {"color": colour, "marker": marker, "markerfacecolor": face}
+    line = {"linestyle": "-."} if is_variant else {"linestyle": ":"} if base in REFERENCES else {}
+    return style | line | changes
+
+
+def fraction_styles(fractions: Sequence[float]) -> dict[float, Any]:
+    """The line styles of the largest and of the smallest data fraction; the others are not drawn."""
+    ascending = sorted(fractions)
+    return dict(zip(dict.fromkeys([*ascending[-1:], *ascending[:1]]), LINE_STYLES, strict=False))
+
+
+def fraction_handles(styles: Mapping[float, Any]) -> list[Line2D]:
+    """Legend entries for the line styles of data fractions."""
+    return [
+        Line2D([], [], color="black", linestyle=style, label=f"{fraction_text(fraction)} of images")
+        for fraction, style in sorted(styles.items())
+    ]
+
+
+def scheme_handles(studies: Sequence[Study], **line: Any) -> list[Line2D]:
+    """Legend entries for the init schemes of studies, with changes of their lines."""
+    schemes = dict.fromkeys(scheme for study in studies for scheme in study.schemes)
+    return [Line2D([], [], label=scheme_text(scheme), **line_style(scheme, **line)) for scheme in schemes]
+
+
+def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
+    """Draws a legend in one line above the panel, if there are entries."""
+    if handles:
+        legend = axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(-0.03, 0.98),
+            borderaxespad=0.0,
+            ncols=len(handles),
+            columnspacing=1.0,
+            handletextpad=0.5,
+            handlelength=2.0,
+            fontsize="small",
+        )
+        legend.set_in_layout(False)
+
+
+def fixed_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -> None:
+    """Sets the ticks of an axis to these values."""
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _shortened(text(value), _LONGEST_NAME).replace("$", r"\$")))
+    axis.set_minor_locator(NullLocator())
+
+
+def log_x(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
+    """Makes the x axis logarithmic, with ticks at these ascending values and some room beside them."""
+    axes.set_xscale("log")
+    fixed_ticks(axes.xaxis, values, text)
+    axes.set_xlim(values[0] / 1.25, values[-1] * 1.25)
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Draws one legend for all panels below them, with every curve once."""
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if handles:
+        labels = [_shortened(name, _LONGEST_NAME) for name in handles]
+        columns = min(len(handles), _LEGEND_COLUMNS, max(1, _LEGEND_WIDTH // (_HANDLE_WIDTH + max(map(len, labels)))))
+        figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns)
+
+
+def mark_heads(axes: Axes, count: int, at_top: bool) -> None:
+    """Draws a vertical line at a number of heads, with a label right of its upper or left of its lower end."""
+    axes.axvline(count, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
+    height, horizontal, vertical, distance = (1.0, "left", "top", 3) if at_top else (0.02, "right", "bottom", -3)
+    axes.annotate(
+        heads_text(count),
+        (count, height),
+        xycoords=("data", "axes fraction"),
+        xytext=(distance, 0),
+        textcoords="offset points",
+        ha=horizontal,
+        va=vertical,
+        **REMARK,
+    )
+
+
+def tidy(axes: Axes) -> None:
+    """Tidies a panel of percentages: light horizontal lines, and no room beyond 0 and 100 % except for markers."""
+    grid_lines(axes)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))
+
+
+def grid_lines(axes: Axes) -> None:
+    """Draws light horizontal lines behind the curves."""
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)

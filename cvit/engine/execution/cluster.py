@@ -1,0 +1,128 @@
+"""The Ray cluster of a sweep: started on this machine or attached to, once, before the first stage is trained."""
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from cvit.config import ConfigError
+from cvit.cores import usable_cores
+from cvit.engine.execution.attaching import check_cluster
+from cvit.engine.execution.ray_here import provide_token, session_folder
+from cvit.engine.execution.workers import WORKERS_PER_GPU, Workers
+from cvit.engine.planning.request import named_address
+from cvit.errors import one_line
+
+WORKERS_TO_COME = 16
+"""The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
+
+
+class Cluster:
+    """Ray for the duration of a script. It starts, or is attached to, at the first use of `workers`; from then on
+    SIGTERM raises KeyboardInterrupt."""
+
+    def __init__(self, address: str | None, device: str) -> None:
+        """
+        Args:
+            address: the address of a running cluster; None starts Ray on this machine.
+            device: cpu, cuda, or auto: cuda if the cluster has GPUs.
+        """
+        self._address, self._device = address, device
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def reach(self) -> None:
+        """Attaches to a running cluster, or looks for a folder that a Ray on this machine can use; that takes no time,
+        and nothing starts.
+
+        Raises:
+            ConfigError: the cluster cannot be reached, or Ray could not start here.
+        """
+        if self._address is None:
+            session_folder()
+        else:
+            check_cluster(self._address)
+            _ = self.workers
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The workers that Ray gives to packs.
+
+        Raises:
+            ConfigError: the cluster cannot be reached, or has no worker yet that would tell what `auto` means.
+        """
+        return self._cleanup.enter_context(_ray(self._address, self._device))
+
+    @property
+    def head_address(self) -> str | None:
+        """host:port of the control store of an attached cluster; None for Ray on this machine."""
+        if self._address is None:
+            return None
+        import ray
+
+        return ray.get_runtime_context().gcs_address
+
+
+@contextlib.contextmanager
+def _ray(address: str | None, device: str) -> Iterator[Workers]:
+    place: dict[str, Any] = {"address": address}
+    if address is None:
+        provide_token()
+        folder = session_folder()
+        place = {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False, "_temp_dir": folder}
+        logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
+    import ray  # takes seconds, which a script that trains nothing saves
+
+    sigterm_before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
+    except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
+        raise KeyboardInterrupt from error
+    # Ray raises any kind of exception, bare ones too, when its processes do not start.
+    except Exception as error:
+        ray.shutdown()
+        raise ConfigError(_start_error(address, error)) from error
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        workers = _workers(ray.cluster_resources(), address, device)
+        # Otherwise a run with a searcher starts its workers one at a time, and short trials all share the first.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
+        yield workers
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, sigterm_before)
+
+
+def _start_error(address: str | None, error: Exception) -> str:
+    """The line about a Ray that did not start, or a cluster that cannot be attached to."""
+    if address is None:
+        reason, logs = one_line(error).rstrip("."), f"{session_folder()}/session_latest/logs"
+        return f"Ray cannot start on this machine: {reason}; see {logs}. --address local trains without Ray"
+    return f"{named_address(address)} cannot be used: {one_line(error)}"
+
+
+def _workers(total: Mapping[str, float], address: str | None, device: str) -> Workers:
+    """The workers that the cluster's resources allow."""
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    if device == "auto":
+        if "CPU" not in total:  # an autoscaled cluster whose head doesn't train
+            raise ConfigError("device 'auto' is not valid here: the cluster has no worker yet; use cuda or cpu")
+        device = "cuda" if gpus else "cpu"
+    count = cpus if device == "cpu" else min(cpus, gpus * WORKERS_PER_GPU)
+    return Workers(device, count or WORKERS_TO_COME, is_here=address is None)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A folder for the files that Tune writes; nothing in it is needed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="cvit-tune-", ignore_cleanup_errors=True) as folder:
+        yield folder

@@ -1,0 +1,110 @@
+"""The size of packs, measured: as many stages as pay on a CPU, as many as fit the memory of a GPU."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cvit.engine.execution.faults import TrainingError, fault_of_trial
+from cvit.engine.execution.workers import Workers
+from cvit.stages import Stage
+from cvit.tasks import task_named
+from cvit.training.probe import one_thread
+
+LARGEST_PACK = {"cuda": 64, "cpu": 4}
+"""The largest pack tried. On a CPU larger packs gain nothing or lose (docs/PERFORMANCE.md), and small ones keep the
+workers busy to the end."""
+LEAST_GAIN = 1.03
+"""On a CPU a larger pack is chosen only if it is faster per member by this factor: with larger packs, more cores wait
+for the last one at the end of a sweep."""
+MEASURING_S = 20.0
+"""On a CPU, the time after which no other kind of step is measured: it gets the smallest size of those before."""
+MEMORY_SHARE = 0.85
+"""Share of a GPU's free memory that packs may use; the rest is for fragmentation and for what a probe cannot see."""
+
+Limits = dict[Any, int]
+"""The largest number of stages in a pack, by their shape; 1 for a shape that is not named."""
+
+
+def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None) -> Limits:
+    """The limits for the given stages, measured on a worker's device, once for each kind of training step.
+
+    Args:
+        max_pack: the limit for all stages, which are then not measured.
+
+    Raises:
+        TrainingError: a worker of the cluster could not measure them.
+    """
+    shapes = {stage.shape: stage for stage in stages}
+    if max_pack is not None:
+        return dict.fromkeys(shapes, max_pack)
+    counts = Counter(stage.shape for stage in stages)
+    kinds: dict[Any, tuple[Stage, int]] = {}
+    for shape, stage in shapes.items():
+        share = min(LARGEST_PACK[workers.device], -(-counts[shape] // workers.count))
+        kinds[stage.cost_kind] = stage, max(share, kinds.get(stage.cost_kind, (stage, 1))[1])
+    asked = [(stage, most) for stage, most in kinds.values() if most > 1]
+    if not asked:
+        return {}
+    arguments = asked, workers.device, workers.per_device
+    if workers.is_here:
+        sizes = fitting_packs(*arguments)
+    else:
+        import ray  # in-process training needs no Ray
+        from ray.exceptions import RayError
+
+        num_gpus = workers.resources.get("GPU", 0)
+        try:
+            sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
+        except RayError as error:
+            reason = fault_of_trial(error, str(error)).line
+            raise TrainingError(f"the size of packs could not be measured ({reason}); --max-pack sets it") from error
+    size_of = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}
+    return {shape: size_of.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
+
+
+def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_device: int) -> list[int]:
+    """The best pack size on this machine's device, for each (stage, largest size that the sweep can use)."""
+    if device == "cuda":
+        return [_fitting_the_memory(stage, most, workers_per_device) for stage, most in asked]
+    started = time.monotonic()
+    sizes: list[int] = []
+    with one_thread():
+        for stage, most in asked:
+            if sizes and time.monotonic() - started > MEASURING_S:
+                sizes.append(min(most, *sizes))
+            else:
+                sizes.append(_fitting_the_cache(stage, most))
+    return sizes
+
+
+def _fitting_the_cache(stage: Stage, most: int) -> int:
+    """The best size on a CPU, where a worker is one thread: a larger pack starts fewer operations per member, but
+    outgrows the cache earlier."""
+    sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
+    seconds = task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu"))
+    if math.isnan(seconds[0]):  # too large to be timed
+        return 1
+    of_member = {size: of_pack / size for size, of_pack in zip(sizes, seconds, strict=True)}
+    return next(size for size in sizes if of_member[size] < LEAST_GAIN * min(of_member.values()))
+
+
+def _fitting_the_memory(stage: Stage, most: int, workers_per_device: int) -> int:
+    """The best size on a GPU, where larger packs are never slower, so that memory alone decides. Every further member
+    needs as much as the second one.
+
+    If a pack proves too large after all, the worker halves it (`cvit.training.loop.train_pack`).
+    """
+    peak_bytes = task_named(stage.task).peak_bytes
+    if peak_bytes is None:
+        return 1
+    cuda = torch.device("cuda")
+    room = MEMORY_SHARE * torch.cuda.mem_get_info(cuda)[0] / workers_per_device
+    try:
+        one, two = (peak_bytes(stage, members, cuda) for members in (1, 2))
+    except torch.OutOfMemoryError:
+        return 1
+    return max(1, min(most, int(1 + (room - one) / max(1, two - one))))

@@ -1,0 +1,240 @@
+"""The main flow of a sweep, from top to bottom: plan → rounds of training → journal and tracking → answer."""
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+
+from cvit.data.datasets import Dataset, DatasetInfo, load
+from cvit.engine import exit_codes
+from cvit.engine.execution import in_process
+from cvit.engine.execution.faults import TrainingError
+from cvit.engine.execution.head_watch import watching
+from cvit.engine.execution.pack_size import pack_limits
+from cvit.engine.execution.queue import ALONE
+from cvit.engine.execution.site import Site
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.workers import Workers, this_process, workers_here
+from cvit.engine.planning.progress import Outcome, Progress
+from cvit.engine.planning.request import Request
+from cvit.engine.planning.rounds import rounds
+from cvit.engine.recording.claims import Claims
+from cvit.engine.recording.journal import Journal
+from cvit.engine.recording.lease import Lease
+from cvit.engine.recording.record import record_failures, record_known_results, take_up_pruned
+from cvit.engine.terminal.display import Display
+from cvit.engine.terminal.report import (
+    Closing,
+    print_closing,
+    print_cost,
+    print_growth,
+    print_lost_head,
+    print_plan,
+)
+from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
+from cvit.engine.tracking.tracker import Tracker
+from cvit.provenance import code_version
+from cvit.storage import Storage, StorageError
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
+
+if TYPE_CHECKING:
+    from cvit.engine.execution.cluster import Cluster
+
+CLOSE_TIMEOUT_S = 60.0
+"""The longest wait for the tracking store at the end of a sweep; the next run copies what is still missing."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything about one run of a sweep that does not change while it runs.
+
+    Attributes:
+        info: the description of the data set; None for a task that needs none.
+        cluster: Ray, which starts at the first use of its workers; None trains in this process.
+        timing: counts the time spent on training and around it.
+        lease: None for a dry run, which writes nothing.
+    """
+
+    request: Request
+    info: DatasetInfo | None
+    storage: Storage
+    console: Console
+    cluster: "Cluster | None"
+    timing: Timing
+    lease: Lease | None = None
+
+    @functools.cached_property
+    def dataset(self) -> Dataset | None:
+        """The data set, decoded at the first use. Raises DataError if an image cannot be decoded."""
+        return load(self.info) if self.info is not None else None
+
+    def check(self) -> None:
+        """Raises LeaseLost if this driver may not write any more."""
+        if self.lease is not None:
+            self.lease.check()
+
+    @property
+    def workers(self) -> Workers:
+        """The workers of the cluster, or this process. Raises ConfigError if the cluster cannot be used."""
+        return this_process(self.request.device) if self.cluster is None else self.cluster.workers
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The ending of a session.
+
+    Attributes:
+        status: its status in the tracking store.
+        storage_error: why the storage could not be written any more.
+        training_error: why the training could not go on.
+    """
+
+    status: str
+    exit_code: int
+    storage_error: str | None = None
+    training_error: str | None = None
+
+
+def run_sweep(progress: Progress, session: Session) -> int:
+    """Trains the missing stages, records their results, and prints the answer.
+
+    Returns:
+        The exit code: 0; 1 if trials failed or the storage did; 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: the cluster cannot be used.
+        DataError: an image cannot be decoded.
+        LeaseLost: another driver has taken the sweep over.
+    """
+    console, request = session.console, session.request
+    journal = Journal(session.storage, progress.plan.study.sweep, session.check)
+    take_up_pruned(progress, journal)
+    print_plan(console, progress, request)
+    if request.dry_run:
+        print_cost(console, progress, workers_here(request.device), request.max_pack)
+        return exit_codes.FINISHED
+    try:
+        if progress.todo:
+            _ = session.dataset, session.workers  # bad images or a missing cluster raise before anything is recorded
+        with Book(progress, journal, session) as book:
+            book.ending = _train_rounds(progress, journal, book, session)
+    except KeyboardInterrupt:
+        _raise_if_lost(session)
+        return exit_codes.INTERRUPTED
+    _raise_if_lost(session)
+    closing = Closing(
+        is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
+        time_line=session.timing.line(progress.num_ended_here),
+        tracking_place=book.tracker.place,
+        tracking_error=book.tracking_error,
+        how_to_look=book.tracker.how_to_look(),
+        storage_error=book.ending.storage_error or book.storage_error,
+        training_error=book.ending.training_error,
+    )
+    if not print_closing(console, progress, request, session.storage, closing):
+        return exit_codes.FAILED_TRIALS
+    return book.ending.exit_code
+
+
+def _raise_if_lost(session: Session) -> None:
+    if session.lease is not None:
+        session.lease.raise_if_lost()
+
+
+def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: Session) -> Ending:
+    """Trains one round after another; a grid has one, a search several."""
+    try:
+        for number in rounds(progress, session.storage):
+            if number > 0:
+                take_up_pruned(progress, journal)
+                book.record_plan()
+                print_growth(session.console, progress)
+            if progress.todo:
+                record_failures(progress, journal, _train(progress, journal, session))
+    except KeyboardInterrupt:
+        return Ending(KILLED, exit_codes.INTERRUPTED)
+    except StorageError as error:
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, storage_error=str(error))
+    except TrainingError as error:
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, training_error=str(error))
+    if progress.is_finished:
+        return Ending(FINISHED, exit_codes.FINISHED)
+    return Ending(FAILED, exit_codes.FAILED_TRIALS)
+
+
+def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
+    """Trains the stages of one round and displays the progress; returns the outcome of every stage, by key."""
+    limits = pack_limits(progress.todo, session.workers, session.request.max_pack)
+    claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
+    site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
+    with Display(progress, session.console) as display:
+        if session.cluster is None:
+            return in_process.train_stages(progress, journal, display, site)
+        from cvit.engine.execution import execute  # imports Ray
+
+        with _watched_head(progress, session.cluster.head_address, session):
+            return execute.train_stages(progress, journal, display, site)
+
+
+class Book:
+    """The journal and its copy in the tracking store: opened together, and closed with the session's one ending.
+
+    Attributes:
+        ending: FAILED, unless the session sets another one before the book is closed.
+        tracking_error: why the tracking store is incomplete; set when the book is closed.
+        storage_error: why the journal is incomplete; set when the book is closed.
+    """
+
+    def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
+        self._progress, self._journal = progress, journal
+        self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
+        if session.info is not None:
+            self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
+        self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
+        self.tracking_error: str | None = None
+        self.storage_error: str | None = None
+        self._write_plan()
+        sweep = progress.plan.study.sweep
+        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records, session.check)
+        journal.listen(self.tracker.feed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def record_plan(self) -> None:
+        """Records the plan, or that it has grown, and the results that the storage has already.
+
+        Raises:
+            StorageError: the storage cannot be written.
+        """
+        self.tracker.expect(self._keys())
+        self._write_plan()
+
+    def _write_plan(self) -> None:
+        self._journal.record_plan(self._progress.plan.study, self._progress.plan.trials, self._tags)
+        record_known_results(self._progress, self._journal)
+
+    def _keys(self) -> set[str]:
+        plan = self._progress.plan
+        return {plan.study.key, *(trial.key for trial in plan.trials)}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
+            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
+        try:
+            self._journal.flush()
+        except StorageError as error:
+            self.storage_error = str(error)
+
+
+def _watched_head(progress: Progress, address: str | None, session: Session) -> contextlib.AbstractContextManager[None]:
+    """Watches the head of a cluster. If it is lost, Ray ends this process; before that, the command that continues the
+    sweep is printed."""
+    if address is None:
+        return contextlib.nullcontext()
+    return watching(address, functools.partial(print_lost_head, session.console, progress, session.request, address))

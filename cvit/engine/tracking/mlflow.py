@@ -1,0 +1,230 @@
+"""MLflow: one experiment per sweep, a parent run per study, a nested run per trial."""
+
+import contextlib
+import functools
+import logging
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
+from urllib.parse import urlsplit
+
+from cvit import vocabulary as v
+from cvit.config import ConfigError, as_text
+from cvit.engine.environment import prepare
+from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
+from cvit.engine.tracking.mlflow_check import check
+from cvit.engine.tracking.mlflow_views import page, views
+from cvit.errors import one_line
+from cvit.records import StudyRecord
+from cvit.results import Point
+from cvit.tracking import MAX_TAG_LENGTH, PARENT, all_pages, is_trial, split_tag, study_keys, trial_key
+from cvit.tracking_schema import sqlite_path
+
+__all__ = ["SCHEMES", "MlflowBackend", "check", "open"]
+
+SCHEMES = v.TRACKING_SCHEMES
+
+_BATCH_METRICS = 1000
+"""The most that MLflow takes at once, parameters and tags included."""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
+
+
+def open(uri: str) -> Backend:
+    """The backend for an MLflow store.
+
+    Raises:
+        ConfigError: MLflow could not use it.
+    """
+    if "://" not in uri:
+        raise ConfigError(f"tracking URI {uri!r} is not valid: it must begin with {uri.partition(':')[0]}://")
+    if urlsplit(uri).scheme.partition("+")[0] == "sqlite":
+        path = sqlite_path(uri)
+        if path is None or not path.name:
+            raise ConfigError(f"tracking URI {uri!r} is not valid: give sqlite:///FILE, with three slashes")
+        if path.name == ":memory:":
+            raise ConfigError(f"tracking URI {uri!r} is not valid: it keeps nothing; give {v.NO_TRACKING} or a file")
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"tracking URI {uri!r}: there is no folder {folder}")
+    elif not _is_address(uri):
+        raise ConfigError(
+            f"tracking URI {uri!r} is not valid: give scheme://host:port, and in a password %20 for a blank, %2F for /"
+        )
+    return MlflowBackend(uri)
+
+
+def _is_address(uri: str) -> bool:
+    """True for a URI without blanks; one of a web server also needs a host and a port that is a number."""
+    server = urlsplit(uri)
+    if re.search(r"\s", uri) or server.scheme not in ("http", "https"):
+        return not re.search(r"\s", uri)
+    try:
+        return server.hostname is not None and (server.port is None or server.port > 0)
+    except ValueError:
+        return False
+
+
+class MlflowBackend:
+    """The runs of one sweep in an MLflow store.
+
+    A server may carry out a create whose answer is lost, so there may be two runs of one key for a while.
+    """
+
+    title = "MLflow"
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._client: Any = None
+        self._experiment_id = ""
+        self._used_ids: set[str] = set()
+        self._unanswered: set[str] = set()
+        """Keys whose create was sent and not answered."""
+        self._without_study: dict[str, list[str]] = {}
+        """The ids of the trials' runs whose study has no run, by study key: somebody has deleted it."""
+
+    def connect(self, sweep: str, study: StudyRecord) -> None:
+        prepare()
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        for name in ("mlflow", "alembic"):  # they report every table that they create
+            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
+        client = MlflowClient(tracking_uri=self._uri)
+        experiment = client.get_experiment_by_name(sweep) or _renamed_experiment(client, sweep)
+        if experiment is None:
+            with contextlib.suppress(MlflowException):  # another driver was faster
+                client.create_experiment(sweep)
+            experiment = client.get_experiment_by_name(sweep)
+            assert experiment is not None
+        elif experiment.lifecycle_stage != "active":
+            client.restore_experiment(experiment.experiment_id)
+        # Otherwise MLflow's UI takes the experiment for one of generative AI.
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
+        for tag, view in views(study).items():
+            client.set_experiment_tag(experiment.experiment_id, tag, view)
+        self._client, self._experiment_id = client, experiment.experiment_id
+
+    def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
+        runs = list(all_pages(functools.partial(self._client.search_runs, [self._experiment_id])))
+        num_children = Counter(run.data.tags.get(PARENT) for run in runs)
+
+        def use(run: Any) -> tuple[bool, bool, int, int]:
+            is_used = run.info.run_id in self._used_ids
+            return is_used, run.info.status == FINISHED, len(run.data.metrics), num_children[run.info.run_id]
+
+        by_key: dict[str, Any] = {}
+        studies = study_keys(runs)
+        for run in sorted(runs, key=use, reverse=True):
+            key = trial_key(run) if is_trial(run) else studies.get(run.info.run_id)
+            key = key or run.info.run_id
+            if by_key.setdefault(key, run) is not run and key in own:
+                self._client.delete_run(run.info.run_id)
+        self._used_ids |= {run.info.run_id for run in by_key.values()}
+        self._put_below_studies({key: run for key, run in by_key.items() if key in own}, studies)
+        return [
+            ExistingRun(run.info.run_id, key, run.info.status, run.data.tags, run.data.params)
+            for key, run in by_key.items()
+        ]
+
+    def _put_below_studies(self, by_key: Mapping[str, Any], studies: Mapping[str, str]) -> None:
+        """Puts the runs of trials below their study's, where somebody has moved them or has deleted their parent."""
+        self._without_study.clear()
+        for run in by_key.values():
+            run_id = run.info.run_id
+            if not is_trial(run) or run_id not in studies:
+                continue
+            study = by_key.get(studies[run_id])
+            if study is None:
+                self._without_study.setdefault(studies[run_id], []).append(run_id)
+            elif run.data.tags.get(PARENT) != study.info.run_id:
+                self._client.set_tag(run_id, PARENT, study.info.run_id)
+
+    def create(self, run: NewRun) -> str:
+        with self._refusals():
+            run_id = self._find(run) if run.key in self._unanswered else None
+            if run_id is None:
+                tags = _fitting(run.tags)
+                if run.parent_id is not None:
+                    tags[PARENT] = run.parent_id
+                self._unanswered.add(run.key)
+                created = self._client.create_run(self._experiment_id, run.start_time_ms, tags, run.name)
+                run_id = str(created.info.run_id)
+            for trial_id in self._without_study.get(run.key, ()):
+                self._client.set_tag(trial_id, PARENT, run_id)
+        self._without_study.pop(run.key, None)
+        self._unanswered.discard(run.key)
+        self._used_ids.add(run_id)
+        return run_id
+
+    def written_steps(self, run_id: str, metric: str) -> Set[int]:
+        with self._refusals():
+            return {point.step for point in self._client.get_metric_history(run_id, metric)}
+
+    def write(
+        self, run_id: str, params: Mapping[str, object], tags: Mapping[str, str], points: Sequence[Point]
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(name, value, time_ms, step) for name, step, value, time_ms in points]
+        own_params = [Param(name, as_text(value)) for name, value in params.items()]
+        own_tags = [RunTag(name, value) for name, value in _fitting(tags).items()]
+        with self._refusals():
+            while len(metrics) > _BATCH_METRICS - len(own_params) - len(own_tags):
+                self._client.log_batch(run_id, metrics=metrics[:_BATCH_METRICS])
+                metrics = metrics[_BATCH_METRICS:]
+            if metrics or own_params or own_tags:
+                self._client.log_batch(run_id, metrics=metrics, params=own_params, tags=own_tags)
+
+    def set_status(self, run_id: str, status: str, end_time_ms: int | None = None) -> None:
+        with self._refusals():
+            if status == RUNNING:
+                self._client.update_run(run_id, status=status)
+            else:
+                self._client.set_terminated(run_id, status, end_time_ms)
+
+    def how_to_look(self) -> list[str]:
+        heading, address = "Runs in MLflow:      ", self._uri.rstrip("/")
+        commands = []
+        if not self._uri.startswith(("http://", "https://")):
+            is_default = self._uri == v.DEFAULT_TRACKING_URI
+            store = "" if is_default else f" --backend-store-uri {shlex.quote(self._uri)}"
+            commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
+            heading = f"{'... and then:':<{len(heading)}}"
+        return [*commands, f"{heading}{address}{page(self._experiment_id)}"]
+
+    def _find(self, run: NewRun) -> str | None:
+        """The id of a run that a create without an answer has made."""
+        tag = v.TAG_STUDY_KEY if run.parent_id is None else v.TAG_TRIAL_KEY
+        filter_text = f"tags.`{tag}` = '{run.key}' and tags.`{v.TAG_ROLE}` = '{run.tags[v.TAG_ROLE]}'"
+        runs = self._client.search_runs([self._experiment_id], filter_text, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Tells MLflow's own refusals from its outages, and from the answers of a proxy before it."""
+        from mlflow.exceptions import MlflowException, RestException
+
+        try:
+            yield
+        except MlflowException as error:
+            is_from_mlflow = isinstance(error, RestException) or not self._uri.startswith("http")
+            if is_from_mlflow and error.error_code in _REFUSALS:
+                raise Refused(one_line(error)) from error
+            raise
+
+
+def _renamed_experiment(client: Any, sweep: str) -> Any | None:
+    """The experiment that has the runs of a sweep under another name, if there is one."""
+    ids = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
+    filter_text = f"tags.`{v.TAG_SWEEP}` = '{sweep}' and tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}'"
+    runs = client.search_runs(ids, filter_text, max_results=1) if ids else []
+    return client.get_experiment(runs[0].info.experiment_id) if runs else None
+
+
+def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags as MLflow takes them: a long grid in several parts; any other text is cut."""
+    fitting = {name: text[:MAX_TAG_LENGTH] for name, text in tags.items()}
+    return fitting | (split_tag(v.TAG_GRID, tags[v.TAG_GRID]) if v.TAG_GRID in tags else {})

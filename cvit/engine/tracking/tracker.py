@@ -1,0 +1,393 @@
+"""The tracker copies the journal to a tracking backend: a run per study, and one below it per trial.
+
+One thread of the driver does all the writing, off the training path. A store that cannot be reached delays the copy,
+never the training; sending a record again adds nothing, so after any interruption the copy simply goes on.
+"""
+
+import json
+import queue
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cvit import vocabulary as v
+from cvit.config import as_text
+from cvit.engine.recording.lease import LeaseLost
+from cvit.engine.recording.process_identity import is_dead, is_here, this_process
+from cvit.engine.tracking.backend import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RUNNING,
+    Backend,
+    ExistingRun,
+    NewRun,
+    Refused,
+    backend_for,
+)
+from cvit.errors import short_line
+from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord
+from cvit.results import Point
+
+_FLUSH_INTERVAL_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+_LONGEST_PAUSE_AT_THE_END_S = 2.0
+_LONGEST_ERROR = 200
+
+
+@dataclass
+class TrackedRun:
+    """The part of one run that the journal has and the store does not have yet.
+
+    Attributes:
+        study_key: empty as long as the journal's record of the trial or study itself is missing.
+        tags: to be written; forgotten once the store has them.
+        status: the trial's, once it has ended.
+        cells: the study's grids.
+        is_open: the store has the run as RUNNING.
+        was_copied_before: an earlier session has copied a part of it.
+        steps_copied_before: the steps of that part by metric, once they are asked for.
+    """
+
+    key: str
+    study_key: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    start_time_ms: int | None = None
+    points: list[Point] = field(default_factory=list)
+    status: str | None = None
+    end_time_ms: int | None = None
+    cells: list[Grid] = field(default_factory=list)
+    run_id: str | None = None
+    is_open: bool = False
+    changed: bool = False
+    was_copied_before: bool = False
+    steps_copied_before: dict[str, set[int]] = field(default_factory=dict)
+
+    @property
+    def is_study(self) -> bool:
+        return self.key == self.study_key
+
+    def settle(self) -> None:
+        """Forgets what the store has now."""
+        self.points, self.params, self.tags, self.changed = [], {}, {}, False
+
+
+class Tracker:
+    """The copier. `feed` takes journal records and returns at once; `close` waits until the store has them all.
+
+    Attributes:
+        place: the name of the store on the screen.
+        error: why something is not copied.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        sweep: str,
+        planned: set[str],
+        records: Iterable[Record],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            uri: tracking URI.
+            sweep: name of the sweep.
+            planned: keys of this driver's study and trials.
+            records: the journal so far.
+            check: called before everything that is written; it raises LeaseLost if this driver may not write any more.
+
+        Raises:
+            ConfigError: the URI is not valid.
+        """
+        self._backend, self._sweep, self._planned = backend_for(uri), sweep, planned
+        self._check, self._is_complete = check, False
+        self.place = f"{self._backend.title} at {uri}"
+        self._inbox: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
+        self._runs: dict[str, TrackedRun] = {}
+        self._studies: dict[str, StudyRecord] = {}
+        """The first record of each study."""
+        self._code_versions: dict[str, dict[str, None]] = {}
+        """The code versions that trained the trials of each study."""
+        self._is_connected = False
+        self._final_status: str | None = None
+        self._deadline = float("inf")
+        self._may_have_duplicates = False
+        self._refusal: str | None = None
+        self.error: str | None = None
+        for record in records:
+            self._remember_if_whole(record)
+        self._thread = threading.Thread(target=self._copy, name="tracker", daemon=True)
+        self._thread.start()
+
+    def feed(self, records: list[Record]) -> None:
+        """Takes records to copy."""
+        self._inbox.put(records)
+
+    def expect(self, planned: set[str]) -> None:
+        """Takes more keys of this driver's, before records of them are fed."""
+        self._planned = self._planned | planned
+
+    def how_to_look(self) -> list[str]:
+        """The lines that tell a person where to look at the sweep's runs."""
+        return self._backend.how_to_look()
+
+    def close(self, status: str, timeout_s: float) -> bool:
+        """Ends the runs that are still open with a status (FINISHED, FAILED, KILLED).
+
+        Returns:
+            Whether everything was copied within the time; `error` says why not. The rest is in the journal and is
+            copied by the next run of the sweep.
+        """
+        self._final_status, self._deadline = status, time.monotonic() + timeout_s
+        self._inbox.put(None)
+        self._thread.join(timeout_s + 1)
+        return self._is_complete and self.error is None
+
+    @property
+    def _store(self) -> Backend:
+        """The backend, for one call, unless this driver may not write any more."""
+        self._check()
+        return self._backend
+
+    def _copy(self) -> None:
+        """Copies until the end, or until an error that nobody foresaw, which must not look like the end."""
+        try:
+            self._copy_all()
+        except BaseException as error:  # noqa: BLE001
+            self.error = f"{type(error).__name__}: {short_line(error, _LONGEST_ERROR)}"
+
+    def _copy_all(self) -> None:
+        pause, is_closing = _FLUSH_INTERVAL_S, False
+        while True:
+            is_closing |= self._take(0 if is_closing else pause)
+            try:
+                if not self._is_connected:
+                    self._connect()
+                for run in list(self._runs.values()):
+                    if run.changed and run.study_key in self._runs:
+                        self._write_unless_refused(run)
+                if is_closing:
+                    self._end_open_runs()
+                self.error, pause = self._refusal, _FLUSH_INTERVAL_S
+                if is_closing:
+                    self._is_complete = True
+                    return
+            except LeaseLost:
+                raise
+            # Whatever the store raises (network, SQL, its own errors), training goes on and the copy is tried again.
+            except Exception as error:  # noqa: BLE001
+                self.error = short_line(error, _LONGEST_ERROR)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                if is_closing:
+                    if time.monotonic() > self._deadline:
+                        return
+                    time.sleep(min(pause, _LONGEST_PAUSE_AT_THE_END_S))
+
+    def _write_unless_refused(self, run: TrackedRun) -> None:
+        """Brings a run up to date; a run that the store refuses, as when somebody has deleted it, holds up no other."""
+        try:
+            self._write(run)
+        except Refused as error:
+            run.settle()
+            run.is_open = False
+            self._refusal = f"run of {run.key}: {short_line(error, _LONGEST_ERROR)}"
+
+    def _take(self, timeout_s: float) -> bool:
+        """Takes all records that have come in, waiting a while for the first; True once `close` was called."""
+        deadline = time.monotonic() + timeout_s
+        is_closing = False
+        while True:
+            try:
+                records = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return is_closing
+            if records is None:
+                is_closing, deadline = True, 0.0
+                continue
+            for record in records:
+                self._remember_if_whole(record)
+
+    def _remember_if_whole(self, record: Record) -> None:
+        """Adds a record; one that makes no sense holds up no other."""
+        try:
+            self._remember(record)
+        except Exception as error:  # noqa: BLE001
+            self._refusal = f"a record of the journal: {type(error).__name__}: {short_line(error, _LONGEST_ERROR)}"
+
+    def _remember(self, record: Record) -> None:
+        """Adds a record to what is to be written of its run."""
+        key = record.study_key if isinstance(record, StudyRecord) else record.trial_key
+        run = self._runs.setdefault(key, TrackedRun(key))
+        match record:
+            case StudyRecord():
+                self._remember_study(run, record)
+            case TrialRecord():
+                self._remember_trial(run, record)
+                return  # nothing to copy until something is measured
+            case PointsRecord():
+                run.points += record.points
+                run.start_time_ms = run.start_time_ms or record.points[0][3]
+            case EndRecord():
+                run.status, run.end_time_ms = record.status, record.time_ms
+                run.tags |= {**record.tags, v.TAG_STATUS: record.status, v.TAG_NOTE: record.note}
+                self._remember_code_versions(run)
+        run.changed = True
+
+    def _remember_trial(self, run: TrackedRun, record: TrialRecord) -> None:
+        if not run.study_key:
+            run.study_key, run.params = record.study_key, record.params
+            run.tags |= {
+                **record.tags,
+                v.TAG_ROLE: v.ROLE_TRIAL,
+                v.TAG_TRIAL_KEY: run.key,
+                v.TAG_STUDY_KEY: run.study_key,
+                v.TAG_SWEEP: self._sweep,
+            }
+
+    def _remember_code_versions(self, run: TrackedRun) -> None:
+        """Adds the code versions that trained a trial to those of its study; until then, the study has the version that
+        planned it."""
+        study, joined = self._runs.get(run.study_key), run.tags.get(v.TAG_CODE_VERSION)
+        if study is None or joined is None:
+            return
+        versions = self._code_versions.setdefault(run.study_key, {})
+        new = [version for version in joined.split(", ") if version not in versions]
+        if new:
+            versions.update(dict.fromkeys(new))
+            study.tags[v.TAG_CODE_VERSION] = ", ".join(versions)
+            study.changed = True
+
+    def _remember_study(self, run: TrackedRun, record: StudyRecord) -> None:
+        self._studies.setdefault(run.key, record)
+        if not run.study_key:
+            run.study_key, run.params, run.start_time_ms = run.key, record.params, record.start_time_ms
+            run.tags |= {
+                **record.tags,
+                v.TAG_ROLE: v.ROLE_STUDY,
+                v.TAG_STUDY_KEY: run.key,
+                v.TAG_SWEEP: record.sweep,
+                v.TAG_QUESTION: record.question,
+            }
+            if run.key in self._planned:
+                run.tags[v.TAG_DRIVER] = this_process()
+        run.cells += [grid for grid in record.cells if grid not in run.cells]
+        run.tags |= {
+            v.TAG_COMMAND: record.command,
+            v.TAG_GRID: json.dumps(run.cells),
+            v.TAG_NOTE: f"{record.question}\n\n{textwrap.indent(record.command, ' ' * 4)}",  # code, whatever it holds
+        }
+
+    def _connect(self) -> None:
+        study = next((study for key, study in self._studies.items() if key in self._planned), None)
+        if study is None:
+            raise LookupError("the journal's record of the study is damaged")
+        self._store.connect(self._sweep, study)
+        self._adopt()
+        self._is_connected = True
+
+    def _adopt(self) -> None:
+        """Finds the runs of earlier drivers by their keys and decides what becomes of them.
+
+        A run that has ended as the journal says is left alone. A run that a dead driver left RUNNING is continued
+        where this driver's plan has it, else ended as KILLED. The runs of a living driver are left alone.
+        """
+        runs = self._store.existing(self._planned)
+        drivers = {r.tags.get(v.TAG_STUDY_KEY, ""): r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
+        for existing in runs:
+            run = self._runs.get(existing.key)
+            if run is not None:
+                self._adopt_run(run, existing)
+            study_key = existing.tags.get(v.TAG_STUDY_KEY, "")
+            is_orphan = study_key in self._planned or self._is_gone(drivers.get(study_key, ""), study_key)
+            is_unfinished = run is None or run.status is None
+            if existing.status == RUNNING and is_unfinished and existing.key not in self._planned and is_orphan:
+                self._store.set_status(existing.id, KILLED)
+
+    def _adopt_run(self, run: TrackedRun, existing: ExistingRun) -> None:
+        run.run_id, run.is_open, run.was_copied_before = existing.id, existing.status == RUNNING, True
+        # A store may refuse another text for a parameter, and a version before may have written one: 0 for auto.
+        run.params = {name: value for name, value in run.params.items() if name not in existing.params}
+        if run.status is None:
+            is_settled = run.key not in self._planned
+        else:
+            names = (v.TAG_STATUS, v.TAG_ROLE, v.TAG_STUDY_KEY)  # somebody may have removed one
+            is_whole = all(existing.tags.get(name) == run.tags.get(name) for name in names)
+            is_settled = is_whole and existing.status in (FINISHED, FAILED)
+        if is_settled:
+            run.settle()
+
+    def _is_gone(self, driver: str, study_key: str) -> bool:
+        """True if a study's driver is dead. Who runs a study of this journal holds its lease, and that is this driver:
+        unless the same study is run from another storage too, on this machine, an earlier driver is dead."""
+        return not driver or is_dead(driver) or (study_key in self._runs and not is_here(driver))
+
+    def _write(self, run: TrackedRun) -> None:
+        """Brings one run up to date. Each part may be repeated without harm."""
+        status = self._status(run)
+        run_id = run.run_id
+        if run_id is None:
+            run_id = self._create(run)
+        elif not run.is_open and status == RUNNING:
+            self._store.set_status(run_id, RUNNING)
+        run.is_open = True
+        if run.was_copied_before and run.points:
+            self._leave_out_copied(run, run_id)
+        self._store.write(run_id, run.params, run.tags, run.points)
+        if status != RUNNING:
+            self._store.set_status(run_id, status, run.end_time_ms)
+            run.is_open = False
+        run.settle()
+
+    def _leave_out_copied(self, run: TrackedRun, run_id: str) -> None:
+        """A step measured twice, because a checkpoint and the journal were damaged, must not be there twice."""
+        copied = run.steps_copied_before
+        for metric in {name for name, *_ in run.points} - copied.keys():
+            copied[metric] = set(self._store.written_steps(run_id, metric))
+        run.points = [point for point in run.points if point[1] not in copied[point[0]]]
+
+    def _status(self, run: TrackedRun) -> str:
+        """The status of a run in the store while this driver works."""
+        if run.status is not None:
+            return FAILED if run.status == v.STATUS_FAILED else FINISHED
+        if run.key in self._planned:
+            return RUNNING
+        return FINISHED if run.is_study else KILLED
+
+    def _create(self, run: TrackedRun) -> str:
+        """Gives a run, and before it its study's, an id in the store."""
+        parent_id = None
+        if not run.is_study:
+            parent = self._runs[run.study_key]
+            parent_id = parent.run_id or self._create(parent)
+        new = NewRun(
+            key=run.key, name=self._name(run), parent_id=parent_id, start_time_ms=run.start_time_ms, tags=dict(run.tags)
+        )
+        try:
+            run.run_id = self._store.create(new)
+        except Refused:
+            raise
+        except Exception:
+            self._may_have_duplicates = True  # it may have been created, and found too late
+            raise
+        return run.run_id
+
+    def _name(self, run: TrackedRun) -> str:
+        if run.is_study:
+            return " ".join([self._sweep, *([run.params["dataset"]] if "dataset" in run.params else []), run.key[:8]])
+        place = {axis: run.params[axis] for axis in self._runs[run.study_key].cells[0]}
+        # The scheme first: a table's column of names is narrow.
+        scheme = [str(place["init_scheme"])] if "init_scheme" in place else []
+        return " ".join(scheme + [f"{axis}={as_text(value)}" for axis, value in place.items() if axis != "init_scheme"])
+
+    def _end_open_runs(self) -> None:
+        assert self._final_status is not None
+        for run in self._runs.values():
+            if run.is_open and run.run_id is not None and run.key in self._planned:
+                self._store.set_status(run.run_id, self._final_status)
+                run.is_open = False
+        if self._may_have_duplicates:
+            self._store.existing(self._planned)  # which leaves one for each key
