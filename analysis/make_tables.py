@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # a copy of the tree runs its own code, not an installed one
 
-from cvit.analysis.make_tables import run
+from cvit.analysis.make_tables import run  # noqa: E402
 
 if __name__ == "__main__":
     run()
