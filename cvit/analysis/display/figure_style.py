@@ -1,7 +1,7 @@
 """The parts that all figures share: the style, lines with their intervals, axes, and the bytes of a file.
 
-Figures are drawn without pyplot and are the same bytes for the same data. The colours are Okabe and Ito's, which
-colour-blind readers can distinguish; markers and line styles distinguish curves in grey.
+Figures are drawn without pyplot and are the same bytes for the same data. Colours (`colours.py`) suit colour-blind
+readers; markers and line styles distinguish curves in grey.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from cvit.analysis.display.colours import colour_of
 from cvit.analysis.display.wording import fraction_text, heads_text, scheme_text
 from cvit.analysis.statistics.stats import Estimate
 from cvit.analysis.statistics.studies import BASELINE, Study
@@ -35,17 +36,6 @@ STUDIES_SHOWN = 3
 WIDTH, ROW_HEIGHT = 7.0, 2.8
 """The width of a figure and the height of a study's row of panels, in inches."""
 
-COLOURS = {
-    "random": "#D55E00",
-    "two_phase": "#0072B2",
-    "conv_structured": "#009E73",
-    "joint": "#882255",
-    "mimetic": "#CC79A7",
-    "impulse": "#E69F00",
-    "local": "#56B4E9",
-    "convolution": "#000000",
-    "resnet": "#7F7F7F",
-}
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (3.2, 1.6)))
 """The line styles for the largest fraction and the smallest, or for no warm-up and the longest."""
 REMARK: Mapping[str, Any] = {"fontsize": "small", "color": "0.35"}
@@ -76,10 +66,7 @@ MARKERS = {
     "convolution": "D",
     "resnet": "*",
 }
-_OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
-_OF_SEVERAL = ("factor", "schedule")
-"""The first words of variants of which a figure has several."""
-_VARIANT_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_OTHER_MARKER = "h"
 _VARIANT_MARKERS = ("^", "v", "P", "X", "D", "*", "h")
 _MARKERS_PER_LINE = 8
 _LEGEND_COLUMNS = 5
@@ -160,10 +147,9 @@ def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
     a figure has several of a scheme, one by its name."""
     base = base_scheme(scheme)
     is_variant = base != scheme
-    colour, marker = COLOURS.get(base, _OTHER_COLOUR), MARKERS.get(base, _OTHER_MARKER)
-    if scheme.removeprefix(f"{base}, ").startswith(_OF_SEVERAL):
+    colour, marker = colour_of(scheme), MARKERS.get(base, _OTHER_MARKER)
+    if colour != colour_of(base):
         number = zlib.crc32(scheme.encode()) // 4  # which tells the variants of the presets apart
-        colour = _VARIANT_COLOURS[number % len(_VARIANT_COLOURS)]
         marker = _VARIANT_MARKERS[number % len(_VARIANT_MARKERS)]
     face = "white" if base == BASELINE or is_variant else colour
     style = {"color": colour, "marker": marker, "markerfacecolor": face}

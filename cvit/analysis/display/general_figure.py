@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from cvit.analysis.display.arrangement import PANELS_SHOWN, Arrangement, arrangement, is_spread, values
+from cvit.analysis.display.colours import COLOURS
 from cvit.analysis.display.figure_style import (
-    COLOURS,
     MARKERS,
     STUDIES_SHOWN,
     fixed_ticks,

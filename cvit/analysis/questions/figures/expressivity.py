@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cvit.analysis.display.colours import colour_of
 from cvit.analysis.display.figure_style import (
-    COLOURS,
     REMARK,
     STUDIES_SHOWN,
     fixed_ticks,
@@ -66,7 +66,7 @@ def _draw_case(axes: Axes, by_heads: Mapping[int, Fit], count: int) -> None:
         linestyle="",
         marker="o",
         markerfacecolor="none",
-        color=COLOURS[TREATMENT],
+        color=colour_of(TREATMENT),
         label="reached by gradient descent",
     )
     axes.set_yscale("log")
