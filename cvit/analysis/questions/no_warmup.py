@@ -208,6 +208,13 @@ def _range_rows(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def _place_text(place: str) -> str:
+    """The place of a claim in words, such as `learning rate 0.001, factor 0.1`."""
+    rate, comma, variant = place.partition(", ")
+    words = {"best": "best learning rate", "own_best": "best rate of either", "range": "range"}
+    return words.get(rate, f"learning rate {rate}") + comma + variant
+
+
 QUESTION = Question(
     order=20,
     axes=(WARMUP, LEARNING_RATE, SCHEME),
@@ -295,6 +302,7 @@ QUESTION = Question(
             name="no_loss_without_warmup",
             statement=f"Without warm-up, at this learning rate, {TREATMENT} loses no accuracy",
             unit=POINTS,
+            place_text=_place_text,
             judge=_no_loss_without_warmup,
             rule="Without warm-up less with the longest, judged together at all learning rates, and shown at those "
             f"where the scheme, with warm-up, reaches {TRAINS_SHARE:g} times its best accuracy. `best` repeats the "
@@ -309,6 +317,7 @@ QUESTION = Question(
             name="random_loses_without_warmup",
             statement=f"Without warm-up, at this learning rate, {BASELINE} loses accuracy or diverges",
             unit=POINTS,
+            place_text=_place_text,
             judge=_loss_without_warmup,
         ),
         Claim(
@@ -316,6 +325,7 @@ QUESTION = Question(
             name="warmup_does_not_widen_the_range",
             statement=f"Without warm-up, {TREATMENT} trains over as wide a range of learning rates as with it",
             unit=DECADES,
+            place_text=_place_text,
             judge=_range_not_narrower,
             rule="Range of learning rates, in decades: without warm-up less with the longest, on the same seeds. A "
             f"rate is in the range where a seed's test accuracy is within {_TOLERANCE} points of the best mean, with "

@@ -20,6 +20,7 @@ from typing import Any
 from cvit import vocabulary as names
 from cvit.analysis.display.csv_text import csv_text
 from cvit.analysis.display.notes import notes, trained_with
+from cvit.analysis.display.sentences import points_text
 from cvit.analysis.display.settings import heading_lines, settings_lines
 from cvit.analysis.display.tables import Tables
 from cvit.analysis.display.text import (
@@ -32,6 +33,7 @@ from cvit.analysis.display.text import (
     mean_text,
     percent,
 )
+from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import plain_text, scheme_text
 from cvit.analysis.questions import Question
 from cvit.analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
@@ -244,16 +246,16 @@ def latex_tables(studies: Sequence[Study]) -> str:
         outcomes = searches(study)
         tables += [
             latex_table(
-                f"Init schemes at their own best settings on {study.dataset} (study {study.label}), found by searches "
-                "of equal budget: trials of the search, finalists, the winner's validation accuracy, and its test "
-                "accuracy in percent on fresh seeds (mean, half of the 95 % t-interval, number of seeds).",
+                f"Init schemes at their own best settings, on {named_title(study)}, found by "
+                "searches of equal budget: trials of the search, finalists, the winner's validation accuracy, and its "
+                "test accuracy in percent on fresh seeds (mean, half of the 95 % t-interval, number of seeds).",
                 f"{study.sweep}-{study.label}",
                 _HEAD,
                 [[*map(latex, row[:-1]), latex_estimate(row[-1])] for row in _rows(outcomes, r" \pm ")],
                 notes=notes(study),
             ),
             latex_table(
-                f"The settings of the winners on {study.dataset} (study {study.label}); a dash: no influence.",
+                f"The settings of the winners on {named_title(study)}; a dash: no influence.",
                 f"{study.sweep}-{study.label}-settings",
                 _settings_head(outcomes),
                 [list(map(latex, row)) for row in _settings_rows(study, outcomes)],
@@ -271,6 +273,15 @@ def answer(study: Study) -> str:
     if study.missing:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
     return "\n".join(lines)
+
+
+def sentence(study: Study) -> str:
+    """The gain of two phases, each scheme at its winner's settings; empty until both have fresh seeds."""
+    difference = gain(searches(study))
+    if difference is None or not difference.estimate.n:
+        return ""
+    points = points_text(difference.estimate)
+    return f"{GAIN} on the same fresh seeds, each at the settings that its search found: {points}."
 
 
 def _markdown_section(study: Study) -> str:
@@ -356,6 +367,7 @@ QUESTION = Question(
     order=80,
     tables=Tables(markdown=markdown, csv=csv, latex=latex_tables, answer=answer),
     winners=winners,
+    sentence=sentence,
     caption="Left: validation accuracy of the trials of each scheme's search, the best so far as a line; a trial that "
     "diverged is at 0; a cross is a finalist's mean on other seeds. Right: test accuracy of the winners on fresh "
     "seeds, with mean and 95 % interval.",

@@ -35,6 +35,7 @@ class Study:
         trials: its rows of the trials frame.
         results: one per expected trial, ascending by `axes`, then by scheme and seed.
         cells: the grids, in the order in which they were requested.
+        preset: the presets that asked for them, joined by ", "; empty in journals that do not say.
         curves: (trial key, metric) → values by step, for the metrics whose history was loaded.
     """
 
@@ -53,6 +54,7 @@ class Study:
     results: list[Result]
     cells: list[dict[str, list[Any]]]
     curves: Mapping[tuple[str, str], Mapping[int, float]]
+    preset: str = ""
 
     @property
     def missing(self) -> list[Result]:
@@ -201,6 +203,7 @@ def _read_study(
         results=results,
         cells=study["cells"],
         curves=curves,
+        preset=study["preset"] or "",
     )
 
 
