@@ -75,8 +75,9 @@ def test_unknown_schemes_have_colours_of_their_own() -> None:
 
 def test_variants_look_like_their_scheme_unless_a_figure_has_several() -> None:
     assert colour_of("two_phase, equal flops") == colour_of("two_phase")
-    several = ["two_phase", "two_phase, factor 0.1", "two_phase, factor 0.01", "two_phase, schedule joint"]
-    assert len({colour_of(variant) for variant in several}) == len(several)
+    of_presets = ["factor 0.1", "schedule joint", "factor 0.1, schedule joint"]
+    shown = ["random", "two_phase", *(f"two_phase, {variant}" for variant in of_presets)]
+    assert len({colour_of(variant) for variant in shown}) == len(shown)
 
 
 def test_colours_are_found_without_matplotlib() -> None:

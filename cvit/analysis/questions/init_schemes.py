@@ -34,5 +34,5 @@ QUESTION = Question(
         notes="References are other architectures with the same number of steps on the same images.",
     ),
     caption="Left: test accuracy of all init schemes against the share of the training images. Right: gain "
-    "over random initialisation on the same seeds, with 95 % intervals. References are dotted.",
+    "over random initialisation on the same seeds. Means with 95 % intervals. References are dotted.",
 )
