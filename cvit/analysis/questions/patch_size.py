@@ -48,6 +48,6 @@ QUESTION = Question(
         ),
     ),
     caption="Left: test accuracy against the size of the patches, means over seeds with 95 % intervals. Right: "
-    "optimiser steps per second, the median and the quartiles of all trials, and the heads that convolutions of 3, 5 and "
-    "7 pixels need.",
+    "optimiser steps per second, the median and the quartiles of all trials, and the heads that convolutions of 3, "
+    "5 and 7 pixels need.",
 )

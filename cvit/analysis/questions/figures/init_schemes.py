@@ -16,8 +16,7 @@ from cvit.analysis.display.figure_style import (
     new_figure,
     tidy,
 )
-from cvit.analysis.questions.init_schemes import gains_over_random
-from cvit.analysis.statistics.studies import Study
+from cvit.analysis.statistics.studies import Study, gains_over_random
 from cvit.analysis.store.axes import FRACTION
 
 

@@ -27,9 +27,8 @@ from cvit.analysis.display.figure_style import (
     tidy,
 )
 from cvit.analysis.display.wording import fraction_text
-from cvit.analysis.questions.init_schemes import gains_over_random
 from cvit.analysis.statistics.stats import Estimate, t_interval
-from cvit.analysis.statistics.studies import TREATMENT, Study
+from cvit.analysis.statistics.studies import TREATMENT, Study, gains_over_random
 from cvit.analysis.statistics.variants import base_scheme
 from cvit.analysis.store.axes import FRACTION, SCHEME
 
