@@ -58,11 +58,12 @@ class _Row:
 
 @dataclass(frozen=True)
 class _ClaimPart:
-    """A claim in the page. `counts` are the numbers of its outcomes, each with the class of its colour."""
+    """A claim in the page. `counts` are its outcomes in words, each with the class of its colour."""
 
     name: str
     statement: str
     unit: str
+    has_study: bool
     counts: list[tuple[str, str]]
     rows: list[_Row]
 
@@ -171,7 +172,7 @@ def _claim(claim: Claim, verdicts: Sequence[Verdict], by_source: Mapping[str, St
     rows = []
     for verdict in verdicts:
         study = by_source.get(verdict.source)
-        if study is not None:
+        if study is not None:  # there is one, with something to compare
             rows.append(
                 _Row(
                     place=verdicts_text.place_text(verdict),
@@ -185,7 +186,7 @@ def _claim(claim: Claim, verdicts: Sequence[Verdict], by_source: Mapping[str, St
                     hash=study_hash(study),
                 )
             )
-    return _ClaimPart(claim.name, claim.statement, claim.unit, _counts(verdicts), rows)
+    return _ClaimPart(claim.name, claim.statement, claim.unit, verdicts[0].has_study, _counts(verdicts), rows)
 
 
 def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
