@@ -39,6 +39,7 @@ TAG_STATUS = "cvit.status"
 TAG_SWEEP = "cvit.sweep"
 TAG_TASK = "cvit.task"
 TAG_PRESET = "cvit.preset"
+TAG_SEARCH_SPACE = "cvit.search_space"
 TAG_GRID = "cvit.grid"  # a long value continues in cvit.grid.1, cvit.grid.2, …
 TAG_CODE_VERSION = "cvit.code_version"
 TAG_DEVICE = "cvit.device"

@@ -167,7 +167,7 @@ QUESTION = Question(
         ),
     ),
     caption="Test accuracy against the budget, left in optimiser steps, right in floating-point operations of the "
-    "training. Each point is a training with a whole schedule of its own. Means over seeds, bands 95 % intervals.",
+    "training. Each point is a training with a whole schedule of its own. Means over seeds with 95 % intervals.",
     claims=(
         Claim(
             order=110,

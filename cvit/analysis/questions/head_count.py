@@ -80,7 +80,7 @@ QUESTION = Question(
         ),
     ),
     caption="Test accuracy against the number of heads, at a fixed width of a head and of all heads together. "
-    "Means over seeds, bands 95 % intervals.",
+    "Means over seeds with 95 % intervals.",
     claims=(
         Claim(
             order=40,

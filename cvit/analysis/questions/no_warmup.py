@@ -289,11 +289,11 @@ QUESTION = Question(
             "dash where most trials do not."
         ),
     ),
-    caption="Above: test accuracy and share of diverged trials against learning rate, solid without warm-up, "
-    "broken with the longest. In the middle: the range of learning rates at which a scheme is within "
-    f"{_TOLERANCE} points of its best with warm-up, and its width in decades. Below: norm of the gradient in the first "
-    "steps of the attention phase, median over seeds that have got so far. Means over seeds, bands 95 % intervals, of "
-    "at most three schemes; trials that were never tested are left out of them.",
+    caption="Above: test accuracy against learning rate, left without warm-up, right with the longest: means over "
+    "seeds with 95 % intervals, without trials that were never tested. Below it, if trials diverged: their share. "
+    f"Then the range of learning rates at which a scheme is within {_TOLERANCE} points of its best with warm-up, solid "
+    "without warm-up, broken with the longest, and its width in decades. Last: norm of the gradient in the first steps "
+    "of the attention phase, the median over seeds that have got so far, and a band from the least to the most.",
     # The measurement of the transfer tells where the attention phase begins.
     curves=(names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
     claims=(
