@@ -38,7 +38,7 @@ from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.engine.tracking.tracker import Tracker
 from cvit.provenance import code_version
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_PRESET, TAG_SEARCH_SPACE, TAG_TASK
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
@@ -192,6 +192,9 @@ class Book:
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
         self._progress, self._journal = progress, journal
         self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
+        self._tags[TAG_PRESET] = session.request.preset
+        if progress.plan.search is not None:
+            self._tags[TAG_SEARCH_SPACE] = progress.plan.search.space_text
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
