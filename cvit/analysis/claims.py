@@ -5,7 +5,7 @@ store has n = 0.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -81,8 +81,13 @@ def sweep_of(verdict: Verdict) -> str:
 
 def latest_studies(frames: Frames, sweep: str) -> list[Study]:
     """The most recent study per data set of a sweep."""
+    return latest_of(studies_of(frames, sweep))
+
+
+def latest_of(studies: Iterable[Study]) -> list[Study]:
+    """The first study per data set; those of a sweep come most recent first."""
     latest: dict[str, Study] = {}
-    for study in studies_of(frames, sweep):
+    for study in studies:
         latest.setdefault(study.dataset, study)
     return list(latest.values())
 

@@ -1,6 +1,7 @@
 """The verdicts on the claims as text, for files and the terminal."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 
@@ -28,6 +29,11 @@ RULE = (
     "can be judged: not enough data. Kinds, studies and data sets are not corrected for each other, and the rate is "
     "that of one look at a number of seeds chosen beforehand. A diverged trial counts with its last measured accuracy, "
     "or, never tested, with that of guessing."
+)
+_OUTCOMES = (
+    (HOLDS, "holds", "hold"),
+    (FAILS, "does not hold", "do not hold"),
+    (UNDECIDED, "is undecided", "are undecided"),
 )
 _RULE_OF_STUDIES = "Of each data set the most recent study of a sweep is judged."
 
@@ -95,11 +101,12 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 def counts_text(verdicts: Iterable[Verdict]) -> str:
     """The number of claims that hold, that do not and that are undecided, as a sentence. A claim counts once per place,
     such as a learning rate."""
-    outcomes = [verdict.verdict for verdict in verdicts if verdict.can_be_judged]
-    holding, failing, undecided = map(outcomes.count, (HOLDS, FAILS, UNDECIDED))
-    texts = [f"{holding} claim{'' if holding == 1 else 's'} hold{'s' if holding == 1 else ''}"]
-    texts += [f"{failing} do{'es' if failing == 1 else ''} not hold"] if failing else []
-    texts += [f"{undecided} {'is' if undecided == 1 else 'are'} undecided"] if undecided else []
+    outcomes = Counter(verdict.verdict for verdict in verdicts if verdict.can_be_judged)
+    texts = []
+    for outcome, one, several in _OUTCOMES:
+        if count := outcomes[outcome]:
+            claims = "" if texts else " claim" if count == 1 else " claims"
+            texts.append(f"{count}{claims} {one if count == 1 else several}")
     return f"{joined(texts)}."
 
 
@@ -111,7 +118,7 @@ def _reason(waiting: Sequence[Verdict]) -> str:
         return "their studies have nothing to compare"
     if least < LEAST_PAIRS:
         return "no trial of theirs has finished"
-    seeds = f"{most} seed{'' if most == 1 else 's'}" if most else "no seed has all the trials of a comparison"
+    seeds = f"{most} seed{'' if most == 1 else 's'}" if most else "no seed has what they compare"
     return f"{seeds}, at least {least} are needed"
 
 

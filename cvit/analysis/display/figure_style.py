@@ -80,6 +80,11 @@ _MOST_ROOM_TO_CHANCE = 0.5
 """The room that the line of chance may take, in heights of the panel without it."""
 _NUM_CLASSES = "num_classes"
 _LEGEND_COLUMNS = 5
+_WITHOUT_DATES: Mapping[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
 _LONGEST_LINE, _LONGEST_NAME = 80, 30
 """The largest number of characters in a line of a title, and of a value at an axis or in a legend."""
 _LEGEND_WIDTH = 120
@@ -119,12 +124,12 @@ def _shortened(line: str, longest: int) -> str:
 
 
 def image_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as `png` (200 dots per inch) or `svg`, without dates, so that equal figures are equal bytes."""
+    """The figure as `png` (200 dots per inch), `svg` or `pdf`, without dates, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
     with rc_context(_STYLE), warnings.catch_warnings():
         # A name in a script that the font does not have is drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(buffer, format=kind, dpi=200, metadata=_WITHOUT_DATES[kind])
     return buffer.getvalue()
 
 
