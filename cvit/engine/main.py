@@ -110,7 +110,7 @@ def _cluster(request: Request) -> "Cluster":
     while this process imports torch and pandas."""
     from cvit.engine.execution.cluster import Cluster
 
-    return Cluster(request.address, request.device)
+    return Cluster(request.address, request.device, request.resources)
 
 
 def _run_all(

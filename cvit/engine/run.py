@@ -17,7 +17,7 @@ from cvit.engine.execution.pack_size import pack_limits
 from cvit.engine.execution.queue import ALONE
 from cvit.engine.execution.site import Site
 from cvit.engine.execution.timing import Timing
-from cvit.engine.execution.workers import Workers, this_process, workers_here
+from cvit.engine.execution.workers import Workers, planned_workers, this_process
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.planning.request import Request
 from cvit.engine.planning.rounds import rounds
@@ -79,7 +79,9 @@ class Session:
     @property
     def workers(self) -> Workers:
         """The workers of the cluster, or this process. Raises ConfigError if the cluster cannot be used."""
-        return this_process(self.request.device) if self.cluster is None else self.cluster.workers
+        if self.cluster is not None:
+            return self.cluster.workers
+        return this_process(self.request.device, self.request.resources)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
     take_up_pruned(progress, journal)
     print_plan(console, progress, request)
     if request.dry_run:
-        print_cost(console, progress, workers_here(request.device), request.max_pack)
+        print_cost(console, progress, planned_workers(request), request.max_pack)
         return exit_codes.FINISHED
     try:
         if progress.todo:

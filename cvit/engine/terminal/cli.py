@@ -1,10 +1,11 @@
 """The command line of a sweep, generated from its declaration and from the configuration classes."""
 
 import inspect
+import math
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.engine.declaration import Preset, Search, Sweep
-from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.request import IN_PROCESS, Request, Resources
 from cvit.engine.planning.scheme_settings import SCHEME
 from cvit.engine.terminal.usage import explained
 from cvit.tasks import task_named
@@ -23,6 +24,8 @@ from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
 
 ALL_PARTS = "all"
+LEAST_SHARE = 0.01
+"""The least share of a CPU or GPU that a worker can be given."""
 
 # These are set by the data set or by another option.
 _NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
@@ -115,6 +118,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     max_pack = given.pop("max_pack", None)
     if max_pack is not None and max_pack < 1:
         raise ConfigError(f"max_pack {max_pack} must be at least 1")
+    resources = _resources(given)
     return Request(
         preset=preset_name,
         grid=grid,
@@ -131,11 +135,24 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         address=given.get("address") or _address_in_environment(),
         device=given.get("device", "auto"),
         max_pack=max_pack,
+        resources=resources,
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
         settings_from=given.get("settings_from"),
         command=shlex.join(["python", os.path.relpath(sys.argv[0]), *argv]),
     )
+
+
+def _resources(given: Mapping[str, Any]) -> Resources:
+    """The number of workers and what each gets, as typed."""
+    workers, cpus, gpus = (given.get(name) for name in ("workers", "cpus_per_worker", "gpus_per_worker"))
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers {workers} must be at least 1")
+    if cpus is not None and not LEAST_SHARE <= cpus < math.inf:
+        raise ConfigError(f"cpus_per_worker {cpus:g} must be at least {LEAST_SHARE}: CPUs, or a share of one")
+    if gpus is not None and not LEAST_SHARE <= gpus <= 1:
+        raise ConfigError(f"gpus_per_worker {gpus:g} must lie from {LEAST_SHARE} to 1: a share of one GPU")
+    return Resources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
 
 
 def _address_in_environment() -> str | None:
@@ -201,6 +218,13 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
                 run,
             ),
             "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
+            "workers": _option(
+                int, "Number of workers that train at a time; without it, as many as there is room for.", None, run
+            ),
+            "cpus_per_worker": _option(
+                float, "CPUs of each worker, which has so many threads; 0.5: two workers share one.", "1", run
+            ),
+            "gpus_per_worker": _option(float, "Share of a GPU of each worker: 0.5, or 1, say.", "0.5", run),
             "max_pack": _option(
                 int,
                 "Largest number of stages trained together; without it, measured on the device.",
