@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from cvit.engine.execution.attaching import check_cluster
 from cvit.engine.execution.ray_here import provide_token, session_folder
 from cvit.engine.execution.workers import THIS_MACHINE, WORKERS_TO_COME, Machine, Workers, workers_on
 from cvit.engine.planning.request import NO_WISHES, Resources, named_address
+from cvit.engine.signals import stop_on_sigterm, stopping_on_sigterm
 from cvit.errors import one_line
 
 HEAD = "node:__internal_head__"
@@ -63,6 +63,7 @@ class Cluster:
             ConfigError: the cluster cannot be reached, has no room for the workers that are asked for, or has no worker
                 yet that would tell what `auto` means.
         """
+        self._cleanup.enter_context(stopping_on_sigterm())
         return self._cleanup.enter_context(_ray(self._address, self._device, self._resources))
 
     @property
@@ -85,7 +86,6 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
-    sigterm_before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
@@ -95,14 +95,13 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         ray.shutdown()
         raise ConfigError(_start_error(address, error)) from error
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stop_on_sigterm()  # in place of Ray's handler
         workers = _workers_of([node["Resources"] for node in ray.nodes() if node["Alive"]], address, device, asked)
         # Otherwise a run with a searcher starts its workers one at a time, and short trials all share the first.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
         yield workers
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGTERM, sigterm_before)
 
 
 def _start_error(address: str | None, error: Exception) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cvit.engine.invocation import SCRIPT, Invocation
+
 IN_PROCESS = "local"
 """The address at which a sweep trains in its own process, without Ray."""
 ANY_CLUSTER = "auto"
@@ -42,6 +44,8 @@ class Request:
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
         resources: the number of workers, and what each of them gets.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
+        as_json: the plan is printed as JSON.
+        started: the way the sweep was started, which other commands that it prints follow.
     """
 
     preset: str
@@ -64,6 +68,8 @@ class Request:
     upgrade_store: bool = False
     settings_from: str | None = None
     resources: Resources = NO_WISHES
+    as_json: bool = False
+    started: Invocation = SCRIPT
 
 
 def named_address(address: str) -> str:
