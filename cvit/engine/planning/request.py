@@ -43,6 +43,7 @@ class Request:
         command: the command line as typed, to be run again.
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
         resources: the number of workers, and what each of them gets.
+        optuna_storage: the database or journal that gets a search's trials as Optuna studies.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
         as_json: the plan is printed as JSON.
         started: the way the sweep was started, which other commands that it prints follow.
@@ -68,6 +69,7 @@ class Request:
     upgrade_store: bool = False
     settings_from: str | None = None
     resources: Resources = NO_WISHES
+    optuna_storage: str | None = None
     as_json: bool = False
     started: Invocation = SCRIPT
 

@@ -173,6 +173,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         device=given.get("device", "auto"),
         max_pack=max_pack,
         resources=resources,
+        optuna_storage=given.get("optuna_storage"),
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
         settings_from=given.get("settings_from"),
@@ -316,10 +317,12 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
 
 def _search_options(search: Search) -> dict[str, Any]:
     text = "Trials of the search for each init scheme's best settings."
+    optuna = "Copy the search to this Optuna storage, for optuna-dashboard: sqlite:///FILE, or a journal's path."
     asha = "Stop early the trials of the search that fall behind others of their scheme (ASHA)."
     return {
         "search_trials": _option(int, text, search.trials, _GROUPS["grid"]),
         "asha": _option(bool, asha, None, _GROUPS["run"]),
+        "optuna_storage": _option(str, optuna, None, _GROUPS["run"]),
     }
 
 
