@@ -53,6 +53,11 @@ TAG_COMMAND = "cvit.command"
 TAG_DRIVER = "cvit.driver"
 TAG_NOTE = "mlflow.note.content"
 
+# Attributes of an Optuna study and its trials, beside tags from above; the numbers are those of trials in the study.
+ATTRIBUTE_STAGE_KEYS = "cvit.stage_keys"
+ATTRIBUTE_FINALISTS = "cvit.finalists"  # pairs of a number and the mean validation accuracy in the final
+ATTRIBUTE_WINNER = "cvit.winner"
+
 ROLE_STUDY = "study"
 ROLE_TRIAL = "trial"
 
