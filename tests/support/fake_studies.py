@@ -47,10 +47,11 @@ class FakeStudy:
     question: str = "Does two-phase help?"
     code_version: str | None = None
     own_command: str | None = None
+    own_tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def tags(self) -> dict[str, str]:
-        tags = {names.TAG_TASK: self.task, names.TAG_CODE_VERSION: self.code_version}
+        tags: dict[str, str | None] = {**self.own_tags} | {names.TAG_TASK: self.task, names.TAG_CODE_VERSION: self.code_version}
         return {name: value for name, value in tags.items() if value is not None}
 
     def command(self, extension: int) -> str:
