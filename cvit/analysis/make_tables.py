@@ -121,7 +121,7 @@ def _state(frames: Frames, sweep: str, judged: Sequence[Verdict]) -> str:
     num_done = sum(not result.missing for result in results)
     titles = "; ".join(map(study_title, studies)) if len(studies) == 1 else f"{len(studies)} studies"
     own = [verdict for verdict in judged if sweep_of(verdict) == sweep]
-    return " ".join([f"{titles}; {num_done} of {len(results)} trials.", *verdicts_text.summary(own)])
+    return " ".join([f"{titles}; {num_done} of {len(results)} trials.", *verdicts_text.summary(own)[:1]])
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
