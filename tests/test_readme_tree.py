@@ -1,7 +1,8 @@
 """The lists of folders and files in the docs name what exists, each with one line.
 
-README.md lists every folder, cvit/engine/README.md every file of the engine, docs/ARCHITECTURE.md every other file of
-cvit/. A line `<name>.py` stands for the extensions in a folder: files that are found by their name.
+docs/ARCHITECTURE.md lists every folder, under one heading, and every file of cvit/ but the engine's, under another;
+cvit/engine/README.md lists every file of the engine. A line `<name>.py` stands for the extensions in a folder: files
+that are found by their name.
 """
 
 import re
@@ -14,17 +15,20 @@ LINE = re.compile(r"(?P<indent> *)(?P<name>[\w<>./]+)(?: {2,}(?P<text>\S.*))?")
 TREE = re.compile(r"[\w/]+/ {2,}.*\n {4}\S")
 """A folder, and something in it."""
 INDENT = 4
+ARCHITECTURE = "docs/ARCHITECTURE.md"
 LISTS = {
-    "docs/ARCHITECTURE.md": (("cvit", "analysis"), "cvit/engine/"),
-    "cvit/engine/README.md": (("cvit/engine",), None),
+    (ARCHITECTURE, "The packages"): (("cvit", "analysis"), "cvit/engine/"),
+    ("cvit/engine/README.md", "Files"): (("cvit/engine",), None),
 }
-"""For each page, the folders whose files it lists, and the one below them that another page lists."""
-README_FOLDERS = ("sweeps", "cvit", "analysis", "benchmarks", "tests", "docs")
+"""For each page and heading, the folders whose files it lists, and the one below them that another page lists."""
+FOLDERS = ("sweeps", "cvit", "analysis", "benchmarks", "tests", "docs")
 
 
-def listed(page: str) -> dict[str, str]:
-    """The paths in the trees of a page, with the text beside each; folders end with a slash."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+def listed(page: str, heading: str) -> dict[str, str]:
+    """The paths in the trees below a heading, with the text beside each; folders end with a slash."""
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    assert section is not None, f"{page} has no heading {heading!r}"
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", section[1], re.DOTALL | re.MULTILINE)
     trees = [block for language, block in blocks if not language and TREE.match(block)]
     return {path: text for tree in trees for path, text in _paths(tree).items()}
 
@@ -68,17 +72,17 @@ def test_a_tree_is_read_as_paths() -> None:
         _paths("a/            one\n    b.py\n")
 
 
-def test_the_readme_lists_every_folder() -> None:
-    names = {name for name in listed("README.md") if name.endswith("/")}
-    assert names == {folder for top in README_FOLDERS for folder in folders_below(top)}
+def test_every_folder_is_listed() -> None:
+    names = {name for name in listed(ARCHITECTURE, "The folders") if name.endswith("/")}
+    assert names == {folder for top in FOLDERS for folder in folders_below(top)}
 
 
-@pytest.mark.parametrize("page", LISTS)
-def test_a_page_lists_every_file_once(page: str) -> None:
-    entries = listed(page)
+@pytest.mark.parametrize(("page", "heading"), LISTS)
+def test_a_page_lists_every_file_once(page: str, heading: str) -> None:
+    entries = listed(page, heading)
     names = {name for name in entries if name.endswith(".py") and "<" not in name}
     families = {name.rpartition("/")[0] for name in entries if "<" in name}
-    tops, elsewhere = LISTS[page]
+    tops, elsewhere = LISTS[page, heading]
     modules = {module for top in tops for module in modules_below(top) if not within(module, elsewhere)}
     assert names - modules == set(), "listed, but there is no such file"
     assert {module for module in modules - names if module.rpartition("/")[0] not in families} == set(), "not listed"
