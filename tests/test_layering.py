@@ -28,16 +28,18 @@ LIGHT_MODULES = (
     "cvit.tracking_schema",
 )
 ORCHESTRATION = ("ray", "mlflow")
-FRONT_DOOR = ("cvit/__init__.py", "cvit/api.py")
-"""The Python interface, which stands above all rooms."""
+FRONT_DOOR = ("cvit/__init__.py", "cvit/__main__.py", "cvit/api.py", "cvit/command.py", "cvit/completion.py")
+"""The Python interface and the command `cvit`, which stand above all rooms."""
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]
 
 # The rooms of the engine, and the rooms and files of the engine that each of them may import. Nothing else is allowed.
-BASE = {"declaration", "environment", "exit_codes", "scripts", "signals", "wording"}
+BASE = {"declaration", "environment", "exit_codes", "invocation", "scripts", "signals", "wording"}
 ENGINE = {
     "declaration": {"scripts"},
     "environment": set(),
     "exit_codes": set(),
+    "invocation": set(),
+    "loading": BASE,
     "scripts": set(),
     "signals": set(),
     "wording": set(),
