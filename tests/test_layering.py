@@ -31,12 +31,13 @@ ORCHESTRATION = ("ray", "mlflow")
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]
 
 # The rooms of the engine, and the rooms and files of the engine that each of them may import. Nothing else is allowed.
-BASE = {"declaration", "environment", "exit_codes", "scripts", "wording"}
+BASE = {"declaration", "environment", "exit_codes", "scripts", "signals", "wording"}
 ENGINE = {
     "declaration": {"scripts"},
     "environment": set(),
     "exit_codes": set(),
     "scripts": set(),
+    "signals": set(),
     "wording": set(),
     "planning": BASE,
     "recording": BASE | {"planning"},
@@ -45,7 +46,8 @@ ENGINE = {
     "terminal": BASE | {"planning", "recording", "execution", "tracking"},
     "run": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
     "sync": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
-    "main": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run"},
+    "run_all": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run"},
+    "main": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run_all"},
 }
 
 

@@ -98,11 +98,11 @@ class Ending:
     training_error: str | None = None
 
 
-def run_sweep(progress: Progress, session: Session) -> int:
+def run_sweep(progress: Progress, session: Session) -> Ending:
     """Trains the missing stages, records their results, and prints the answer.
 
     Returns:
-        The exit code: 0; 1 if trials failed or the storage did; 130 after Ctrl-C.
+        Its ending, with the exit code: 0; 1 if trials failed or the storage did; 130 after Ctrl-C.
 
     Raises:
         ConfigError: the cluster cannot be used.
@@ -115,7 +115,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
     print_plan(console, progress, request)
     if request.dry_run:
         print_cost(console, progress, workers_here(request.device), request.max_pack)
-        return exit_codes.FINISHED
+        return Ending(FINISHED, exit_codes.FINISHED)
     try:
         if progress.todo:
             _ = session.dataset, session.workers  # bad images or a missing cluster raise before anything is recorded
@@ -123,7 +123,7 @@ def run_sweep(progress: Progress, session: Session) -> int:
             book.ending = _train_rounds(progress, journal, book, session)
     except KeyboardInterrupt:
         _raise_if_lost(session)
-        return exit_codes.INTERRUPTED
+        return Ending(KILLED, exit_codes.INTERRUPTED)
     _raise_if_lost(session)
     closing = Closing(
         is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
@@ -134,9 +134,10 @@ def run_sweep(progress: Progress, session: Session) -> int:
         storage_error=book.ending.storage_error or book.storage_error,
         training_error=book.ending.training_error,
     )
-    if not print_closing(console, progress, request, session.storage, closing):
-        return exit_codes.FAILED_TRIALS
-    return book.ending.exit_code
+    storage_error = print_closing(console, progress, request, session.storage, closing)
+    if storage_error is not None:
+        return Ending(FAILED, exit_codes.FAILED_TRIALS, storage_error=storage_error)
+    return book.ending
 
 
 def _raise_if_lost(session: Session) -> None:

@@ -3,7 +3,6 @@
 python -m cvit.engine.sync --storage s3://bucket/folder --tracking-uri http://127.0.0.1:5000
 """
 
-import signal
 import sys
 from collections.abc import Mapping
 from typing import Annotated
@@ -15,6 +14,7 @@ from cvit.config import ConfigError
 from cvit.engine import exit_codes
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import LeaseLost, lease
+from cvit.engine.signals import stop_on_sigterm
 from cvit.engine.terminal.preflight import check_reachable, check_tracking_uri
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for, check_store
 from cvit.engine.tracking.tracker import Tracker
@@ -97,7 +97,7 @@ def main() -> None:
     """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs."""
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_sigterm()
     app = App(name="python -m cvit.engine.sync", version_flags=[], result_action="return_value")
     app.default(sync)
     try:

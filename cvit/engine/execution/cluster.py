@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,6 +14,7 @@ from cvit.engine.execution.attaching import check_cluster
 from cvit.engine.execution.ray_here import provide_token, session_folder
 from cvit.engine.execution.workers import WORKERS_PER_GPU, Workers
 from cvit.engine.planning.request import named_address
+from cvit.engine.signals import stop_on_sigterm, stopping_on_sigterm
 from cvit.errors import one_line
 
 WORKERS_TO_COME = 16
@@ -60,6 +60,7 @@ class Cluster:
         Raises:
             ConfigError: the cluster cannot be reached, or has no worker yet that would tell what `auto` means.
         """
+        self._cleanup.enter_context(stopping_on_sigterm())
         return self._cleanup.enter_context(_ray(self._address, self._device))
 
     @property
@@ -82,7 +83,6 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
-    sigterm_before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
@@ -92,14 +92,13 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
         ray.shutdown()
         raise ConfigError(_start_error(address, error)) from error
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stop_on_sigterm()  # in place of Ray's handler
         workers = _workers(ray.cluster_resources(), address, device)
         # Otherwise a run with a searcher starts its workers one at a time, and short trials all share the first.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
         yield workers
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGTERM, sigterm_before)
 
 
 def _start_error(address: str | None, error: Exception) -> str:

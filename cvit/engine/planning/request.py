@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cvit.engine.invocation import SCRIPT, Invocation
+
 IN_PROCESS = "local"
 """The address at which a sweep trains in its own process, without Ray."""
 ANY_CLUSTER = "auto"
@@ -23,6 +25,8 @@ class Request:
         command: the command line as typed, to be run again.
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
+        as_json: the plan is printed as JSON.
+        started: the way the sweep was started, which other commands that it prints follow.
     """
 
     preset: str
@@ -44,6 +48,8 @@ class Request:
     command: str
     upgrade_store: bool = False
     settings_from: str | None = None
+    as_json: bool = False
+    started: Invocation = SCRIPT
 
 
 def named_address(address: str) -> str:

@@ -61,7 +61,8 @@ class LeaseLost(StorageError):
 @contextlib.contextmanager
 def lease(storage: Storage, sweep: str, say: Callable[[str], None]) -> Iterator["Lease"]:
     """Holds a sweep's lease. If another driver takes it over, because this one was suspended for long, the main thread
-    gets a SIGTERM, and the KeyboardInterrupt that comes of it leaves the context as LeaseLost.
+    gets a SIGTERM, and the KeyboardInterrupt that comes of it leaves the context as LeaseLost. A driver in another
+    thread, which no signal reaches, notices it when it wants to write.
 
     Args:
         say: called with one line if there is a wait.
@@ -102,6 +103,7 @@ class Lease:
         self._renewed_at = _now()
         self._loss: str | None = None
         self._is_loss_known = False
+        self._asker = threading.current_thread()
         self._ended = threading.Event()
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -146,7 +148,7 @@ class Lease:
     def raise_if_lost(self) -> None:
         """Raises LeaseLost if the lease is known to be lost."""
         if self._loss is not None:
-            self._is_loss_known |= threading.current_thread() is threading.main_thread()
+            self._is_loss_known |= threading.current_thread() is self._asker
             raise LeaseLost(self._loss)
 
     def write(self) -> None:
@@ -255,9 +257,9 @@ class Lease:
             if self._loss is not None:
                 break
         is_needed = self._loss is not None and not self._is_loss_known and not self._ended.is_set()
-        if is_needed and threading.main_thread().is_alive():
+        if is_needed and self._asker is threading.main_thread() and self._asker.is_alive():
             # It also interrupts a main thread that waits.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            signal.pthread_kill(self._asker.ident or 0, signal.SIGTERM)
 
 
 def _now() -> float:

@@ -3,24 +3,25 @@
 import inspect
 import os
 import shlex
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
 
 from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.engine.declaration import Preset, Search, Sweep
+from cvit.engine.invocation import Invocation, of_script
 from cvit.engine.planning.request import IN_PROCESS, Request
 from cvit.engine.planning.scheme_settings import SCHEME
+from cvit.engine.terminal import sources
 from cvit.engine.terminal.usage import explained
-from cvit.tasks import task_named
+from cvit.provenance import code_version
+from cvit.tasks import TASK_NAMES, task_named
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 
-DATA_DIR_VARIABLE = "CVIT_DATA_DIR"
+DATA_DIR_VARIABLE = sources.variable_of("data_dir")
 
 ALL_PARTS = "all"
 
@@ -36,56 +37,89 @@ _GROUPS = {
     "training": Group("Training", sort_key=5),
     "fit": Group("Fit of attention to a convolution", sort_key=6),
 }
+_SHORT_HELP = {"run", "grid", "data"}
+"""The groups that `--help` shows; `--help-all` shows the rest too."""
+HELP, HELP_ALL = "--help", "--help-all"
 
 
-def parts_asked_for(sweeps: Sequence[Sweep], argv: Sequence[str]) -> list[Sweep]:
+def parts_asked_for(sweeps: Sequence[Sweep], argv: Sequence[str], started: Invocation | None = None) -> list[Sweep]:
     """The sweeps of a script that `--part` chooses: one of them, or all.
 
     Raises:
         ConfigError: there is no such part.
     """
-    name = _value_of("part", argv) if len(sweeps) > 1 else None
+    has_parts = len(sweeps) > 1 and (started is None or started.is_one_script)
+    name = sources.value_of("part", argv) if has_parts else None
     if name is None or name == ALL_PARTS:
         return list(sweeps)
     _require_one_of("part", name, [sweep.name for sweep in sweeps])
     return [sweep for sweep in sweeps if sweep.name == name]
 
 
-def parse(sweep: Sweep, argv: Sequence[str], script: Sequence[Sweep] = ()) -> Request | None:
-    """The request that the arguments state; None where they asked for help, which is then printed.
+def parse(
+    sweep: Sweep, argv: Sequence[str], script: Sequence[Sweep] = (), started: Invocation | None = None
+) -> Request | None:
+    """The request that the arguments state; None where they asked for help or the version, which is then printed.
 
     Args:
-        script: all sweeps of a script that has several; options of the others are accepted and ignored.
+        script: all sweeps that run together if there are several; options of the others are accepted and ignored.
+        started: the way the sweep was started; by default, as the script that this process runs.
 
     Raises:
         ConfigError: an unknown option or an invalid value, in one line.
     """
+    started = of_script() if started is None else started
+    parts = [other.name for other in script] if started.is_one_script else []
+    beside = [sweep, *(part for part in parts_asked_for(script, argv, started) if part is not sweep)]
     # The help shows the defaults of the chosen preset, so the preset is read first.
-    preset_name = _value_of("preset", argv)
-    preset_name = sweep.default_preset if preset_name is None else preset_name
-    _require_one_of("preset", preset_name, sweep.presets)
-    beside = parts_asked_for(script, argv)
+    chosen = sources.value_of("preset", argv)
+    common = [name for name in sweep.presets if all(name in part.presets for part in beside)]
+    if chosen is not None:
+        _require_one_of("preset", chosen, common)
+    with_presets = {part.name: (part, chosen or part.default_preset) for part in beside}
+    options = _options(list(with_presets.values()), common, parts)
+    file = sources.config_file(argv)
+    if file is not None:
+        sources.check_file(file, options)
+    shows_all = HELP_ALL in argv
+    app = _app(options, _about(beside, parts), started.name, shows_all)
+    app.config = [sources.Variables(sources.PREFIX, command=False, show=False), *([] if file is None else [file])]
     try:
-        app = _app(sweep, preset_name, beside, [other.name for other in script])
-        given = app(list(argv), exit_on_error=False, print_error=False)
+        given = app([HELP] if shows_all else list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        axes = dict.fromkeys(f"--{_dashed(a)}" for part in (sweep, *beside) for a in part.presets[preset_name].grid)
-        place = f" (in {sweep.name}; --part chooses one of {', '.join(p.name for p in script)})" if script else ""
-        raise ConfigError(explained(error, argv, list(axes)) + place) from error
+        axes = dict.fromkeys(f"--{_dashed(axis)}" for part, name in with_presets.values() for axis in part.presets[name].grid)
+        place = f"; --part chooses one of {', '.join(parts)}" if parts else ""
+        raise ConfigError(explained(error, argv, list(axes)) + (f" (in {sweep.name}{place})" if script else "")) from error
     if given is None:
         return None
-    return _request(sweep, preset_name, given, argv)
+    variables = sources.used_variables(options, argv)
+    return _request(sweep, with_presets[sweep.name][1], given, started, started.command(argv, variables))
 
 
-def _value_of(option: str, argv: Sequence[str]) -> str | None:
-    """The last value of an option, read before the arguments are parsed; empty if the value is missing."""
-    value = None
-    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
-        if argument == f"--{option}":
-            value = following
-        elif argument.startswith(f"--{option}="):
-            value = argument.removeprefix(f"--{option}=")
-    return value
+def unknown_variables() -> list[str]:
+    """The variables `CVIT_…` that are no option of any sweep.
+
+    Raises:
+        ConfigError: one of them is a misspelt option.
+    """
+    preset = Preset(
+        description="", grid={}, seeds=1, settings={}, search=Search(space={}, trials=1, round_size=1)
+    )
+    sweep = Sweep(name="", question="", presets={"": preset})
+    parameters = {name for task in TASK_NAMES for name in task_named(task).parameters}
+    return sources.unknown_variables({*_options([(sweep, "")], [""], [""]), *(parameters - _NOT_OPTIONS)})
+
+
+def application(sweeps: Sequence[Sweep], name: str, about: str, names: Sequence[str] = ()) -> App:
+    """The application of sweeps that run together, with all their options, as completion in shells needs it.
+
+    Args:
+        names: the names that stand before its options.
+    """
+    parts = [sweep.name for sweep in sweeps] if len(sweeps) > 1 and not names else []
+    common = [preset for preset in sweeps[0].presets if all(preset in sweep.presets for sweep in sweeps)]
+    options = _options([(sweep, sweep.default_preset) for sweep in sweeps], common, parts)
+    return _app(options, about, name, shows_all=True, names=names)
 
 
 def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
@@ -93,7 +127,9 @@ def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
         raise ConfigError(f"{option} {value!r} is not valid: one of {', '.join(names)}")
 
 
-def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequence[str]) -> Request:
+def _request(
+    sweep: Sweep, preset_name: str, given: dict[str, Any], started: Invocation, command: str
+) -> Request:
     preset = sweep.presets[preset_name]
     parameters = task_named(sweep.task).parameters
     for name, value in given.items():
@@ -115,6 +151,8 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
     max_pack = given.pop("max_pack", None)
     if max_pack is not None and max_pack < 1:
         raise ConfigError(f"max_pack {max_pack} must be at least 1")
+    if given.get("json", False) and not given.get("dry_run", False):
+        raise ConfigError("--json prints the plan of --dry-run: give both")
     return Request(
         preset=preset_name,
         grid=grid,
@@ -123,7 +161,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         asha=given.get("asha", False),
         given={name: value for name, value in given.items() if name in parameters.keys() - _NOT_OPTIONS},
         dataset=given.get("dataset", sweep.dataset),
-        data_dir=given.get("data_dir") or os.environ.get(DATA_DIR_VARIABLE) or "data",
+        data_dir=given.get("data_dir", "data"),
         download=not given.get("no_download", False),
         image_size=given.get("image_size"),
         storage=given.get("storage", "storage"),
@@ -134,7 +172,9 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], argv: Sequen
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
         settings_from=given.get("settings_from"),
-        command=shlex.join(["python", os.path.relpath(sys.argv[0]), *argv]),
+        as_json=given.get("json", False),
+        command=command,
+        started=started,
     )
 
 
@@ -151,41 +191,68 @@ def _value(parameter: ConfigParameter, given: Any) -> Any:
     return parameter.parse(as_text(given))
 
 
-def _app(sweep: Sweep, preset_name: str, beside: Sequence[Sweep], parts: Sequence[str]) -> App:
-    """An application with the options of the sweep and of the sweeps beside it; it returns the options given."""
+def _options(beside: Sequence[tuple[Sweep, str]], presets: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
+    """The options of sweeps that run together, each with the name of its preset; those of the first one count."""
     options: dict[str, Any] = {}
-    for part in (sweep, *beside):
-        preset = part.presets[preset_name]
-        options_of_part = _run_options(part, preset, preset_name, parts) | _data_options(part)
-        options_of_part |= _grid_options(part, preset) | _parameter_options(part, preset)
-        options = options_of_part | options
+    for sweep, name in beside:
+        preset = sweep.presets[name]
+        options_of_sweep = _run_options(preset, name, presets, parts) | _task_options(sweep)
+        options_of_sweep |= _grid_options(sweep, preset) | _parameter_options(sweep, preset)
+        options = options_of_sweep | options
+    return options
 
-    def given_options(**given: Any) -> dict[str, Any]:
+
+def _about(sweeps: Sequence[Sweep], parts: Sequence[str]) -> str:
+    """The text above the options: the questions, and the presets where one script has them."""
+    about = [sweep.question for sweep in sweeps]
+    if len(sweeps) == 1 or parts:
+        about += [f"preset {name}: {preset.description}" for name, preset in sweeps[0].presets.items()]
+    about += ["Running the same command again resumes the sweep: finished stages are not trained again."]
+    return "\n\n".join(about)
+
+
+def _app(options: Mapping[str, Any], about: str, name: str, shows_all: bool, names: Sequence[str] = ()) -> App:
+    """An application with these options, which returns those that are given."""
+
+    def given_options(*names: str, **given: Any) -> dict[str, Any]:
         return given
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    given_options.__annotations__ = options
+    shown = options if shows_all else {option: _in_short_help(kind) for option, kind in options.items()}
+    words = {"names": Literal[tuple(names)]} if names else {}
+    kinds = inspect.Parameter
+    given_options.__annotations__ = words | shown
     given_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in options.items()]
+        [
+            *(kinds(name, kinds.VAR_POSITIONAL, annotation=kind) for name, kind in words.items()),
+            *(kinds(name, kinds.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in shown.items()),
+        ]
     )
-    about = [part.question for part in (beside or [sweep])]
-    about += [f"preset {name}: {p.description}" for name, p in sweep.presets.items()]
-    about += ["Running the same command again resumes the sweep: finished stages are not trained again."]
-    text = "\n\n".join(about)
-    app = App(name=Path(sys.argv[0]).name, help=text, version_flags=[], result_action="return_value")
-    app["--help"].group = _GROUPS["run"]
+    num_hidden = sum(shown[option] is not kind for option, kind in options.items())
+    more = [f"{HELP_ALL} shows the other {num_hidden} options: model, initialisation, training."] if num_hidden else []
+    more += [f"Options also stand in a file (--config) or in variables: {sources.PREFIX}SEEDS for --seeds."]
+    app = App(name=name, help=about, help_epilogue="\n\n".join(more), version=code_version, result_action="return_value")
+    for flag in ("--help", "--version"):
+        app[flag].group = _GROUPS["run"]
     app.default(given_options)
     return app
 
 
-def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence[str]) -> dict[str, Any]:
+def _in_short_help(kind: Any) -> Any:
+    """An option as `--help` shows it: not at all if it belongs to the rest of the groups."""
+    of_type, parameter = get_args(kind)
+    if parameter.group[0] in (_GROUPS[name] for name in _SHORT_HELP):
+        return kind
+    return Annotated[of_type, parameter, Parameter(show=False)]
+
+
+def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
     run, grid = _GROUPS["run"], _GROUPS["grid"]
     part = _option(Literal[ALL_PARTS, *parts], "Which of the script's sweeps to run.", ALL_PARTS, run)
     return (
         ({"part": part} if parts else {})
         | {
             "preset": _option(
-                Literal[tuple(sweep.presets)],
+                Literal[tuple(presets)],
                 "Scale of the sweep; other options override its values.",
                 preset_name,
                 run,
@@ -211,10 +278,14 @@ def _run_options(sweep: Sweep, preset: Preset, preset_name: str, parts: Sequence
                 bool, "Change a store of an older MLflow, which then cannot open it any more.", None, run
             ),
             "dry_run": _option(bool, "Print the plan and stop.", None, run),
+            "json": _option(bool, "With --dry-run, print the plan as JSON.", None, run),
+            "config": _option(
+                str, f"File with options, TOML or YAML; {sources.PREFIX}… variables and options override it.", None, run
+            ),
+            "help_all": _option(bool, "Display every option and exit.", None, run),
             "seeds": _option(int, "Number of seeds, counted from 0.", preset.seeds, grid),
         }
         | (_search_options(preset.search) if preset.search else {})
-        | (_scheme_options() if SCHEME in task_named(sweep.task).parameters else {})
     )
 
 
@@ -225,6 +296,11 @@ def _search_options(search: Search) -> dict[str, Any]:
         "search_trials": _option(int, text, search.trials, _GROUPS["grid"]),
         "asha": _option(bool, asha, None, _GROUPS["run"]),
     }
+
+
+def _task_options(sweep: Sweep) -> dict[str, Any]:
+    parameters = task_named(sweep.task).parameters
+    return (_scheme_options() if SCHEME in parameters else {}) | _data_options(sweep)
 
 
 def _scheme_options() -> dict[str, Any]:
@@ -255,7 +331,7 @@ def _data_options(sweep: Sweep) -> dict[str, Any]:
 def _grid_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     parameters = task_named(sweep.task).parameters
     return {
-        axis: _option(tuple[_type(parameters[axis]), ...], parameters[axis].help, values, _GROUPS["grid"])
+        axis: _option(tuple[_type(parameters[axis]), ...], parameters[axis].help, values, _GROUPS["grid"], _split)
         for axis, values in preset.grid.items()
     }
 
@@ -279,7 +355,7 @@ def _type(parameter: ConfigParameter) -> Any:
     return parameter.type | Literal[AUTO] if parameter.default is None else parameter.type
 
 
-def _option(kind: Any, help_text: str, default: Any, group: Group) -> Any:
+def _option(kind: Any, help_text: str, default: Any, group: Group, converter: Any = None) -> Any:
     default_text = " ".join(map(as_text, default)) if isinstance(default, tuple) else as_text(default)
     return Annotated[
         kind | None,
@@ -288,9 +364,16 @@ def _option(kind: Any, help_text: str, default: Any, group: Group) -> Any:
             group=group,
             negative="",
             consume_multiple=True,
+            converter=converter,
             show_default=False if default is None else lambda _: default_text,
         ),
     ]
+
+
+def _split(kind: Any, tokens: Sequence[Token]) -> Any:
+    """The values of an axis, which commas may separate as well as spaces."""
+    values = [token.evolve(value=text) for token in tokens for text in token.value.split(",") if text.strip()]
+    return convert(kind, values)
 
 
 def _dashed(name: str) -> str:

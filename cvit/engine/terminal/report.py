@@ -139,11 +139,13 @@ def print_growth(console: Console, progress: Progress) -> None:
     _print(console, [f"search: {trials}, {len(progress.todo)} stages to train"])
 
 
-def print_closing(console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing) -> bool:
+def print_closing(
+    console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing
+) -> str | None:
     """Prints the answer so far, and where to look next or how to continue.
 
     Returns:
-        False if the storage does not give the answer.
+        Why the storage does not give the answer; None if it does.
     """
     stopped = f"Stopped with {progress.num_done} of {len(progress.plan.trials)} trials done."
     study, storage_error, answer = progress.plan.study, closing.storage_error, ""
@@ -159,7 +161,7 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
     if storage_error is not None:
         reasons = [storage_error, f"{stopped} When the storage works again, continue with:"]
         _print(console, ["", *reasons, f"  {request.command}"])
-        return False
+        return storage_error
     source = f"--storage {shlex.quote(request.storage)}"
     lines = ["", answer, ""]
     lines += [f"Time:                {closing.time_line}"]
@@ -178,7 +180,7 @@ def print_closing(console: Console, progress: Progress, request: Request, storag
         lines += _written(winners)
         lines += closing.how_to_look
     _print(console, lines)
-    return True
+    return None
 
 
 def _written(winners: Mapping[str, bytes]) -> list[str]:

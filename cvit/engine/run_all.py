@@ -1,0 +1,152 @@
+"""Runs sweeps one after another, with one storage, one tracking store and one Ray. The command line and the Python
+interface both end here; nothing in it exits, replaces streams or prints errors."""
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cvit.config import ConfigError
+from cvit.cores import usable_cores
+from cvit.data.datasets import DatasetInfo, describe
+from cvit.engine import exit_codes
+from cvit.engine.declaration import Sweep
+from cvit.engine.planning.progress import Progress
+from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.rounds import first_round
+from cvit.engine.recording.lease import Lease, lease
+from cvit.engine.terminal.preflight import check_request
+from cvit.engine.tracking.backend import check_store
+from cvit.storage import Storage
+from cvit.tasks import task_named
+
+if TYPE_CHECKING:
+    from cvit.engine.execution.cluster import Cluster
+    from cvit.engine.run import Ending
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A sweep that is ready to be run."""
+
+    progress: Progress
+    info: DatasetInfo | None
+    request: Request
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A sweep that was run: what has become of its trials, and how it ended."""
+
+    progress: Progress
+    ending: "Ending"
+
+
+def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started_at: float) -> list[Ended]:
+    """Plans all sweeps, then runs them. The first request says where and how: storage, tracking store, Ray, device and
+    dry run are the same for all.
+
+    Args:
+        console: where plan, progress and answers are printed.
+        started_at: when the user started the command, by the monotonic clock.
+
+    Returns:
+        The sweeps that were run: all of them, or up to one that Ctrl-C stopped, whose ending says so.
+
+    Raises:
+        ConfigError, DataError, StorageError: bad input; nothing was created or started.
+        LeaseLost: another driver has taken a sweep over.
+        KeyboardInterrupt: Ctrl-C, before anything was trained.
+    """
+    names = [sweep.name for sweep, _ in asked]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"sweep {twice[0]!r} is asked for twice")
+    common = asked[0][1]
+    check_request(common)
+    storage = Storage.open(common.storage)
+    if common.dry_run:
+        storage.check_readable()
+    else:
+        storage.check_writable()
+        check_store(common.tracking_uri, common.upgrade_store)
+    planned = [_plan(sweep, request, storage) for sweep, request in asked]
+    session = _Common(storage, console, started_at)
+    if common.dry_run:
+        return _run_each(planned, [], session, None)
+    needs_ray = common.address != IN_PROCESS and any(each.progress.todo for each in planned)
+    with contextlib.ExitStack() as stack:
+        cluster = None if common.address == IN_PROCESS else stack.enter_context(_cluster(common))
+        if cluster is not None and needs_ray:
+            cluster.reach()  # before the leases, so that a wrong address leaves nothing in the storage
+        leases = [stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say)) for each in planned]
+        if cluster is not None and needs_ray:
+            stack.enter_context(cluster)  # once more, so that its workers end before the leases do
+            _ = cluster.workers
+        ended = _run_each(planned, leases, session, cluster)
+        for own_lease in leases:
+            own_lease.raise_if_lost()  # that of a sweep that was still to come
+        return ended
+
+
+def exit_code_of(ended: Sequence[Ended]) -> int:
+    """The worst of the exit codes of sweeps."""
+    return max(each.ending.exit_code for each in ended)
+
+
+def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
+    info = None
+    if task_named(sweep.task).needs_data:
+        may_download = request.download and not request.dry_run
+        info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
+    return Planned(first_round(sweep, request, info, storage), info, request)
+
+
+def _cluster(request: Request) -> "Cluster":
+    """The Ray cluster, which is imported after help and bad input are answered. Ray then starts its worker processes
+    while this process imports torch and pandas."""
+    from cvit.engine.execution.cluster import Cluster
+
+    return Cluster(request.address, request.device)
+
+
+@dataclass(frozen=True)
+class _Common:
+    """The facts that all sessions share."""
+
+    storage: Storage
+    console: Console
+    started_at: float
+
+
+def _run_each(
+    planned: Sequence[Planned], leases: Sequence[Lease], common: _Common, cluster: "Cluster | None"
+) -> list[Ended]:
+    import torch
+
+    from cvit.engine.execution.timing import Timing
+    from cvit.engine.run import Session, run_sweep
+
+    num_threads, started_at = torch.get_num_threads(), common.started_at
+    # torch by itself sees the cores of the machine, less those that affinity excludes.
+    torch.set_num_threads(min(num_threads, usable_cores()))
+    ended = []
+    try:
+        for each, own_lease in itertools.zip_longest(planned, leases):
+            timing = Timing(started_at)
+            session = Session(each.request, each.info, common.storage, common.console, cluster, timing, own_lease)
+            ended.append(Ended(each.progress, run_sweep(each.progress, session)))
+            if ended[-1].ending.exit_code == exit_codes.INTERRUPTED:
+                break
+            started_at = time.monotonic()
+    finally:
+        torch.set_num_threads(num_threads)
+    return ended
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
