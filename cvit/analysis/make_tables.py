@@ -8,7 +8,7 @@ python analysis/make_tables.py --strict             # exit code 3 when a claim o
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -112,19 +112,25 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
     return load_mlflow(uri, curves_of)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = "make_tables.py") -> int:
     """Runs the command line; returns the exit code, 2 after one line on stderr for bad input."""
+    app.name = name
     try:
         return app(arguments, exit_on_error=False, print_error=False) or 0
     except (CycloptsError, LoadError, StorageError, TableError, OSError) as error:
-        print(f"make_tables.py: error: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
-def run() -> NoReturn:
-    """Runs the command line of this process and ends it with the exit code. The output shows no passwords of URLs."""
+def run(arguments: Sequence[str] | None = None, name: str = "make_tables.py") -> NoReturn:
+    """Runs the command line of this process and ends it with the exit code. The output shows no passwords of URLs.
+
+    Args:
+        arguments: the options; by default those of this process.
+        name: the command as a person types it.
+    """
     os.environ.pop("MPLBACKEND", None)  # no figure needs it, and matplotlib refuses to be imported with a wrong one
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     with without_waiting():
-        sys.exit(main())
+        sys.exit(main(arguments, name))

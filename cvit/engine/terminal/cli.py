@@ -2,11 +2,10 @@
 
 import inspect
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
+from cyclopts import App, CycloptsError, Group, Parameter, Token, UnknownOptionError, convert
 
 from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
@@ -87,9 +86,10 @@ def parse(
     try:
         given = app([HELP] if shows_all else list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        axes = dict.fromkeys(f"--{_dashed(axis)}" for part, name in with_presets.values() for axis in part.presets[name].grid)
-        place = f"; --part chooses one of {', '.join(parts)}" if parts else ""
-        raise ConfigError(explained(error, argv, list(axes)) + (f" (in {sweep.name}{place})" if script else "")) from error
+        axes = dict.fromkeys(
+            f"--{_dashed(axis)}" for part, name in with_presets.values() for axis in part.presets[name].grid
+        )
+        raise ConfigError(explained(error, argv, list(axes)) + _place(error, sweep, script, parts)) from error
     if given is None:
         return None
     variables = sources.used_variables(options, argv)
@@ -102,12 +102,17 @@ def unknown_variables() -> list[str]:
     Raises:
         ConfigError: one of them is a misspelt option.
     """
-    preset = Preset(
-        description="", grid={}, seeds=1, settings={}, search=Search(space={}, trials=1, round_size=1)
-    )
+    preset = Preset(description="", grid={}, seeds=1, settings={}, search=Search(space={}, trials=1, round_size=1))
     sweep = Sweep(name="", question="", presets={"": preset})
     parameters = {name for task in TASK_NAMES for name in task_named(task).parameters}
     return sources.unknown_variables({*_options([(sweep, "")], [""], [""]), *(parameters - _NOT_OPTIONS)})
+
+
+def _place(error: CycloptsError, sweep: Sweep, script: Sequence[Sweep], parts: Sequence[str]) -> str:
+    """A phrase that names the sweep, one of several, to which an error belongs."""
+    if parts:
+        return f" (in {sweep.name}; --part chooses one of {', '.join(parts)})"
+    return f" (in {sweep.name})" if script and not isinstance(error, UnknownOptionError) else ""
 
 
 def application(sweeps: Sequence[Sweep], name: str, about: str, names: Sequence[str] = ()) -> App:
@@ -127,9 +132,7 @@ def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
         raise ConfigError(f"{option} {value!r} is not valid: one of {', '.join(names)}")
 
 
-def _request(
-    sweep: Sweep, preset_name: str, given: dict[str, Any], started: Invocation, command: str
-) -> Request:
+def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Invocation, command: str) -> Request:
     preset = sweep.presets[preset_name]
     parameters = task_named(sweep.task).parameters
     for name, value in given.items():
@@ -218,9 +221,9 @@ def _app(options: Mapping[str, Any], about: str, name: str, shows_all: bool, nam
         return given
 
     shown = options if shows_all else {option: _in_short_help(kind) for option, kind in options.items()}
-    words = {"names": Literal[tuple(names)]} if names else {}
+    words: dict[str, Any] = {"names": Literal[tuple(names)]} if names else {}
     kinds = inspect.Parameter
-    given_options.__annotations__ = words | shown
+    given_options.__annotations__ = {**words, **shown}
     given_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *(kinds(name, kinds.VAR_POSITIONAL, annotation=kind) for name, kind in words.items()),
@@ -230,7 +233,9 @@ def _app(options: Mapping[str, Any], about: str, name: str, shows_all: bool, nam
     num_hidden = sum(shown[option] is not kind for option, kind in options.items())
     more = [f"{HELP_ALL} shows the other {num_hidden} options: model, initialisation, training."] if num_hidden else []
     more += [f"Options also stand in a file (--config) or in variables: {sources.PREFIX}SEEDS for --seeds."]
-    app = App(name=name, help=about, help_epilogue="\n\n".join(more), version=code_version, result_action="return_value")
+    app = App(
+        name=name, help=about, help_epilogue="\n\n".join(more), version=code_version, result_action="return_value"
+    )
     for flag in ("--help", "--version"):
         app[flag].group = _GROUPS["run"]
     app.default(given_options)
@@ -373,7 +378,7 @@ def _option(kind: Any, help_text: str, default: Any, group: Group, converter: An
 def _split(kind: Any, tokens: Sequence[Token]) -> Any:
     """The values of an axis, which commas may separate as well as spaces."""
     values = [token.evolve(value=text) for token in tokens for text in token.value.split(",") if text.strip()]
-    return convert(kind, values)
+    return convert(kind, values) if values else ()
 
 
 def _dashed(name: str) -> str:
