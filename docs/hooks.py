@@ -79,8 +79,8 @@ def options_page() -> str:
     for name, path in sweep_scripts().items():
         sweeps = load_sweeps(path)
         about = "\n\n".join(sweep.question for sweep in sweeps)
-        app = application(sweeps, f"python sweeps/{path.name}", about)
-        lines += ["", f"## {name}", "", *app.generate_docs(heading_level=2).splitlines()[1:]]
+        text = application(sweeps, path.name, about).generate_docs(usage_name=f"python sweeps/{path.name}")
+        lines += ["", f"## {name}", "", *text.splitlines()[1:]]
     return "\n".join(lines) + "\n"
 
 
