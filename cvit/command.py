@@ -50,7 +50,7 @@ def main() -> None:
     elif name == _SYNC:
         from cvit.engine import sync
 
-        sync.main(arguments, of_program([name]).words)
+        sync.main(arguments, of_program([name]).name)
     elif name == _RUN:
         _run_several(arguments)
     else:

@@ -28,14 +28,18 @@ LIGHT_MODULES = (
     "cvit.tracking_schema",
 )
 ORCHESTRATION = ("ray", "mlflow")
+FRONT_DOOR = ("cvit/__main__.py", "cvit/command.py", "cvit/completion.py")
+"""The command `cvit`, which stands above all rooms."""
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]
 
 # The rooms of the engine, and the rooms and files of the engine that each of them may import. Nothing else is allowed.
-BASE = {"declaration", "environment", "exit_codes", "scripts", "signals", "wording"}
+BASE = {"declaration", "environment", "exit_codes", "invocation", "scripts", "signals", "wording"}
 ENGINE = {
     "declaration": {"scripts"},
     "environment": set(),
     "exit_codes": set(),
+    "invocation": set(),
+    "loading": BASE,
     "scripts": set(),
     "signals": set(),
     "wording": set(),
@@ -80,7 +84,7 @@ def imports_of(*packages: str) -> Iterator[tuple[str, str]]:
 
 def imports_of_science() -> Iterator[tuple[str, str]]:
     """(file, imported name) of the files of cvit/ beside the engine and the analysis."""
-    above = ("cvit/engine/", "cvit/analysis/")
+    above = ("cvit/engine/", "cvit/analysis/", *FRONT_DOOR)
     return (found for found in imports_of("cvit") if not found[0].startswith(above))
 
 

@@ -32,17 +32,10 @@ from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
+ABOUT = "Tables, figures and verdicts on the paper's claims, of every sweep in a tracking store, and a report."
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
-app = App(
-    name="make_tables.py",
-    help="Tables, figures and verdicts on the paper's claims, of every sweep in a tracking store, and a report.",
-    result_action="return_value",
-    version_flags=[],
-)
 
-
-@app.default
 def make_tables(
     *,
     tracking_uri: Annotated[str | None, Parameter(group=_SOURCE)] = None,
@@ -114,7 +107,8 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
 
 def main(arguments: Sequence[str] | None = None, name: str = "make_tables.py") -> int:
     """Runs the command line; returns the exit code, 2 after one line on stderr for bad input."""
-    app.name = name
+    app = App(name=name, help=ABOUT, result_action="return_value", version_flags=[])
+    app.default(make_tables)
     try:
         return app(arguments, exit_on_error=False, print_error=False) or 0
     except (CycloptsError, LoadError, StorageError, TableError, OSError) as error:
