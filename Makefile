@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Test processes; each takes a core.
 PROCESSES ?= 2
-LONG := benchmark or chaos or cluster or simulation
+LONG := benchmark or chaos or cluster or demo or simulation
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -11,14 +11,14 @@ BIN := .venv/bin
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: .venv/.installed  ## a small sweep on embedded data, its table and its figure
-	$(BIN)/python sweeps/low_data.py --preset smoke
-	$(BIN)/python analysis/make_tables.py
+demo: .venv/.installed  ## the theorem's curve, a part of low_data on embedded data, and the report of both
+	$(BIN)/python sweeps/head_count.py --part expressivity --preset smoke --address local
+	$(BIN)/python sweeps/low_data.py --seeds 3 --data-fraction 0.02 --budget-unit steps
+	$(BIN)/python analysis/make_tables.py --storage storage
 	@echo
-	@echo "tables and figures   $(CURDIR)/results/"
-	@find results -type f | sort | sed 's/^/                       /'
-	@echo "stages and journal   $(CURDIR)/storage/"
-	@echo "MLflow store         $(CURDIR)/mlflow.db   (to look at it: $(BIN)/mlflow ui)"
+	@$(BIN)/python -m cvit.engine.missing low-data
+	@echo "Every run with its curves: $(BIN)/mlflow ui"
+	@echo "Report: $(CURDIR)/results/report.html"
 
 # A file's tests stay in one process, since they share fixtures.
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature

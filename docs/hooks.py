@@ -34,14 +34,17 @@ FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that do not lie in docs/."""
-    pages = {page: (ROOT / path).read_text("utf-8") for page, path in ELSEWHERE.items()}
-    for page, text in {**pages, "reference/options.md": options_page(), "reference/claims.md": claims_page()}.items():
-        files.append(File.generated(config, page, content=text))
+    for page, path in ELSEWHERE.items():
+        files.append(File.generated(config, page, content=(ROOT / path).read_text("utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points links, and names of pages in backticks, at the pages of the site: they are written for the repository."""
+    """Fills in what is generated. Points links, and names of pages in backticks, at the pages of the site: they are
+    written for the repository."""
+    for comment, generated in GENERATED.items():
+        if comment in markdown:
+            markdown = markdown.replace(comment, generated())
     return with_site_links(markdown, page.file.src_uri, {file.src_uri for file in files})
 
 
@@ -68,30 +71,20 @@ def with_site_links(markdown: str, page: str, pages: set[str]) -> str:
     return "".join(parts)
 
 
-def options_page() -> str:
+def options() -> str:
     """Every option of every sweep, as the command line has it."""
-    lines = [
-        "# Options",
-        "",
-        "Every option of every sweep, generated from the code. Defaults are those of the first preset. The command",
-        "`cvit` takes the same options (`cvit low-data`), and so does `cvit.run`, with underscores.",
-    ]
+    lines = []
     for name, path in sweep_scripts().items():
         sweeps = load_sweeps(path)
         about = "\n\n".join(sweep.question for sweep in sweeps)
         text = application(sweeps, path.name, about).generate_docs(usage_name=f"python sweeps/{path.name}")
-        lines += ["", f"## {name}", "", *text.splitlines()[1:]]
-    return "\n".join(lines) + "\n"
+        lines += [f"## {name}", *text.splitlines()[1:], ""]
+    return "\n".join(lines)
 
 
-def claims_page() -> str:
+def claims() -> str:
     """Every claim, with the sweep that tests it, and the rules by which they are judged."""
     lines = [
-        "# Claims",
-        "",
-        "The claims of the paper that the tables judge, generated from the code. A verdict names the claim and the",
-        "place at which it was judged, such as `low_data_gain/0.05`.",
-        "",
         "| sweep | claim | statement | unit |",
         "|---|---|---|---|",
         *(f"| {sweep} | `{claim.name}` | {claim.statement}. | {claim.unit} |" for sweep, claim in all_claims()),
@@ -100,4 +93,8 @@ def claims_page() -> str:
         "",
         "\n\n".join(rules()),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+GENERATED = {"<!-- generated: options -->": options, "<!-- generated: claims -->": claims}
+"""The functions that make the text in place of these comments."""
