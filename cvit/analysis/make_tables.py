@@ -36,17 +36,10 @@ from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
 REPORT = "report.html"
+ABOUT = "Tables, figures and verdicts on the paper's claims, of every sweep in a tracking store, and a report."
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
-app = App(
-    name="make_tables.py",
-    help="Tables, figures and verdicts on the paper's claims, of every sweep in a tracking store, and a report.",
-    result_action="return_value",
-    version_flags=[],
-)
 
-
-@app.default
 def make_tables(
     *,
     tracking_uri: Annotated[str | None, Parameter(group=_SOURCE)] = None,
@@ -87,7 +80,7 @@ def make_tables(
         sections[name] = files_of(frames, name, stem)
         _write(out, sections[name].by_name)
         print(f"{stem}: {_state(frames, name, judged)}")
-    page = report(frames, sections, judged, command_of(tracking_uri, storage))
+    page = report(frames, sections, judged, command_of(tracking_uri, storage, sweep))
     texts = {"claims.md": verdicts_text.markdown(frames, judged), "claims.csv": verdicts_text.csv(judged)}
     _write(out, {name: text.encode() for name, text in {**texts, REPORT: page}.items()})
     print("\n".join(["", *verdicts_text.summary(judged)]))
@@ -96,7 +89,7 @@ def make_tables(
         print(f"Do not hold: {'; '.join(failing)}.")
     print(f"Tables, figures and claims: {out}{os.sep}\nReport: {out / REPORT}")
     if open_report and not webbrowser.open((out / REPORT).resolve().as_uri()):
-        print("make_tables.py: no browser could be opened", file=sys.stderr)
+        print("no browser could be opened", file=sys.stderr)
     return 3 if strict and failing else 0
 
 
@@ -129,9 +122,10 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def command_of(tracking_uri: str | None, storage: str | None) -> str:
-    """The command that makes the tables of this source, without passwords."""
+def command_of(tracking_uri: str | None, storage: str | None, sweeps: Sequence[str] = ()) -> str:
+    """The command that makes the tables of this source, or of some of its sweeps, without passwords."""
     options = ["--storage", storage] if storage is not None else ["--tracking-uri", chosen_uri(tracking_uri)]
+    options += [text for sweep in sweeps for text in ("--sweep", sweep)]
     return shlex.join(["python", "analysis/make_tables.py", *map(redacted, options)])
 
 
@@ -151,19 +145,26 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
     return load_mlflow(uri, curves_of)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = "make_tables.py") -> int:
     """Runs the command line; returns the exit code, 2 after one line on stderr for bad input."""
+    app = App(name=name, help=ABOUT, result_action="return_value", version_flags=[])
+    app.default(make_tables)
     try:
         return app(arguments, exit_on_error=False, print_error=False) or 0
     except (CycloptsError, LoadError, StorageError, TableError, OSError) as error:
-        print(f"make_tables.py: error: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
-def run() -> NoReturn:
-    """Runs the command line of this process and ends it with the exit code. The output shows no passwords of URLs."""
+def run(arguments: Sequence[str] | None = None, name: str = "make_tables.py") -> NoReturn:
+    """Runs the command line of this process and ends it with the exit code. The output shows no passwords of URLs.
+
+    Args:
+        arguments: the options; by default those of this process.
+        name: the command as a person types it.
+    """
     os.environ.pop("MPLBACKEND", None)  # no figure needs it, and matplotlib refuses to be imported with a wrong one
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     with without_waiting():
-        sys.exit(main())
+        sys.exit(main(arguments, name))

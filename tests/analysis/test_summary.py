@@ -104,7 +104,8 @@ def test_one_sweep_of_a_store(storage: Path, tmp_path: Path, name: str, capsys: 
     assert {path.stem for path in tmp_path.iterdir()} == {"low_data", "claims", "report"}
     output = capsys.readouterr().out
     assert "any" not in output and "No study yet" not in output  # claims of other sweeps were not asked for
-    assert "sweep-any" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "sweep-any" not in page and f"--storage {storage} --sweep {name}" in page
 
 
 def test_a_sweep_that_is_not_there_is_one_line(
