@@ -51,7 +51,10 @@ class FakeStudy:
 
     @property
     def tags(self) -> dict[str, str]:
-        tags: dict[str, str | None] = {**self.own_tags} | {names.TAG_TASK: self.task, names.TAG_CODE_VERSION: self.code_version}
+        tags: dict[str, str | None] = {**self.own_tags} | {
+            names.TAG_TASK: self.task,
+            names.TAG_CODE_VERSION: self.code_version,
+        }
         return {name: value for name, value in tags.items() if value is not None}
 
     def command(self, extension: int) -> str:
