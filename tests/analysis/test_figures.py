@@ -62,7 +62,7 @@ def test_a_title_is_in_words_and_the_hash_is_below_it(tmp_path: Path) -> None:
 def test_single_trials_have_no_intervals_and_the_figure_says_so(tmp_path: Path) -> None:
     study = study_of(tmp_path, grid=GRID | {"seed": [0]})
     axes = draw_figure("low_data", [study]).axes[0]
-    assert intervals(axes) == [] and texts(axes)[0].endswith("; single trials, so no intervals")
+    assert intervals(axes) == [] and texts(axes)[0].endswith("; one seed, so no intervals")
 
 
 @pytest.mark.parametrize(("num_classes", "is_line"), [(10, False), (2, True), (None, False)])
