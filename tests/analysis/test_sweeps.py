@@ -222,7 +222,7 @@ def test_an_error_below_the_bound_stands_out(written: Path, frames: Frames) -> N
 def test_answers_for_the_terminal(frames: Frames) -> None:
     heads = answer_text(frames, HEADS_KEY)
     assert heads == (GOLDEN / "head_count_answer.txt").read_text()
-    assert "| 10 %          | 4          | 57.0 ± 5.0 (3) |" in answer_text(frames, PATCHES_KEY)
+    assert "|          10 % |          4 | 57.0 ± 5.0 (3) |" in answer_text(frames, PATCHES_KEY)
     assert "| 9, 25, 49 " in answer_text(frames, PATCHES_KEY)
     # The unknown sweep: all axes as rows, ascending; its scheme is no axis, but all trials' own.
     head, _, *rows = answer_text(frames, OTHER_KEY).splitlines()[:4]
@@ -285,7 +285,7 @@ def test_values_of_an_axis_are_sorted_and_written_where_one_is_not_set(tmp_path:
     assert shown.values("mlp_ratio") == [None, 2.0] and shown.missing == []
     files = files_of(frames, "widths").by_name
     assert [row.split(",")[4] for row in files["widths.csv"].decode().splitlines()] == ["mlp_ratio", "auto", "2.0"]
-    assert "| auto      | -      | 50.0" in files["widths.md"].decode()
+    assert "| auto      | -      |             50.0 |" in files["widths.md"].decode()
 
 
 @pytest.mark.parametrize("what", ["no trials", "one of everything"])
@@ -301,7 +301,7 @@ def test_little_data_is_shown_without_a_warning(tmp_path: Path, what: str) -> No
         fits.cells = [{"kernel_size": [3], "patch_size": [1], "num_heads": [12], "seed": [0]}]
     frames = frames_of(tmp_path, heads, patches, fits)
     for sweep in ("head_count", "patch_size", "expressivity"):
-        assert len(files_of(frames, sweep).by_name) == 5
+        assert len(files_of(frames, sweep).by_name) == 6
     if what == "no trials":
         answer = answer_text(frames, HEADS_KEY)
         assert "Missing: 24 of 24 trials." in answer
@@ -314,7 +314,7 @@ def test_the_figure_of_expressivity_marks_the_theorem_and_clips_zeros(frames: Fr
     from cvit.analysis.questions.figures.expressivity import draw
 
     new, _ = draw(read_studies(frames, "expressivity", expressivity.AXES)).axes
-    assert new.get_title(loc="left") == f"expressivity-{NEW_FITS_KEY[:8]}\nK = 3, P = 1"
+    assert new.texts[0].get_text() == f"study {NEW_FITS_KEY[:8]}; K = 3, P = 1"
     bound, reached, mark = map(points, new.lines)
     assert bound == [[1, 0.9], [8, 0.25], [9, 1e-9]]  # no room for 14 heads, far beyond the count of 9
     assert reached == [[1, 0.85], [8, 0.2500000001], [9, 2.5e-8]]
@@ -327,10 +327,10 @@ def test_the_figures_of_the_trainings_show_what_the_tables_say(frames: Frames) -
     from cvit.analysis.questions.figures import patch_size as of_patches
 
     fixed, together = of_heads.draw([of_training(frames, "head_count")]).axes
-    assert [axes.get_title(loc="left").partition(": ")[2] for axes in (fixed, together)] == [
+    assert [axes.texts[0].get_text().rpartition("; ")[2] for axes in (fixed, together)] == [
         "head_dim 16", "inner width 144"
     ]  # fmt: skip
-    random, two_phase, mark = together.lines
+    random, two_phase, mark = together.lines[:3]
     assert np.ravel(points(random)) == pytest.approx([1, 50, 9, 80, 12, 95])
     assert np.ravel(points(two_phase)) == pytest.approx([1, 54, 9, 84, 12, 99])
     assert {x for x, _ in points(mark)} == {9}
