@@ -223,7 +223,7 @@ def test_answers_for_the_terminal(frames: Frames) -> None:
     heads = answer_text(frames, HEADS_KEY)
     assert heads == (GOLDEN / "head_count_answer.txt").read_text()
     assert "|          10 % |          4 | 57.0 ± 5.0 (3) |" in answer_text(frames, PATCHES_KEY)
-    assert "| 9, 25, 49 " in answer_text(frames, PATCHES_KEY)
+    assert " 9, 25, 49 |" in answer_text(frames, PATCHES_KEY)
     # The unknown sweep: all axes as rows, ascending; its scheme is no axis, but all trials' own.
     head, _, *rows = answer_text(frames, OTHER_KEY).splitlines()[:4]
     assert head.split() == ["|", "learning", "rate", "|", "-", "|"]
