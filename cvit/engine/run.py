@@ -41,7 +41,7 @@ from cvit.errors import one_line
 from cvit.provenance import code_version
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_PRESET, TAG_SEARCH_SPACE, TAG_TASK
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
@@ -198,6 +198,9 @@ class Book:
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
         self._progress, self._journal = progress, journal
         self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
+        self._tags[TAG_PRESET] = session.request.preset
+        if progress.plan.search is not None:
+            self._tags[TAG_SEARCH_SPACE] = progress.plan.search.space_text
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self._session = session
