@@ -101,7 +101,7 @@ def test_a_sweep_is_stopped_at_the_time_limit_and_goes_on_when_it_is_queued_agai
         (tmp_path / "scontrol").unlink(missing_ok=True)
         job = submit(tmp_path, *SWEEP)
         before = set((tmp_path / "storage").glob("stages/*/*.json"))
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while set((tmp_path / "storage").glob("stages/*/*.json")) <= before:
             assert job.poll() is None and time.monotonic() < deadline, ended(job)
             time.sleep(0.2)
