@@ -51,6 +51,7 @@ ENGINE = {
     "run": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
     "sync": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
     "run_all": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run"},
+    "missing": BASE | {"loading", "planning", "terminal"},
     "main": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run_all"},
 }
 
