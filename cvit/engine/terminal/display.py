@@ -17,7 +17,7 @@ from cvit.config import as_text
 from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.queue import StagePack
 from cvit.engine.planning.progress import Progress
-from cvit.engine.terminal.live_figures import LiveFigures
+from cvit.engine.terminal.live_figures import SEED, LiveFigures
 from cvit.engine.terminal.spinner import is_live
 from cvit.engine.wording import duration
 from cvit.errors import one_line
@@ -190,7 +190,7 @@ class Display:
     def _packs(self, most_rows: int) -> Table:
         """The stages that run, with the values of their axes."""
         table = Table(box=None, padding=(0, 2, 0, 0))
-        axes = list(self._progress.plan.trials[0].cell)
+        axes = [*self._figures.axes, SEED]
         for heading in ("running", *axes, "step"):
             style = "dim" if heading == "running" else ""
             table.add_column(heading, style=style, no_wrap=True, overflow="ellipsis")

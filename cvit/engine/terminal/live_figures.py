@@ -16,7 +16,7 @@ from cvit.vocabulary import is_accuracy
 
 SEED = "seed"
 _MOST_COLUMNS = 6
-"""With more values, the schemes are rows."""
+"""An axis with more values has no columns."""
 _COLUMN_WIDTH = 16
 """The width that a column of figures needs."""
 _NARROW = 60
@@ -28,7 +28,7 @@ class Figure:
     """The figure of a cell: a mean over its finished trials or, as long as there are none, over those that run.
 
     Attributes:
-        best: the largest of the values.
+        best: the largest accuracy, or the smallest error.
         num_trials: the number of the cell's trials; `num_done` of them are finished.
     """
 
@@ -90,7 +90,8 @@ class LiveFigures:
         if not values:
             values = [value for trial in trials if (value := self._running_value(trial)) is not None]
         mean = statistics.fmean(values) if values else None
-        return Figure(mean, max(values, default=None), len(done), len(trials))
+        best = max if is_accuracy(self._metric) else min
+        return Figure(mean, best(values, default=None), len(done), len(trials))
 
     def _value(self, trial: Trial) -> float | None:
         """The last value of a finished trial; None if it diverged before it was measured."""
@@ -133,7 +134,9 @@ class LiveFigures:
         for cell, figure in figures.items():
             rows.setdefault(self._without(cell, across), {})[cell[across]] = self._text(figure)
         others = [axis for axis in self.axes if axis != self.axes[across]]
-        table = self._empty([*others, *map(as_text, columns)], num_names=len(others))
+        name = self.axes[across]
+        headings = [as_text(value) if isinstance(value, str) else f"{name} {as_text(value)}" for value in columns]
+        table = self._empty([*others, *headings], num_names=len(others))
         changed = [self._without(cell, across) for cell in self._changed]
         shown = _last_changed(list(rows), changed, most_rows)
         for row in shown:
@@ -143,7 +146,8 @@ class LiveFigures:
     def _list(self, figures: dict[tuple[Any, ...], Figure], width: int, most_rows: int) -> Table:
         shown = _last_changed(list(figures), list(self._changed), most_rows)
         if width < _NARROW:
-            table = self._empty([" ".join(self.axes), self.title], num_names=1)
+            table = self._empty(["cell", "mean"], num_names=1)
+            table.columns[1].min_width = _COLUMN_WIDTH
             for cell in shown:
                 table.add_row(" ".join(map(as_text, cell)), self._text(figures[cell]))
         else:
@@ -163,13 +167,17 @@ class LiveFigures:
         return table
 
     def _axis_across(self, width: int) -> int | None:
-        """The number of the axis whose values are columns, if they fit."""
-        if self._task.compared_by not in self.axes or len(self.axes) < 2:
+        """The number of the axis whose values are columns: the schemes, or else another one, if they fit."""
+        if len(self.axes) < 2:
             return None
-        across = self.axes.index(self._task.compared_by)
-        num_columns = len({cell[across] for cell in self._cells})
-        fits = _COLUMN_WIDTH * (num_columns + len(self.axes) - 1) <= width
-        return across if 1 < num_columns <= _MOST_COLUMNS and fits else None
+        compared = self._task.compared_by
+        for axis in sorted(self.axes, key=lambda axis: axis != compared):
+            across = self.axes.index(axis)
+            num_columns = len({cell[across] for cell in self._cells})
+            fits = _COLUMN_WIDTH * (num_columns + len(self.axes) - 1) <= width
+            if 1 < num_columns <= _MOST_COLUMNS and fits:
+                return across
+        return None
 
     def _without(self, cell: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
         return (*cell[:axis], *cell[axis + 1 :])

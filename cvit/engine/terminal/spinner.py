@@ -38,5 +38,6 @@ def spinner(console: Console, work: str, forecast: Forecast) -> Iterator[None]:
         turning.update(text=text())
         return turning
 
-    with Live(get_renderable=current, console=console, refresh_per_second=10, transient=True):
+    with Live(get_renderable=current, console=console, refresh_per_second=10, transient=True) as live:
+        live.refresh()
         yield
