@@ -55,8 +55,8 @@ def _visible_gpus() -> int:
 
 
 def contention(num_workers: int) -> float:
-    """How many times as long as on an idle machine computations take beside what the machine does already. The lower
-    of two averages of the load counts, so that a session that has just ended does not."""
+    """The factor by which computations take longer than on an idle machine, beside what the machine does already. The
+    lower of two averages of the load counts, so that a session that has just ended does not."""
     load = min(os.getloadavg()[:2])
     return max(1.0, (load + num_workers) / (os.cpu_count() or 1))
 
