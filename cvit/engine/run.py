@@ -27,7 +27,7 @@ from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease
 from cvit.engine.recording.record import record_failures, record_known_results, take_up_pruned
 from cvit.engine.terminal.display import Display
-from cvit.engine.terminal.plan_text import print_growth, print_lines, stopped_text
+from cvit.engine.terminal.plan_text import print_growth, print_stopped
 from cvit.engine.terminal.report import (
     Closing,
     print_closing,
@@ -125,7 +125,7 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
             book.ending = _train_rounds(progress, journal, book, session)
     except KeyboardInterrupt:
         _raise_if_lost(session)
-        print_lines(console, [f"{stopped_text(progress)} Continue with:", f"  {request.command}"])
+        print_stopped(console, progress, request)
         return Ending(KILLED, exit_codes.INTERRUPTED)
     _raise_if_lost(session)
     session.forecast.remember(session.storage, session.timing.start_up_s)
@@ -176,8 +176,10 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
 def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
     """Trains the stages of one round and displays the progress; returns the outcome of every stage, by key."""
     session.forecast.follow(progress, session.workers)
-    with spinner(session.console, "measuring pack sizes", session.forecast):
-        limits = pack_limits(progress.todo, session.workers, session.request.max_pack)
+    max_pack = session.request.max_pack
+    measuring = spinner(session.console, "measuring pack sizes", session.forecast)
+    with measuring if max_pack is None else contextlib.nullcontext():
+        limits = pack_limits(progress.todo, session.workers, max_pack)
     claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
     site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
     with Display(progress, session.console, session.forecast) as display:

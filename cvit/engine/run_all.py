@@ -19,12 +19,12 @@ from cvit.engine.declaration import Sweep
 from cvit.engine.execution.forecast import Forecast, likely_workers
 from cvit.engine.execution.speed import Speed
 from cvit.engine.planning.progress import Progress
-from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.request import IN_PROCESS, Request, named_address
 from cvit.engine.planning.rounds import first_round
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease, lease
 from cvit.engine.recording.record import take_up_pruned
-from cvit.engine.terminal.plan_text import print_plan
+from cvit.engine.terminal.plan_text import print_plan, print_stopped
 from cvit.engine.terminal.preflight import check_request
 from cvit.engine.terminal.spinner import spinner
 from cvit.engine.tracking.backend import check_store
@@ -87,17 +87,29 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
     session = _Common(storage, console, started_at)
     if common.dry_run:
         return _run_each(planned, [], session, None)
-    needs_ray = common.address != IN_PROCESS and any(each.progress.todo for each in planned)
+    try:
+        return _run_under_leases(planned, session)
+    except KeyboardInterrupt:
+        print_stopped(console, first.progress, first.request)
+        raise
+
+
+def _run_under_leases(planned: Sequence[Planned], common: "_Common") -> list[Ended]:
+    """Starts Ray if there is anything to train, takes the leases of all sweeps, and runs them."""
+    address, console, forecast = planned[0].request.address, common.console, planned[0].forecast
+    needs_ray = address != IN_PROCESS and any(each.progress.todo for each in planned)
+    start = "starting Ray" if address is None else f"attaching to {named_address(address)}"
     with contextlib.ExitStack() as stack:
-        with spinner(console, "starting Ray", first.forecast) if needs_ray else contextlib.nullcontext():
-            cluster = None if common.address == IN_PROCESS else stack.enter_context(_cluster(common))
+        with spinner(console, start, forecast) if needs_ray else contextlib.nullcontext():
+            cluster = None if address == IN_PROCESS else stack.enter_context(_cluster(planned[0].request))
             if cluster is not None and needs_ray:
                 cluster.reach()  # before the leases, so that a wrong address leaves nothing in the storage
-            leases = [stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say)) for each in planned]
+            names = [each.progress.plan.study.sweep for each in planned]
+            leases = [stack.enter_context(lease(common.storage, name, _say)) for name in names]
             if cluster is not None and needs_ray:
                 stack.enter_context(cluster)  # once more, so that its workers end before the leases do
                 _ = cluster.workers
-        ended = _run_each(planned, leases, session, cluster)
+        ended = _run_each(planned, leases, common, cluster)
         for own_lease in leases:
             own_lease.raise_if_lost()  # that of a sweep that was still to come
         return ended

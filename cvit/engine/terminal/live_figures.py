@@ -162,8 +162,8 @@ class LiveFigures:
         table = Table(box=None, padding=(0, 2, 0, 0), title=f"{self.title}, mean of finished trials (…: running)")
         table.title_style, table.title_justify = "dim", "left"
         for number, heading in enumerate(headings):
-            is_name = number < num_names
-            table.add_column(heading, style="bold" if is_name else "", no_wrap=True, overflow="ellipsis")
+            style = "dim" if number < num_names else ""
+            table.add_column(heading, style=style, no_wrap=True, overflow="ellipsis")
         return table
 
     def _axis_across(self, width: int) -> int | None:

@@ -57,9 +57,9 @@ def print_plan(console: Console, progress: Progress, request: Request, forecast:
 def _time_line(forecast: Forecast) -> str:
     workers = forecast.workers
     number = f"{workers.count} worker{'s' if workers.count > 1 else ''}" if workers.is_here else "one worker"
-    source = "at the pace of earlier runs" if forecast.speed.is_remembered else "expected from the operations"
-    busy = f", {forecast.busy:.1f} times as long as on an idle machine" if forecast.busy >= WORTH_SAYING else ""
-    return f"  time      about {duration(forecast.left_s())} on {number}, start-up included ({source}{busy})"
+    source = "as in earlier runs" if forecast.speed.is_remembered else "expected"
+    busy = f"; busy machine × {forecast.busy:.1f}" if forecast.busy >= WORTH_SAYING else ""
+    return f"  time      about {duration(forecast.left_s())} on {number} ({source}, with start-up{busy})"
 
 
 def print_growth(console: Console, progress: Progress) -> None:
@@ -87,6 +87,11 @@ def stopped_text(progress: Progress) -> str:
     """The sentences about the progress at a stop: how much of it the next run finds, and how many trials have ended."""
     num_trials = len(progress.plan.trials)
     return f"{kept_text(progress)} are kept. Stopped with {progress.num_done} of {num_trials} trials done."
+
+
+def print_stopped(console: Console, progress: Progress, request: Request) -> None:
+    """Prints what a stop keeps, and the command that continues, for a stop before anything was trained."""
+    print_lines(console, [f"{stopped_text(progress)} Continue with:", f"  {request.command}"])
 
 
 def print_lines(console: Console, lines: list[str]) -> None:
