@@ -81,6 +81,10 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
     else:
         storage.check_writable()
         check_store(common.tracking_uri, common.upgrade_store)
+    for url in {request.optuna_storage for _, request in asked if request.optuna_storage is not None}:
+        from cvit.engine.recording.optuna_studies import check_optuna_storage  # Optuna is not needed otherwise
+
+        check_optuna_storage(url, may_write=not common.dry_run)
     planned = [_plan(sweep, request, storage) for sweep, request in asked]
     first = planned[0]
     print_plan(console, first.progress, first.request, first.forecast)
@@ -138,7 +142,7 @@ def _cluster(request: Request) -> "Cluster":
     while this process imports torch and pandas."""
     from cvit.engine.execution.cluster import Cluster
 
-    return Cluster(request.address, request.device)
+    return Cluster(request.address, request.device, request.resources)
 
 
 @dataclass(frozen=True)
