@@ -9,12 +9,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cvit.cores import usable_cores
 from cvit.engine.execution.queue import StagePack
 from cvit.engine.execution.speed import Speed
-from cvit.engine.execution.workers import WORKERS_PER_GPU, Workers
+from cvit.engine.execution.workers import THIS_MACHINE, Machine, Workers, workers_on
 from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.request import IN_PROCESS, Request
 from cvit.stages import Stage
@@ -38,14 +39,15 @@ GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def likely_workers(request: Request) -> Workers:
-    """The workers that a sweep is likely to have, found without torch and Ray; those of a running cluster count as
-    one."""
-    num_gpus = _visible_gpus()
-    device = ("cuda" if num_gpus else "cpu") if request.device == "auto" else request.device
-    is_here = request.address in (None, IN_PROCESS)
-    if request.address is not None:
-        return Workers(device, 1, is_here)
-    return Workers(device, usable_cores() if device == "cpu" else max(1, num_gpus) * WORKERS_PER_GPU, is_here)
+    """The workers that a sweep is likely to have, found without torch and Ray; those of a running cluster count as one,
+    unless their number is given."""
+    asked = request.resources
+    needs_gpu = request.device == "cuda" or asked.gpus_per_worker is not None
+    num_gpus = 0 if request.device == "cpu" else _visible_gpus() or int(needs_gpu)
+    likely = workers_on([Machine(usable_cores(), num_gpus)], request.device, asked, THIS_MACHINE, may_grow=True)
+    if request.address is None:
+        return likely
+    return replace(likely, count=asked.workers or 1, is_here=request.address == IN_PROCESS)
 
 
 def _visible_gpus() -> int:
