@@ -36,17 +36,10 @@ from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
 REPORT = "report.html"
+ABOUT = "Tables, figures and verdicts on the paper's claims, of every sweep in a tracking store, and a report."
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
-app = App(
-    name="make_tables.py",
-    help="Tables, figures and verdicts on the paper's claims, of every sweep in a tracking store, and a report.",
-    result_action="return_value",
-    version_flags=[],
-)
 
-
-@app.default
 def make_tables(
     *,
     tracking_uri: Annotated[str | None, Parameter(group=_SOURCE)] = None,
@@ -151,19 +144,26 @@ def read(tracking_uri: str | None, storage: str | None) -> Frames:
     return load_mlflow(uri, curves_of)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = "make_tables.py") -> int:
     """Runs the command line; returns the exit code, 2 after one line on stderr for bad input."""
+    app = App(name=name, help=ABOUT, result_action="return_value", version_flags=[])
+    app.default(make_tables)
     try:
         return app(arguments, exit_on_error=False, print_error=False) or 0
     except (CycloptsError, LoadError, StorageError, TableError, OSError) as error:
-        print(f"make_tables.py: error: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
-def run() -> NoReturn:
-    """Runs the command line of this process and ends it with the exit code. The output shows no passwords of URLs."""
+def run(arguments: Sequence[str] | None = None, name: str = "make_tables.py") -> NoReturn:
+    """Runs the command line of this process and ends it with the exit code. The output shows no passwords of URLs.
+
+    Args:
+        arguments: the options; by default those of this process.
+        name: the command as a person types it.
+    """
     os.environ.pop("MPLBACKEND", None)  # no figure needs it, and matplotlib refuses to be imported with a wrong one
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     with without_waiting():
-        sys.exit(main())
+        sys.exit(main(arguments, name))

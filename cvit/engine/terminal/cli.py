@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
+from cyclopts import App, CycloptsError, Group, Parameter, Token, UnknownOptionError, convert
 
 from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
@@ -92,10 +92,7 @@ def parse(
         axes = dict.fromkeys(
             f"--{_dashed(axis)}" for part, name in with_presets.values() for axis in part.presets[name].grid
         )
-        place = f"; --part chooses one of {', '.join(parts)}" if parts else ""
-        raise ConfigError(
-            explained(error, argv, list(axes)) + (f" (in {sweep.name}{place})" if script else "")
-        ) from error
+        raise ConfigError(explained(error, argv, list(axes)) + _place(error, sweep, script, parts)) from error
     if given is None:
         return None
     variables = sources.used_variables(options, argv)
@@ -112,6 +109,13 @@ def unknown_variables() -> list[str]:
     sweep = Sweep(name="", question="", presets={"": preset})
     parameters = {name for task in TASK_NAMES for name in task_named(task).parameters}
     return sources.unknown_variables({*_options([(sweep, "")], [""], [""]), *(parameters - _NOT_OPTIONS)})
+
+
+def _place(error: CycloptsError, sweep: Sweep, script: Sequence[Sweep], parts: Sequence[str]) -> str:
+    """A phrase that names the sweep, one of several, to which an error belongs."""
+    if parts:
+        return f" (in {sweep.name}; --part chooses one of {', '.join(parts)})"
+    return f" (in {sweep.name})" if script and not isinstance(error, UnknownOptionError) else ""
 
 
 def application(sweeps: Sequence[Sweep], name: str, about: str, names: Sequence[str] = ()) -> App:
@@ -235,9 +239,9 @@ def _app(options: Mapping[str, Any], about: str, name: str, shows_all: bool, nam
         return given
 
     shown = options if shows_all else {option: _in_short_help(kind) for option, kind in options.items()}
-    words = {"names": Literal[tuple(names)]} if names else {}
+    words: dict[str, Any] = {"names": Literal[tuple(names)]} if names else {}
     kinds = inspect.Parameter
-    given_options.__annotations__ = words | shown
+    given_options.__annotations__ = {**words, **shown}
     given_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *(kinds(name, kinds.VAR_POSITIONAL, annotation=kind) for name, kind in words.items()),
@@ -401,7 +405,7 @@ def _option(kind: Any, help_text: str, default: Any, group: Group, converter: An
 def _split(kind: Any, tokens: Sequence[Token]) -> Any:
     """The values of an axis, which commas may separate as well as spaces."""
     values = [token.evolve(value=text) for token in tokens for text in token.value.split(",") if text.strip()]
-    return convert(kind, values)
+    return convert(kind, values) if values else ()
 
 
 def _dashed(name: str) -> str:

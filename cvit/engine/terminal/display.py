@@ -18,6 +18,7 @@ from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.queue import StagePack
 from cvit.engine.planning.progress import Progress
 from cvit.engine.terminal.live_figures import SEED, LiveFigures
+from cvit.engine.terminal.notebook import NotebookPanel
 from cvit.engine.terminal.spinner import is_live
 from cvit.engine.wording import duration
 from cvit.errors import one_line
@@ -59,8 +60,10 @@ class Display:
         self._bar = Bar(BarColumn(bar_width=None), TextColumn("{task.description}"), console=console, expand=True)
         self._bar_task = self._bar.add_task("", total=self._num_steps)
         self._group, self._next_panel_at = Group(), 0.0
-        self._live: Live | None = None
-        if is_live(console):
+        self._live: Live | NotebookPanel | None = None
+        if console.is_jupyter:
+            self._live = NotebookPanel(self._current_panel)
+        elif is_live(console):
             self._live = Live(get_renderable=self._current_panel, console=console, refresh_per_second=2, transient=True)
         self._lock, self._is_over = threading.RLock(), threading.Event()
         self._printed_at, self._has_news = time.monotonic(), False

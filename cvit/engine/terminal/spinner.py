@@ -13,8 +13,8 @@ from cvit.engine.wording import duration
 
 
 def is_live(console: Console) -> bool:
-    """True if the console can redraw what it shows: a terminal, or a notebook."""
-    return (console.is_terminal and not console.is_dumb_terminal) or console.is_jupyter
+    """True if the console is a terminal that can redraw what it shows."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextlib.contextmanager
