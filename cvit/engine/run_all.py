@@ -111,7 +111,7 @@ def plans_as_json(asked: Sequence[tuple[Sweep, Request]]) -> str:
     Raises:
         ConfigError, DataError, StorageError: bad input.
     """
-    storage, planned = _plan_all(asked)
+    _, planned = _plan_all(asked)
     from cvit.engine.execution.workers import workers_here
     from cvit.engine.terminal.plan_json import plans_text
 
