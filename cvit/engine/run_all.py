@@ -111,12 +111,10 @@ def plans_as_json(asked: Sequence[tuple[Sweep, Request]]) -> str:
     Raises:
         ConfigError, DataError, StorageError: bad input.
     """
-    storage, planned = _plan_all(asked)
+    _, planned = _plan_all(asked)
     from cvit.engine.execution.workers import workers_here
     from cvit.engine.terminal.plan_json import plans_text
 
-    for each in planned:
-        take_up_pruned(each.progress, Journal(storage, each.progress.plan.study.sweep))
     workers = workers_here(asked[0][1].device)
     return plans_text([(each.progress, each.request) for each in planned], workers)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 
 from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.speed import Speed
@@ -62,7 +63,7 @@ def test_a_panel_that_cannot_be_drawn_says_so_and_is_drawn_again_later(tmp_path:
     with display_on(Console(file=output, force_terminal=True, width=100), progress) as display:
         display._running["pack"] = (broken,)  # type: ignore[assignment]
         display._next_panel_at = 0.0
-        assert display._live is not None
+        assert isinstance(display._live, Live)
         display._live.refresh()
         assert "the panel cannot be drawn now: AttributeError" in output.getvalue()
         display.ended("other")

@@ -121,6 +121,11 @@ class Progress:
         return list(needed.values())
 
     @property
+    def num_steps_to_train(self) -> int:
+        """The optimiser steps of the stages to train, without those that the storage keeps."""
+        return sum(stage.steps - self.steps.get(stage.key, 0) for stage in self.todo)
+
+    @property
     def num_stages_kept(self) -> int:
         """The number of the plan's stages that are trained to their end."""
         ended = sum(key in self.results for key in self.plan.stages)

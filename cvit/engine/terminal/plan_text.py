@@ -26,7 +26,6 @@ def print_plan(console: Console, progress: Progress, request: Request, forecast:
     """Prints the plan in a few lines."""
     plan, todo = progress.plan, progress.todo
     params = plan.study.params
-    num_steps = sum(stage.steps - progress.steps.get(stage.key, 0) for stage in todo)
     lines = [
         f"{plan.study.sweep}: {plan.study.question}",
         f"  preset    {request.preset}",
@@ -37,7 +36,7 @@ def print_plan(console: Console, progress: Progress, request: Request, forecast:
         *_after("settings", plan.study.notes),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
-        f"  steps     {num_steps:,} optimiser steps to train",
+        f"  steps     {progress.num_steps_to_train:,} optimiser steps to train",
         *([f"  kept      {kept_text(progress)} are kept from before"] if todo and progress.num_steps_kept else []),
         *([_time_line(forecast)] if todo and not request.dry_run else []),
         f"  storage   {request.storage}",

@@ -14,8 +14,8 @@ from cvit.engine.wording import duration
 
 
 def is_live(console: Console) -> bool:
-    """True if the console can redraw what it shows: a terminal, or a notebook."""
-    return (console.is_terminal and not console.is_dumb_terminal) or console.is_jupyter
+    """True if the console is a terminal that can redraw what it shows."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 @contextlib.contextmanager
@@ -29,6 +29,10 @@ def spinner(console: Console, work: str, forecast: Forecast) -> Iterator[None]:
     def text() -> Text:
         return Text(f"about {duration(forecast.left_s())} left: {work}", no_wrap=True, overflow="ellipsis")
 
+    if console.is_jupyter:
+        with NotebookPanel(text, stays=False):
+            yield
+        return
     if not is_live(console):
         console.print(text(), soft_wrap=True)
         yield
@@ -39,10 +43,6 @@ def spinner(console: Console, work: str, forecast: Forecast) -> Iterator[None]:
         turning.update(text=text())
         return turning
 
-    if console.is_jupyter:
-        with NotebookPanel(current, stays=False):
-            yield
-        return
     with Live(get_renderable=current, console=console, refresh_per_second=10, transient=True) as live:
         live.refresh()
         yield
