@@ -25,6 +25,7 @@ from cvit.engine.recording.claims import Claims
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease
 from cvit.engine.recording.record import record_failures, record_known_results, take_up_pruned
+from cvit.engine.terminal.answer import answer_of, surroundings
 from cvit.engine.terminal.display import Display
 from cvit.engine.terminal.report import (
     Closing,
@@ -36,9 +37,11 @@ from cvit.engine.terminal.report import (
 )
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.engine.tracking.tracker import Tracker
-from cvit.provenance import code_version
+from cvit.machine import hardware, packages, user
+from cvit.provenance import code_version, git_commit
+from cvit.records import SessionRecord
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_GIT_COMMIT, TAG_TASK, TAG_USER
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
@@ -190,16 +193,26 @@ class Book:
     """
 
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
-        self._progress, self._journal = progress, journal
+        self._progress, self._journal, self._storage = progress, journal, session.storage
         self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
+        self._tags |= {name: text for name, text in ((TAG_USER, user()), (TAG_GIT_COMMIT, git_commit())) if text}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
         self.tracking_error: str | None = None
         self.storage_error: str | None = None
         self._write_plan()
-        sweep = progress.plan.study.sweep
-        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records, session.check)
+        study = progress.plan.study
+        if progress.todo:
+            journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
+        self.tracker = Tracker(
+            session.request.tracking_uri,
+            study.sweep,
+            self._keys(),
+            journal.records,
+            session.check,
+            surroundings(session.storage),
+        )
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:
@@ -225,12 +238,15 @@ class Book:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
-            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
         try:
             self._journal.flush()
         except StorageError as error:
             self.storage_error = str(error)
+        if kind is None and self.storage_error is None and self.ending.exit_code != exit_codes.INTERRUPTED:
+            study = self._progress.plan.study
+            self.tracker.attach(study.key, answer_of(self._storage, study.sweep, study.key))
+        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
+            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
 
 def _watched_head(progress: Progress, address: str | None, session: Session) -> contextlib.AbstractContextManager[None]:

@@ -2,20 +2,24 @@
 
 import contextlib
 import functools
+import json
 import logging
 import re
 import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError, as_text
 from cvit.engine.environment import prepare
 from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
 from cvit.engine.tracking.mlflow_check import check
-from cvit.engine.tracking.mlflow_views import page, views
+from cvit.engine.tracking.mlflow_views import note, page, views
+from cvit.engine.tracking.run_facts import DataUse
 from cvit.errors import one_line
 from cvit.records import StudyRecord
 from cvit.results import Point
@@ -28,6 +32,9 @@ SCHEMES = v.TRACKING_SCHEMES
 
 _BATCH_METRICS = 1000
 """The most that MLflow takes at once, parameters and tags included."""
+_FILES_FOLDER = "mlartifacts"
+_LONGEST_DATASET, _LONGEST_DIGEST = 500, 36
+"""The largest numbers of characters in the name and the digest of a data set."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
 
 
@@ -78,6 +85,7 @@ class MlflowBackend:
         self._uri = uri
         self._client: Any = None
         self._experiment_id = ""
+        self._storage = ""
         self._used_ids: set[str] = set()
         self._unanswered: set[str] = set()
         """Keys whose create was sent and not answered."""
@@ -96,15 +104,15 @@ class MlflowBackend:
         experiment = client.get_experiment_by_name(sweep) or _renamed_experiment(client, sweep)
         if experiment is None:
             with contextlib.suppress(MlflowException):  # another driver was faster
-                client.create_experiment(sweep)
+                client.create_experiment(sweep, _place_of_files(self._uri, self._storage, sweep))
             experiment = client.get_experiment_by_name(sweep)
             assert experiment is not None
         elif experiment.lifecycle_stage != "active":
             client.restore_experiment(experiment.experiment_id)
         # Otherwise MLflow's UI takes the experiment for one of generative AI.
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
-        for tag, view in views(study).items():
-            client.set_experiment_tag(experiment.experiment_id, tag, view)
+        for tag, text in {**views(study), v.TAG_NOTE: note(study, experiment.experiment_id)}.items():
+            client.set_experiment_tag(experiment.experiment_id, tag, text)
         self._client, self._experiment_id = client, experiment.experiment_id
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
@@ -125,7 +133,14 @@ class MlflowBackend:
         self._used_ids |= {run.info.run_id for run in by_key.values()}
         self._put_below_studies({key: run for key, run in by_key.items() if key in own}, studies)
         return [
-            ExistingRun(run.info.run_id, key, run.info.status, run.data.tags, run.data.params)
+            ExistingRun(
+                run.info.run_id,
+                key,
+                run.info.status,
+                run.data.tags,
+                run.data.params,
+                has_data=bool(run.inputs.dataset_inputs),
+            )
             for key, run in by_key.items()
         ]
 
@@ -178,6 +193,31 @@ class MlflowBackend:
             if metrics or own_params or own_tags:
                 self._client.log_batch(run_id, metrics=metrics, params=own_params, tags=own_tags)
 
+    def store_files_below(self, storage: str) -> None:
+        self._storage = storage
+
+    def use_data(self, run_id: str, data: DataUse) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=data.name[:_LONGEST_DATASET],
+            digest=data.digest[:_LONGEST_DIGEST],
+            source_type="cvit",
+            source=json.dumps({"dataset": data.source}),
+            profile=json.dumps(data.profile),
+        )
+        tags = [InputTag(name, text) for name, text in {"mlflow.data.context": "training", **data.tags}.items()]
+        with self._refusals():
+            self._client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+    def attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory(prefix="cvit-") as folder, self._refusals():
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._client.log_artifacts(run_id, folder)
+
     def set_status(self, run_id: str, status: str, end_time_ms: int | None = None) -> None:
         with self._refusals():
             if status == RUNNING:
@@ -214,6 +254,17 @@ class MlflowBackend:
             if is_from_mlflow and error.error_code in _REFUSALS:
                 raise Refused(one_line(error)) from error
             raise
+
+
+def _place_of_files(uri: str, storage: str, sweep: str) -> str | None:
+    """The place for the files of an experiment, whatever the working folder: beside a SQLite file; in the storage for
+    another database, which several machines may write. None leaves it to a server."""
+    path, name = sqlite_path(uri), quote(sweep, safe="")
+    if path is not None:
+        return (path.absolute().parent / _FILES_FOLDER / name).as_uri()
+    if uri.startswith(("http://", "https://", "databricks")) or not storage:
+        return None
+    return f"{storage}/{_FILES_FOLDER}/{name}" if "://" in storage else (Path(storage) / _FILES_FOLDER / name).as_uri()
 
 
 def _renamed_experiment(client: Any, sweep: str) -> Any | None:
