@@ -4,7 +4,6 @@ import csv
 import functools
 import io
 import math
-import re
 import time
 from collections.abc import Iterator, Mapping
 
@@ -19,17 +18,15 @@ from cvit.analysis.store.axes import SCHEME
 from cvit.analysis.store.frames import Frames, LoadError
 from cvit.analysis.store.journal import load_journal
 from cvit.engine.tracking.attachments import Attachment, checksum_of
-from cvit.engine.tracking.run_facts import Surroundings, study_note
+from cvit.engine.tracking.run_facts import Surroundings, answer_metric, study_note
 from cvit.init.schemes import SCHEMES
 from cvit.results import Point
 from cvit.storage import Storage
-from cvit.vocabulary import ANSWER, TAG_ANSWER, TAG_NOTE
+from cvit.vocabulary import TAG_ANSWER, TAG_NOTE
 
 _ESTIMATE = ("mean", "ci_low", "ci_high", "n")
 _ACCURACY = "accuracy"
 _TEXTS = ("sweep", "study", "dataset", "kind", SCHEME)
-_NOT_IN_NAMES = re.compile(r"[^\w.\- :]+")
-"""Characters that MLflow does not take in the name of a metric."""
 
 
 def surroundings(storage: Storage) -> Surroundings:
@@ -59,8 +56,8 @@ def answer_of(storage: Storage, sweep: str, study_key: str) -> Attachment | None
 
 
 def cells_of(study: Study) -> dict[str, float]:
-    """The cells of a study's table as metrics: `answer/two_phase/data_fraction 0.02/mean`, and `ci_low`, `ci_high` and
-    `n` beside it. A table of other values, such as a bound, has a metric for each of them."""
+    """The cells of a study's table as metrics: `answer/two_phase data_fraction 0.02 mean`, and `ci_low`, `ci_high` and `n`
+    beside it. A table of other values, such as a bound, has a metric for each of them."""
     tables = tables_of(study.sweep, [study])
     rows = list(csv.DictReader(io.StringIO(tables.csv([study]))))
     return {name: value for row in rows for name, value in _cells_of_row(row, study)}
@@ -76,7 +73,7 @@ def _cells_of_row(row: Mapping[str, str], study: Study) -> Iterator[tuple[str, f
         return
     for column in columns:
         if math.isfinite(value := _number(row[column])):
-            yield ANSWER + "/".join(_NOT_IN_NAMES.sub("", part).strip() for part in [*parts, column]), value
+            yield answer_metric([*parts, column]), value
 
 
 def _number(text: str) -> float:

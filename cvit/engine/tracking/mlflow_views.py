@@ -4,17 +4,19 @@ Without them the UI folds the trials into their study and has no chart to show. 
 there: a tag of the experiment with the state of the page as JSON.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from cvit import vocabulary as v
+from cvit.config import as_text
+from cvit.engine.tracking.run_facts import answer_metric
 from cvit.records import StudyRecord
 from cvit.tasks import TASK_NAMES, task_named
 
 CURVES, AXES, TABLE = "cvit-curves", "cvit-axes", "cvit-table"
-"""Keys of the views: curves by group on one step axis, parallel coordinates over the sweep's axes, a table of studies
+"""Keys of the views: curves of all trials on one step axis, parallel coordinates over the sweep's axes, a table of studies
 and trials."""
 MODE = "Model training"
 """The mode of MLflow's UI in which an experiment opens with its runs; the browser remembers the last one."""
@@ -22,35 +24,37 @@ TAG_PREFIX = "mlflow.sharedViewState."
 _SECTION = "answers"
 """The UI sorts sections by name, its own ones included; this name makes ours the first."""
 _COLUMNS = ("attributes.`Source`", "attributes.`Dataset`", "attributes.`User`")
-"""The columns of the table before the parameters."""
+"""The first columns of the table."""
+_MOST_MEANS = 12
 
 
 def views(study: StudyRecord) -> dict[str, str]:
-    """The views of a study's trials as tags of its experiment, grouped by the parameter that its task compares; none
-    for a task that this version does not know.
+    """The views of a study as tags of its experiment; none for a task that this version does not know.
 
     An experiment has the views of the study that ran last, since trials on several data sets, say, are not to be
-    averaged.
+    compared. Trials are not grouped: groups have colours of the browser's, single runs those of their tags, and a group
+    by scheme would average over the other axes.
     """
     name = study.tags.get(v.TAG_TASK, v.TRAINING)
     if name not in TASK_NAMES:
         return {}
     task = task_named(name)
-    axes = [axis for axis in study.cells[0] if axis != "seed"]
     group, answer = task.compared_by, task.metric
-    coordinates = sorted(axes, key=lambda axis: axis == group)  # beside the answer what it is grouped by
+    axes = [group, *sorted(axis for axis in study.cells[0] if axis not in (group, "seed"))]
     curves = [*(_line(metric) for metric in task.curves), _chart("BAR", answer, metricKey=answer)]
-    lines = _chart("PARALLEL", "axes", selectedParams=coordinates, selectedMetrics=[answer], showAllRuns=True)
-    of_trials = f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}' AND tags.`{v.TAG_STUDY_KEY}` = '{study.study_key}'"
-    # By all axes: curves of other shares of the images are not averaged.
-    groups = {"groupBy": _grouped_by([group, *(axis for axis in axes if axis != group)])}
-    columns = [*(f"params.`{axis}`" for axis in [group, *(a for a in axes if a != group)]), f"metrics.`{answer}`"]
-    states = {
-        CURVES: {"searchFilter": of_trials, **groups, "useGroupedValuesInCharts": True} | _charts(curves, columns=2),
-        AXES: {"searchFilter": of_trials, **groups, "useGroupedValuesInCharts": False} | _charts([lines], columns=1),
-        TABLE: {"selectedColumns": [*_COLUMNS, *columns], "orderByKey": "attributes.start_time", "orderByAsc": True},
+    # Beside the answer what is compared.
+    lines = _chart("PARALLEL", "axes", selectedParams=axes[::-1], selectedMetrics=[answer], showAllRuns=True)
+    trials = {
+        "searchFilter": f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}' AND tags.`{v.TAG_STUDY_KEY}` = '{study.study_key}'",
+        # Any order but that by time, which would put the trials below their study, and not show them. The first page
+        # then has all places of the grid.
+        "orderByKey": "params.`seed`",
+        "orderByAsc": True,
+        "selectedColumns": [*(f"params.`{axis}`" for axis in (*axes, "seed")), f"metrics.`{answer}`"],
     }
-    names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes", TABLE: f"{answer}, a table"}
+    table = {"selectedColumns": [*_COLUMNS, *(f"metrics.`{metric}`" for metric in [answer, *_means(study)])]}
+    states = {CURVES: trials | _charts(curves, columns=2), AXES: trials | _charts([lines], columns=1), TABLE: table}
+    names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes", TABLE: "answers, a row per study"}
     return {
         f"{TAG_PREFIX}{view}": json.dumps(
             {
@@ -62,6 +66,15 @@ def views(study: StudyRecord) -> dict[str, str]:
         )
         for view, state in states.items()
     }
+
+
+def _means(study: StudyRecord) -> list[str]:
+    """The metrics of the study's run that have the means of its answer, as many as a table has room for."""
+    grid = {axis: values for axis, values in study.cells[0].items() if axis != "seed"}
+    schemes = grid.pop("init_scheme", [""])
+    places = itertools.product(*([f"{axis} {as_text(value)}" for value in values] for axis, values in grid.items()))
+    names = (answer_metric([*([scheme] if scheme else []), *place, "mean"]) for place in places for scheme in schemes)
+    return list(itertools.islice(names, _MOST_MEANS))
 
 
 def page(experiment_id: str, view: str = CURVES) -> str:
@@ -80,15 +93,10 @@ def note(study: StudyRecord, experiment_id: str) -> str:
     return "\n\n".join([*lines, " · ".join(links)] if views(study) else lines)
 
 
-def _grouped_by(params: Sequence[str]) -> dict[str, Any]:
-    keys = [{"mode": "param", "groupByData": param} for param in params]
-    return {"aggregateFunction": "average", "groupByKeys": keys}
-
-
 def _charts(charts: list[dict[str, Any]], columns: int) -> dict[str, Any]:
     section = {"uuid": _SECTION, "name": _SECTION, "display": True, "isReordered": False, "columns": columns}
     return {
-        "runsHiddenMode": "SHOWALL",
+        "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": True,
         "compareRunCharts": charts,
         "compareRunSections": [section],

@@ -3,7 +3,7 @@
 import re
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from cvit.results import Point, stage_folder
 
 _COMMIT = re.compile(r"\+(?:\S*-g)?([0-9a-f]{7,40})(?:-dirty\.\w+)?$")
 """The commit in a code version, such as `0.1.0+1a2b3c4-dirty.5d6e7f80`."""
+_NOT_IN_NAMES = re.compile(r"[^\w.\- ]+")
+"""Characters that trackers do not take in the name of a metric, and slashes."""
 _STAGE = re.compile(r"\w+ ([0-9a-f]{8,}) \(\d+ steps\)")
 """A stage in the note of a trial's end; journals of earlier versions name the stages nowhere else."""
 
@@ -125,9 +127,16 @@ def _stages(folders: str, surroundings: Surroundings) -> dict[str, str]:
 
 
 def study_note(question: str, command: str, answer: str = "") -> str:
-    """The description of a study's run: the question, the answer so far, and the command, as code, whatever it
-    holds."""
+    """The description of a study's run in Markdown: the question, the answer so far, in whose tables an interval must
+    not look like a link, and the command, as code, whatever it holds."""
+    answer = answer.replace("[", r"\[")
     return "\n\n".join([question, *([answer] if answer else []), textwrap.indent(command, " " * 4)])
+
+
+def answer_metric(parts: Iterable[str]) -> str:
+    """The name of a metric of a study's answer, from its scheme, its place and its column. It has one slash, so that
+    MLflow shows all of them in one section."""
+    return v.ANSWER + " ".join(_NOT_IN_NAMES.sub("-", part) for part in parts)
 
 
 def load_points(record: SystemRecord, start_time_ms: int | None) -> list[Point]:
