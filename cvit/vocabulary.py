@@ -55,6 +55,7 @@ TAG_COMMAND = "cvit.command"
 TAG_DRIVER = "cvit.driver"
 TAG_STAGES = "cvit.stages"
 TAG_ANSWER = "cvit.answer"  # a checksum of the answer that the run has
+TAG_MODEL = "cvit.model"  # the key of the stage whose model the run has
 TAG_ENVIRONMENT = "cvit.environment"  # a checksum of the environment that the run has
 # Tags that MLflow's own pages show.
 TAG_NOTE = "mlflow.note.content"

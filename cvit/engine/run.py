@@ -35,6 +35,7 @@ from cvit.engine.terminal.report import (
     print_lost_head,
     print_plan,
 )
+from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.engine.tracking.tracker import Tracker
 from cvit.machine import hardware, packages, user
@@ -194,6 +195,7 @@ class Book:
 
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
         self._progress, self._journal, self._storage = progress, journal, session.storage
+        self._log_models = session.request.log_models
         self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
         self._tags |= {name: text for name, text in ((TAG_USER, user()), (TAG_GIT_COMMIT, git_commit())) if text}
         if session.info is not None:
@@ -245,6 +247,8 @@ class Book:
         if kind is None and self.storage_error is None and self.ending.exit_code != exit_codes.INTERRUPTED:
             study = self._progress.plan.study
             self.tracker.attach(study.key, answer_of(self._storage, study.sweep, study.key))
+            if self._log_models:
+                self.tracker.attach(*best_model(self._progress, self._storage))
         if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
             self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 

@@ -24,6 +24,7 @@ class Request:
         address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
         command: the command line as typed, to be run again.
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
+        log_models: the best model of a study goes to the tracking store; ignored by a task that has no models.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
         as_json: the plan is printed as JSON.
         started: the way the sweep was started, which other commands that it prints follow.
@@ -47,6 +48,7 @@ class Request:
     dry_run: bool
     command: str
     upgrade_store: bool = False
+    log_models: bool = False
     settings_from: str | None = None
     as_json: bool = False
     started: Invocation = SCRIPT

@@ -56,8 +56,8 @@ def answer_of(storage: Storage, sweep: str, study_key: str) -> Attachment | None
 
 
 def cells_of(study: Study) -> dict[str, float]:
-    """The cells of a study's table as metrics: `answer/two_phase data_fraction 0.02 mean`, and `ci_low`, `ci_high` and `n`
-    beside it. A table of other values, such as a bound, has a metric for each of them."""
+    """The cells of a study's table as metrics: `answer/two_phase data_fraction 0.02 mean`, and `ci_low`, `ci_high` and
+    `n` beside it. A table of other values, such as a bound, has a metric for each of them."""
     tables = tables_of(study.sweep, [study])
     rows = list(csv.DictReader(io.StringIO(tables.csv([study]))))
     return {name: value for row in rows for name, value in _cells_of_row(row, study)}

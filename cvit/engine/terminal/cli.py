@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -172,6 +171,7 @@ def _request(
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
         settings_from=given.get("settings_from"),
+        log_models=given.get("log_models", False),
         as_json=given.get("json", False),
         command=command,
         started=started,
@@ -277,6 +277,7 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
             "upgrade_store": _option(
                 bool, "Change a store of an older MLflow, which then cannot open it any more.", None, run
             ),
+            "log_models": _option(bool, "Add each study's best model to the tracking store.", None, run),
             "dry_run": _option(bool, "Print the plan and stop.", None, run),
             "json": _option(bool, "With --dry-run, print the plan as JSON.", None, run),
             "config": _option(

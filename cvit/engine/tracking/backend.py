@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from cvit.config import ConfigError
 from cvit.engine.tracking.run_facts import DataUse
 from cvit.records import StudyRecord
 from cvit.results import Point
+
+if TYPE_CHECKING:
+    import torch
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """The statuses of a run."""
@@ -116,6 +119,14 @@ class Archive(Protocol):
 
     def attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
         """Adds files to a run, or replaces them; their names may have folders."""
+        ...
+
+    def log_model(self, run_id: str, model: "torch.nn.Module", example: "torch.Tensor") -> None:
+        """Adds a trained model to a run.
+
+        Args:
+            example: an input of the model.
+        """
         ...
 
 

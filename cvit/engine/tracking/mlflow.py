@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from cvit import vocabulary as v
@@ -18,6 +18,7 @@ from cvit.config import ConfigError, as_text
 from cvit.engine.environment import prepare
 from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
 from cvit.engine.tracking.mlflow_check import check
+from cvit.engine.tracking.mlflow_models import log_model
 from cvit.engine.tracking.mlflow_views import note, page, views
 from cvit.engine.tracking.run_facts import DataUse
 from cvit.errors import one_line
@@ -25,6 +26,9 @@ from cvit.records import StudyRecord
 from cvit.results import Point
 from cvit.tracking import MAX_TAG_LENGTH, PARENT, all_pages, is_trial, split_tag, study_keys, trial_key
 from cvit.tracking_schema import sqlite_path
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["SCHEMES", "MlflowBackend", "check", "open"]
 
@@ -217,6 +221,10 @@ class MlflowBackend:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             self._client.log_artifacts(run_id, folder)
+
+    def log_model(self, run_id: str, model: "torch.nn.Module", example: "torch.Tensor") -> None:
+        with self._refusals():
+            log_model(self._uri, run_id, model, example)
 
     def set_status(self, run_id: str, status: str, end_time_ms: int | None = None) -> None:
         with self._refusals():

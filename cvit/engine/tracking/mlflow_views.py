@@ -16,13 +16,12 @@ from cvit.records import StudyRecord
 from cvit.tasks import TASK_NAMES, task_named
 
 CURVES, AXES, TABLE = "cvit-curves", "cvit-axes", "cvit-table"
-"""Keys of the views: curves of all trials on one step axis, parallel coordinates over the sweep's axes, a table of studies
-and trials."""
+"""Keys of the views: curves of all trials on one step axis, parallel coordinates over the sweep's axes, a table of
+studies and trials."""
 MODE = "Model training"
 """The mode of MLflow's UI in which an experiment opens with its runs; the browser remembers the last one."""
 TAG_PREFIX = "mlflow.sharedViewState."
 _SECTION = "answers"
-"""The UI sorts sections by name, its own ones included; this name makes ours the first."""
 _COLUMNS = ("attributes.`Source`", "attributes.`Dataset`", "attributes.`User`")
 """The first columns of the table."""
 _MOST_MEANS = 12
