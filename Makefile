@@ -2,23 +2,23 @@
 PYTHON ?= python3
 # Test processes; each takes a core.
 PROCESSES ?= 2
-LONG := benchmark or chaos or cluster or simulation
+LONG := benchmark or chaos or cluster or demo or simulation
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all chaos lint clean
+.PHONY: help demo test test-all chaos lint docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-demo: .venv/.installed  ## a small sweep on embedded data, its table and its figure
-	$(BIN)/python sweeps/low_data.py --preset smoke
-	$(BIN)/python analysis/make_tables.py
+demo: .venv/.installed  ## the theorem's curve, a part of low_data on embedded data, and the report of both
+	$(BIN)/python sweeps/head_count.py --part expressivity --preset smoke --address local
+	$(BIN)/python sweeps/low_data.py --seeds 3 --data-fraction 0.02 --budget-unit steps
+	$(BIN)/python analysis/make_tables.py --storage storage
 	@echo
-	@echo "tables and figures   $(CURDIR)/results/"
-	@find results -type f | sort | sed 's/^/                       /'
-	@echo "stages and journal   $(CURDIR)/storage/"
-	@echo "MLflow store         $(CURDIR)/mlflow.db   (to look at it: $(BIN)/mlflow ui)"
+	@$(BIN)/python -m cvit.engine.missing low-data
+	@echo "Every run with its curves: $(BIN)/mlflow ui"
+	@echo "Report: $(CURDIR)/results/report.html"
 
 # A file's tests stay in one process, since they share fixtures.
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
@@ -30,6 +30,9 @@ test-all: test  ## then those too: benchmarks' own tests, simulations, sweeps un
 chaos: .venv/.installed  ## disturb sweeps: 150 faults; all of them as root
 	CVIT_CHAOS_FAULTS=150 $(BIN)/python -m pytest tests/chaos --timeout 14400
 
+docs: .venv/.installed  ## the docs as a site, build/site/index.html; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: .venv/.installed  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,11 +42,13 @@ clean:  ## remove .venv and caches; keeps storage/, mlflow.db and results/
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build
 	find analysis benchmarks cvit sweeps tests -name __pycache__ -prune -exec rm -rf {} +
 
-# uv installs several times faster than pip; pip does where uv cannot be had or fails.
-.venv/.installed: pyproject.toml
+# From the lock file, by uv: the tested versions, in half of the time that pip takes. Where uv cannot be had, or cannot get
+# what the lock names, pip installs the newest versions that pyproject.toml permits.
+.venv/.installed: pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "$(PYTHON) is missing or older than Python 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	{ $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --compile-bytecode -p .venv -e '.[dev]'; } \
+	{ $(BIN)/python -m pip install --quiet uv && \
+	    $(BIN)/uv sync --quiet --frozen --inexact --no-python-downloads --compile-bytecode --extra dev; } \
 	    || $(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@

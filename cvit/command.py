@@ -46,11 +46,11 @@ def main() -> None:
     elif name == _TABLES:
         from cvit.analysis.make_tables import run
 
-        run(arguments, of_program([name]).words)
+        run(arguments, of_program([name]).name)
     elif name == _SYNC:
         from cvit.engine import sync
 
-        sync.main(arguments, of_program([name]).words)
+        sync.main(arguments, of_program([name]).name)
     elif name == _RUN:
         _run_several(arguments)
     else:
@@ -61,14 +61,14 @@ def _run_several(arguments: Sequence[str]) -> None:
     """Runs the questions whose names stand before the first option."""
     num_names = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     names = list(dict.fromkeys(name.replace("_", "-") for name in arguments[:num_names]))
-    if not names and set(arguments) & {*_HELP, "--help-all"}:
-        names = list(sweep_scripts())
+    if not names and {*arguments} & {*_HELP, "--help-all"}:
+        _run(list(sweep_scripts()), arguments, [_RUN, "QUESTION..."])
     if not names:
-        _end_with_error(f"run needs the names of questions, before any option: {_listed(sweep_scripts())}", _RUN)
+        _end_with_error(f"give the names of questions before any option: {_listed(sweep_scripts())}", _RUN)
     _run(names, arguments[num_names:], [_RUN, *names])
 
 
-def _run(names: Sequence[str], options: Sequence[str], words: Sequence[str]) -> None:
+def _run(names: Sequence[str], options: Sequence[str], words: Sequence[str]) -> NoReturn:
     from cvit.engine.loading import load_sweeps
     from cvit.engine.main import run_command
 
@@ -105,7 +105,7 @@ def _summaries() -> dict[str, str]:
 def _print_help() -> None:
     from cyclopts import App, Group
 
-    questions, others = Group("Questions", sort_key=0), Group("Commands", sort_key=1)
+    questions, others = Group("Questions", sort_key=0), Group("Other commands", sort_key=1)
     name = of_program([]).name
     app = App(
         name=name,

@@ -33,7 +33,7 @@ def install_completion(arguments: Sequence[str], questions: Mapping[str, str], t
 
 def with_commands(questions: Mapping[str, str], tools: Mapping[str, str]) -> App:
     """The command with all its commands and their options."""
-    from cvit.analysis.make_tables import app as tables
+    from cvit.analysis.make_tables import make_tables
     from cvit.engine.sync import sync
 
     app = App(name=NAME, version_flags=["--version"], result_action="return_value")
@@ -42,6 +42,6 @@ def with_commands(questions: Mapping[str, str], tools: Mapping[str, str]) -> App
         app.command(application(sweeps[name], name, text))
     every_sweep = [sweep for of_script in sweeps.values() for sweep in of_script]
     app.command(application(every_sweep, "run", tools["run"], list(sweeps)))
-    app.command(tables, name="tables")
+    app.command(make_tables, name="tables")
     app.command(sync, name="sync")
     return app

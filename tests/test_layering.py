@@ -28,14 +28,18 @@ LIGHT_MODULES = (
     "cvit.tracking_schema",
 )
 ORCHESTRATION = ("ray", "mlflow")
+FRONT_DOOR = ("cvit/__init__.py", "cvit/__main__.py", "cvit/api.py", "cvit/command.py", "cvit/completion.py")
+"""The Python interface and the command `cvit`, which stand above all rooms."""
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]
 
 # The rooms of the engine, and the rooms and files of the engine that each of them may import. Nothing else is allowed.
-BASE = {"declaration", "environment", "exit_codes", "scripts", "signals", "wording"}
+BASE = {"declaration", "environment", "exit_codes", "invocation", "scripts", "signals", "wording"}
 ENGINE = {
     "declaration": {"scripts"},
     "environment": set(),
     "exit_codes": set(),
+    "invocation": set(),
+    "loading": BASE,
     "scripts": set(),
     "signals": set(),
     "wording": set(),
@@ -47,6 +51,7 @@ ENGINE = {
     "run": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
     "sync": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
     "run_all": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run"},
+    "missing": BASE | {"loading", "planning", "terminal"},
     "main": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run_all"},
 }
 
@@ -80,7 +85,7 @@ def imports_of(*packages: str) -> Iterator[tuple[str, str]]:
 
 def imports_of_science() -> Iterator[tuple[str, str]]:
     """(file, imported name) of the files of cvit/ beside the engine and the analysis."""
-    above = ("cvit/engine/", "cvit/analysis/")
+    above = ("cvit/engine/", "cvit/analysis/", *FRONT_DOOR)
     return (found for found in imports_of("cvit") if not found[0].startswith(above))
 
 
@@ -165,11 +170,12 @@ def test_rooms_of_the_engine_import_downwards(room: str) -> None:
 
 @pytest.mark.parametrize("package", ["cvit", "sweeps"])
 def test_no_file_imports_itself_by_a_detour(package: str) -> None:
-    """Imports inside functions count: a circle is a circle whenever it closes."""
+    """Imports inside functions count: a circle is a circle whenever it closes. Those of `cvit/__init__.py` do not: every
+    import imports it, and it imports nothing before a name is asked for."""
     arrows = {module_name(file): set[str]() for file, _ in imports_of(package)}
     for file, name in imports_of(package):
         targets = {target for target in (name, name.rpartition(".")[0]) if target in arrows}
-        arrows[module_name(file)] |= targets - {module_name(file)}
+        arrows[module_name(file)] |= targets - {module_name(file), "cvit"}
     assert circle_in(arrows) == []
 
 
@@ -195,8 +201,17 @@ def test_a_sweep_script_only_declares(script: Path) -> None:
     assert [name for name in sorted(imported_modules(script)) if not within(name, *allowed)] == []
 
 
-def test_the_package_is_empty_at_its_top() -> None:
-    assert (ROOT / "cvit" / "__init__.py").read_text() == ""
+def test_the_package_is_light_at_its_top() -> None:
+    """`import cvit` costs nothing, and its public names are all there."""
+    code = (
+        "import sys; before = set(sys.modules); import cvit; "
+        "print(sorted({name for name in set(sys.modules) - before if not name.startswith('cvit')} "
+        "- set(sys.stdlib_module_names))); "
+        "print(sorted(name for name in set(sys.modules) - before if name.startswith('cvit'))); "
+        "print([name for name in cvit.__all__ if getattr(cvit, name).__name__ != name or name not in dir(cvit)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['cvit']", "[]"]
 
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)

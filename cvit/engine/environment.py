@@ -1,8 +1,10 @@
 """The environment variables that Ray, MLflow and torch need. The libraries read them at import, so `prepare` is called
 before any of them is imported."""
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 _RAY = {
@@ -23,6 +25,9 @@ _RAY = {
 _REFUSED_BY_TUNE = ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR", "RAY_STORAGE")
 """Variables of earlier versions of Ray, which ask for a folder of results. The state of a sweep is in its storage; Tune
 ends with an error if one of them is set."""
+
+TOKEN = "RAY_AUTH_TOKEN"
+"""The token of a Ray that starts here, where it cannot be kept in the home folder."""
 
 NO_HOME = "/nonexistent"
 """The home folder of a user that has none: a name without a folder, where nobody can lay a file for others."""
@@ -60,3 +65,26 @@ def prepare() -> None:
         # Ray's own processes import libraries that warn; as an error, the first warning ends them.
         os.environ["PYTHONWARNINGS"] = ",".join(option for option in options if not option.startswith("error"))
         warnings.simplefilter("default")
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Within the context, the environment as `prepare` leaves it; afterwards as it was, for a program that goes on."""
+    with kept():
+        prepare()
+        yield
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Puts the variables back that change within the context, but for Ray's token: libraries read it once a process."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in before.keys() | os.environ.keys():
+            if before.get(name) != os.environ.get(name) and name != TOKEN:
+                if name in before:
+                    os.environ[name] = before[name]
+                else:
+                    del os.environ[name]

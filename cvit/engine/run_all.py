@@ -19,7 +19,9 @@ from cvit.engine.declaration import Sweep
 from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.request import IN_PROCESS, Request
 from cvit.engine.planning.rounds import first_round
+from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease, lease
+from cvit.engine.recording.record import take_up_pruned
 from cvit.engine.terminal.preflight import check_request
 from cvit.engine.tracking.backend import check_store
 from cvit.storage import Storage
@@ -63,18 +65,8 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
         LeaseLost: another driver has taken a sweep over.
         KeyboardInterrupt: Ctrl-C, before anything was trained.
     """
-    names = [sweep.name for sweep, _ in asked]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ConfigError(f"sweep {twice[0]!r} is asked for twice")
     common = asked[0][1]
-    check_request(common)
-    storage = Storage.open(common.storage)
-    if common.dry_run:
-        storage.check_readable()
-    else:
-        storage.check_writable()
-        check_store(common.tracking_uri, common.upgrade_store)
-    planned = [_plan(sweep, request, storage) for sweep, request in asked]
+    storage, planned = _plan_all(asked)
     session = _Common(storage, console, started_at)
     if common.dry_run:
         return _run_each(planned, [], session, None)
@@ -93,9 +85,44 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
         return ended
 
 
+def plans_as_json(asked: Sequence[tuple[Sweep, Request]]) -> str:
+    """The plans of sweeps as JSON, for programs; nothing is trained or written.
+
+    Raises:
+        ConfigError, DataError, StorageError: bad input.
+    """
+    storage, planned = _plan_all(asked)
+    from cvit.engine.execution.workers import workers_here
+    from cvit.engine.terminal.plan_json import plans_text
+
+    for each in planned:
+        take_up_pruned(each.progress, Journal(storage, each.progress.plan.study.sweep))
+    workers = workers_here(asked[0][1].device)
+    return plans_text([(each.progress, each.request) for each in planned], workers)
+
+
 def exit_code_of(ended: Sequence[Ended]) -> int:
     """The worst of the exit codes of sweeps."""
     return max(each.ending.exit_code for each in ended)
+
+
+def _plan_all(asked: Sequence[tuple[Sweep, Request]]) -> tuple[Storage, list[Planned]]:
+    names = [sweep.name for sweep, _ in asked]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"sweep {twice[0]!r} is asked for twice")
+    common = asked[0][1]
+    check_request(common)
+    storage = Storage.open(common.storage)
+    if common.dry_run:
+        storage.check_readable()
+    else:
+        storage.check_writable()
+        check_store(common.tracking_uri, common.upgrade_store)
+    for url in {request.optuna_storage for _, request in asked if request.optuna_storage is not None}:
+        from cvit.engine.recording.optuna_studies import check_optuna_storage  # Optuna is not needed otherwise
+
+        check_optuna_storage(url, may_write=not common.dry_run)
+    return storage, [_plan(sweep, request, storage) for sweep, request in asked]
 
 
 def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
@@ -111,7 +138,7 @@ def _cluster(request: Request) -> "Cluster":
     while this process imports torch and pandas."""
     from cvit.engine.execution.cluster import Cluster
 
-    return Cluster(request.address, request.device)
+    return Cluster(request.address, request.device, request.resources)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,14 @@ def stop_on_sigterm() -> None:
 
 @contextlib.contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-    """Within the context, SIGTERM raises KeyboardInterrupt; afterwards it does what it did before."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Within the context, SIGTERM raises KeyboardInterrupt; afterwards it does what it did before, and so do the other
+    signals for which Ray installs handlers of its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     stop_on_sigterm()
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+            for number, handler in before.items():
+                if handler is not None:  # one that Python did not install cannot be put back
+                    signal.signal(number, handler)

@@ -4,7 +4,7 @@ python -m cvit.engine.sync --storage s3://bucket/folder --tracking-uri http://12
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -96,22 +96,27 @@ def _outcome(trials: set[str], status: Mapping[str, str]) -> str:
 
 
 @without_waiting()
-def main() -> None:
-    """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs."""
+def main(arguments: Sequence[str] | None = None, name: str = "python -m cvit.engine.sync") -> None:
+    """Runs the command; bad input ends it with one line and exit code 2. The output never shows passwords of URLs.
+
+    Args:
+        arguments: its options; by default those of this process.
+        name: the command as a person types it.
+    """
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     stop_on_sigterm()
-    app = App(name="python -m cvit.engine.sync", version_flags=[], result_action="return_value")
+    app = App(name=name, version_flags=[], result_action="return_value")
     app.default(sync)
     try:
-        sys.exit(app(exit_on_error=False, print_error=False))
+        sys.exit(app(arguments, exit_on_error=False, print_error=False))
     except LeaseLost as error:
-        print(f"sync: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(exit_codes.LEASE_LOST)
     except KeyboardInterrupt:
         sys.exit(exit_codes.INTERRUPTED)
     except (CycloptsError, ConfigError, StorageError) as error:
-        print(f"sync: error: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(exit_codes.BAD_INPUT)
 
 

@@ -122,7 +122,9 @@ def error_bound(weight: Tensor, patch_size: Size, num_heads: int, image_size: Si
 
     Args:
         weight: (D_out, C, K_1, ..., K_d).
-        patch_size, image_size: in pixels along each axis; an int is the same along all.
+        patch_size: in pixels along each axis; an int is the same along all.
+        num_heads: the number of terms.
+        image_size: like patch_size.
 
     Returns:
         The error relative to the convolution's norm: 0.0 from `kernel_heads` heads on, and for a kernel of zeros.
@@ -146,8 +148,8 @@ def kernel_heads(weight: Tensor, patch_size: Size, image_size: Size | None = Non
 
     Args:
         weight: (D_out, C, K_1, ..., K_d).
-        patch_size, image_size: in pixels along each axis; an int is the same along all. On a small image some offsets
-            do not occur; None stands for a large one.
+        patch_size: in pixels along each axis; an int is the same along all.
+        image_size: like patch_size. On a small image some offsets do not occur; None stands for a large one.
 
     Raises:
         ValueError: as for `singular_values`.

@@ -59,7 +59,10 @@ WRONG = [
     (["--learning-rate", "1e-3", "2e-3"], "several values are taken by --data-fraction, --init-scheme"),
     (["--learning-rate", "1e-3", "--learning-rate", "2e-3"], "--learning-rate takes one value in this sweep"),
     (["--learning-rate", "1e-3,2e-3"], "--learning-rate takes one value."),
-    (["--data-fraction", "0.1,0.2"], "Separate values by spaces."),
+    (["--data-fraction", "0.1,1.5"], "data_fraction 1.5 must lie in (0, 1]"),
+    (["--data-fraction", ","], "--data-fraction needs at least one value"),
+    (["--init-scheme", "random,zero"], '"zero"'),
+    (["--json"], "--json prints the plan of --dry-run: give both"),
     (["--data-fraction", "1%"], "Give a share of 1"),
     (["--dry-run", "yes"], "--dry-run takes no value, but 'yes' follows it"),
     (["--image-size", "13"], "an image size of 12 or 16 would do"),
@@ -120,7 +123,7 @@ def test_help_shows_every_parameter_and_the_defaults_of_the_preset_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert parse(SWEEP, ["--help", "--preset", "reference"]) is None
+    assert parse(SWEEP, ["--help-all", "--preset", "reference"]) is None
     text = capsys.readouterr().out
     derived = {"data_fingerprint", "in_channels", "num_classes", "seed"}
     for name in PARAMETERS.keys() - derived:

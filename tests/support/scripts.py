@@ -61,7 +61,7 @@ def call(folder: Path, *options: str, script: str = "sweeps/low_data.py") -> End
     # MLflow keeps a store that it has opened, by its address; a relative one would stay in the first test's folder.
     added = [part for option, value in places.items() if option not in options for part in (option, value)]
     output, errors, exit_code = io.StringIO(), io.StringIO(), 0
-    with _as_if_new(), contextlib.chdir(folder):
+    with as_if_new(), contextlib.chdir(folder):
         sys.argv = [str(ROOT / script), *options, *added]
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             try:
@@ -73,7 +73,7 @@ def call(folder: Path, *options: str, script: str = "sweeps/low_data.py") -> End
 
 
 @contextlib.contextmanager
-def _as_if_new() -> Iterator[None]:
+def as_if_new() -> Iterator[None]:
     """Puts arguments, environment, signal handlers, levels of logging and torch's threads back as they were."""
     import torch
 

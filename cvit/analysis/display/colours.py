@@ -22,7 +22,8 @@ COLOURS = {
     "resnet": "#332288",
 }
 _OF_SEVERAL = ("factor", "schedule")
-"""The first words of variants of which a figure has several."""
+"""The first words of variants of which a figure has several; it has few schemes beside them."""
+_OF_VARIANTS = ("#009E73", "#9B5DE5", "#D09A10", "#33BBEE", "#882255")
 _LEAST_DISTANCE = 0.25
 """The distance in RGB, whose axes go to 1, that a colour made from a name keeps from those above."""
 
@@ -34,8 +35,9 @@ def colour_of(scheme: str) -> str:
     its own. The colour of a scheme that this version does not know follows from its name alone.
     """
     base, _, variant = scheme.partition(", ")
-    name = scheme if variant.startswith(_OF_SEVERAL) else base
-    return COLOURS.get(name) or _from_name(name)
+    if variant.startswith(_OF_SEVERAL):
+        return _OF_VARIANTS[zlib.crc32(scheme.encode()) // 4 % len(_OF_VARIANTS)]  # tells those of the presets apart
+    return COLOURS.get(base) or _from_name(base)
 
 
 def _from_name(name: str) -> str:

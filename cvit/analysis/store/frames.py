@@ -1,11 +1,13 @@
 """Tidy frames with the contents of a journal or of a tracking store; they do not depend on the kind of store.
 
-`studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params
+`studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params,
+           preset (several joined by ", "; None if unknown), search_space (JSON: what a search varied; None if
+           unknown, and for a grid)
 `trials`   one row per trial: trial_key, study_key, sweep, task, status (missing while unfinished), diverged_step,
-           with what it was trained: code_version, torch_version, device, cpu_capability (None if unknown; several
-           joined by ", "), train_images (their number; missing if unknown), every flat parameter of its task (typed;
-           None if it is not set, and for parameters of other tasks), the final value, at the largest step, of every
-           metric (NaN if never measured)
+           error (why it failed; missing unless it did), with what it was trained: code_version, torch_version, device,
+           cpu_capability (None if unknown; several joined by ", "), train_images (their number; missing if unknown),
+           every flat parameter of its task (typed; None if it is not set, and for parameters of other tasks), the final
+           value, at the largest step, of every metric (NaN if never measured)
 `curves`   one row per measurement of the metrics whose history is loaded: trial_key, metric, step, value
 
 `cells` is a list of grids, each a mapping from parameter name to values, `seed` included; the trials that a study
@@ -25,12 +27,15 @@ import pandas as pd
 from cvit import vocabulary as names
 from cvit.analysis.store.axes import SEED, axes_of, sort_key
 from cvit.config import Parameter, as_text, with_numbers
+from cvit.errors import counted
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.redaction import redacted, without_secrets
+from cvit.storage import StorageError
 from cvit.tasks import TASK_NAMES, parameters_of_task
 
-CurvesOf = Callable[[str], Collection[str]]
-"""Sweep → the metrics whose whole history is loaded. On an MLflow server, a history costs a query per run."""
+CurvesOf = Callable[[str], Collection[str] | None]
+"""Sweep → the metrics whose whole history is loaded; None for all. On an MLflow server, a history costs a query per
+run."""
 
 METRICS = (
     names.TRAIN_LOSS,
@@ -53,7 +58,18 @@ METRICS = (
 )
 """The metrics that always have a column in `trials`; others have one if they occur."""
 
-STUDY_COLUMNS = ("study_key", "sweep", "task", "question", "start_time_ms", "command", "cells", "params")
+STUDY_COLUMNS = (
+    "study_key",
+    "sweep",
+    "task",
+    "question",
+    "start_time_ms",
+    "command",
+    "cells",
+    "params",
+    "preset",
+    "search_space",
+)
 TRAINED_WITH = {
     "code_version": names.TAG_CODE_VERSION,
     "torch_version": names.TAG_TORCH_VERSION,
@@ -62,7 +78,7 @@ TRAINED_WITH = {
 }
 """The columns that say with what a trial was trained, and their tags."""
 TRIAL_COLUMNS = (
-    *("trial_key", "study_key", "sweep", "task", "status", "diverged_step"),
+    *("trial_key", "study_key", "sweep", "task", "status", "diverged_step", "error"),
     *TRAINED_WITH,
     "train_images",
 )
@@ -72,17 +88,35 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MLFLOW_INFINITY = 1.797e308  # MLflow stores infinities as the largest finite double
 
 
-class LoadError(Exception):
+class LoadError(StorageError):
     """The store cannot be read or is empty; the message is one line that names the store."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Frames:
     """The contents of a store as tidy frames; the module's docstring lists the columns."""
 
     studies: pd.DataFrame
     trials: pd.DataFrame
     curves: pd.DataFrame
+
+    def __repr__(self) -> str:
+        failed = f" ({len(self.failed)} failed)" if len(self.failed) else ""
+        counts = f"{counted(len(self.trials), 'trial')}{failed}, {len(self.curves)} rows of curves"
+        return f"<Frames: {len(self.studies)} studies, {counts}>".replace(" 1 studies", " 1 study")
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The trials that failed; the column `error` says why."""
+        return self.trials.loc[(self.trials["status"] == names.STATUS_FAILED).fillna(False)]
+
+    def only(self, trials: Collection[tuple[str, str]]) -> "Frames":
+        """The frames of some trials alone, each named by the keys of its study and its own."""
+        places = zip(self.trials["study_key"], self.trials["trial_key"], strict=True)
+        chosen = self.trials.loc[[place in trials for place in places]].reset_index(drop=True)
+        studies = self.studies.loc[self.studies["study_key"].isin([study for study, _ in trials])]
+        curves = self.curves.loc[self.curves["trial_key"].isin(chosen["trial_key"])]
+        return Frames(studies.reset_index(drop=True), chosen, curves.reset_index(drop=True))
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -98,13 +132,18 @@ def no_curves(sweep: str) -> tuple[str, ...]:
     return ()
 
 
+def all_curves(sweep: str) -> None:
+    """Every metric, for a caller that looks at whatever there is."""
+    return
+
+
 @dataclass
 class Raw:
     """The contents of a store before they become frames. If anything occurs twice, the first counts, unless noted.
 
     Attributes:
         trials: the rows of trials, by (study key, trial key).
-        ends: status and diverged step, by trial key.
+        ends: status, diverged step and error, by trial key.
         finals: the last step and its value, by (trial key, metric).
         curves: values by step, by (trial key, metric).
         trained_with: with what trials that have ended were trained, by trial key and column.
@@ -113,7 +152,7 @@ class Raw:
     curves_of: CurvesOf
     studies: dict[str, dict[str, Any]] = field(default_factory=dict)
     trials: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    ends: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    ends: dict[str, tuple[str, int | None, str | None]] = field(default_factory=dict)
     finals: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     curves: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
     trained_with: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -151,12 +190,19 @@ class Raw:
                 "start_time_ms": int(record.start_time_ms),
                 "cells": [],
                 "params": _typed_params(parameters, record.params),
+                "preset": None,
+                "search_space": None,
             },
         )
         if any(grid.keys() != (*study["cells"], *cells)[0].keys() for grid in cells):
             raise LoadError(f"study {record.study_key} has grids of different axes")
         # The engine hides secrets too, but an earlier version of it may have missed one.
         study["command"] = redacted(record.command)
+        if (preset := record.tags.get(names.TAG_PRESET)) is not None:
+            presets = [*(study["preset"] or "").split(", "), *_in_one_line(preset).split(", ")]
+            study["preset"] = ", ".join(dict.fromkeys(filter(None, presets)))
+        if (space := record.tags.get(names.TAG_SEARCH_SPACE)) is not None:
+            study["search_space"] = space
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
     def add_trial(self, sweep: str, record: TrialRecord) -> None:
@@ -174,9 +220,10 @@ class Raw:
 
     def add_points(self, sweep: str, record: PointsRecord) -> None:
         """Adds measurements of a trial."""
+        wanted = self.curves_of(sweep)
         for metric, step, value, _ in record.points:
             self.add_final(record.trial_key, metric, step, value)
-            if metric in self.curves_of(sweep):
+            if wanted is None or metric in wanted:
                 self.add_to_curve(record.trial_key, metric, step, value)
 
     def add_final(self, trial_key: str, metric: str, step: int, value: float) -> None:
@@ -192,7 +239,9 @@ class Raw:
     def add_end(self, record: EndRecord) -> None:
         """Adds the end of a trial; the last one counts."""
         step = record.tags.get(names.TAG_DIVERGED_STEP)
-        self.ends[record.trial_key] = (record.status, int(step) if step is not None and step.isdigit() else None)
+        diverged_step = int(step) if step is not None and step.isdigit() else None
+        error = _in_one_line(redacted(record.note)) if record.status == names.STATUS_FAILED else None
+        self.ends[record.trial_key] = (record.status, diverged_step, error)
         known = {column: _in_one_line(record.tags[tag]) for column, tag in TRAINED_WITH.items() if tag in record.tags}
         self.trained_with.setdefault(record.trial_key, {}).update(known)
 
@@ -204,6 +253,10 @@ class Raw:
         """
         if not self.studies:
             raise LoadError(f"{source} holds no study")
+        return self.tidy()
+
+    def tidy(self) -> Frames:
+        """The frames, which may be empty."""
         studies = sorted(self.studies.values(), key=lambda row: (row["sweep"], row["start_time_ms"], row["study_key"]))
         return Frames(pd.DataFrame(studies, columns=list(STUDY_COLUMNS)), self._trial_frame(), self._curve_frame())
 
@@ -211,9 +264,10 @@ class Raw:
         metrics = [*METRICS, *sorted({metric for _, metric in self.finals} - set(METRICS))]
         rows = []
         for (_, trial_key), trial in self.trials.items():
-            status, diverged_step = self.ends.get(trial_key, (None, None))
+            status, diverged_step, error = self.ends.get(trial_key, (None, None, None))
             final = {metric: self.finals.get((trial_key, metric), (0, float("nan")))[1] for metric in metrics}
-            ended = {"status": status, "diverged_step": diverged_step} | self.trained_with.get(trial_key, {})
+            ended = {"status": status, "diverged_step": diverged_step, "error": error}
+            ended |= self.trained_with.get(trial_key, {})
             rows.append(trial | ended | final)
         rows.sort(key=self._trial_order)
         tasks = {row["task"] for row in [*self.studies.values(), *rows]}
@@ -221,7 +275,7 @@ class Raw:
         others = sorted({name for row in rows for name in row} - {*TRIAL_COLUMNS, *parameters, *metrics})
         columns = [*TRIAL_COLUMNS, *parameters, *others, *metrics]
         frame = pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
-        texts = dict.fromkeys(("status", *TRAINED_WITH), "string")
+        texts = dict.fromkeys(("status", "error", *TRAINED_WITH), "string")
         counts = dict.fromkeys(("diverged_step", "train_images"), "Int64")
         return frame.astype(texts | counts | dict.fromkeys(metrics, "float64"))
 

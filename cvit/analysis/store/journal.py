@@ -1,5 +1,7 @@
 """Reads the journals of a storage into frames."""
 
+from collections.abc import Sequence
+
 from cvit import vocabulary as names
 from cvit.analysis.store.frames import CurvesOf, Frames, LoadError, Raw, no_curves
 from cvit.errors import one_line
@@ -8,15 +10,15 @@ from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError, later_version
 
 
-def load_journal(storage: Storage, sweep: str | None = None, curves_of: CurvesOf = no_curves) -> Frames:
-    """Reads the journals of a storage, or the journal of one sweep. Records of unknown types are skipped.
+def load_journal(storage: Storage, sweep: str | Sequence[str] | None = None, curves_of: CurvesOf = no_curves) -> Frames:
+    """Reads the journals of a storage, or those of one sweep or some. Records of unknown types are skipped.
 
     Raises:
         LoadError: the storage cannot be read, or has no journal or no study, or a later version wrote it.
     """
     raw, source = Raw(curves_of), redacted(f"storage {storage.url!r}")
     try:
-        sweeps = [sweep] if sweep is not None else storage.names(names.JOURNAL_FOLDER)
+        sweeps = [sweep] if isinstance(sweep, str) else sweep or storage.names(names.JOURNAL_FOLDER)
         for name in sweeps:
             folder = f"{names.JOURNAL_FOLDER}/{name}"
             for segment in storage.names(folder):

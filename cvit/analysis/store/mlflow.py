@@ -9,7 +9,7 @@ import os
 import re
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -92,13 +92,14 @@ def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
         tags = run.data.tags
         if (status := tags.get(names.TAG_STATUS)) is not None:
             time_ms = run.info.end_time or 0
-            raw.add_end(EndRecord(trial_key=key, status=status, note="", time_ms=time_ms, tags=tags))
+            note = tags.get(names.TAG_NOTE, "")
+            raw.add_end(EndRecord(trial_key=key, status=status, note=note, time_ms=time_ms, tags=tags))
         for metric, value in run.data.metrics.items():
             raw.add_final(key, metric, 0, value)
     wanted = [
         (key, run.info.run_id, metric)
         for key, run in run_of.items()
-        for metric in curves_of(runs.sweep_of(run))
+        for metric in _wanted(curves_of(runs.sweep_of(run)), run)
         if metric in run.data.metrics
     ]
     path = sqlite_path(uri)
@@ -107,6 +108,10 @@ def _read(client: Any, uri: str, curves_of: CurvesOf) -> Raw:
         for step, value in points:
             raw.add_to_curve(key, metric, step, value)
     return raw
+
+
+def _wanted(metrics: Collection[str] | None, run: Any) -> Collection[str]:
+    return sorted(run.data.metrics) if metrics is None else metrics
 
 
 def _report(left_out: Mapping[str, list[Any]], run_of: Mapping[str, Any]) -> None:

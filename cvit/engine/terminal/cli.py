@@ -1,17 +1,18 @@
 """The command line of a sweep, generated from its declaration and from the configuration classes."""
 
 import inspect
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token, convert
+from cyclopts import App, CycloptsError, Group, Parameter, Token, UnknownOptionError, convert
 
 from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.engine.declaration import Preset, Search, Sweep
 from cvit.engine.invocation import Invocation, of_script
-from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.request import IN_PROCESS, Request, Resources
 from cvit.engine.planning.scheme_settings import SCHEME
 from cvit.engine.terminal import sources
 from cvit.engine.terminal.usage import explained
@@ -23,6 +24,8 @@ from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 DATA_DIR_VARIABLE = sources.variable_of("data_dir")
 
 ALL_PARTS = "all"
+LEAST_SHARE = 0.01
+"""The least share of a CPU or GPU that a worker can be given."""
 
 # These are set by the data set or by another option.
 _NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
@@ -86,9 +89,10 @@ def parse(
     try:
         given = app([HELP] if shows_all else list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        axes = dict.fromkeys(f"--{_dashed(axis)}" for part, name in with_presets.values() for axis in part.presets[name].grid)
-        place = f"; --part chooses one of {', '.join(parts)}" if parts else ""
-        raise ConfigError(explained(error, argv, list(axes)) + (f" (in {sweep.name}{place})" if script else "")) from error
+        axes = dict.fromkeys(
+            f"--{_dashed(axis)}" for part, name in with_presets.values() for axis in part.presets[name].grid
+        )
+        raise ConfigError(explained(error, argv, list(axes)) + _place(error, sweep, script, parts)) from error
     if given is None:
         return None
     variables = sources.used_variables(options, argv)
@@ -101,12 +105,17 @@ def unknown_variables() -> list[str]:
     Raises:
         ConfigError: one of them is a misspelt option.
     """
-    preset = Preset(
-        description="", grid={}, seeds=1, settings={}, search=Search(space={}, trials=1, round_size=1)
-    )
+    preset = Preset(description="", grid={}, seeds=1, settings={}, search=Search(space={}, trials=1, round_size=1))
     sweep = Sweep(name="", question="", presets={"": preset})
     parameters = {name for task in TASK_NAMES for name in task_named(task).parameters}
     return sources.unknown_variables({*_options([(sweep, "")], [""], [""]), *(parameters - _NOT_OPTIONS)})
+
+
+def _place(error: CycloptsError, sweep: Sweep, script: Sequence[Sweep], parts: Sequence[str]) -> str:
+    """A phrase that names the sweep, one of several, to which an error belongs."""
+    if parts:
+        return f" (in {sweep.name}; --part chooses one of {', '.join(parts)})"
+    return f" (in {sweep.name})" if script and not isinstance(error, UnknownOptionError) else ""
 
 
 def application(sweeps: Sequence[Sweep], name: str, about: str, names: Sequence[str] = ()) -> App:
@@ -126,9 +135,7 @@ def _require_one_of(option: str, value: str, valid: Iterable[str]) -> None:
         raise ConfigError(f"{option} {value!r} is not valid: one of {', '.join(names)}")
 
 
-def _request(
-    sweep: Sweep, preset_name: str, given: dict[str, Any], started: Invocation, command: str
-) -> Request:
+def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Invocation, command: str) -> Request:
     preset = sweep.presets[preset_name]
     parameters = task_named(sweep.task).parameters
     for name, value in given.items():
@@ -150,6 +157,7 @@ def _request(
     max_pack = given.pop("max_pack", None)
     if max_pack is not None and max_pack < 1:
         raise ConfigError(f"max_pack {max_pack} must be at least 1")
+    resources = _resources(given)
     if given.get("json", False) and not given.get("dry_run", False):
         raise ConfigError("--json prints the plan of --dry-run: give both")
     return Request(
@@ -168,6 +176,8 @@ def _request(
         address=given.get("address") or _address_in_environment(),
         device=given.get("device", "auto"),
         max_pack=max_pack,
+        resources=resources,
+        optuna_storage=given.get("optuna_storage"),
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
         settings_from=given.get("settings_from"),
@@ -176,6 +186,18 @@ def _request(
         command=command,
         started=started,
     )
+
+
+def _resources(given: Mapping[str, Any]) -> Resources:
+    """The number of workers and what each gets, as typed."""
+    workers, cpus, gpus = (given.get(name) for name in ("workers", "cpus_per_worker", "gpus_per_worker"))
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers {workers} must be at least 1")
+    if cpus is not None and not LEAST_SHARE <= cpus < math.inf:
+        raise ConfigError(f"cpus_per_worker {cpus:g} must be at least {LEAST_SHARE}: CPUs, or a share of one")
+    if gpus is not None and not LEAST_SHARE <= gpus <= 1:
+        raise ConfigError(f"gpus_per_worker {gpus:g} must lie from {LEAST_SHARE} to 1: a share of one GPU")
+    return Resources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
 
 
 def _address_in_environment() -> str | None:
@@ -218,9 +240,9 @@ def _app(options: Mapping[str, Any], about: str, name: str, shows_all: bool, nam
         return given
 
     shown = options if shows_all else {option: _in_short_help(kind) for option, kind in options.items()}
-    words = {"names": Literal[tuple(names)]} if names else {}
+    words: dict[str, Any] = {"names": Literal[tuple(names)]} if names else {}
     kinds = inspect.Parameter
-    given_options.__annotations__ = words | shown
+    given_options.__annotations__ = {**words, **shown}
     given_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *(kinds(name, kinds.VAR_POSITIONAL, annotation=kind) for name, kind in words.items()),
@@ -230,7 +252,9 @@ def _app(options: Mapping[str, Any], about: str, name: str, shows_all: bool, nam
     num_hidden = sum(shown[option] is not kind for option, kind in options.items())
     more = [f"{HELP_ALL} shows the other {num_hidden} options: model, initialisation, training."] if num_hidden else []
     more += [f"Options also stand in a file (--config) or in variables: {sources.PREFIX}SEEDS for --seeds."]
-    app = App(name=name, help=about, help_epilogue="\n\n".join(more), version=code_version, result_action="return_value")
+    app = App(
+        name=name, help=about, help_epilogue="\n\n".join(more), version=code_version, result_action="return_value"
+    )
     for flag in ("--help", "--version"):
         app[flag].group = _GROUPS["run"]
     app.default(given_options)
@@ -268,6 +292,13 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
                 run,
             ),
             "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
+            "workers": _option(
+                int, "Number of workers that train at a time; without it, as many as there is room for.", None, run
+            ),
+            "cpus_per_worker": _option(
+                float, "CPUs of each worker, which has so many threads; 0.5: two workers share one.", "1", run
+            ),
+            "gpus_per_worker": _option(float, "Share of a GPU of each worker: 0.5, or 1, say.", "0.5", run),
             "max_pack": _option(
                 int,
                 "Largest number of stages trained together; without it, measured on the device.",
@@ -292,10 +323,12 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
 
 def _search_options(search: Search) -> dict[str, Any]:
     text = "Trials of the search for each init scheme's best settings."
+    optuna = "Copy the search to this Optuna storage, for optuna-dashboard: sqlite:///FILE, or a journal's path."
     asha = "Stop early the trials of the search that fall behind others of their scheme (ASHA)."
     return {
         "search_trials": _option(int, text, search.trials, _GROUPS["grid"]),
         "asha": _option(bool, asha, None, _GROUPS["run"]),
+        "optuna_storage": _option(str, optuna, None, _GROUPS["run"]),
     }
 
 
@@ -374,7 +407,7 @@ def _option(kind: Any, help_text: str, default: Any, group: Group, converter: An
 def _split(kind: Any, tokens: Sequence[Token]) -> Any:
     """The values of an axis, which commas may separate as well as spaces."""
     values = [token.evolve(value=text) for token in tokens for text in token.value.split(",") if text.strip()]
-    return convert(kind, values)
+    return convert(kind, values) if values else ()
 
 
 def _dashed(name: str) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 from cvit.config import as_text
 from cvit.engine.execution.queue import StagePack
 from cvit.engine.planning.progress import Progress
+from cvit.engine.terminal.notebook import NotebookPanel
 from cvit.engine.wording import duration
 from cvit.errors import one_line
 from cvit.results import Report, last_value
@@ -43,17 +44,22 @@ class Display:
         self._waiting = self._waiting_printed = ""
         self._waiting_printed_at = 0.0
         self._group, self._next_panel_at = Group(), 0.0
-        self._live = Live(get_renderable=self._current_panel, console=console, refresh_per_second=2, transient=True)
+        self._is_live = console.is_terminal or console.is_jupyter
+        self._live = (
+            NotebookPanel(self._current_panel)
+            if console.is_jupyter
+            else Live(get_renderable=self._current_panel, console=console, refresh_per_second=2, transient=True)
+        )
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.stop()
         else:
             self._print_plain()
@@ -67,7 +73,7 @@ class Display:
         """A worker is free, and the stages that are left wait for another driver."""
         self._waiting, now = line, time.monotonic()
         is_news = line != self._waiting_printed or now - self._waiting_printed_at >= WAITING_INTERVAL_S
-        if is_news and not self._running and not self._console.is_terminal:
+        if is_news and not self._running and not self._is_live:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
             self._waiting_printed, self._waiting_printed_at = line, now
 
@@ -94,7 +100,7 @@ class Display:
         self._console.print(line, highlight=False, markup=False)
 
     def _print_plain_at_times(self) -> None:
-        if not self._console.is_terminal and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
+        if not self._is_live and time.monotonic() - self._printed_at >= PLAIN_INTERVAL_S:
             self._print_plain()
 
     def _print_plain(self) -> None:

@@ -153,7 +153,7 @@ def print_closing(
     if storage_error is None:
         try:
             frames = load_journal(storage, study.sweep)
-            answer = answer_text(frames, study.key)
+            answer = answer_text(frames, study.key, width=console.width if console.is_terminal else None)
             if progress.plan.search is not None:
                 winners = winners_file(read_studies(frames, study.sweep), study.sweep, file_stem(study.sweep))
         except LoadError as error:
@@ -169,14 +169,14 @@ def print_closing(
         lines += [
             f"{closing.tracking_place} is incomplete ({closing.tracking_error}); "
             f"nothing is lost: the results are in the journal, and running the command again copies them, or:",
-            f"  python -m cvit.engine.sync {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
+            f"  {request.started.tool('sync')} {source} --tracking-uri {shlex.quote(request.tracking_uri)}",
         ]
     if closing.training_error is not None:
         lines += [closing.training_error, *_failures(progress), f"{stopped} Continue with:", f"  {request.command}"]
     elif closing.is_interrupted:
         lines += [f"{stopped} Continue with:", f"  {request.command}"]
     else:
-        lines += [*_failures(progress), f"Tables and figures:  python analysis/make_tables.py {source}"]
+        lines += [*_failures(progress), f"Tables and figures:  {request.started.tool('tables')} {source}"]
         lines += _written(winners)
         lines += closing.how_to_look
     _print(console, lines)

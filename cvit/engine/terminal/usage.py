@@ -25,7 +25,7 @@ def explained(error: CycloptsError, argv: Sequence[str], axes: Sequence[str]) ->
     if isinstance(error, RepeatArgumentError) and error.token.keyword is not None:
         return _too_many(error.token.keyword, sum(_name(argument) == error.token.keyword for argument in argv), axes)
     if isinstance(error, CoercionError) and error.token is not None:
-        return one_line(error) + _hint(error.token.keyword, error.token.value, axes)
+        return one_line(error) + _hint(error.token.keyword, error.token.value)
     return one_line(error)
 
 
@@ -35,9 +35,9 @@ def _too_many(option: str, count: int, axes: Sequence[str]) -> str:
     return f"{option} takes one value in this sweep; several values are taken by {', '.join(axes)}"
 
 
-def _hint(option: str | None, value: str, axes: Sequence[str]) -> str:
+def _hint(option: str | None, value: str) -> str:
     if "," in value:
-        return " Separate values by spaces." if option in axes else f" {option} takes one value."
+        return f" {option} takes one value."
     if value.endswith("%"):
         return " Give a share of 1: 0.01 for 1%."
     return ""
