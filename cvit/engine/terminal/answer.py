@@ -92,9 +92,11 @@ def _files(storage: Storage, sweep: str, study_key: str) -> dict[str, bytes]:
 
 
 def _of_study(frames: Frames, study_key: str) -> Frames:
-    trials = frames.trials[frames.trials["study_key"] == study_key]
+    """The part of the frames that is about one study."""
+    trials = frames.trials.query("study_key == @study_key")
+    keys = set(trials["trial_key"])
     return Frames(
-        studies=frames.studies[frames.studies["study_key"] == study_key],
+        studies=frames.studies.query("study_key == @study_key"),
         trials=trials,
-        curves=frames.curves[frames.curves["trial_key"].isin(trials["trial_key"])],
+        curves=frames.curves.query("trial_key in @keys"),
     )

@@ -19,7 +19,7 @@ from cvit.engine.environment import prepare
 from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
 from cvit.engine.tracking.mlflow_check import check
 from cvit.engine.tracking.mlflow_models import log_model
-from cvit.engine.tracking.mlflow_views import note, page, views
+from cvit.engine.tracking.mlflow_views import MODE, TABLE, TAG_PREFIX, means_of, note, page, views
 from cvit.engine.tracking.run_facts import DataUse
 from cvit.errors import one_line
 from cvit.records import StudyRecord
@@ -90,6 +90,7 @@ class MlflowBackend:
         self._client: Any = None
         self._experiment_id = ""
         self._storage = ""
+        self._study: StudyRecord | None = None
         self._used_ids: set[str] = set()
         self._unanswered: set[str] = set()
         """Keys whose create was sent and not answered."""
@@ -115,9 +116,10 @@ class MlflowBackend:
             client.restore_experiment(experiment.experiment_id)
         # Otherwise MLflow's UI takes the experiment for one of generative AI.
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
-        for tag, text in {**views(study), v.TAG_NOTE: note(study, experiment.experiment_id)}.items():
-            client.set_experiment_tag(experiment.experiment_id, tag, text)
-        self._client, self._experiment_id = client, experiment.experiment_id
+        shown = {**views(study), v.TAG_NOTE: note(study, experiment.experiment_id)}
+        for tag in shown.keys() - {TAG_PREFIX + TABLE} | (shown.keys() - experiment.tags.keys()):
+            client.set_experiment_tag(experiment.experiment_id, tag, shown[tag])
+        self._client, self._experiment_id, self._study = client, experiment.experiment_id, study
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
         runs = list(all_pages(functools.partial(self._client.search_runs, [self._experiment_id])))
@@ -196,6 +198,9 @@ class MlflowBackend:
                 metrics = metrics[_BATCH_METRICS:]
             if metrics or own_params or own_tags:
                 self._client.log_batch(run_id, metrics=metrics, params=own_params, tags=own_tags)
+            if self._study is not None and (means := means_of(points)):
+                view = TAG_PREFIX + TABLE
+                self._client.set_experiment_tag(self._experiment_id, view, views(self._study, means)[view])
 
     def store_files_below(self, storage: str) -> None:
         self._storage = storage
@@ -241,7 +246,8 @@ class MlflowBackend:
             store = "" if is_default else f" --backend-store-uri {shlex.quote(self._uri)}"
             commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
             heading = f"{'... and then:':<{len(heading)}}"
-        return [*commands, f"{heading}{address}{page(self._experiment_id)}"]
+        hint = f"{'... or by a click:':<{len(heading)}}{MODE} at the upper left, once; then the experiment"
+        return [*commands, f"{heading}{address}{page(self._experiment_id)}", hint]
 
     def _find(self, run: NewRun) -> str | None:
         """The id of a run that a create without an answer has made."""

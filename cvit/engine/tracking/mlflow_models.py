@@ -16,14 +16,14 @@ _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
 def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: "torch.Tensor") -> None:
     """Logs a model to a run. It is exported as a graph (`pt2`), whose first dimension, the images, is free."""
-    import mlflow.pytorch
     import torch
+    from mlflow import pytorch
     from mlflow.models import infer_signature
 
     with torch.no_grad():
         signature = infer_signature(example.numpy(), model(example).numpy())
     with _tracking_uri(uri), _quietly():
-        mlflow.pytorch.log_model(
+        pytorch.log_model(
             model,
             name=NAME,
             signature=signature,

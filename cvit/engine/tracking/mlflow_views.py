@@ -4,15 +4,14 @@ Without them the UI folds the trials into their study and has no chart to show. 
 there: a tag of the experiment with the state of the page as JSON.
 """
 
-import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from cvit import vocabulary as v
-from cvit.config import as_text
-from cvit.engine.tracking.run_facts import answer_metric
 from cvit.records import StudyRecord
+from cvit.results import Point
 from cvit.tasks import TASK_NAMES, task_named
 
 CURVES, AXES, TABLE = "cvit-curves", "cvit-axes", "cvit-table"
@@ -25,14 +24,18 @@ _SECTION = "answers"
 _COLUMNS = ("attributes.`Source`", "attributes.`Dataset`", "attributes.`User`")
 """The first columns of the table."""
 _MOST_MEANS = 12
+_BESIDE_MEANS = (" ci_low", " ci_high", " n")
 
 
-def views(study: StudyRecord) -> dict[str, str]:
+def views(study: StudyRecord, means: Sequence[str] = ()) -> dict[str, str]:
     """The views of a study as tags of its experiment; none for a task that this version does not know.
 
     An experiment has the views of the study that ran last, since trials on several data sets, say, are not to be
     compared. Trials are not grouped: groups have colours of the browser's, single runs those of their tags, and a group
     by scheme would average over the other axes.
+
+    Args:
+        means: the metrics of studies that the table shows.
     """
     name = study.tags.get(v.TAG_TASK, v.TRAINING)
     if name not in TASK_NAMES:
@@ -51,8 +54,8 @@ def views(study: StudyRecord) -> dict[str, str]:
         "orderByAsc": True,
         "selectedColumns": [*(f"params.`{axis}`" for axis in (*axes, "seed")), f"metrics.`{answer}`"],
     }
-    table = {"selectedColumns": [*_COLUMNS, *(f"metrics.`{metric}`" for metric in [answer, *_means(study)])]}
-    states = {CURVES: trials | _charts(curves, columns=2), AXES: trials | _charts([lines], columns=1), TABLE: table}
+    states = {CURVES: trials | _charts(curves, columns=2), AXES: trials | _charts([lines], columns=1)}
+    states[TABLE] = {"selectedColumns": [*_COLUMNS, *(f"metrics.`{metric}`" for metric in [*means, answer])]}
     names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes", TABLE: "answers, a row per study"}
     return {
         f"{TAG_PREFIX}{view}": json.dumps(
@@ -67,13 +70,10 @@ def views(study: StudyRecord) -> dict[str, str]:
     }
 
 
-def _means(study: StudyRecord) -> list[str]:
-    """The metrics of the study's run that have the means of its answer, as many as a table has room for."""
-    grid = {axis: values for axis, values in study.cells[0].items() if axis != "seed"}
-    schemes = grid.pop("init_scheme", [""])
-    places = itertools.product(*([f"{axis} {as_text(value)}" for value in values] for axis, values in grid.items()))
-    names = (answer_metric([*([scheme] if scheme else []), *place, "mean"]) for place in places for scheme in schemes)
-    return list(itertools.islice(names, _MOST_MEANS))
+def means_of(points: Sequence[Point]) -> list[str]:
+    """The metrics with the means of a study's answer, as many as a table has room for."""
+    names = [name for name, *_ in points if name.startswith(v.ANSWER) and not name.endswith(_BESIDE_MEANS)]
+    return names[:_MOST_MEANS]
 
 
 def page(experiment_id: str, view: str = CURVES) -> str:
@@ -86,7 +86,10 @@ def page(experiment_id: str, view: str = CURVES) -> str:
 def note(study: StudyRecord, experiment_id: str) -> str:
     """The description of the experiment: the question, and the way to its curves. MLflow's UI opens an experiment by
     the mode that the browser remembers, GenAI at first, which has no page for runs."""
-    lines = [study.question, f"Choose *{MODE}* at the upper left once: in the mode *GenAI* this page is empty."]
+    lines = [
+        study.question,
+        f"Choose *{MODE}* at the upper left, once: in the mode *GenAI* an experiment has no runs to show.",
+    ]
     names = {CURVES: "Curves", AXES: "All axes", TABLE: "Table"}
     links = [f"[{name}]({page(experiment_id, view).removeprefix('/')})" for view, name in names.items()]
     return "\n\n".join([*lines, " · ".join(links)] if views(study) else lines)
