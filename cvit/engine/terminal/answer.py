@@ -94,9 +94,8 @@ def _files(storage: Storage, sweep: str, study_key: str) -> dict[str, bytes]:
 def _of_study(frames: Frames, study_key: str) -> Frames:
     """The part of the frames that is about one study."""
     trials = frames.trials.query("study_key == @study_key")
-    keys = set(trials["trial_key"])
     return Frames(
         studies=frames.studies.query("study_key == @study_key"),
         trials=trials,
-        curves=frames.curves.query("trial_key in @keys"),
+        curves=frames.curves.merge(trials[["trial_key"]], on="trial_key"),
     )

@@ -117,7 +117,11 @@ class MlflowBackend:
         # Otherwise MLflow's UI takes the experiment for one of generative AI.
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
         shown = {**views(study), v.TAG_NOTE: note(study, experiment.experiment_id)}
-        for tag in shown.keys() - {TAG_PREFIX + TABLE} | (shown.keys() - experiment.tags.keys()):
+        kept = {
+            TAG_PREFIX + TABLE,
+            v.TAG_NOTE,
+        } & experiment.tags.keys()  # it has columns; somebody may have added to it
+        for tag in shown.keys() - kept:
             client.set_experiment_tag(experiment.experiment_id, tag, shown[tag])
         self._client, self._experiment_id, self._study = client, experiment.experiment_id, study
 
@@ -199,8 +203,8 @@ class MlflowBackend:
             if metrics or own_params or own_tags:
                 self._client.log_batch(run_id, metrics=metrics, params=own_params, tags=own_tags)
             if self._study is not None and (means := means_of(points)):
-                view = TAG_PREFIX + TABLE
-                self._client.set_experiment_tag(self._experiment_id, view, views(self._study, means)[view])
+                for tag, view in views(self._study, means).items():
+                    self._client.set_experiment_tag(self._experiment_id, tag, view)
 
     def store_files_below(self, storage: str) -> None:
         self._storage = storage

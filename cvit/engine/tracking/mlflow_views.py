@@ -86,10 +86,8 @@ def page(experiment_id: str, view: str = CURVES) -> str:
 def note(study: StudyRecord, experiment_id: str) -> str:
     """The description of the experiment: the question, and the way to its curves. MLflow's UI opens an experiment by
     the mode that the browser remembers, GenAI at first, which has no page for runs."""
-    lines = [
-        study.question,
-        f"Choose *{MODE}* at the upper left, once: in the mode *GenAI* an experiment has no runs to show.",
-    ]
+    where = f"Choose *{MODE}* at the upper left, once: in the mode *GenAI* an experiment shows no runs."
+    lines = [study.question, where]
     names = {CURVES: "Curves", AXES: "All axes", TABLE: "Table"}
     links = [f"[{name}]({page(experiment_id, view).removeprefix('/')})" for view, name in names.items()]
     return "\n\n".join([*lines, " · ".join(links)] if views(study) else lines)

@@ -63,6 +63,7 @@ class TrackedRun:
         is_open: the store has the run as RUNNING.
         was_copied_before: an earlier session has copied a part of it.
         steps_copied_before: the steps of that part by metric, once they are asked for.
+        planned_tags: those of the trial's record.
         data: the images that it uses, unless the store has them.
     """
 
@@ -81,6 +82,7 @@ class TrackedRun:
     was_copied_before: bool = False
     steps_copied_before: dict[str, set[int]] = field(default_factory=dict)
     data: DataUse | None = None
+    planned_tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_study(self) -> bool:
@@ -266,14 +268,14 @@ class Tracker:
                 run.points += load_points(record, run.start_time_ms)
             case EndRecord():
                 run.status, run.end_time_ms = record.status, record.time_ms
-                run.tags |= facts_of_end(record, run.tags, self._surroundings)
+                run.tags |= facts_of_end(record, run.planned_tags, self._surroundings)
                 run.tags |= {**record.tags, v.TAG_STATUS: record.status, v.TAG_NOTE: record.note}
                 self._remember_code_versions(run)
         run.changed = True
 
     def _remember_trial(self, run: TrackedRun, record: TrialRecord) -> None:
         if not run.study_key:
-            run.study_key, run.params = record.study_key, record.params
+            run.study_key, run.params, run.planned_tags = record.study_key, record.params, record.tags
             run.tags |= {
                 **record.tags,
                 v.TAG_ROLE: v.ROLE_TRIAL,
