@@ -218,13 +218,14 @@ def draw_curve(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], sc
 
 
 def draw_chance(axes: Axes, study: Study, at_left: bool = False) -> None:
-    """Draws the accuracy of guessing, if the number of classes is known. It is called when the curves are drawn.
+    """Draws the accuracy of guessing, if the number of classes is known. It is called when the curves are drawn,
+    and draws nothing where there are none.
 
     Where they lie far above, a line would leave them little room: then a remark says how far below it is.
     """
     classes = {row.get(_NUM_CLASSES) for row in study.trials or [study.params]}
     num_classes = classes.pop() if len(classes) == 1 else None
-    if not num_classes:
+    if not num_classes or not axes.has_data():
         return
     chance, (low, high) = 100 / num_classes, axes.get_ylim()
     if low - chance <= _MOST_ROOM_TO_CHANCE * (high - low):
