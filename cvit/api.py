@@ -77,13 +77,17 @@ def run(
     """
     started_at = time.monotonic()
     named = {"preset": preset, "seeds": seeds, "storage": storage, "tracking_uri": tracking_uri, "address": address}
-    given = {name: value for name, value in (named | options).items() if value is not None}
+    given = {name: _plain(value) for name, value in (named | options).items() if value is not None}
     with _errors_in_one_line(), _alone(), environment.prepared(), stopping_on_sigterm():
         asked = _requests(_as_list(sweeps), given)
         from cvit.engine.run_all import run_sweeps
+        from cvit.engine.terminal.cli import unknown_variables
         from cvit.engine.terminal.console import console_of_program
 
-        ended = run_sweeps(asked, console_of_program(quiet), started_at)
+        console = console_of_program(quiet)
+        for name in unknown_variables():
+            console.print(f"{name} is not an option of any sweep, and is ignored")
+        ended = run_sweeps(asked, console, started_at)
         _raise_error_of(ended)
         return _frames_of(ended, Storage.open(asked[0][1].storage))
 
@@ -113,7 +117,8 @@ def load(source: str | os.PathLike[str] = "storage") -> "Frames":
 
 def _as_list(sweeps: Sweep | str | Iterable[Sweep | str]) -> list[Sweep]:
     """The sweeps, those with a name read from their scripts."""
-    each = [sweeps] if isinstance(sweeps, Sweep | str) else list(sweeps)
+    is_one = isinstance(sweeps, Sweep | str) or not isinstance(sweeps, Iterable)
+    each = [sweeps] if is_one else list(sweeps)
     scripts = {name.replace("-", "_"): path for name, path in sweep_scripts().items()}
     found: list[Sweep] = []
     for sweep in each:
@@ -156,18 +161,20 @@ def _arguments(given: Mapping[str, Any]) -> list[str]:
     arguments: list[str] = []
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
-        value = value.tolist() if hasattr(value, "tolist") else value  # arrays and numbers of numpy and pandas
         if value is True:
             arguments.append(option)
         elif isinstance(value, Iterable) and not isinstance(value, str):
-            arguments += [option, *map(_text, value)]
+            arguments += [option, *map(as_text, value)]
         elif value is not False:
-            arguments.append(f"{option}={_text(value)}")
+            arguments.append(f"{option}={as_text(value)}")
     return arguments
 
 
-def _text(value: Any) -> str:
-    return os.fspath(value) if isinstance(value, Path) else as_text(value)
+def _plain(value: Any) -> Any:
+    """A value as Python writes it: the path of a path, the numbers of an array."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _raise_error_of(ended: Sequence["Ended"]) -> None:

@@ -38,6 +38,8 @@ TAG_STUDY_KEY = "cvit.study_key"
 TAG_STATUS = "cvit.status"
 TAG_SWEEP = "cvit.sweep"
 TAG_TASK = "cvit.task"
+TAG_PRESET = "cvit.preset"
+TAG_SEARCH_SPACE = "cvit.search_space"
 TAG_GRID = "cvit.grid"  # a long value continues in cvit.grid.1, cvit.grid.2, …
 TAG_CODE_VERSION = "cvit.code_version"
 TAG_DEVICE = "cvit.device"
@@ -50,6 +52,11 @@ TAG_QUESTION = "cvit.question"
 TAG_COMMAND = "cvit.command"
 TAG_DRIVER = "cvit.driver"
 TAG_NOTE = "mlflow.note.content"
+
+# Attributes of an Optuna study and its trials, beside tags from above; the numbers are those of trials in the study.
+ATTRIBUTE_STAGE_KEYS = "cvit.stage_keys"
+ATTRIBUTE_FINALISTS = "cvit.finalists"  # pairs of a number and the mean validation accuracy in the final
+ATTRIBUTE_WINNER = "cvit.winner"
 
 ROLE_STUDY = "study"
 ROLE_TRIAL = "trial"

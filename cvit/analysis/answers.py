@@ -1,6 +1,7 @@
 """The answer of one study in a few lines, for the terminal at the end of a sweep."""
 
 from cvit.analysis.display.accuracy_tables import GENERAL_LAYOUT
+from cvit.analysis.display.fitting import fitted
 from cvit.analysis.display.notes import notes
 from cvit.analysis.display.tables import general_tables
 from cvit.analysis.questions import question_of, tables_of
@@ -10,8 +11,11 @@ from cvit.analysis.store.axes import SCHEME
 from cvit.analysis.store.frames import Frames
 
 
-def answer_text(frames: Frames, study_key: str) -> str:
+def answer_text(frames: Frames, study_key: str, width: int | None = None) -> str:
     """The answer of a study: the table of its sweep, or the general table if it varies other axes than its sweep.
+
+    Args:
+        width: the number of characters of a line; by default, tables are as wide as they are.
 
     Raises:
         KeyError: there is no such study.
@@ -22,4 +26,5 @@ def answer_text(frames: Frames, study_key: str) -> str:
     axes = set(question.axes)
     has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
     tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
-    return "\n".join([tables.answer(study), *notes(study)])
+    text = "\n".join([tables.answer(study), *notes(study)])
+    return text if width is None else fitted(text, width)

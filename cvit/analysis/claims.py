@@ -4,6 +4,8 @@ The claims and their judges are part of the question of their sweep (`questions/
 store has n = 0.
 """
 
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,6 +13,8 @@ from cvit.analysis.questions import Claim, all_questions, studies_of
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import UNDECIDED, Judged
 from cvit.analysis.store.frames import Frames
+
+_NO_STUDY = "no study of "
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,21 @@ class Verdict:
     ci_high: float
     n: int
     source: str
+    p_holm: float = math.nan
+
+    @property
+    def place(self) -> str:
+        """The place in its study, such as a share of the images; empty for a claim without one."""
+        return self.claim.partition("/")[2]
+
+    @property
+    def has_study(self) -> bool:
+        return not self.source.startswith(_NO_STUDY)
+
+    @property
+    def can_be_judged(self) -> bool:
+        """True if there are as many pairs as a verdict needs."""
+        return self.n >= claim_of(self).least_n
 
 
 @cache
@@ -33,9 +52,9 @@ def all_claims() -> list[tuple[str, Claim]]:
     return sorted(claims, key=lambda item: (item[1].order, item[0]))
 
 
-def verdicts(frames: Frames) -> list[Verdict]:
-    """The verdicts on all claims, in the order of `all_claims`."""
-    claims = all_claims()
+def verdicts(frames: Frames, sweeps: Collection[str] | None = None) -> list[Verdict]:
+    """The verdicts on all claims, or on those of some sweeps, in the order of `all_claims`."""
+    claims = [(sweep, claim) for sweep, claim in all_claims() if sweeps is None or sweep in sweeps]
     studies = {sweep: latest_studies(frames, sweep) for sweep in dict.fromkeys(sweep for sweep, _ in claims)}
     rows = []
     for sweep, claim in claims:
@@ -46,7 +65,7 @@ def verdicts(frames: Frames) -> list[Verdict]:
             for place, judged in family
         ]
         empty = "; ".join(f"nothing to compare in {source_of(study)}" for study in studies[sweep])
-        rows += rows_of_claim or [_verdict(claim.name, Judged(UNDECIDED), empty or f"no study of {sweep}")]
+        rows += rows_of_claim or [_verdict(claim.name, Judged(UNDECIDED), empty or f"{_NO_STUDY}{sweep}")]
     return rows
 
 
@@ -55,10 +74,20 @@ def claim_of(verdict: Verdict) -> Claim:
     return next(claim for _, claim in all_claims() if claim.name == verdict.claim.partition("/")[0])
 
 
+def sweep_of(verdict: Verdict) -> str:
+    """The sweep that tests the claim of a verdict."""
+    return next(sweep for sweep, claim in all_claims() if claim is claim_of(verdict))
+
+
 def latest_studies(frames: Frames, sweep: str) -> list[Study]:
     """The most recent study per data set of a sweep."""
+    return latest_of(studies_of(frames, sweep))
+
+
+def latest_of(studies: Iterable[Study]) -> list[Study]:
+    """The first study per data set; those of a sweep come most recent first."""
     latest: dict[str, Study] = {}
-    for study in studies_of(frames, sweep):
+    for study in studies:
         latest.setdefault(study.dataset, study)
     return list(latest.values())
 
@@ -69,4 +98,6 @@ def source_of(study: Study) -> str:
 
 
 def _verdict(name: str, judged: Judged, source: str) -> Verdict:
-    return Verdict(name, judged.verdict, judged.estimate, judged.ci_low, judged.ci_high, judged.n, source)
+    return Verdict(
+        name, judged.verdict, judged.estimate, judged.ci_low, judged.ci_high, judged.n, source, judged.p_holm
+    )

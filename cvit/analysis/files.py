@@ -1,4 +1,4 @@
-"""The files of a sweep: its tables (Markdown, CSV, LaTeX) and its figure (PNG, SVG)."""
+"""The files of a sweep: its tables (Markdown, CSV, LaTeX) and its figure (PDF, PNG, SVG)."""
 
 import hashlib
 import re
@@ -23,12 +23,14 @@ class SweepFiles:
         by_name: their contents, the Markdown table first.
         markdown: the tables as Markdown.
         svg: the figure.
+        narrow_svg: the figure with one panel per line, for a narrow screen.
         caption: the text below the figure.
     """
 
     by_name: dict[str, bytes]
     markdown: str
     svg: bytes
+    narrow_svg: bytes
     caption: str
 
 
@@ -48,14 +50,15 @@ def files_of(frames: Frames, sweep: str, stem: str | None = None) -> SweepFiles:
     figure = draw_figure(sweep, studies)
     # Imported here because matplotlib is slow to load, and a store that cannot be shown is refused before.
     from cvit.analysis.display.figure_style import image_bytes
+    from cvit.analysis.display.narrow_figure import narrow_svg
 
     stem = stem or file_stem(sweep)
     texts = {"md": markdown, "csv": tables.csv(studies), "tex": tables.latex(studies)}
-    images = {kind: image_bytes(figure, kind) for kind in ("png", "svg")}
+    images = {kind: image_bytes(figure, kind) for kind in ("png", "svg", "pdf")}
     files = {f"{stem}.{kind}": text.encode() for kind, text in texts.items()}
     files |= {f"{stem}.{kind}": image for kind, image in images.items()}
     files |= winners_file(studies, sweep, stem)
-    return SweepFiles(files, markdown, images["svg"], question.caption or caption(studies[0]))
+    return SweepFiles(files, markdown, images["svg"], narrow_svg(figure), question.caption or caption(studies[0]))
 
 
 def winners_file(studies: Sequence[Study], sweep: str, stem: str) -> dict[str, bytes]:

@@ -2,12 +2,14 @@
 
 python analysis/make_tables.py                      # sqlite:///mlflow.db here, or MLFLOW_TRACKING_URI
 python analysis/make_tables.py --storage runs       # from the journal, without MLflow
+python analysis/make_tables.py --sweep low_data     # of one sweep
 python analysis/make_tables.py --strict             # exit code 3 when a claim of the paper does not hold
 """
 
 import os
 import shlex
 import sys
+import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,9 +18,10 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
 from cvit.analysis import verdicts_text
-from cvit.analysis.claims import verdicts
+from cvit.analysis.claims import Verdict, sweep_of, verdicts
+from cvit.analysis.display.titles import study_title
 from cvit.analysis.files import file_stems, files_of
-from cvit.analysis.questions import curves_of, question_of
+from cvit.analysis.questions import curves_of, question_of, studies_of
 from cvit.analysis.report import report
 from cvit.analysis.statistics.studies import TableError
 from cvit.analysis.statistics.verdicts import FAILS
@@ -32,6 +35,7 @@ from cvit.streams import make_streams_last
 from cvit.tracking import chosen_uri
 from cvit.vocabulary import NO_TRACKING
 
+REPORT = "report.html"
 ABOUT = "Tables, figures and verdicts on the paper's claims, of every sweep in a tracking store, and a report."
 _SOURCE = Group("Source (one of them)", validator=mutually_exclusive)
 
@@ -41,10 +45,12 @@ def make_tables(
     tracking_uri: Annotated[str | None, Parameter(group=_SOURCE)] = None,
     storage: Annotated[str | None, Parameter(group=_SOURCE)] = None,
     out: Path = Path("results"),
+    sweep: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
+    open_report: Annotated[bool, Parameter(name="--open", negative="")] = False,
     strict: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Tables (Markdown, CSV, LaTeX) and figures (PNG, SVG) of every sweep in a tracking store; claims.md and claims.csv
-    with a verdict on each claim of the paper; report.html with all of it in one page.
+    """Tables (Markdown, CSV, LaTeX) and figures (PDF, PNG, SVG) of every sweep in a tracking store; claims.md and
+    claims.csv with a verdict on each claim of the paper; report.html with all of it in one page.
 
     Parameters
     ----------
@@ -55,32 +61,65 @@ def make_tables(
         Folder or URL of a sweep's storage: read its journal instead of MLflow.
     out
         Folder that the files are written to.
+    sweep
+        Names of sweeps, such as low_data: only theirs.
+    open_report
+        Open the report in the browser.
     strict
         Exit with code 3 when a claim does not hold.
     """
     frames = read(tracking_uri, storage)
-    sweeps = sorted(set(frames.studies["sweep"]), key=lambda sweep: (question_of(sweep).order, sweep))
+    sweeps = _chosen(sorted(set(frames.studies["sweep"]), key=lambda name: (question_of(name).order, name)), sweep)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LoadError(f"out {str(out)!r} must be a folder, or a place for one: {error.strerror}") from error
+    judged = verdicts(frames, sweeps if sweep else None)
     sections = {}
-    for sweep, stem in file_stems(sweeps).items():
-        sections[sweep] = files_of(frames, sweep, stem)
-        print(sections[sweep].markdown)
-        _write(out, sections[sweep].by_name)
-    judged = verdicts(frames)
+    for name, stem in file_stems(sweeps).items():
+        sections[name] = files_of(frames, name, stem)
+        _write(out, sections[name].by_name)
+        print(f"{stem}: {_state(frames, name, judged)}")
     page = report(frames, sections, judged, command_of(tracking_uri, storage))
     texts = {"claims.md": verdicts_text.markdown(frames, judged), "claims.csv": verdicts_text.csv(judged)}
-    _write(out, {name: text.encode() for name, text in {**texts, "report.html": page}.items()})
-    print("\n" + verdicts_text.answer(judged))
-    return 3 if strict and any(verdict.verdict == FAILS for verdict in judged) else 0
+    _write(out, {name: text.encode() for name, text in {**texts, REPORT: page}.items()})
+    print("\n".join(["", *verdicts_text.summary(judged)]))
+    failing = [verdict.claim for verdict in judged if verdict.verdict == FAILS]
+    if strict and failing:
+        print(f"Do not hold: {'; '.join(failing)}.")
+    print(f"Tables, figures and claims: {out}{os.sep}\nReport: {out / REPORT}")
+    if open_report and not webbrowser.open((out / REPORT).resolve().as_uri()):
+        print("make_tables.py: no browser could be opened", file=sys.stderr)
+    return 3 if strict and failing else 0
+
+
+def _chosen(sweeps: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The wanted sweeps, or all of them. A name may have hyphens, as in the command line, and several may be joined by
+    commas.
+
+    Raises:
+        LoadError: there is no such sweep.
+    """
+    names = [name.strip() for text in wanted for name in ([text] if text in sweeps else text.split(","))]
+    names = [name if name in sweeps else name.replace("-", "_") for name in names]
+    if unknown := [name for name in names if name not in sweeps]:
+        raise LoadError(f"sweep {unknown[0]!r} is not in the store, which has {', '.join(sweeps)}")
+    return [name for name in sweeps if name in names or not names]
+
+
+def _state(frames: Frames, sweep: str, judged: Sequence[Verdict]) -> str:
+    """The state of a sweep in a line: its studies, its trials, and the verdicts on its claims."""
+    studies = studies_of(frames, sweep)
+    results = [result for study in studies for result in study.results]
+    num_done = sum(not result.missing for result in results)
+    titles = "; ".join(map(study_title, studies)) if len(studies) == 1 else f"{len(studies)} studies"
+    own = [verdict for verdict in judged if sweep_of(verdict) == sweep]
+    return " ".join([f"{titles}; {num_done} of {len(results)} trials.", *verdicts_text.summary(own)])
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
-        print(f"wrote {folder / name}")
 
 
 def command_of(tracking_uri: str | None, storage: str | None) -> str:

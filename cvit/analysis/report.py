@@ -1,26 +1,96 @@
-"""The page report.html: the question, the verdicts, every table and figure, and their provenance."""
+"""The page report.html: the answer to each question first, then the verdicts, the rules and the provenance."""
 
-import itertools
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from importlib import metadata
 
+from markupsafe import Markup
+
 from cvit.analysis import verdicts_text
-from cvit.analysis.claims import Verdict, claim_of
-from cvit.analysis.display.html import code, figure, from_markdown, page, table, table_of
+from cvit.analysis.claims import Verdict, claim_of, latest_of, source_of, sweep_of
+from cvit.analysis.display.html import from_markdown, picture_url, rendered
 from cvit.analysis.display.notes import IN_BRACKETS, notes
+from cvit.analysis.display.text import p_text
+from cvit.analysis.display.titles import named_title, study_hash, study_title
 from cvit.analysis.files import SweepFiles
-from cvit.analysis.statistics.studies import Study, all_studies
-from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
+from cvit.analysis.questions import Claim, question_of, studies_of, tables_of
+from cvit.analysis.statistics.studies import Study
+from cvit.analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, UNDECIDED
 from cvit.analysis.store.frames import TRAINED_WITH, Frames
 
 PAPER = "https://arxiv.org/abs/2111.01353"
 TITLE = "Can vision transformers perform convolution? The claims, checked"
 _LIBRARIES = ("matplotlib", "mlflow", "numpy", "optuna", "pandas", "ray", "scipy", "torch")
 _CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "open"}
+_KINDS = {"csv": "CSV", "tex": "LaTeX", "pdf": "PDF", "svg": "SVG", "png": "PNG", "md": "Markdown", "json": "settings"}
+_PROVENANCE = ("sweep", "study", "started", "trials", "data set", "data fingerprint", "code version", "torch", "device")
+
+
+@dataclass(frozen=True)
+class _StudyPart:
+    """A study in the page: its short table and, behind a click, all of its numbers and settings."""
+
+    title: str
+    hash: str
+    is_recent: bool
+    answer: Markup
+    notes: list[str]
+    details: Markup
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A verdict in the page."""
+
+    place: str
+    verdict: str
+    outcome: str
+    estimate: str
+    interval: str
+    p: str
+    n: int
+    dataset: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class _ClaimPart:
+    """A claim in the page. `counts` are its outcomes in words, each with the class of its colour."""
+
+    name: str
+    statement: str
+    unit: str
+    has_study: bool
+    counts: list[tuple[str, str]]
+    rows: list[_Row]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The answer of a study in a sentence."""
+
+    title: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _QuestionPart:
+    """A sweep in the page."""
+
+    sweep: str
+    name: str
+    text: str
+    answers: list[_Answer]
+    summary: list[str]
+    claims: list[_ClaimPart]
+    picture: str
+    narrow_picture: str
+    caption: str
+    files: list[tuple[str, str]]
+    studies: list[_StudyPart]
 
 
 def report(frames: Frames, sections: Mapping[str, SweepFiles], verdicts: Sequence[Verdict], command: str) -> str:
@@ -30,105 +100,112 @@ def report(frames: Frames, sections: Mapping[str, SweepFiles], verdicts: Sequenc
         sections: the files of each sweep.
         command: the command that makes this page.
     """
-    studies = all_studies(frames)
-    links = {"verdicts": "Verdicts", **{f"sweep-{sweep}": sweep for sweep in sections}}
-    links |= {"commands": "Commands", "provenance": "Provenance"}
-    counts = [
-        f"{sum(verdict.verdict == outcome for verdict in verdicts)} {text}"
-        for outcome, text in ((HOLDS, "hold"), (FAILS, "do not hold"), (UNDECIDED, "have not enough data"))
-    ]
-    body = [
-        f"<header><h1>{escape(TITLE)}</h1>",
-        '<p class="lead">Attention with enough heads can express any convolution, says the paper '
-        f'<a href="{PAPER}">Can Vision Transformers Perform Convolution?</a> So a transformer that is first trained as '
-        "a convolution should be more accurate where data are few, train faster and need no warm-up. Does it?</p>",
-        f"<p>Of {len(verdicts)} claims, {', '.join(counts[:2])} and {counts[2]}.</p>",
-        "<nav aria-label='Contents'><ul>",
-        *(f'<li><a href="#{target}">{escape(text)}</a></li>' for target, text in links.items()),
-        "</ul></nav></header>",
-        "<main>",
-        _section(
-            "verdicts",
-            [
-                "<h2>Verdicts</h2>",
-                *_verdicts(verdicts),
-                "<h3>How they are judged</h3>",
-                *map(_paragraph, verdicts_text.rules()),
-            ],
-        ),
-        *(_section(f"sweep-{sweep}", [_sweep(files)]) for sweep, files in sections.items()),
-        _section("commands", _commands(studies, command)),
-        _section("provenance", _provenance(studies)),
-        "</main>",
-    ]
-    return page(TITLE, body)
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """A heading and a table per claim."""
-    for claim, group in itertools.groupby(verdicts, claim_of):
-        of_claim = list(group)
-        num_holding = sum(verdict.verdict == HOLDS for verdict in of_claim)
-        rows = []
-        for verdict in of_claim:
-            place = verdict.claim.partition("/")[2] or "-"
-            numbers = [verdicts_text.estimate_text(verdict), verdicts_text.interval_text(verdict), str(verdict.n)]
-            cells = "".join(f"<td>{escape(text)}</td>" for text in [place, *numbers, verdict.source])
-            rows.append(f'<tr><td class="{_CLASSES[verdict.verdict]}">{verdict.verdict}</td>{cells}</tr>')
-        yield f"<h3>{escape(claim.statement)}: {num_holding} of {len(of_claim)}</h3>"
-        yield f"<p><code>{escape(claim.name)}</code>, in {escape(claim.unit)}</p>"
-        yield table_of(
-            ["verdict", "at", "estimate", "interval", "n", "study"], "<tbody>" + "\n".join(rows) + "</tbody>"
-        )
-
-
-def _sweep(files: SweepFiles) -> str:
-    """A sweep's section: its Markdown as HTML, with its figure before the first study."""
-    rules, heading, studies = from_markdown(files.markdown).partition("<h3>")
-    return rules + figure(files.svg, files.caption) + heading + studies
-
-
-def _commands(studies: Iterable[Study], command: str) -> list[str]:
-    lines = [study.command or f"unknown: {study.sweep}, {study.label}" for study in studies]
-    return [
-        "<h2>Commands</h2>",
-        _paragraph("The trials:"),
-        code("\n".join(dict.fromkeys(lines))),
-        _paragraph("This page, with its tables and figures as files:"),
-        code(command),
-    ]
-
-
-def _provenance(studies: Iterable[Study]) -> list[str]:
-    head = [
-        "sweep",
-        "study",
-        "started",
-        "trials",
-        "data set",
-        "data fingerprint",
-        "code version",
-        "torch",
-        "device",
-        "CPU",
-    ]
-    rows, all_notes = [], []
-    for study in studies:
-        started = datetime.fromtimestamp(study.start_time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        done = f"{len(study.results) - len(study.missing)} of {len(study.results)}"
-        measured = [_distinct(study, name) for name in ("data_fingerprint", *TRAINED_WITH)]
-        rows.append([study.sweep, study.label, started, done, study.dataset or "-", *measured])
-        all_notes += [f"{study.sweep}, {study.label}: {note}" for note in notes(study) if note != IN_BRACKETS]
-    versions = [["Python", platform.python_version()], *([name, _version(name)] for name in _LIBRARIES)]
+    studies = {sweep: studies_of(frames, sweep) for sweep in sections}
+    everything = [study for of_sweep in studies.values() for study in of_sweep]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
-    return [
-        "<h2>Provenance</h2>",
-        _paragraph("With what the trials were trained: a dash is what their records do not say."),
-        table(head, rows),
-        *map(_paragraph, all_notes),
-        _paragraph(f"Versions on the machine that made this page ({machine}):"),
-        table(["library", "version"], versions),
-    ]
+    return rendered(
+        "report.html.j2",
+        title=TITLE,
+        paper=PAPER,
+        summary=verdicts_text.summary(verdicts),
+        questions=[_question(studies[sweep], files, verdicts) for sweep, files in sections.items()],
+        claims=_claims(verdicts, everything),
+        rules=verdicts_text.rules(),
+        error_rate=f"{ERROR_RATE:g}",
+        command=command,
+        commands="\n".join(dict.fromkeys(study.command or f"unknown: {named_title(study)}" for study in everything)),
+        machine=machine,
+        versions=[["Python", platform.python_version()], *([name, _version(name)] for name in _LIBRARIES)],
+        provenance_head=[*_PROVENANCE, "CPU"],
+        provenance_rows=[_provenance(study) for study in everything],
+        provenance_notes=[
+            f"{study.sweep}, {named_title(study)}: {note}"
+            for study in everything
+            for note in notes(study)
+            if note != IN_BRACKETS
+        ],
+    )
+
+
+def _question(studies: Sequence[Study], files: SweepFiles, verdicts: Sequence[Verdict]) -> _QuestionPart:
+    sweep, recent = studies[0].sweep, latest_of(studies)
+    own = [verdict for verdict in verdicts if sweep_of(verdict) == sweep]
+    sentences = [(study, question_of(sweep).sentence(study)) for study in recent]
+    return _QuestionPart(
+        sweep=sweep,
+        name=_in_words(sweep),
+        text=studies[0].question or _in_words(sweep),
+        answers=[_Answer(study_title(study), sentence) for study, sentence in sentences if sentence],
+        summary=verdicts_text.summary(own) if own else [],
+        claims=_claims(own, studies),
+        picture=picture_url(files.svg),
+        narrow_picture=picture_url(files.narrow_svg),
+        caption=files.caption,
+        files=[(name, _KINDS.get(name.rpartition(".")[2], name)) for name in sorted(files.by_name, key=_order_of_file)],
+        studies=[_study(study, study in recent) for study in studies],
+    )
+
+
+def _study(study: Study, is_recent: bool) -> _StudyPart:
+    tables = tables_of(study.sweep, [study])
+    details = from_markdown(tables.markdown([study]))
+    _, has_heading, below_heading = details.partition("</h3>")
+    return _StudyPart(
+        title=study_title(study),
+        hash=study_hash(study),
+        is_recent=is_recent,
+        answer=from_markdown(tables.answer(study)),
+        notes=notes(study),
+        details=Markup(below_heading if has_heading else details),
+    )
+
+
+def _claims(verdicts: Iterable[Verdict], studies: Sequence[Study]) -> list[_ClaimPart]:
+    by_claim: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        by_claim.setdefault(claim_of(verdict).name, []).append(verdict)
+    by_source = {source_of(study): study for study in studies}
+    return [_claim(claim_of(of_claim[0]), of_claim, by_source) for of_claim in by_claim.values()]
+
+
+def _claim(claim: Claim, verdicts: Sequence[Verdict], by_source: Mapping[str, Study]) -> _ClaimPart:
+    rows = []
+    for verdict in verdicts:
+        study = by_source.get(verdict.source)
+        if study is not None:  # there is one, with something to compare
+            rows.append(
+                _Row(
+                    place=verdicts_text.place_text(verdict),
+                    verdict=verdict.verdict,
+                    outcome=_CLASSES[verdict.verdict],
+                    estimate=verdicts_text.estimate_text(verdict),
+                    interval=verdicts_text.interval_text(verdict),
+                    p=p_text(verdict.p_holm),
+                    n=verdict.n,
+                    dataset=study.dataset or study.sweep,
+                    hash=study_hash(study),
+                )
+            )
+    return _ClaimPart(claim.name, claim.statement, claim.unit, verdicts[0].has_study, _counts(verdicts), rows)
+
+
+def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """The outcomes of a claim in a few words: where they are few, with their places."""
+    counts = []
+    for outcome, word in ((HOLDS, "holds"), (FAILS, "does not hold"), (UNDECIDED, "undecided")):
+        places = [verdicts_text.place_text(v) for v in verdicts if v.can_be_judged and v.verdict == outcome]
+        if places:
+            is_short = len(places) <= 2 and places != ["-"]
+            at = f"at {' and '.join(places)}" if is_short else f"at {len(places)} places" if len(places) > 1 else ""
+            counts.append((_CLASSES[outcome], f"{word} {at}".strip()))
+    return counts or [("open", "not judged yet")]
+
+
+def _provenance(study: Study) -> list[str]:
+    started = datetime.fromtimestamp(study.start_time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    done = f"{len(study.results) - len(study.missing)} of {len(study.results)}"
+    measured = [_distinct(study, name) for name in ("data_fingerprint", *TRAINED_WITH)]
+    return [study.sweep, study_hash(study), started, done, study.dataset or "-", *measured]
 
 
 def _distinct(study: Study, name: str) -> str:
@@ -136,16 +213,19 @@ def _distinct(study: Study, name: str) -> str:
     return ", ".join(map(str, values)) or "-"
 
 
+def _order_of_file(name: str) -> int:
+    kinds = list(_KINDS)
+    kind = name.rpartition(".")[2]
+    return kinds.index(kind) if kind in kinds else len(kinds)
+
+
+def _in_words(sweep: str) -> str:
+    """The name of a sweep as a heading, such as `Low data`."""
+    return sweep.replace("_", " ")[:1].upper() + sweep.replace("_", " ")[1:]
+
+
 def _version(library: str) -> str:
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _section(name: str, parts: Iterable[str]) -> str:
-    return "\n".join([f'<section id="{escape(name)}">', *parts, "</section>"])
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"

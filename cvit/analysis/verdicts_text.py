@@ -1,33 +1,39 @@
 """The verdicts on the claims as text, for files and the terminal."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 
 from cvit.analysis.claims import Verdict, all_claims, claim_of, latest_studies, source_of
 from cvit.analysis.display.csv_text import csv_text
-from cvit.analysis.display.text import error_text, markdown_table, number_text, percent
+from cvit.analysis.display.text import error_text, markdown_table, number_text, p_text, percent
+from cvit.analysis.display.wording import joined
 from cvit.analysis.questions import HEADS, PAIRED_UNITS, RELATIVE_ERROR
-from cvit.analysis.statistics.verdicts import ERROR_RATE, HOLDS, LEAST_PAIRS, MARGIN
+from cvit.analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, LEAST_PAIRS, MARGIN, UNDECIDED
 from cvit.analysis.store.frames import Frames
 
 CSV_COLUMNS = tuple(field.name for field in fields(Verdict))
 
-_UNITS = "Estimates are points of accuracy, % of the cost, relative errors, heads or decades; see claims.md."
-
 _MARGIN = f"{100 * MARGIN:g}"
 RULE = (
-    "Accuracy and cost: the mean difference between trials on the same seeds, with Student's t limits. A claim of a "
-    f"gain holds where the whole interval lies above 0; otherwise it does not hold where it lies below +{_MARGIN} (no "
-    f"gain that matters). A claim of no loss holds where the interval lies above -{_MARGIN} (no loss that matters); "
-    "otherwise it does not hold where it lies below 0. Units are points of accuracy, or percent of the cost. Else, "
-    f"with fewer than {LEAST_PAIRS} pairs, and with pairs that all differ by the same amount: not enough data. Claims "
-    "of one kind at all places of one study are judged together by Holm's procedure, for either verdict at "
-    f"{100 * ERROR_RATE:g} %, so that the chance of any wrong verdict among them is at most {200 * ERROR_RATE:g} %; "
-    "the ends of an interval are shown at the level of their step in it, so they are wider than those of the tables. "
-    "Kinds, studies and data sets are not corrected for each other, and the rate is that of one look at a number of "
-    "seeds chosen beforehand. A diverged trial counts with its last measured accuracy, or, never tested, with that of "
-    "guessing."
+    "Accuracy and cost: the mean difference between trials on the same seeds, with its 95 % t-interval, the same as in "
+    "the tables. A claim of a gain holds where the difference is shown to be above 0; otherwise it does not hold where "
+    f"it is shown to be below +{_MARGIN} (no gain that matters). A claim of no loss holds where it is shown to be "
+    f"above -{_MARGIN} (no loss that matters); otherwise it does not hold where it is shown to be below 0. Units "
+    "are points of accuracy, or percent of the cost. Shown means that the one-sided p-value of the t-test, adjusted by "
+    "Holm's procedure (p, Holm) over the claims of one kind at all places of one study, is at most "
+    f"{ERROR_RATE:g}, so that the chance of any wrong verdict among them is at most {200 * ERROR_RATE:g} %: so an "
+    "interval may exclude a line that the verdict does not. An undecided claim has the smaller p-value of the two, for "
+    f"and against it. With fewer than {LEAST_PAIRS} pairs, and with pairs that all differ by the same amount, nothing "
+    "can be judged: not enough data. Kinds, studies and data sets are not corrected for each other, and the rate is "
+    "that of one look at a number of seeds chosen beforehand. A diverged trial counts with its last measured accuracy, "
+    "or, never tested, with that of guessing."
+)
+_OUTCOMES = (
+    (HOLDS, "holds", "hold"),
+    (FAILS, "does not hold", "do not hold"),
+    (UNDECIDED, "is undecided", "are undecided"),
 )
 _RULE_OF_STUDIES = "Of each data set the most recent study of a sweep is judged."
 
@@ -46,17 +52,25 @@ def csv(verdicts: Sequence[Verdict]) -> str:
 
 
 def markdown(frames: Frames, verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as Markdown, with the rules, the statements of the claims, and the commands of their studies."""
-    head = ["claim", "verdict", "estimate", "interval", "n", "unit", "source"]
+    """The verdicts as Markdown: the summary, a row per claim and place, the rules, the statements of the claims, and
+    the commands of their studies."""
+    head = ["claim", "verdict", "estimate", "95 % interval", "p, Holm", "n", "unit", "source"]
     rows = [
-        [f"`{v.claim}`", v.verdict, estimate_text(v), interval_text(v), str(v.n), claim_of(v).unit, v.source]
+        [
+            *(f"`{v.claim}`", v.verdict, estimate_text(v), interval_text(v), p_text(v.p_holm)),
+            *(str(v.n), claim_of(v).unit, v.source),
+        ]
         for v in verdicts
+        if v.has_study
     ]
     lines = ["# Claims", ""]
+    for sentence in summary(verdicts):
+        lines += [sentence, ""]
+    lines += [*markdown_table(head, rows), ""] if rows else []
+    lines += ["## How they are judged", ""]
     for rule in rules():
         lines += [rule, ""]
-    lines += markdown_table(head, rows)
-    lines += ["", "What the claims say:", "", *(f"- `{c.name}`: {c.statement}." for _, c in all_claims())]
+    lines += ["What the claims say:", "", *(f"- `{c.name}`: {c.statement}." for _, c in all_claims())]
     lines += ["", "Commands of the studies:", ""]
     studies = {
         source_of(study): study.command
@@ -68,12 +82,49 @@ def markdown(frames: Frames, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def answer(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts in a table for the terminal."""
-    head = ["claim", "verdict", "estimate", "interval", "n", "source"]
-    rows = [[v.claim, v.verdict, estimate_text(v), interval_text(v), str(v.n), v.source] for v in verdicts]
-    num_holding = sum(v.verdict == HOLDS for v in verdicts)
-    return "\n".join([*markdown_table(head, rows), "", _UNITS, f"{num_holding} of {len(verdicts)} claims hold."])
+def summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """The sentences that sum the verdicts up: how many hold, what cannot be judged yet and why, and what has no study.
+    Where nothing can be judged, none of them counts claims that hold."""
+    sentences = [counts_text(verdicts)] if any(v.can_be_judged for v in verdicts) else []
+    waiting = [v for v in verdicts if v.has_study and not v.can_be_judged]
+    if waiting:
+        places = f"{len(waiting)} more cannot be judged yet" if sentences else "nothing can be judged yet"
+        sentences.append(f"{places}: {_reason(waiting)}.")
+    without = list(dict.fromkeys(claim_of(v).name for v in verdicts if not v.has_study))
+    if without and not sentences:
+        sentences.append("nothing can be judged yet: no claim has a study.")
+    elif without:
+        sentences.append(f"no study yet: {joined(without)}.")
+    return [sentence[:1].upper() + sentence[1:] for sentence in sentences]
+
+
+def counts_text(verdicts: Iterable[Verdict]) -> str:
+    """The number of claims that hold, that do not and that are undecided, as a sentence. A claim counts once per place,
+    such as a learning rate."""
+    outcomes = Counter(verdict.verdict for verdict in verdicts if verdict.can_be_judged)
+    texts = []
+    for outcome, one, several in _OUTCOMES:
+        if count := outcomes[outcome]:
+            claims = "" if texts else " claim" if count == 1 else " claims"
+            texts.append(f"{count}{claims} {one if count == 1 else several}")
+    return f"{joined(texts)}."
+
+
+def _reason(waiting: Sequence[Verdict]) -> str:
+    """The reason why claims cannot be judged yet, by the one that has come furthest."""
+    least = min(claim_of(verdict).least_n for verdict in waiting)
+    most = max(verdict.n for verdict in waiting)
+    if most == 0 and all(not verdict.place for verdict in waiting):
+        return "their studies have nothing to compare"
+    if least < LEAST_PAIRS:
+        return "no trial of theirs has finished"
+    seeds = f"{most} seed{'' if most == 1 else 's'}" if most else "no seed has what they compare"
+    return f"{seeds}, at least {least} are needed"
+
+
+def place_text(verdict: Verdict) -> str:
+    """The place of a verdict in words, such as `2 %` or `1 head, head_dim fixed`; a dash without one."""
+    return claim_of(verdict).place_text(verdict.place) if verdict.place else "-"
 
 
 def estimate_text(verdict: Verdict) -> str:

@@ -1,7 +1,8 @@
 """The declaration of a sweep: a question, its grid, and presets at several scales."""
 
+import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cvit.engine.scripts import SWEEPS_FOLDER
@@ -55,6 +56,11 @@ class Search:
         """The number of trials per init scheme that decide among the finalists."""
         num_finalists = min(self.finalists, self.trials)
         return num_finalists * self.finalist_seeds if num_finalists > 1 else 0
+
+    @property
+    def space_text(self) -> str:
+        """The space as JSON, for the journal."""
+        return json.dumps({name: asdict(within) for name, within in self.space.items()})
 
 
 def tuned(name: str, schemes: Collection[str]) -> SettingsOfSchemes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shlex
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -17,7 +18,7 @@ from cvit.engine.execution.pack_size import pack_limits
 from cvit.engine.execution.queue import ALONE
 from cvit.engine.execution.site import Site
 from cvit.engine.execution.timing import Timing
-from cvit.engine.execution.workers import Workers, this_process, workers_here
+from cvit.engine.execution.workers import Workers, planned_workers, this_process
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.planning.request import Request
 from cvit.engine.planning.rounds import rounds
@@ -36,9 +37,11 @@ from cvit.engine.terminal.report import (
 )
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.engine.tracking.tracker import Tracker
+from cvit.errors import one_line
 from cvit.provenance import code_version
+from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_TASK
+from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_PRESET, TAG_SEARCH_SPACE, TAG_TASK
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
@@ -79,7 +82,9 @@ class Session:
     @property
     def workers(self) -> Workers:
         """The workers of the cluster, or this process. Raises ConfigError if the cluster cannot be used."""
-        return this_process(self.request.device) if self.cluster is None else self.cluster.workers
+        if self.cluster is not None:
+            return self.cluster.workers
+        return this_process(self.request.device, self.request.resources)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
     take_up_pruned(progress, journal)
     print_plan(console, progress, request)
     if request.dry_run:
-        print_cost(console, progress, workers_here(request.device), request.max_pack)
+        print_cost(console, progress, planned_workers(request), request.max_pack)
         return Ending(FINISHED, exit_codes.FINISHED)
     try:
         if progress.todo:
@@ -130,7 +135,7 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
         time_line=session.timing.line(progress.num_ended_here),
         tracking_place=book.tracker.place,
         tracking_error=book.tracking_error,
-        how_to_look=book.tracker.how_to_look(),
+        how_to_look=[*book.tracker.how_to_look(), *book.optuna_lines],
         storage_error=book.ending.storage_error or book.storage_error,
         training_error=book.ending.training_error,
     )
@@ -185,6 +190,7 @@ class Book:
 
     Attributes:
         ending: FAILED, unless the session sets another one before the book is closed.
+        optuna_lines: where a search can be looked at in Optuna, or why its copy there is incomplete.
         tracking_error: why the tracking store is incomplete; set when the book is closed.
         storage_error: why the journal is incomplete; set when the book is closed.
     """
@@ -192,9 +198,14 @@ class Book:
     def __init__(self, progress: Progress, journal: Journal, session: Session) -> None:
         self._progress, self._journal = progress, journal
         self._tags = {TAG_CODE_VERSION: code_version(), TAG_TASK: progress.plan.study.task}
+        self._tags[TAG_PRESET] = session.request.preset
+        if progress.plan.search is not None:
+            self._tags[TAG_SEARCH_SPACE] = progress.plan.search.space_text
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
+        self._session = session
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
+        self.optuna_lines: list[str] = []
         self.tracking_error: str | None = None
         self.storage_error: str | None = None
         self._write_plan()
@@ -213,6 +224,7 @@ class Book:
         """
         self.tracker.expect(self._keys())
         self._write_plan()
+        self._export_search()
 
     def _write_plan(self) -> None:
         self._journal.record_plan(self._progress.plan.study, self._progress.plan.trials, self._tags)
@@ -229,8 +241,27 @@ class Book:
             self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
         try:
             self._journal.flush()
+            self._export_search()
         except StorageError as error:
             self.storage_error = str(error)
+
+    def _export_search(self) -> None:
+        """Copies a search to its Optuna storage. If that fails, the sweep goes on: the next time, all is copied."""
+        url = self._session.request.optuna_storage
+        if url is None or self._progress.plan.search is None:
+            return
+        from cvit.engine.recording.optuna_studies import export_search  # Optuna is not needed otherwise
+
+        self._session.check()
+        records, shown = self._journal.records, redacted(url)
+        try:
+            export_search(self._progress, records, url)
+        # SQLAlchemy, the drivers of databases and Optuna raise errors of any kind.
+        except Exception as error:  # noqa: BLE001
+            reason = redacted(one_line(error))
+            self.optuna_lines = [f"{shown} is incomplete ({reason}); running the command again copies the search"]
+        else:
+            self.optuna_lines = [f"Optuna studies:      optuna-dashboard {shlex.quote(shown)}"]
 
 
 def _watched_head(progress: Progress, address: str | None, session: Session) -> contextlib.AbstractContextManager[None]:

@@ -118,6 +118,10 @@ def _plan_all(asked: Sequence[tuple[Sweep, Request]]) -> tuple[Storage, list[Pla
     else:
         storage.check_writable()
         check_store(common.tracking_uri, common.upgrade_store)
+    for url in {request.optuna_storage for _, request in asked if request.optuna_storage is not None}:
+        from cvit.engine.recording.optuna_studies import check_optuna_storage  # Optuna is not needed otherwise
+
+        check_optuna_storage(url, may_write=not common.dry_run)
     return storage, [_plan(sweep, request, storage) for sweep, request in asked]
 
 
@@ -134,7 +138,7 @@ def _cluster(request: Request) -> "Cluster":
     while this process imports torch and pandas."""
     from cvit.engine.execution.cluster import Cluster
 
-    return Cluster(request.address, request.device)
+    return Cluster(request.address, request.device, request.resources)
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,14 @@ _BYTES_PER_PARAMETER = 16
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Limits torch to one thread, like a worker on a CPU."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int) -> Iterator[None]:
+    """Limits torch to so many threads, like a worker on a CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.device) -> list[float]:

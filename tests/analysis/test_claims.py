@@ -13,7 +13,7 @@ from cvit import vocabulary as names
 from cvit.analysis import make_tables, verdicts_text
 from cvit.analysis.claims import Verdict, all_claims, verdicts
 from cvit.analysis.questions import curves_of
-from cvit.analysis.statistics.verdicts import FAILS, HOLDS, LEAST_PAIRS, UNDECIDED, holm_levels, judge
+from cvit.analysis.statistics.verdicts import FAILS, HOLDS, LEAST_PAIRS, UNDECIDED, holm_adjusted, judge
 from cvit.analysis.store.frames import Frames
 from cvit.analysis.store.journal import load_journal
 from cvit.fits import ExpressivityConfig
@@ -64,12 +64,11 @@ def fits(errors: dict[tuple[int, int, int], tuple[float, list[float]]]) -> FakeS
 
 
 def test_holm_by_a_worked_example() -> None:
-    # Ascending 0.005, 0.01, 0.03, 0.04 against 0.025 / 4, / 3, ...: 0.01 > 0.00833 stops it; one is rejected.
-    levels = holm_levels([0.01, 0.04, 0.03, 0.005])
-    assert levels == pytest.approx([0.025 / 3, 0.025 / 3, 0.025 / 3, 0.025 / 4])
-    # Ascending 0.001, 0.01, 0.02 against 0.00833, 0.0125, 0.025: all are rejected, which Bonferroni would not do.
-    assert holm_levels([0.001, 0.02, 0.01]) == pytest.approx([0.025 / 3, 0.025, 0.0125])
-    assert holm_levels([]) == []
+    # Ascending 0.005 · 4, 0.01 · 3, 0.03 · 2, 0.04 · 1, and none below the one before it: at 0.025 one is rejected.
+    assert holm_adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # Ascending 0.001 · 3, 0.01 · 2, 0.02 · 1: all are rejected at 0.025, which Bonferroni would not do.
+    assert holm_adjusted([0.001, 0.02, 0.01]) == pytest.approx([0.003, 0.02, 0.02])
+    assert holm_adjusted([]) == [] and holm_adjusted([0.9, 0.8]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -123,16 +122,23 @@ def test_one_image_of_a_large_test_set_is_a_spread() -> None:
 
 def test_a_family_is_judged_together() -> None:
     alone = [0.02, 0.03, 0.04]
-    # Two alike: p = 0.0175 for each, more than 0.025 / 2. t(0.9875, 2) = 6.205347, half of the interval 0.0358266.
+    # t = 0.03 / (0.01 / sqrt(3)) = 5.196 on 2 degrees of freedom: p = 1/2 - t / (2 sqrt(2 + t²)) = 0.0175494. The
+    # interval is that of a difference alone, whatever the family: t(0.975, 2) = 4.302653, half of it 0.0248414.
+    p, low = 0.0175494, pytest.approx(0.03 - 0.0248414, abs=1e-6)
+    (found,) = judge([alone], 0.0)
+    assert (found.verdict, found.ci_low, found.p_holm) == (HOLDS, low, pytest.approx(p, abs=1e-6))
     for found in judge([alone, alone], 0.0):
-        assert (found.verdict, found.ci_low) == (UNDECIDED, pytest.approx(0.03 - 0.0358266, abs=1e-6))
-    # Beside a clearer one, which is tested at 0.0125, it is tested at 0.025, as alone; too few pairs are no member.
+        assert (found.verdict, found.ci_low, found.p_holm) == (UNDECIDED, low, pytest.approx(2 * p, abs=1e-6))
+    # Beside a clearer one it is tested as alone; too few pairs are no member.
     found, clear, few = judge([alone, [0.1, 0.1001, 0.0999], [0.1, 0.1]], 0.0)
     assert (found.verdict, clear.verdict, few.verdict) == (HOLDS, HOLDS, UNDECIDED)
-    assert found.ci_low == pytest.approx(0.03 - 0.0248414, abs=1e-6)
+    assert (found.ci_low, found.p_holm) == (low, pytest.approx(p, abs=1e-6))
     # Differences without spread are a member: whether there are any is known from the results only.
     found, _ = judge([alone, [0.1, 0.1, 0.1]], 0.0)
-    assert (found.verdict, found.ci_low) == (UNDECIDED, pytest.approx(0.03 - 0.0358266, abs=1e-6))
+    assert (found.verdict, found.p_holm) == (UNDECIDED, pytest.approx(2 * p, abs=1e-6))
+    # Against a gain the p-value of the other side is shown: a loss of 0.03 is 0.04 below the line of +0.01.
+    (against,) = judge([[-x for x in alone]], 0.0)
+    assert (against.verdict, against.p_holm) == (FAILS, pytest.approx(0.0101021, abs=1e-6))
 
 
 def test_low_data_gains_at_every_small_fraction_and_their_shrinking(tmp_path: Path) -> None:
@@ -147,8 +153,8 @@ def test_low_data_gains_at_every_small_fraction_and_their_shrinking(tmp_path: Pa
     gain = found["low_data_gain/0.05"]
     assert (gain.verdict, gain.n, gain.source) == (HOLDS, 3, f"low_data/digits-{KEY[:8]}")
     assert gain.estimate == pytest.approx(0.101)
-    # The clearest of two: level 0.0125, s = 0.001.
-    assert gain.ci_low == pytest.approx(0.101 - 0.00358266, abs=1e-7)
+    # s = 0.001.
+    assert gain.ci_low == pytest.approx(0.101 - 0.00248414, abs=1e-7)
     assert found["low_data_gain/0.1"].verdict == FAILS
     shrinks = found["gain_shrinks/0.05-to-1"]
     assert (shrinks.verdict, shrinks.estimate) == (HOLDS, pytest.approx(0.081))
@@ -167,8 +173,9 @@ def test_of_each_data_set_the_most_recent_study_counts(tmp_path: Path) -> None:
     frames = frames_of(tmp_path, old, new, other)
     rows = [(c.verdict, c.source) for c in verdicts(frames) if c.claim == "low_data_gain/0.05"]
     assert sorted(rows) == [(FAILS, "low_data/digits-bbbbbbbb"), (HOLDS, "low_data/svhn-cccccccc")]
-    # The terminal tells them apart too.
-    lines = [line for line in verdicts_text.answer(verdicts(frames)).splitlines() if "low_data_gain/0.05" in line]
+    # The file for people tells them apart too.
+    text = verdicts_text.markdown(frames, verdicts(frames))
+    lines = [line for line in text.splitlines() if "low_data_gain/0.05" in line]
     assert ["digits-bbbbbbbb" in line for line in lines] == [FAILS in line for line in lines] == [True, False]
 
 
@@ -221,9 +228,10 @@ def test_without_warmup_divergence_counts_as_guessing(tmp_path: Path) -> None:
     }  # fmt: skip
     diverged = warmup["random_loses_without_warmup/0.1"]
     assert (diverged.estimate, diverged.n) == (pytest.approx(0.701 - 1 / 10), 3)
-    # The rate at which nothing trains is not shown, and yet a member of the family: t(1 - 0.025 / 3, 2) = 7.648846,
-    # t(1 - 0.025 / 2, 2) = 6.205347, the standard error 0.001 / sqrt(3).
-    assert diverged.ci_low == pytest.approx(0.601 - 7.648846 * 0.001 / math.sqrt(3), abs=1e-6)
+    # The rate at which nothing trains is not shown, and yet a member of the family: three times its own p.
+    t = 0.601 / (0.001 / math.sqrt(3))
+    assert diverged.p_holm == pytest.approx(3 * (0.5 - t / (2 * math.sqrt(2 + t * t))), rel=1e-3)
+    assert diverged.ci_low == pytest.approx(0.601 - 4.302653 * 0.001 / math.sqrt(3), abs=1e-6)
 
 
 def test_nine_heads_against_fewer_and_more(tmp_path: Path) -> None:
@@ -293,7 +301,7 @@ def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     assert run(0.1, "--strict") == 0
     rows = list(csv.reader((tmp_path / "out" / "claims.csv").read_text().splitlines()))
-    assert rows[0] == ["claim", "verdict", "estimate", "ci_low", "ci_high", "n", "source"]
+    assert rows[0] == ["claim", "verdict", "estimate", "ci_low", "ci_high", "n", "source", "p_holm"]
     assert {row[1] for row in rows[1:]} == {HOLDS, UNDECIDED}
     text = (tmp_path / "out" / "claims.md").read_text()
     for said in (
@@ -302,8 +310,11 @@ def test_files_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "    python sweeps/low_data.py --dataset digits --seeds 3",
     ):
         assert said in text
-    *_, before, _, _, last = capsys.readouterr().out.splitlines()
-    assert before.startswith("| attention_adds_to_the_twin ") and last == "3 of 23 claims hold."
+    *_, judged, waiting, without, folder, last = capsys.readouterr().out.splitlines()
+    assert judged == "3 claims hold."
+    assert waiting == "10 more cannot be judged yet: no seed has what they compare, at least 3 are needed."
+    assert without.startswith("No study yet: heads_enough, ") and "low_data" not in without
+    assert folder.endswith(f"{tmp_path / 'out'}/") and last == f"Report: {tmp_path / 'out' / 'report.html'}"
     assert run(-0.1) == 0
     assert run(-0.1, "--strict") == 3
     capsys.readouterr()

@@ -1,6 +1,7 @@
 """results/report.html: whole, self-contained, and safe whatever a study is called."""
 
 import base64
+import xml.etree.ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cvit.analysis.questions import all_questions, question_of
 from cvit.analysis.report import PAPER
 from tests.support.fake_studies import trainings, write_journal
 
-VOID = {"meta", "img", "br", "hr"}
+VOID = {"meta", "img", "br", "hr", "source"}
 HOSTILE = '"><script>alert(1)</script>|[x](http://evil.example)'
 
 
@@ -86,12 +87,54 @@ def test_commands_and_provenance_are_there(out: Path, page: Page) -> None:
 
 def test_nothing_is_loaded_from_elsewhere(out: Path, page: Page) -> None:
     references = [str(a[name]) for _, a in page.tags for name in ("src", "href", "srcset", "action") if name in a]
-    assert [r for r in references if not r.startswith(("#", "data:"))] == [PAPER]
+    others = [reference for reference in references if not reference.startswith(("#", "data:"))]
+    assert others[0] == PAPER and set(others[1:]) == {
+        path.name for path in out.iterdir() if path.name not in ("report.html", "claims.md", "claims.csv")
+    }
+    loaded = [str(a[name]) for _, a in page.tags for name in ("src", "srcset") if name in a]
+    assert len(loaded) == 4 and all(reference.startswith("data:image/svg+xml;base64,") for reference in loaded)
     targets = {str(attributes["id"]) for _, attributes in page.tags if "id" in attributes}
     assert {r[1:] for r in references if r.startswith("#")} <= targets
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     style = (out / "report.html").read_text().partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style and "@import" not in style
+
+
+def test_the_answers_come_first_then_verdicts_rules_and_provenance(page: Page) -> None:
+    assert [attributes["id"] for attributes in page.named("section")] == [
+        "sweep-low_data", "sweep-init_schemes", "verdicts", "rules", "provenance",
+    ]  # fmt: skip
+    answer, figures = (
+        page.text.index("two_phase - random on the same seeds:"),
+        page.text.index("Files beside this page"),
+    )
+    assert answer < figures < page.text.index("A row per claim and place")
+    assert "digits, n = 3" in page.text and "study digits-aaaaaaaa" in page.text
+    assert "digits-aaaaaaaa" not in page.text.partition("All numbers, settings")[0]  # titles are words
+    assert "Nothing to compare in their studies: low_data_gain_at_equal_flops.\n" in page.text
+    waiting = page.text.partition("Claims without a study: ")[2].partition("\n")[0]
+    assert "heads_enough, heads_necessary, patches_save_heads, " in waiting and "low_data" not in waiting
+
+
+def test_numbers_are_aligned(page: Page) -> None:
+    cells = [attributes for tag, attributes in page.tags if tag == "td"]
+    assert {"style": "text-align:right"} in cells and {"class": "number"} in cells
+
+
+def test_panels_stack_on_a_phone(out: Path, page: Page) -> None:
+    """The picture for narrow screens has a view per panel and legend, each no wider than the screen."""
+    (first, _) = page.named("source")
+    assert first["media"] == "(max-width: 40rem)"
+    svg = xml.etree.ElementTree.fromstring(base64.b64decode(str(first["srcset"]).partition(",")[2]))
+    views = svg.findall("{http://www.w3.org/2000/svg}svg")
+    figure = xml.etree.ElementTree.parse(out / "low_data.svg").getroot()
+    panels = [group for group in figure.iter() if str(group.get("id")).startswith("axes_")]
+    assert len(views) > len(panels) >= 2
+    tops = [float(str(view.get("y"))) for view in views]
+    ends = [top + float(str(view.get("height"))) for top, view in zip(tops, views, strict=True)]
+    assert all(end <= top for end, top in zip(ends, tops[1:], strict=False))
+    width = float(str(svg.get("width")).removesuffix("pt"))
+    assert all(float(str(view.get("width"))) <= width + 0.01 for view in views) and width < 7 * 72 / 1.9
 
 
 def test_hostile_names_stay_text(page: Page) -> None:

@@ -150,7 +150,7 @@ def test_two_tasks_in_one_store_keep_their_types(tmp_path: Path) -> None:
 
 
 def test_files_of_every_sweep(written: Path) -> None:
-    kinds = ("csv", "md", "png", "svg", "tex")
+    kinds = ("csv", "md", "pdf", "png", "svg", "tex")
     sweeps = ("expressivity", "head_count", "patch_size", "mystery")
     expected = {f"{sweep}.{kind}" for sweep in sweeps for kind in kinds}
     expected |= {"claims.csv", "claims.md", "report.html"}

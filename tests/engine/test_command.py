@@ -21,9 +21,10 @@ from cvit.engine.scripts import sweep_scripts
 from cvit.engine.terminal.cli import parse, unknown_variables
 from sweeps.low_data import SWEEP
 from tests.support.plans import make_plan
-from tests.support.scripts import ROOT, TINY, Ended, as_if_new, call, journal, sweep
+from tests.support.scripts import ROOT, TINY, Ended, as_if_new, call, journal
 
-SMALL = ("--preset", "smoke", "--init-scheme", "random", *TINY[:-2], "--min-steps", "8")
+SMALL = ("--preset", "smoke", "--init-scheme", "random", "--data-fraction", "0.05", *TINY[:-2], "--min-steps", "8")
+LOCAL = ("--address", "local", "--tracking-uri", "none")
 DRY = ("--preset", "smoke", "--dry-run", "--max-pack", "1")
 HEAVY = ("torch", "pandas", "ray", "mlflow")
 
@@ -37,13 +38,9 @@ def cvit(folder: Path, *arguments: str, program: str = "/usr/bin/cvit") -> Ended
             try:
                 command.main()
             except SystemExit as end:
-                exit_code = end.code
+                exit_code = end.code or 0
     assert isinstance(exit_code, int)
     return Ended(exit_code, output.getvalue(), errors.getvalue())
-
-
-def local(folder: Path) -> tuple[str, ...]:
-    return ("--address", "local", "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}")
 
 
 def lines_with(text: str, words: str) -> list[str]:
@@ -126,7 +123,7 @@ def test_the_version_is_that_of_the_code(tmp_path: Path) -> None:
         (["run", "low-data", "tuned", "full-grid", "--preset", "photographs"], "one of laptop, smoke, reference"),
         (["run", "low-data", "no-warmup", "--learning-rate", "1e-3", "2e-3"], "takes one value in this sweep"),
         (["sync", "--storage", "nowhere"], "cvit sync: error: storage 'nowhere' has no journal"),
-        (["sync", "--foo"], 'cvit sync: error: Unknown option: "--foo"'),
+        (["sync", "--foo"], "cvit sync: error: Unknown option: --foo"),
         (["tables", "--storage", "nowhere"], "cvit tables: error: "),
     ],
 )
@@ -141,14 +138,14 @@ def test_a_wrong_command_ends_with_one_line_and_code_2(arguments: list[str], mes
 
 
 def test_several_questions_run_one_after_another_with_common_options(tmp_path: Path) -> None:
-    """An option that only one of them has, as an axis or at all, goes where it belongs."""
-    options = (*SMALL, "--data-fraction", "0.05", "--warmup-fraction", "0", *local(tmp_path))
+    """An option is an axis of one of them and a single value in the other."""
+    options = (*SMALL, "--warmup-fraction", "0", *LOCAL)
     ended = cvit(tmp_path, "run", "low-data", "no_warmup", "low-data", *options, "--learning-rate", "0.002")
     assert ended.exit_code == 0, ended.errors
     (of_low_data,), (of_no_warmup,) = (_trials(tmp_path, name) for name in ("low_data", "no_warmup"))
     assert of_low_data["data_fraction"] == of_no_warmup["data_fraction"] == 0.05
     assert of_low_data["learning_rate"] == of_no_warmup["learning_rate"] == 0.002
-    assert of_no_warmup["warmup_fraction"] == 0.0 != of_low_data["warmup_fraction"]
+    assert of_low_data["warmup_fraction"] == of_no_warmup["warmup_fraction"] == 0.0
     again = cvit(tmp_path, "run", "low-data", "no-warmup", *options, "--learning-rate", "0.002")
     assert again.output.count("Nothing to train: every trial is done.") == 2
 
@@ -162,15 +159,17 @@ def _trials(folder: Path, name: str) -> list[dict[str, Any]]:
     [
         ("/opt/bin/cvit", "cvit low-data", "cvit tables"),
         ("/opt/lib/cvit/__main__.py", "python -m cvit low-data", "python -m cvit tables"),
+        (None, "sweeps/low_data.py", "python analysis/make_tables.py"),
     ],
 )
-def test_printed_commands_follow_the_way_it_was_started(program: str, words: str, tables: str, tmp_path: Path) -> None:
-    options = (*SMALL, "--data-fraction", "0.05", *local(tmp_path), "--storage", "my runs")
-    ended = cvit(tmp_path, "low-data", *options, program=program)
-    assert ended.exit_code == 0, ended.errors
-    assert lines_with(ended.output, "Tables and figures:") == [f"Tables and figures:  {tables} --storage 'my runs'"]
-    plan = plan_of(cvit(tmp_path, "low-data", *DRY, "--json", "--storage", "my runs", program=program).output)
-    assert plan["command"] == f"{words} {' '.join(DRY)} --json --storage 'my runs'"
+def test_printed_commands_follow_the_way_it_was_started(
+    program: str | None, words: str, tables: str, tmp_path: Path
+) -> None:
+    options = (*SMALL, *LOCAL)
+    ended = call(tmp_path, *options) if program is None else cvit(tmp_path, "low-data", *options, program=program)
+    assert lines_with(ended.output, "Tables and figures:") == [f"Tables and figures:  {tables} --storage storage"]
+    (study,) = [record for record in journal(tmp_path) if record["type"] == vocabulary.RECORD_STUDY]
+    assert study["command"].endswith(f"{words} {shlex.join(options)}")
 
 
 def test_a_run_of_several_names_all_of_them_in_its_command() -> None:
@@ -179,11 +178,6 @@ def test_a_run_of_several_names_all_of_them_in_its_command() -> None:
     assert request is not None
     assert request.command.endswith("run low-data no-warmup --seeds 2")
     assert request.command.startswith(" ".join(started.program))
-
-
-def test_a_script_prints_the_scripts(tmp_path: Path) -> None:
-    output = sweep(tmp_path, *SMALL, "--data-fraction", "0.05")
-    assert "Tables and figures:  python analysis/make_tables.py --storage storage" in output
 
 
 def test_variables_are_a_part_of_the_printed_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,19 +345,22 @@ def test_the_plan_as_json_is_the_plan(tmp_path: Path) -> None:
 
 
 def test_the_plan_as_json_says_what_is_done(tmp_path: Path) -> None:
-    options = (*SMALL, "--data-fraction", "0.05", *local(tmp_path))
+    options = (*SMALL, *LOCAL)
     assert cvit(tmp_path, "low-data", *options).exit_code == 0
     plan = plan_of(cvit(tmp_path, "low-data", *options, "--seeds", "2", "--dry-run", "--json").output)
     assert (plan["num_trials"], plan["num_trials_done"]) == (2, 1)
-    assert [trial["status"] for trial in plan["trials"]] == [vocabulary.STATUS_COMPLETED, None]
+    assert [trial["status"] for trial in plan["trials"]] == [vocabulary.STATUS_OK, None]
     assert sum(stage["is_done"] for stage in plan["stages"]) == 1
     done = plan_of(cvit(tmp_path, "low-data", *options, "--dry-run", "--json").output)
     assert done["cost"] is None and done["steps_to_train"] == 0
 
 
 def test_the_plans_of_several_sweeps_are_one_document(tmp_path: Path) -> None:
-    output = cvit(tmp_path, "run", "head-count", "tuned", *DRY, "--json").output
+    """An option that only one of them has goes there."""
+    output = cvit(tmp_path, "run", "head-count", "tuned", *DRY, "--json", "--kernel-size", "5").output
     plans = json.loads(output)["sweeps"]
+    assert plans[0]["grid"]["kernel_size"] == [5]
+    assert "kernel_size" not in plans[1]["settings"].keys() | plans[2]["settings"].keys()
     assert [plan["sweep"] for plan in plans] == ["expressivity", "head_count", "tuned"]
     assert [plan["search"] is None for plan in plans] == [True, True, False]
     assert plans[2]["search"] == {"trials_per_scheme": 4, "round_size": 2, "finalists": 2, "finalist_seeds": 2}

@@ -10,6 +10,7 @@ import torch
 from cvit.config import TrialConfig
 from cvit.engine.execution import cost, pack_size
 from cvit.engine.execution.cost import flops_of, step_seconds
+from cvit.engine.execution.workers import this_process
 from cvit.stages import Stage, TrainingStage
 from cvit.training import probe
 from tests.support.plans import SMALL, make_progress
@@ -57,7 +58,7 @@ def test_then_with_fewer_blocks_and_then_not_at_all(tmp_path: Path, monkeypatch:
     wide = small_stage(tmp_path, embed_dim=1_000_000)
     assert probe._timeable(wide) is None
     assert all(math.isnan(seconds) for seconds in probe.step_seconds(wide, [1, 2], CPU))
-    assert pack_size.fitting_packs([(wide, 4)], "cpu", 1) == [1]
+    assert pack_size.fitting_packs([(wide, 4)], this_process("cpu")) == [1]
 
 
 def test_operations_of_blocks_that_are_not_built_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,5 +97,5 @@ def test_pack_sizes_are_measured_for_a_bounded_time(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(probe, "step_seconds", step_seconds)
     monkeypatch.setattr(pack_size, "MEASURING_S", 0.0)
     others = [dataclasses.replace(stage, steps=steps) for steps in (1, 2)]
-    assert pack_size.fitting_packs([(stage, 4), (others[0], 4), (others[1], 2)], "cpu", 1) == [4, 4, 2]
+    assert pack_size.fitting_packs([(stage, 4), (others[0], 4), (others[1], 2)], this_process("cpu")) == [4, 4, 2]
     assert tried == [stage]

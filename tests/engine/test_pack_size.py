@@ -79,7 +79,7 @@ def test_fits_are_not_packed(tmp_path: Path) -> None:
 def test_the_size_is_measured_on_the_device(tmp_path: Path) -> None:
     stage = make_progress(tmp_path, *SMALL).todo[0]
     assert isinstance(stage, TrainingStage)
-    (size,) = fitting_packs([(stage, 4)], "cpu", workers_per_device=1)
+    (size,) = fitting_packs([(stage, 4)], HERE)
     assert size in (1, 2, 4)
     assert not list(tmp_path.iterdir())
 
@@ -89,7 +89,7 @@ def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
     """The size that is found can be trained, and twice a huge one's memory share is not exceeded."""
     stage = make_progress(tmp_path, *SMALL).todo[0]
     assert isinstance(stage, TrainingStage)
-    (size,) = fitting_packs([(stage, 16)], "cuda", workers_per_device=2)
+    (size,) = fitting_packs([(stage, 16)], Workers("cuda", 2, is_here=True))
     assert size == 16, "16 tiny models fit any GPU"
 
 

@@ -17,6 +17,7 @@ from cvit.analysis.display.settings import heading_lines, listed, settings_lines
 from cvit.analysis.display.text import (
     gain_text,
     interval,
+    is_numeric,
     latex,
     latex_estimate,
     latex_table,
@@ -26,6 +27,7 @@ from cvit.analysis.display.text import (
     number_text,
     percent,
 )
+from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import cell_text, csv_value, heading, in_caption, scheme_text, texts
 from cvit.analysis.statistics.stats import Summary
 from cvit.analysis.statistics.studies import GAIN, Study
@@ -82,7 +84,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Section:
-    """A table of its own, of values that belong to no single row of the others; LaTeX does not have it.
+    """A table of its own, of values that belong to no single row of the others.
 
     Attributes:
         title: its heading.
@@ -174,8 +176,9 @@ def markdown(studies: Sequence[Study], layout: Layout) -> str:
 
 
 def latex_tables(studies: Sequence[Study], layout: Layout) -> str:
-    """All studies as LaTeX, a `table` each (package booktabs)."""
-    return "\n".join(_latex_table(study, layout) for study in studies)
+    """All studies as LaTeX (package booktabs): a `table` each, and one for each of their comparisons, sections and
+    costs."""
+    return "\n".join(table for study in studies for table in _latex_study(study, layout))
 
 
 def answer(study: Study, layout: Layout) -> str:
@@ -249,16 +252,36 @@ def _markdown_cells(study: Study, cell: Summary, sign: str = "") -> list[str]:
     return [*texts(study, cell.place), scheme_text(cell.place[SCHEME]), *estimate, *map(str, counts)]
 
 
-def _latex_table(study: Study, layout: Layout) -> str:
+def _latex_study(study: Study, layout: Layout) -> Iterator[str]:
+    """The tables of a study: the short one, then comparisons, sections and costs."""
+    source = f"on {named_title(study)}"
+    name = f"{study.sweep}-{study.label}"
     head, rows = _overview(study, layout, plus_minus=r" \pm ")
     first, last = len(_row_axes(study, layout.across)), len(head) - len(_overview_columns(layout))
     by = f" by {' and '.join(map(in_caption, study.axes))}" if study.axes else ""
-    caption = (
-        f"Test accuracy in percent on {study.dataset} (study {study.label}){by}: mean, half of the 95 % t-interval, "
-        "number of seeds."
-    )
+    caption = f"Test accuracy in percent {source}{by}: mean, half of the 95 % t-interval, number of seeds."
     cells = [[*map(latex, r[:first]), *map(latex_estimate, r[first:last]), *map(latex, r[last:])] for r in rows]
-    return latex_table(caption, f"{study.sweep}-{study.label}", head, cells, left_columns=first, notes=notes(study))
+    yield latex_table(caption, name, head, cells, left_columns=first, notes=notes(study))
+    for comparison in (layout.gain, *layout.comparisons):
+        if comparison.title and (summaries := comparison.summaries(study)):
+            head, rows = _pivot(study, summaries, gain_text, layout.across)
+            cells = [[*map(latex, row[:first]), *map(latex_estimate, row[first:])] for row in rows]
+            caption = f"{comparison.title}, {source}: points, 95 % t-interval, number of pairs."
+            yield latex_table(caption, f"{name}-{comparison.kind}", head, cells, left_columns=first)
+    for head, rows, section in _sections(study, layout):
+        yield _latex_texts(f"{section.title}, {source}.", f"{name}-{section.title}", head, rows, [section.notes])
+    head, rows = cost_tables.table(study)
+    if rows:
+        yield _latex_texts(f"{cost_tables.TITLE}, {source}.", f"{name}-cost", head, rows, [cost_tables.rules(study)])
+
+
+def _latex_texts(
+    caption: str, name: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
+) -> str:
+    """A table of texts, its columns of numbers to the right."""
+    are_numbers = [is_numeric([row[column] for row in rows]) for column in range(len(head))]
+    first = are_numbers.index(True) if True in are_numbers else len(head)
+    return latex_table(caption, name, head, [[*map(latex, row)] for row in rows], left_columns=first, notes=notes)
 
 
 def _overview(study: Study, layout: Layout, plus_minus: str) -> tuple[list[str], list[list[str]]]:

@@ -50,7 +50,7 @@ def caption(study: Study) -> str:
     if last:
         limit = f", the first {PANELS_SHOWN} of them" if len(arranged.places(study)) > PANELS_SHOWN else ""
         parts.append(f"a panel per {' and '.join(filter(None, [', '.join(panels[1:]), last]))}{limit}")
-    return f"{', '.join(parts)}. Means over seeds, bands 95 % intervals."
+    return f"{', '.join(parts)}. Means over seeds with 95 % intervals."
 
 
 def values(study: Study, axis: str) -> list[Any]:

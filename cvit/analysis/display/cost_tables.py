@@ -1,4 +1,4 @@
-"""The costs of a study's trials by scheme and phase, as a section in Markdown and as rows of a CSV."""
+"""The costs of a study's trials by scheme and phase: as a table, as a section in Markdown, as rows of a CSV."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.axes import SCHEME
 
 CSV_COLUMNS = ("phase", "steps", "learning_rate_sum", "flops", "seconds")
+TITLE = "Cost of a trial"
 _RULES = (
     "S is the sum of the learning rates: in a phase, AdamW moves no parameter by much more than S times the factor of "
     "its rate (`position_learning_rate_factor` for relative bias and position embedding). FLOPs are those of matrix "
@@ -18,12 +19,9 @@ _RULES = (
 )
 
 
-def markdown_lines(study: Study) -> list[str]:
-    """The section, by the axes that have an influence on costs; no lines if no trial says what it costs."""
+def table(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Head and rows, by the axes that have an influence on costs; no rows if no trial says what it costs."""
     axes = decisive_axes(study)
-    costs = costs_of(study, axes)
-    if not costs:
-        return []
     rows = [
         [
             *(cell_text(study, axis, at.place[axis]) for axis in axes),
@@ -35,12 +33,21 @@ def markdown_lines(study: Study) -> list[str]:
             number_text(at.cost.seconds),
             str(at.num_timed),
         ]
-        for at in costs
+        for at in costs_of(study, axes)
     ]
-    head = [*map(heading, axes), "scheme", "phase", "steps", "S", "FLOPs", "seconds", "n"]
-    left_out = [heading(axis) for axis in study.axes if axis not in axes]
-    alike = [f"No influence on steps, S and FLOPs: {', '.join(left_out)}."] if left_out else []
-    return ["", "### Cost of a trial", "", *markdown_table(head, rows), "", " ".join([_RULES, *alike])]
+    return [*map(heading, axes), "scheme", "phase", "steps", "S", "FLOPs", "seconds", "n"], rows
+
+
+def rules(study: Study) -> str:
+    """The sentences below the table."""
+    left_out = [heading(axis) for axis in study.axes if axis not in decisive_axes(study)]
+    return " ".join([_RULES, *([f"No influence on steps, S and FLOPs: {', '.join(left_out)}."] if left_out else [])])
+
+
+def markdown_lines(study: Study) -> list[str]:
+    """The section in Markdown; no lines without rows."""
+    head, rows = table(study)
+    return ["", f"### {TITLE}", "", *markdown_table(head, rows), "", rules(study)] if rows else []
 
 
 def csv_rows(study: Study) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The parts that all figures share: the style, lines with their intervals, axes, and the bytes of a file.
 
-Figures are drawn without pyplot and are the same bytes for the same data. The colours are Okabe and Ito's, which
-colour-blind readers can distinguish; markers and line styles distinguish curves in grey.
+Figures are drawn without pyplot and are the same bytes for the same data. Colours (`colours.py`) suit colour-blind
+readers; markers and line styles distinguish curves in grey.
 """
 
 import contextlib
@@ -21,9 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
+from cvit.analysis.display.colours import colour_of
+from cvit.analysis.display.titles import study_hash, study_title
 from cvit.analysis.display.wording import fraction_text, heads_text, scheme_text
-from cvit.analysis.statistics.stats import Estimate
+from cvit.analysis.statistics.stats import Estimate, Summary
 from cvit.analysis.statistics.studies import BASELINE, Study
 from cvit.analysis.statistics.variants import base_scheme
 from cvit.analysis.store.axes import SCHEME
@@ -35,17 +38,6 @@ STUDIES_SHOWN = 3
 WIDTH, ROW_HEIGHT = 7.0, 2.8
 """The width of a figure and the height of a study's row of panels, in inches."""
 
-COLOURS = {
-    "random": "#D55E00",
-    "two_phase": "#0072B2",
-    "conv_structured": "#009E73",
-    "joint": "#882255",
-    "mimetic": "#CC79A7",
-    "impulse": "#E69F00",
-    "local": "#56B4E9",
-    "convolution": "#000000",
-    "resnet": "#7F7F7F",
-}
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (3.2, 1.6)))
 """The line styles for the largest fraction and the smallest, or for no warm-up and the longest."""
 REMARK: Mapping[str, Any] = {"fontsize": "small", "color": "0.35"}
@@ -76,13 +68,23 @@ MARKERS = {
     "convolution": "D",
     "resnet": "*",
 }
-_OTHER_COLOUR, _OTHER_MARKER = "#000000", "h"
-_OF_SEVERAL = ("factor", "schedule")
-"""The first words of variants of which a figure has several."""
-_VARIANT_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_OTHER_MARKER = "h"
 _VARIANT_MARKERS = ("^", "v", "P", "X", "D", "*", "h")
 _MARKERS_PER_LINE = 8
+_HEADING_PAD = 14.0
+"""The room between a panel and the title above it, in points: that of the line with the hash."""
+_WITHOUT_INTERVALS = "single trials, so no intervals"
+_SHIFT, _LARGEST_SHIFT = 3.0, 18.0
+"""The distance between the intervals of two schemes, and the largest one of all of them together, in points."""
+_MOST_ROOM_TO_CHANCE = 0.5
+"""The room that the line of chance may take, in heights of the panel without it."""
+_NUM_CLASSES = "num_classes"
 _LEGEND_COLUMNS = 5
+_WITHOUT_DATES: Mapping[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
 _LONGEST_LINE, _LONGEST_NAME = 80, 30
 """The largest number of characters in a line of a title, and of a value at an axis or in a legend."""
 _LEGEND_WIDTH = 120
@@ -122,36 +124,118 @@ def _shortened(line: str, longest: int) -> str:
 
 
 def image_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as `png` (200 dots per inch) or `svg`, without dates, so that equal figures are equal bytes."""
+    """The figure as `png` (200 dots per inch), `svg` or `pdf`, without dates, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
     with rc_context(_STYLE), warnings.catch_warnings():
         # A name in a script that the font does not have is drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(buffer, format=kind, dpi=200, metadata=_WITHOUT_DATES[kind])
     return buffer.getvalue()
 
 
+def draw_heading(axes: Axes, study: Study, remark: str = "") -> None:
+    """Writes the study's title above a panel and, smaller, its hash, a remark, and that one seed has no interval."""
+    axes.set_title(study_title(study), loc="left", fontweight="bold", pad=_HEADING_PAD)
+    single = [_WITHOUT_INTERVALS] if max((cell.estimate.n for cell in study.means), default=0) == 1 else []
+    draw_subtitle(axes, "; ".join([f"study {study_hash(study)}", *[remark] * bool(remark), *single]))
+
+
+def draw_subtitle(axes: Axes, text: str) -> None:
+    """Writes a line in small letters above a panel."""
+    place: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate(text, (0.0, 1.0), **place, **REMARK)
+
+
 def draw_accuracy(
-    axes: Axes, study: Study, axis: str, place: Mapping[str, Any], has_band: bool = True, **line: Any
+    axes: Axes, study: Study, axis: str, place: Mapping[str, Any], aside: float = 0.0, **line: Any
 ) -> None:
-    """Draws test accuracy against one axis, a line per scheme, at a place on the other axes."""
-    for scheme in study.schemes:
+    """Draws test accuracy against one axis, a line with intervals per scheme, at a place on the other axes.
+
+    Args:
+        aside: shifts all of it to the side, in points, so that the intervals of several places can be told apart.
+    """
+    for scheme, shift in shifts(study.schemes).items():
         at = {**place, SCHEME: scheme}
-        cells = [c for c in study.means if c.estimate.n and at.items() <= c.place.items()]
-        estimates = [c.estimate for c in cells]
-        draw_line(axes, [c.place[axis] for c in cells], estimates, scheme, has_band, label=scheme_text(scheme), **line)
+        cells = [cell for cell in study.means if cell.estimate.n and at.items() <= cell.place.items()]
+        style = line_style(scheme, label=scheme_text(scheme), **line)
+        draw_estimates(axes, [c.place[axis] for c in cells], [c.estimate for c in cells], shift + aside, **style)
     axes.set_ylabel("test accuracy (%)")
 
 
-def draw_line(
-    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, has_band: bool = True, **line: Any
+def draw_gains(axes: Axes, study: Study, axis: str, gains: Sequence[Summary]) -> None:
+    """Draws the gains over random initialisation of every scheme, with intervals, side by side at each value."""
+    schemes = [scheme for scheme in study.schemes if scheme != BASELINE]
+    for scheme, shift in shifts(schemes).items():
+        cells = [cell for cell in gains if cell.place[SCHEME] == scheme and cell.estimate.n]
+        style = line_style(scheme, linestyle="")
+        draw_estimates(axes, [c.place[axis] for c in cells], [c.estimate for c in cells], shift, **style)
+    axes.axhline(0, color=line_style(BASELINE)["color"], linewidth=1.0, zorder=0)
+    axes.set_ylabel(f"gain over {BASELINE} (points)")
+    grid_lines(axes)
+
+
+def shifts(schemes: Sequence[str]) -> dict[str, float]:
+    """Small shifts to the side, in points, at which the intervals of schemes do not cover each other."""
+    apart = min(_SHIFT, _LARGEST_SHIFT / max(1, len(schemes)))
+    return {scheme: apart * (number - (len(schemes) - 1) / 2) for number, scheme in enumerate(schemes)}
+
+
+def draw_estimates(
+    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], shift: float = 0.0, scale: float = 100, **style: Any
 ) -> None:
-    """Draws a scheme's means in percent, with their intervals as a band if `has_band`."""
+    """Draws means, times a scale, with their intervals as vertical lines; a mean of one value has none."""
+    ranges = [tuple(scale * value for value in (e.ci_low, e.mean, e.ci_high)) for e in estimates]
+    draw_ranges(axes, x, ranges, shift, **style)
+
+
+def draw_ranges(
+    axes: Axes, x: Sequence[float], ranges: Sequence[tuple[float, ...]], shift: float = 0.0, **style: Any
+) -> None:
+    """Draws values with a vertical line from their lower to their upper ends, if these are known.
+
+    Args:
+        ranges: lower end, value and upper end at each x.
+        shift: the shift of all of it to the side, in points.
+    """
+    assert axes.figure is not None
+    low, middle, high = np.array(ranges, dtype=float).reshape(-1, 3).T
+    aside = ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+    axes.errorbar(
+        x, middle, yerr=[middle - low, high - middle], elinewidth=0.9, transform=axes.transData + aside, **style
+    )
+    points = np.array([(place, end) for place, ends in zip(x, ranges, strict=True) for end in ends if end == end])
+    if len(points):  # matplotlib does not see what lies aside
+        axes.update_datalim(points)
+        axes.autoscale_view()
+
+
+def draw_curve(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], scheme: str, **line: Any) -> None:
+    """Draws a scheme's means during training in percent, with their intervals as a band."""
     low, mean, high = (100 * np.array([getattr(e, end) for e in estimates]) for end in ("ci_low", "mean", "ci_high"))
     every = math.ceil(len(x) / _MARKERS_PER_LINE) or None
     axes.plot(x, mean, **line_style(scheme, markevery=every, **line))
-    if has_band:
-        axes.fill_between(x, low, high, color=line_style(scheme)["color"], alpha=0.15, linewidth=0)
+    axes.fill_between(x, low, high, color=line_style(scheme)["color"], alpha=0.15, linewidth=0)
+
+
+def draw_chance(axes: Axes, study: Study, at_left: bool = False) -> None:
+    """Draws the accuracy of guessing, if the number of classes is known. It is called when the curves are drawn.
+
+    Where they lie far above, a line would leave them little room: then a remark says how far below it is.
+    """
+    classes = {row.get(_NUM_CLASSES) for row in study.trials or [study.params]}
+    num_classes = classes.pop() if len(classes) == 1 else None
+    if not num_classes:
+        return
+    chance, (low, high) = 100 / num_classes, axes.get_ylim()
+    if low - chance <= _MOST_ROOM_TO_CHANCE * (high - low):
+        axes.axhline(chance, color="0.45", linestyle=(0, (1, 1.6)), linewidth=1.0, zorder=0)
+        axes.set_ylim(min(low, chance - 0.05 * (high - min(low, chance))), high)
+        text, height, coordinates = "chance", chance, ("axes fraction", "data")
+    else:
+        text, height, coordinates = f"↓ chance: {chance:.3g} %", 0.0, "axes fraction"
+    x, side = (0.01, "left") if at_left else (1.0, "right")
+    above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": side, "va": "bottom"}
+    axes.annotate(text, (x, height), xycoords=coordinates, **above, **REMARK)
 
 
 def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
@@ -160,10 +244,9 @@ def line_style(scheme: str, **changes: Any) -> dict[str, Any]:
     a figure has several of a scheme, one by its name."""
     base = base_scheme(scheme)
     is_variant = base != scheme
-    colour, marker = COLOURS.get(base, _OTHER_COLOUR), MARKERS.get(base, _OTHER_MARKER)
-    if scheme.removeprefix(f"{base}, ").startswith(_OF_SEVERAL):
+    colour, marker = colour_of(scheme), MARKERS.get(base, _OTHER_MARKER)
+    if colour != colour_of(base):
         number = zlib.crc32(scheme.encode()) // 4  # which tells the variants of the presets apart
-        colour = _VARIANT_COLOURS[number % len(_VARIANT_COLOURS)]
         marker = _VARIANT_MARKERS[number % len(_VARIANT_MARKERS)]
     face = "white" if base == BASELINE or is_variant else colour
     style = {"color": colour, "marker": marker, "markerfacecolor": face}
@@ -191,23 +274,6 @@ def scheme_handles(studies: Sequence[Study], **line: Any) -> list[Line2D]:
     return [Line2D([], [], label=scheme_text(scheme), **line_style(scheme, **line)) for scheme in schemes]
 
 
-def legend_above(axes: Axes, handles: Sequence[Line2D]) -> None:
-    """Draws a legend in one line above the panel, if there are entries."""
-    if handles:
-        legend = axes.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(-0.03, 0.98),
-            borderaxespad=0.0,
-            ncols=len(handles),
-            columnspacing=1.0,
-            handletextpad=0.5,
-            handlelength=2.0,
-            fontsize="small",
-        )
-        legend.set_in_layout(False)
-
-
 def fixed_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str]) -> None:
     """Sets the ticks of an axis to these values."""
     axis.set_major_locator(FixedLocator(values))
@@ -222,12 +288,13 @@ def log_x(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> 
     axes.set_xlim(values[0] / 1.25, values[-1] * 1.25)
 
 
-def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
-    """Draws one legend for all panels below them, with every curve once."""
+def legend_below(figure: Figure, panels: Iterable[Axes], others: Sequence[Line2D] = ()) -> None:
+    """Draws one legend for all panels below them, with every curve once, and with other entries."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
+    handles |= {str(other.get_label()): other for other in others}
     if handles:
         labels = [_shortened(name, _LONGEST_NAME) for name in handles]
         columns = min(len(handles), _LEGEND_COLUMNS, max(1, _LEGEND_WIDTH // (_HANDLE_WIDTH + max(map(len, labels)))))
@@ -237,7 +304,7 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
 def mark_heads(axes: Axes, count: int, at_top: bool) -> None:
     """Draws a vertical line at a number of heads, with a label right of its upper or left of its lower end."""
     axes.axvline(count, color="0.5", linestyle=":", linewidth=1.0, zorder=0)
-    height, horizontal, vertical, distance = (1.0, "left", "top", 3) if at_top else (0.02, "right", "bottom", -3)
+    height, horizontal, vertical, distance = (1.0, "left", "top", 3) if at_top else (0.1, "right", "bottom", -3)
     axes.annotate(
         heads_text(count),
         (count, height),

@@ -9,10 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from cvit.analysis.display.arrangement import PANELS_SHOWN, Arrangement, arrangement, is_spread, values
+from cvit.analysis.display.colours import COLOURS
 from cvit.analysis.display.figure_style import (
-    COLOURS,
     MARKERS,
     STUDIES_SHOWN,
+    draw_chance,
+    draw_estimates,
+    draw_heading,
+    draw_subtitle,
     fixed_ticks,
     grid_lines,
     legend_below,
@@ -22,14 +26,12 @@ from cvit.analysis.display.figure_style import (
     tidy,
 )
 from cvit.analysis.display.wording import heading, label, metric_text, plain_text, scheme_text, value_text
-from cvit.analysis.statistics.stats import Summary
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.axes import SCHEME
 from cvit.vocabulary import is_accuracy
 
 _PANELS_PER_ROW = 3
-_PANEL_HEIGHT = 2.0
-_LINE_HEIGHT = 0.15
+_PANEL_HEIGHT = 2.3
 _LOG_X_FROM = 10.0
 _LOG_Y_FROM = 100.0
 _MOST_TICKS = 8
@@ -42,20 +44,27 @@ def draw(studies: Sequence[Study]) -> Figure:
     places_of = [arranged.places(study)[:PANELS_SHOWN] for study, arranged in recent]
     columns = min(_PANELS_PER_ROW, max(map(len, places_of)))
     rows = [math.ceil(len(places) / columns) for places in places_of]
-    title_lines = 1 + max(len(arranged.panels) for _, arranged in recent)
-    with new_figure((_PANEL_HEIGHT + _LINE_HEIGHT * title_lines) * sum(rows) + 0.3) as figure:
+    panels_of_studies = []
+    with new_figure(_PANEL_HEIGHT * sum(rows) + 0.3) as figure:
         grid = figure.subplots(sum(rows), columns, squeeze=False, sharey=True)
         for i, ((study, arranged), places) in enumerate(zip(recent, places_of, strict=True)):
             panels = grid[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
             for axes, place in zip(panels, places, strict=False):
-                title = [label(axis, value, study.head_dim) for axis, value in place.items()]
-                axes.set_title("\n".join([*([study.label] if axes is panels[0] else []), *title]), loc="left")
+                title = ", ".join(label(axis, value, study.head_dim) for axis, value in place.items())
+                if axes is panels[0]:
+                    draw_heading(axes, study, title)
+                elif title:
+                    draw_subtitle(axes, title)
                 _draw_panel(axes, study, arranged, place)
+                if is_accuracy(study.metric):
+                    panels_of_studies.append((study, axes))
             for axes in panels[len(places) :]:
                 axes.set_axis_off()
         for row in grid:
             row[0].set_ylabel(metric_text(studies[0].metric) + (" (%)" if is_accuracy(studies[0].metric) else ""))
         _scale_y(grid.flat, [study for study, _ in recent])
+        for study, axes in panels_of_studies:
+            draw_chance(axes, study)
         legend_below(figure, grid.flat)
     return figure
 
@@ -68,7 +77,8 @@ def _draw_panel(axes: Axes, study: Study, arranged: Arrangement, place: Mapping[
     for number, value in enumerate([None] if arranged.lines is None else values(study, arranged.lines)):
         cells = [cell for cell in at_place if arranged.lines is None or cell.place[arranged.lines] == value]
         x = [x_of[cell.place[arranged.x]] for cell in cells]
-        _draw_line(axes, x, cells, 100 if is_accuracy(study.metric) else 1, _style(arranged, number, value))
+        scale = 100 if is_accuracy(study.metric) else 1
+        draw_estimates(axes, x, [cell.estimate for cell in cells], scale=scale, **_style(arranged, number, value))
     axes.set_xlabel(heading(arranged.x))
     _scale_x(axes, study, arranged.x, list(x_of.values()), is_numeric)
 
@@ -82,12 +92,6 @@ def _scale_y(panels: Iterable[Axes], studies: Sequence[Study]) -> None:
         else:
             axes.set_yscale("log" if is_spread(means, _LOG_Y_FROM) else "linear")
             grid_lines(axes)
-
-
-def _draw_line(axes: Axes, x: Sequence[float], cells: Sequence[Summary], scale: float, style: dict[str, Any]) -> None:
-    low, mean, high = ([scale * getattr(cell.estimate, end) for cell in cells] for end in ("ci_low", "mean", "ci_high"))
-    axes.plot(x, mean, **style)
-    axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _style(arranged: Arrangement, number: int, value: Any) -> dict[str, Any]:

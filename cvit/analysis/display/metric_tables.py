@@ -10,6 +10,7 @@ from cvit.analysis.display.csv_text import csv_text
 from cvit.analysis.display.notes import notes
 from cvit.analysis.display.settings import has_schemes, heading_lines, listed, settings_lines
 from cvit.analysis.display.text import latex, latex_table, markdown_name, markdown_table, number_text
+from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import csv_value, heading, in_caption, metric_text, scheme_text, texts
 from cvit.analysis.statistics.stats import Estimate, Summary
 from cvit.analysis.statistics.studies import Study
@@ -66,8 +67,7 @@ def _markdown_section(study: Study) -> str:
 def _latex_table(study: Study) -> str:
     head, rows = _head(study), _rows(study)
     by = f" by {' and '.join(map(in_caption, study.axes))}" if study.axes else ""
-    source = f"on {study.dataset} (study {study.label})" if study.dataset else f"(study {study.label})"
-    caption = f"{_metric(study)} {source}{by}: mean over seeds with the 95 % t-interval."
+    caption = f"{_metric(study)}, {named_title(study)}{by}: mean over seeds with the 95 % t-interval."
     cells = [list(map(latex, row)) for row in rows]
     name = f"{study.sweep}-{study.label}"
     return latex_table(

@@ -2,12 +2,14 @@
 
 from collections import Counter
 
+from cvit.analysis.display.titles import is_smoke
 from cvit.analysis.statistics.stats import STATES_WITH_RESULT
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.axes import FRACTION
 from cvit.analysis.store.frames import TRAINED_WITH
 
 IN_BRACKETS = "In brackets after a share of the training data: the number of images."
+OF_SMOKE = "Preset smoke: a few steps of a small model, which show that everything runs; its numbers answer nothing."
 UNKNOWN = "unknown"
 _WORDS = {
     "code_version": "code version",
@@ -18,8 +20,8 @@ _WORDS = {
 
 
 def notes(study: Study) -> list[str]:
-    """The sentences below a study's table: the meaning of the numbers after shares, which shares are the same images,
-    and with what the trials were trained, if that differs."""
+    """The sentences below a study's table: that it is a smoke test, if it is one, the meaning of the numbers after
+    shares, which shares are the same images, and with what the trials were trained, if that differs."""
     mixed = [
         f"Trained with more than one {_WORDS[column]}: "
         + "; ".join(f"{value} ({count} trial{'' if count == 1 else 's'})" for value, count in values.items())
@@ -28,7 +30,8 @@ def notes(study: Study) -> list[str]:
         if len(values) > 1 or any(" and " in value for value in values)
     ]
     in_brackets = [IN_BRACKETS] if FRACTION in study.axes and study.shares.num_images else []
-    return [*in_brackets, *study.shares.notes(), *mixed]
+    of_smoke = [OF_SMOKE] if is_smoke(study) else []
+    return [*of_smoke, *in_brackets, *study.shares.notes(), *mixed]
 
 
 def trained_with(study: Study) -> dict[str, Counter[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cvit.analysis.display.notes import notes, trained_with_text
 from cvit.analysis.display.text import markdown_code, markdown_name, markdown_table
+from cvit.analysis.display.titles import study_title
 from cvit.analysis.display.wording import label, labels, plain_text
 from cvit.analysis.statistics.stats import Result
 from cvit.analysis.statistics.studies import Study
@@ -14,9 +15,10 @@ from cvit.tasks import parameters_of_task
 
 
 def heading_lines(study: Study) -> list[str]:
-    """A section's heading in Markdown: label, question, start."""
+    """A section's heading in Markdown: title, question, start, and the label that files have for it."""
     started = datetime.fromtimestamp(study.start_time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return [f"## {markdown_name(study.label)}", "", f"{study.question} Started {started}.", ""]
+    named = f"Started {started}, study {markdown_code(study.label)}."
+    return [f"## {markdown_name(study_title(study))}", "", f"{study.question} {named}", ""]
 
 
 def listed(study: Study, title: str, results: Sequence[Result]) -> list[str]:

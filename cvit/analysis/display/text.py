@@ -17,6 +17,8 @@ _LATEX_ESCAPES = {
     **{character: f"\\{character}" for character in "_%&#${}"},
 }
 
+_NUMBER = re.compile(r"-|<?\[?[-+]?(\d|inf|nan)[-+\d.,e% ±\[\]infa]*(\([^()]*\))?( \*\*.*\*\*)?")
+"""A cell with a number: signs, an interval, a count in brackets, a remark that stands out."""
 _ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|\[(?=[^\]]*\]\()")
 """The beginning of HTML or of a link in Markdown."""
 
@@ -67,15 +69,31 @@ def number_text(value: float) -> str:
     return "-" if math.isnan(value) else f"{float(f'{value:.3g}'):.10g}"
 
 
+def p_text(value: float) -> str:
+    """A p-value with two digits, such as `0.012`; a dash where there is none."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2g}" if value >= 0.001 else "<0.001"
+
+
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table with aligned columns; what Markdown would take for its own within a cell is escaped."""
+    """The lines of a table with aligned columns, those of numbers to the right; what Markdown would take for its own
+    within a cell is escaped."""
+    are_numbers = [is_numeric([row[column] for row in rows]) for column in range(len(head))]
     head, *rows = ([_markdown_cell(cell) for cell in row] for row in (head, *rows))
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    widths = [max(2, *(len(row[column]) for row in [head, *rows])) for column in range(len(head))]
 
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        parts = zip(cells, widths, are_numbers, strict=True)
+        return "| " + " | ".join(c.rjust(width) if right else c.ljust(width) for c, width, right in parts) + " |"
 
-    return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
+    rules = ["-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, are_numbers, strict=True)]
+    return [line(head), "|" + "|".join(rules) + "|", *map(line, rows)]
+
+
+def is_numeric(cells: Sequence[str]) -> bool:
+    """True for a column of numbers, with or without intervals and counts, of which at least one is no dash."""
+    return all(map(_NUMBER.fullmatch, cells)) and any(cell != "-" for cell in cells)
 
 
 def _markdown_cell(text: str) -> str:

@@ -1,6 +1,6 @@
 """Axes and metrics in words: headings of columns, values in rows, and names in captions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cvit.analysis.statistics.studies import Study
@@ -93,3 +93,9 @@ def fraction_text(fraction: float) -> str:
 def plain_text(value: Any) -> str:
     """A parameter's value as text, `auto` if it is not set; floats without the noise of their last digits."""
     return f"{value:.10g}" if isinstance(value, float) else as_text(value)
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Texts as an enumeration, such as `a, b and c`."""
+    *first, last = texts
+    return f"{', '.join(first)} and {last}" if first else last

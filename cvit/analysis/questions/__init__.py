@@ -14,10 +14,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from cvit.analysis.display.accuracy_tables import GENERAL_LAYOUT, Layout
+from cvit.analysis.display.sentences import gain_sentence
 from cvit.analysis.display.tables import Tables, general_tables
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study, read_studies, require_axes
 from cvit.analysis.statistics.variants import with_variants
+from cvit.analysis.statistics.verdicts import LEAST_PAIRS
 from cvit.analysis.store.frames import Frames
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Claim:
         unit: one of PAIRED_UNITS, RELATIVE_ERROR, HEADS, DECADES, or another one.
         judge: study → its verdicts, in families; the verdicts of a family are judged together.
         rule: whole sentences about how it is judged, if the common rule does not say so.
+        least_n: the smallest n, of pairs or of what `rule` says, with which it can be judged.
+        place_text: the place of a verdict → the place in words.
         order: the place among all claims; claims without one come last.
     """
 
@@ -52,6 +56,8 @@ class Claim:
     unit: str
     judge: Callable[[Study], Iterable[Family]]
     rule: str = ""
+    least_n: int = LEAST_PAIRS
+    place_text: Callable[[str], str] = str
     order: float = math.inf
 
 
@@ -68,6 +74,7 @@ class Question:
         caption: the text below its figure; empty for the general caption.
         curves: the metrics whose whole history its tables, figure or claims need.
         claims: the claims of the paper that it tests.
+        sentence: study → a sentence with its answer in numbers; by default, one with the paired gain.
         order: the place in the report; sweeps without one come last.
     """
 
@@ -79,6 +86,7 @@ class Question:
     caption: str = ""
     curves: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
+    sentence: Callable[[Study], str] = gain_sentence
     order: float = math.inf
 
 

@@ -13,7 +13,7 @@ from cvit.analysis.statistics.cost import PhaseCost, phases_of
 from cvit.analysis.statistics.pairs import Family, differences, judged_family
 from cvit.analysis.statistics.stats import Summary, paired_difference
 from cvit.analysis.statistics.studies import BASELINE, TREATMENT, Study
-from cvit.analysis.statistics.verdicts import HOLDS
+from cvit.analysis.statistics.verdicts import HOLDS, judge
 from cvit.analysis.store.axes import MIN_STEPS, SCHEME
 
 TWIN = "convolution"
@@ -50,7 +50,7 @@ class Crossover:
         steps: where the mean difference, straight over the logarithm of the steps, changes to positive for good; NaN
             if it does so below the smallest budget, or never.
         beyond: `below N` or `above N` steps where `steps` is NaN.
-        loses_until: the largest budget at which the whole interval lies below 0; NaN without one.
+        loses_until: the largest budget at which a loss is shown; NaN without one.
         gains_from: the smallest budget at which the claim of a gain holds; NaN without one.
     """
 
@@ -74,7 +74,8 @@ def crossovers(study: Study) -> list[Crossover]:
         if math.isnan(crossing):
             is_ahead = known[-1][1].estimate > 0
             beyond = f"below {known[0][0]}" if is_ahead else f"above {known[-1][0]}"
-        losing = [steps for steps, judged in known if judged.ci_high < 0]
+        losses = judge([[-gain for gain in gains] for gains in _gains(study, other).values()], line=0.0)
+        losing = [int(steps) for (steps, _), judged in zip(family, losses, strict=True) if judged.verdict == HOLDS]
         gaining = [steps for steps, judged in known if judged.verdict == HOLDS]
         found.append(Crossover(other, crossing, beyond, max(losing, default=math.nan), min(gaining, default=math.nan)))
     return found
@@ -102,14 +103,20 @@ def _attention_adds_to_the_twin(study: Study) -> Iterator[Family]:
 
 def _family(study: Study, other: str) -> Family:
     """The verdicts on two_phase minus another scheme at all budgets."""
+    gains = _gains(study, other)
+    return judged_family(gains, list(gains.values()), line=0.0)
+
+
+def _gains(study: Study, other: str) -> dict[str, list[float]]:
+    """two_phase minus another scheme on the same seeds, by the steps of the budget."""
     if not {TREATMENT, other} <= set(study.schemes):
-        return []
-    budgets = study.values(MIN_STEPS)
-    gains = [
-        differences(study, {MIN_STEPS: budget, SCHEME: TREATMENT}, {MIN_STEPS: budget, SCHEME: other})
-        for budget in budgets
-    ]
-    return judged_family([str(steps_at(study, budget)) for budget in budgets], gains, line=0.0)
+        return {}
+    return {
+        str(steps_at(study, budget)): differences(
+            study, {MIN_STEPS: budget, SCHEME: TREATMENT}, {MIN_STEPS: budget, SCHEME: other}
+        )
+        for budget in study.values(MIN_STEPS)
+    }
 
 
 def _crossover_table(study: Study) -> tuple[list[str], list[list[str]]]:
@@ -150,9 +157,9 @@ QUESTION = Question(
             Section(
                 title="The budget from which on two phases pay",
                 notes="Steps: where the mean difference on the same seeds last changes to positive, on a straight line "
-                "over the logarithm of the steps between two budgets. Loses up to: the largest budget whose interval "
-                "lies below 0; gains from: the smallest at which the claim of a gain holds; all budgets are judged "
-                "together.",
+                "over the logarithm of the steps between two budgets. Loses up to: the largest budget at which "
+                "a loss is shown; gains from: the smallest at which the claim of a gain holds; all budgets are judged "
+                "together, by the rule of the claims.",
                 table=_crossover_table,
                 csv_rows=_crossover_rows,
                 csv_names=("beyond", "loses_until", "gains_from"),
@@ -160,13 +167,14 @@ QUESTION = Question(
         ),
     ),
     caption="Test accuracy against the budget, left in optimiser steps, right in floating-point operations of the "
-    "training. Each point is a training with a whole schedule of its own. Means over seeds, bands 95 % intervals.",
+    "training. Each point is a training with a whole schedule of its own. Means over seeds with 95 % intervals.",
     claims=(
         Claim(
             order=110,
             name="two_phases_pay",
             statement=f"With this many optimiser steps, {TREATMENT} is more accurate than {BASELINE}",
             unit=POINTS,
+            place_text="{} steps".format,
             judge=_two_phases_pay,
         ),
         Claim(
@@ -175,6 +183,7 @@ QUESTION = Question(
             statement=f"With this many optimiser steps, {TREATMENT} is more accurate than its twin trained for all of "
             "them",
             unit=POINTS,
+            place_text="{} steps".format,
             judge=_attention_adds_to_the_twin,
         ),
     ),

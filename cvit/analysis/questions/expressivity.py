@@ -14,6 +14,7 @@ from cvit.analysis.display.notes import notes
 from cvit.analysis.display.settings import heading_lines, listed, settings_lines
 from cvit.analysis.display.tables import Tables
 from cvit.analysis.display.text import error_text, latex, latex_table, markdown_name, markdown_table
+from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import heads_text
 from cvit.analysis.questions import HEADS, RELATIVE_ERROR, Claim, Question
 from cvit.analysis.statistics.pairs import Family
@@ -96,7 +97,7 @@ def latex_tables(studies: Sequence[Study]) -> str:
     """All studies as LaTeX, a `table` each (package booktabs)."""
     return "\n".join(
         latex_table(
-            f"Distance from the convolution of a K×K kernel on P×P patches (study {study.label}): theorem 2's bound "
+            f"Distance from the convolution of a K×K kernel on P×P patches, {named_title(study)}: theorem 2's bound "
             "and the least error reached by gradient descent, with one head fewer than theorem 1 counts and with as "
             "many, relative to the convolution's norm.",
             study.label,
@@ -118,6 +119,24 @@ def answer(study: Study) -> str:
     if study.missing:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
     return "\n".join(lines)
+
+
+def sentence(study: Study) -> str:
+    """The errors with the theorem's number of heads and with one fewer, in a sentence; empty without fits at both."""
+    pairs = [
+        (fewer.reached, enough.reached)
+        for case, by_heads in by_case(fits(study)).items()
+        if (fewer := by_heads.get(heads_needed(*case) - 1)) and (enough := by_heads.get(heads_needed(*case)))
+        if fewer.restarts and enough.restarts
+    ]
+    if not pairs:
+        return ""
+    least, most = min(fewer for fewer, _ in pairs), max(enough for _, enough in pairs)
+    cases = f"{len(pairs)} pairs of kernel and patch size" if len(pairs) > 1 else "one kernel and patch size"
+    return (
+        f"Over {cases}, the theorem's number of heads reaches the convolution up to a relative error of "
+        f"{error_text(most)}; with one head fewer, the error is at least {error_text(least)}."
+    )
 
 
 def contradictions(all_fits: Iterable[Fit]) -> list[str]:
@@ -231,6 +250,11 @@ def _case(kernel_size: int, patch_size: int) -> str:
     return f"K{kernel_size}-P{patch_size}"
 
 
+def _place_text(place: str) -> str:
+    """The place of a claim in words, such as `K = 3, P = 1`."""
+    return ", ".join(f"{part[0]} = {part[1:]}" for part in place.split("-"))
+
+
 def _needed(by_heads: Mapping[int, Fit]) -> tuple[float, float]:
     """The least number of heads that the bound allows, and the least number that reached the convolution."""
     impossible = [heads for heads, fit in by_heads.items() if fit.bound > ZERO_ERROR]
@@ -241,6 +265,7 @@ def _needed(by_heads: Mapping[int, Fit]) -> tuple[float, float]:
 QUESTION = Question(
     order=30,
     axes=AXES,
+    sentence=sentence,
     tables=Tables(markdown=markdown, csv=csv, latex=latex_tables, answer=answer),
     caption="Distance from a convolution against the number of heads: theorem 2's bound and the least error "
     "that gradient descent reached. A vertical line marks the number of heads of theorem 1.",
@@ -250,6 +275,8 @@ QUESTION = Question(
             name="heads_enough",
             statement="The theorem's number of heads expresses the convolution: the error reached is zero",
             unit=RELATIVE_ERROR,
+            place_text=_place_text,
+            least_n=1,
             judge=_heads_enough,
             rule="Heads that a convolution needs: no seeds are compared. The interval runs from theorem 2's bound, "
             "which nothing can undercut, to the error that was reached, relative to the convolution's norm; up to "
@@ -261,6 +288,8 @@ QUESTION = Question(
             statement="One head fewer does not express it, where a general kernel needs as many: the error stays "
             "clearly above zero",
             unit=RELATIVE_ERROR,
+            place_text=_place_text,
+            least_n=1,
             judge=_heads_necessary,
         ),
         Claim(
@@ -268,6 +297,8 @@ QUESTION = Question(
             name="patches_save_heads",
             statement="On patches a convolution needs fewer heads than on pixels",
             unit=HEADS,
+            place_text=_place_text,
+            least_n=1,
             judge=_patches_save_heads,
         ),
     ),

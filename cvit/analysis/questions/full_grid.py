@@ -7,5 +7,5 @@ QUESTION = Question(
     order=70,
     axes=(FRACTION, PATCH_SIZE, NUM_HEADS, SCHEME),
     caption="Test accuracy against the number of heads, a row per patch size, a column per share of the training "
-    "images. Lines are means over seeds, dots single trials.",
+    "images. Means over seeds with 95 % intervals; dots are single trials.",
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cvit.analysis.display.accuracy_tables import Column, Comparison, Layout
+from cvit.analysis.display.wording import label
 from cvit.analysis.questions import POINTS, Claim, Question
 from cvit.analysis.statistics.pairs import Family, differences, judged_family
 from cvit.analysis.statistics.stats import Summary, paired_difference
@@ -58,6 +59,12 @@ def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) ->
     yield judged_family(names_of_places, family, line)
 
 
+def _place_text(place: str) -> str:
+    """The place of a claim in words, such as `1 head, inner width 144`."""
+    values = dict(part.split("=") for part in place.split(","))
+    return ", ".join(label(axis, int(values[axis])) for axis in (NUM_HEADS, INNER_DIM))
+
+
 QUESTION = Question(
     order=40,
     axes=(INNER_DIM, NUM_HEADS, SCHEME),
@@ -73,13 +80,14 @@ QUESTION = Question(
         ),
     ),
     caption="Test accuracy against the number of heads, at a fixed width of a head and of all heads together. "
-    "Means over seeds, bands 95 % intervals.",
+    "Means over seeds with 95 % intervals.",
     claims=(
         Claim(
             order=40,
             name="nine_beat_fewer",
             statement=f"With 9 heads {TREATMENT} is more accurate than with fewer",
             unit=POINTS,
+            place_text=_place_text,
             judge=_nine_beat_fewer,
         ),
         Claim(
@@ -87,6 +95,7 @@ QUESTION = Question(
             name="nine_match_more",
             statement=f"With 9 heads {TREATMENT} is no less accurate than with more",
             unit=POINTS,
+            place_text=_place_text,
             judge=_nine_match_more,
         ),
     ),

@@ -7,7 +7,7 @@ from functools import partial
 
 from cvit import vocabulary as names
 from cvit.analysis.display.accuracy_tables import Comparison, Layout
-from cvit.analysis.display.wording import plain_text
+from cvit.analysis.display.wording import fraction_text, plain_text
 from cvit.analysis.questions import FLOPS_SHARE, POINTS, SECONDS_SHARE, STEPS_SHARE, Claim, Question
 from cvit.analysis.statistics.cost import Costing, in_flops, in_seconds, in_steps
 from cvit.analysis.statistics.pairs import Family, by_seed, judged_family
@@ -102,6 +102,11 @@ def _curve(study: Study, result: Result, costing: Costing) -> Curve | None:
     return None if by_step is None or cost is None else {cost(step): value for step, value in by_step.items()}
 
 
+def _shares_text(place: str) -> str:
+    """The place of a claim in words: a share of the images, or two of them."""
+    return " to ".join(fraction_text(float(share)) for share in place.split("-to-"))
+
+
 def _share_saved(log_ratio: float) -> float:
     """The share of the slower scheme's cost that the faster one saves; negative where two phases are the slower."""
     return math.copysign(-math.expm1(-abs(log_ratio)), log_ratio)
@@ -122,9 +127,9 @@ QUESTION = Question(
             ),
         ),
     ),
-    caption="Left: test accuracy against the share of the training images. Right: validation accuracy during "
-    "training with equal steps; a tick marks where trials pass from convolution to attention. Means over seeds, bands "
-    "95 % intervals.",
+    caption="Left: test accuracy against the share of the training images. In the middle: the gain over random "
+    "initialisation on the same seeds. Right: validation accuracy during training with equal steps; a tick marks where "
+    "trials pass from convolution to attention. Means over seeds with 95 % intervals.",
     curves=(names.VAL_ACCURACY,),
     claims=(
         Claim(
@@ -132,6 +137,7 @@ QUESTION = Question(
             name="low_data_gain",
             statement=f"Where data are few, at this share of the images, {TREATMENT} is more accurate than {BASELINE}",
             unit=POINTS,
+            place_text=_shares_text,
             judge=partial(_low_data_gain, treatment=TREATMENT),
         ),
         Claim(
@@ -139,6 +145,7 @@ QUESTION = Question(
             name="low_data_gain_at_equal_flops",
             statement=f"So it is where {TREATMENT} takes as many steps as cost the FLOPs of {BASELINE}",
             unit=POINTS,
+            place_text=_shares_text,
             judge=partial(_low_data_gain, treatment=OF_EQUAL_FLOPS),
         ),
         Claim(
@@ -146,6 +153,7 @@ QUESTION = Question(
             name="gain_shrinks",
             statement="That gain is larger at the smallest share of the images than at the largest",
             unit=POINTS,
+            place_text=_shares_text,
             judge=_gain_shrinks,
         ),
         Claim(
@@ -154,6 +162,7 @@ QUESTION = Question(
             statement=f"At this share of the images, {TREATMENT} needs fewer steps than {BASELINE} to the same "
             "accuracy, those of both phases counted",
             unit=STEPS_SHARE,
+            place_text=_shares_text,
             judge=partial(_trains_faster, costing=in_steps),
             rule="Steps are counted, on the same seed and images, to one accuracy on validation images, at "
             f"{TARGET_SHARE:g} of the way from guessing to the lower of the two trials' ends and at no less than "
@@ -168,6 +177,7 @@ QUESTION = Question(
             statement=f"At this share of the images, {TREATMENT} needs fewer FLOPs than {BASELINE} to the same "
             "accuracy",
             unit=FLOPS_SHARE,
+            place_text=_shares_text,
             judge=partial(_trains_faster, costing=in_flops),
             rule="FLOPs and seconds are counted like steps, on the trials of equal steps: each step counts with the "
             "mean of its phase. Trials of which they are not known are left out.",
@@ -178,6 +188,7 @@ QUESTION = Question(
             statement=f"At this share of the images, {TREATMENT} needs fewer seconds of a worker than {BASELINE} to "
             "the same accuracy",
             unit=SECONDS_SHARE,
+            place_text=_shares_text,
             judge=partial(_trains_faster, costing=in_seconds),
         ),
     ),

@@ -208,6 +208,13 @@ def _range_rows(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def _place_text(place: str) -> str:
+    """The place of a claim in words, such as `learning rate 0.001, factor 0.1`."""
+    rate, comma, variant = place.partition(", ")
+    words = {"best": "best learning rate", "own_best": "best rate of either", "range": "range"}
+    return words.get(rate, f"learning rate {rate}") + comma + variant
+
+
 QUESTION = Question(
     order=20,
     axes=(WARMUP, LEARNING_RATE, SCHEME),
@@ -282,11 +289,11 @@ QUESTION = Question(
             "dash where most trials do not."
         ),
     ),
-    caption="Above: test accuracy and share of diverged trials against learning rate, solid without warm-up, "
-    "broken with the longest. In the middle: the range of learning rates at which a scheme is within "
-    f"{_TOLERANCE} points of its best with warm-up, and its width in decades. Below: norm of the gradient in the first "
-    "steps of the attention phase, median over seeds that have got so far. Means over seeds, bands 95 % intervals, of "
-    "at most three schemes; trials that were never tested are left out of them.",
+    caption="Above: test accuracy against learning rate, left without warm-up, right with the longest: means over "
+    "seeds with 95 % intervals, without trials that were never tested. Below it, if trials diverged: their share. "
+    f"Then the range of learning rates at which a scheme is within {_TOLERANCE} points of its best with warm-up, solid "
+    "without warm-up, broken with the longest, and its width in decades. Last: norm of the gradient in the first steps "
+    "of the attention phase, the median over seeds that have got so far, and a band from the least to the most.",
     # The measurement of the transfer tells where the attention phase begins.
     curves=(names.VAL_ACCURACY, names.EARLY_GRAD_NORM, names.TRANSFER_VAL_ACCURACY),
     claims=(
@@ -295,6 +302,7 @@ QUESTION = Question(
             name="no_loss_without_warmup",
             statement=f"Without warm-up, at this learning rate, {TREATMENT} loses no accuracy",
             unit=POINTS,
+            place_text=_place_text,
             judge=_no_loss_without_warmup,
             rule="Without warm-up less with the longest, judged together at all learning rates, and shown at those "
             f"where the scheme, with warm-up, reaches {TRAINS_SHARE:g} times its best accuracy. `best` repeats the "
@@ -309,6 +317,7 @@ QUESTION = Question(
             name="random_loses_without_warmup",
             statement=f"Without warm-up, at this learning rate, {BASELINE} loses accuracy or diverges",
             unit=POINTS,
+            place_text=_place_text,
             judge=_loss_without_warmup,
         ),
         Claim(
@@ -316,6 +325,7 @@ QUESTION = Question(
             name="warmup_does_not_widen_the_range",
             statement=f"Without warm-up, {TREATMENT} trains over as wide a range of learning rates as with it",
             unit=DECADES,
+            place_text=_place_text,
             judge=_range_not_narrower,
             rule="Range of learning rates, in decades: without warm-up less with the longest, on the same seeds. A "
             f"rate is in the range where a seed's test accuracy is within {_TOLERANCE} points of the best mean, with "

@@ -10,16 +10,14 @@ What is searched over are the study's axes, so that searches over other paramete
 are shown too.
 """
 
-import math
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cvit import vocabulary as names
 from cvit.analysis.display.csv_text import csv_text
 from cvit.analysis.display.notes import notes, trained_with
+from cvit.analysis.display.sentences import points_text
 from cvit.analysis.display.settings import heading_lines, settings_lines
 from cvit.analysis.display.tables import Tables
 from cvit.analysis.display.text import (
@@ -32,13 +30,15 @@ from cvit.analysis.display.text import (
     mean_text,
     percent,
 )
+from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import plain_text, scheme_text
 from cvit.analysis.questions import Question
-from cvit.analysis.statistics.stats import Result, Summary, paired_difference, study_results, summarise
-from cvit.analysis.statistics.studies import BASELINE, GAIN, TREATMENT, Study
+from cvit.analysis.statistics.search_space import MIN_TRIALS, Interval, edges, importances, space_of
+from cvit.analysis.statistics.searches import Tuned, gain, in_order, searches
+from cvit.analysis.statistics.stats import Result, Summary, study_results
+from cvit.analysis.statistics.studies import GAIN, Study
 from cvit.analysis.store.axes import FRACTION, SCHEME, axes_of
 from cvit.config import as_text
-from cvit.init.schemes import SCHEMES
 from cvit.settings import OF_THE_DATA, SearchResult, Winner, settings_text
 from cvit.tasks import parameters_of_task
 
@@ -55,105 +55,22 @@ _RULES = (
 )
 _HEAD = ("scheme", "tried", "diverged", "finalists", "validation, %", "test, %")
 _NO_INFLUENCE = "-"
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """Settings that were trained on the seeds of the final.
-
-    Attributes:
-        tried: its trial in the search.
-        results: its trials in the final; `value` is the validation accuracy.
-    """
-
-    tried: Result
-    results: list[Result]
-
-    @property
-    def mean(self) -> float:
-        """The mean validation accuracy in the final; NaN until all its trials have ended."""
-        ended = all(result.trial is not None and result.trial["status"] for result in self.results)
-        return statistics.fmean(result.value for result in self.results) if ended else math.nan
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The outcome of one init scheme's search.
-
-    Attributes:
-        tried: the finished trials of the search, in its order; `value` is the validation accuracy.
-        finalists: the best of them on other seeds, best of the search first; empty without a final.
-        winner: the best so far, as tried in the search; None before the first trial has finished.
-        validation: the validation accuracy by which it wins; NaN without a winner.
-        fresh: the winner's trials on fresh seeds; `value` is the test accuracy, and the scheme is their only axis.
-    """
-
-    scheme: str
-    tried: list[Result]
-    finalists: list[Finalist]
-    winner: Result | None
-    validation: float
-    fresh: list[Result]
-
-    @property
-    def accuracy(self) -> Summary | None:
-        """The winner's test accuracy."""
-        return next(iter(summarise(self.fresh, [SCHEME])), None)
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The winner's values of the parameters that have an influence on the scheme."""
-        place = self.winner.place if self.winner is not None else {}
-        return {name: place[name] for name in _in_order(place) if name != SCHEME and has_influence(self.scheme, name)}
-
-
-def has_influence(scheme: str, parameter: str) -> bool:
-    """True if a search varies the parameter for a scheme; so it is for a scheme that this version does not know."""
-    return scheme not in SCHEMES or parameter not in SCHEMES[scheme].ignores
-
-
-def _in_order(searched: Iterable[str]) -> list[str]:
-    """Parameters in the order of the configuration, in which related ones stand together."""
-    order = list(parameters_of_task(names.TRAINING))
-    return sorted(searched, key=lambda name: order.index(name) if name in order else len(order))
-
-
-def searches(study: Study) -> list[Tuned]:
-    """The outcomes of the searches, one per init scheme."""
-    on_validation = [
-        result if result.state == names.STATUS_OK else replace(result, value=0.0)
-        for result in study_results(study.cells, study.trials, names.VAL_ACCURACY)  # in the order of the search
-    ]
-    return [_search(study, scheme, on_validation) for scheme in study.schemes]
-
-
-def _search(study: Study, scheme: str, on_validation: Sequence[Result]) -> Tuned:
-    own = [result for result in on_validation if result.place[SCHEME] == scheme]
-    tried = [r for r in own if r.seed == names.SEARCH_SEED and r.trial and r.trial["status"]]
-    in_final = [result for result in own if result.seed >= names.FINALIST_SEED]
-    ended = [result for result in tried if result.state != names.STATUS_PRUNED] or tried
-    ranked = sorted(ended, key=lambda result: result.value, reverse=True)
-    best = ranked[: int(study.params.get(names.FINALISTS, 0))]
-    finalists = [Finalist(result, [r for r in in_final if r.place == result.place]) for result in best]
-    finalists = [finalist for finalist in finalists if finalist.results]
-    decided = [finalist for finalist in finalists if not math.isnan(finalist.mean)]
-    winner = ranked[0] if ranked else None
-    validation = winner.value if winner is not None else math.nan
-    if decided:
-        first = max(decided, key=lambda finalist: finalist.mean)
-        winner, validation = first.tried, first.mean
-    fresh = [
-        replace(result, place={SCHEME: scheme})
-        for result in study.results
-        if winner and result.place == winner.place and names.SEARCH_SEED < result.seed < names.FINALIST_SEED
-    ]
-    return Tuned(scheme, tried, finalists, winner, validation, fresh)
-
-
-def gain(outcomes: Sequence[Tuned]) -> Summary | None:
-    """Two phases minus random initialisation, each at its best settings, on the same fresh seeds."""
-    fresh = [result for tuned in outcomes for result in tuned.fresh]
-    return next(iter(paired_difference(fresh, SCHEME, TREATMENT, BASELINE)), None)
+_FIRST_HEAD = ("scheme", "first trial, %", "winner, %", "winner - first, points", "the same in the final")
+_ABOUT_FIRST = (
+    "The first trial of each search has the settings that were known before. Both columns are validation accuracies of "
+    "the search, on one seed, and a winner is chosen for being high there; the difference on the seeds of the final is "
+    "a fairer one, where the first trial was a finalist too (mean, 95 % interval, number of seeds)."
+)
+_ABOUT_IMPORTANCES = (
+    "Importance of each parameter for the validation accuracy of a scheme's trials, in % of the variance that is due "
+    "to single parameters (functional ANOVA, by Optuna). It says what mattered among what was tried, failures "
+    "included, not what to choose; with so few trials, small numbers are noise."
+)
+EDGE_WARNING = "At the edge of the search"
+_UNKNOWN_SPACE = (
+    "The store does not say which ranges were searched, since an earlier version wrote it: whether winners lie at the "
+    "edge of their ranges is not known."
+)
 
 
 def winners(studies: Sequence[Study]) -> str:
@@ -200,7 +117,8 @@ def csv(studies: Sequence[Study]) -> str:
 
     `kind` is `search` (a row per trial, `number` its place in the search, `mean` its validation accuracy), `finalist`
     (`number` as in the search, `mean` its validation accuracy over `n` other seeds), `winner` (`mean` the test accuracy
-    on fresh seeds) or `paired_gain`.
+    on fresh seeds, `at_edge` the parameters at an edge of their ranges), `importance` (under each parameter its share
+    of the variance, from `n` trials) or `paired_gain`.
     """
     rows: list[dict[str, Any]] = []
     for study in studies:
@@ -219,12 +137,15 @@ def csv(studies: Sequence[Study]) -> str:
                 rows.append(at | _settings(study, finalist.tried) | value | {"kind": "finalist", "number": number})
             if tuned.winner is not None:
                 validation = {"validation_accuracy": tuned.validation, "tried": len(tuned.tried)}
-                estimate = _estimate(tuned.accuracy)
-                rows.append(at | _settings(study, tuned.winner) | validation | estimate | {"kind": "winner"})
+                at_edge = " ".join(edges(space_of(study.search_space), tuned.settings))
+                winner = {"kind": "winner", "at_edge": at_edge} | _estimate(tuned.accuracy)
+                rows.append(at | _settings(study, tuned.winner) | validation | winner)
+            if shares := _importances(study, tuned):
+                rows.append(at | shares | {"kind": "importance", "n": len(_counted(tuned))})
         rows.append(common | {SCHEME: GAIN.replace(" ", ""), "kind": "paired_gain"} | _estimate(gain(outcomes)))
-    searched = _in_order({axis for study in studies for axis in study.axes})
+    searched = in_order({axis for study in studies for axis in study.axes})
     columns = ["sweep", "study", "dataset", "kind", SCHEME, "number", *searched, "tried", "validation_accuracy"]
-    columns += ["mean", "ci_low", "ci_high", "n", "expected", "diverged"]
+    columns += ["mean", "ci_low", "ci_high", "n", "expected", "diverged", "at_edge"]
     return csv_text(rows, columns)
 
 
@@ -244,21 +165,31 @@ def latex_tables(studies: Sequence[Study]) -> str:
         outcomes = searches(study)
         tables += [
             latex_table(
-                f"Init schemes at their own best settings on {study.dataset} (study {study.label}), found by searches "
-                "of equal budget: trials of the search, finalists, the winner's validation accuracy, and its test "
-                "accuracy in percent on fresh seeds (mean, half of the 95 % t-interval, number of seeds).",
+                f"Init schemes at their own best settings, on {named_title(study)}, found by "
+                "searches of equal budget: trials of the search, finalists, the winner's validation accuracy, and its "
+                "test accuracy in percent on fresh seeds (mean, half of the 95 % t-interval, number of seeds).",
                 f"{study.sweep}-{study.label}",
                 _HEAD,
                 [[*map(latex, row[:-1]), latex_estimate(row[-1])] for row in _rows(outcomes, r" \pm ")],
                 notes=notes(study),
             ),
             latex_table(
-                f"The settings of the winners on {study.dataset} (study {study.label}); a dash: no influence.",
+                f"The settings of the winners on {named_title(study)}; a dash: no influence.",
                 f"{study.sweep}-{study.label}-settings",
                 _settings_head(outcomes),
                 [list(map(latex, row)) for row in _settings_rows(study, outcomes)],
+                notes=[*_edge_lines(study, outcomes), *_refusals(outcomes)],
             ),
         ]
+        if rows := _importance_rows(study, outcomes):
+            tables.append(
+                latex_table(
+                    f"{_ABOUT_IMPORTANCES} ({study.dataset}, study {study.label}; a dash: no influence)",
+                    f"{study.sweep}-{study.label}-importances",
+                    _importance_head(outcomes),
+                    [list(map(latex, row)) for row in rows],
+                )
+            )
     return "\n".join(tables)
 
 
@@ -267,15 +198,30 @@ def answer(study: Study) -> str:
     outcomes = searches(study)
     lines = [*_tables(study, outcomes), ""]
     lines += ["Test accuracy of the winners: mean ± half of the 95 % interval (number of fresh seeds)."]
-    lines += _gain_lines(outcomes)
+    lines += [*_gain_lines(outcomes), *_edge_lines(study, outcomes)]
     if study.missing:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
     return "\n".join(lines)
 
 
+def sentence(study: Study) -> str:
+    """The gain of two phases, each scheme at its winner's settings; empty until both have fresh seeds."""
+    difference = gain(searches(study))
+    if difference is None or not difference.estimate.n:
+        return ""
+    points = points_text(difference.estimate)
+    return f"{GAIN} on the same fresh seeds, each at the settings that its search found: {points}."
+
+
 def _markdown_section(study: Study) -> str:
     outcomes = searches(study)
     lines = [*heading_lines(study), *_tables(study, outcomes), "", *_gain_lines(outcomes)]
+    edge_lines = _edge_lines(study, outcomes) if study.search_space else [_UNKNOWN_SPACE]
+    lines += [line for text in edge_lines for line in ("", markdown_name(text))]
+    lines += ["", _ABOUT_FIRST, "", *markdown_table(_FIRST_HEAD, _first_rows(outcomes, _gain_in_final))]
+    if rows := _importance_rows(study, outcomes):
+        lines += ["", _ABOUT_IMPORTANCES, "", *markdown_table(_importance_head(outcomes), rows)]
+    lines += [line for text in _refusals(outcomes) for line in ("", markdown_name(text))]
     lines += _missing_lines(study)
     return "\n".join([*lines, *settings_lines(study), ""])
 
@@ -336,7 +282,7 @@ def _settings_rows(study: Study, outcomes: Sequence[Tuned]) -> list[list[str]]:
     """The rows below `_settings_head`, one per parameter: with many of them, columns would not fit a page."""
     return [
         [name, *(_setting_text(study, name, tuned.settings.get(name, _NO_INFLUENCE)) for tuned in outcomes)]
-        for name in _in_order(study.axes)
+        for name in in_order(study.axes)
     ]
 
 
@@ -344,6 +290,75 @@ def _setting_text(study: Study, name: str, value: Any) -> str:
     parameter = parameters_of_task(study.task).get(name)
     is_unset = parameter is not None and parameter.unset is not None and value == parameter.unset
     return as_text(None) if is_unset else plain_text(value)
+
+
+def _edge_lines(study: Study, outcomes: Sequence[Tuned]) -> list[str]:
+    """A line per winner with settings at an edge of their ranges: a wider range may hold a better one."""
+    space, lines = space_of(study.search_space), []
+    for tuned in outcomes:
+        settings = tuned.settings
+        parts = []
+        for name, edge in edges(space, settings).items():
+            within = space[name]
+            assert isinstance(within, Interval)
+            bounds = f"{plain_text(within.low)} to {plain_text(within.high)}"
+            parts.append(f"{name} {_setting_text(study, name, settings[name])} at the {edge} end of {bounds}")
+        if parts:
+            lines.append(f"{EDGE_WARNING}: {tuned.scheme}, {'; '.join(parts)}. A wider range may hold a better one.")
+    return lines
+
+
+def _first_rows(outcomes: Sequence[Tuned], gain_text_of: Callable[[Tuned], str]) -> list[list[str]]:
+    """The rows below _FIRST_HEAD."""
+    rows = []
+    for tuned in outcomes:
+        first, winner = tuned.first, tuned.winner
+        row = [scheme_text(tuned.scheme), *(percent(r.value) if r is not None else "-" for r in (first, winner))]
+        if first is None or winner is None:
+            rows.append([*row, "-", "-"])
+        elif winner is first:
+            rows.append([*row, "the first won", "-"])
+        else:
+            rows.append([*row, f"{100 * (winner.value - first.value):+.1f}", gain_text_of(tuned)])
+    return rows
+
+
+def _gain_in_final(tuned: Tuned) -> str:
+    return gain_text(tuned.gain_in_final) if tuned.gain_in_final is not None else "-"
+
+
+def _counted(tuned: Tuned) -> list[Result]:
+    """The trials of a search that importances are computed from: a trial that was stopped early has no result."""
+    return [result for result in tuned.tried if result.state != names.STATUS_PRUNED]
+
+
+def _importances(study: Study, tuned: Tuned) -> dict[str, float]:
+    """The importances of the parameters that have an influence on the scheme; empty if the trials are too few."""
+    searched = [name for name in in_order(study.axes) if name in tuned.settings]
+    trials = [({name: result.place[name] for name in searched}, result.value) for result in _counted(tuned)]
+    return importances(trials, space_of(study.search_space))
+
+
+def _importance_head(outcomes: Sequence[Tuned]) -> list[str]:
+    """The heading of the importances: every scheme with enough trials, with their number."""
+    shown = [tuned for tuned in outcomes if len(_counted(tuned)) >= MIN_TRIALS]
+    return ["importance, %", *(f"{tuned.scheme} ({len(_counted(tuned))} trials)" for tuned in shown)]
+
+
+def _importance_rows(study: Study, outcomes: Sequence[Tuned]) -> list[list[str]]:
+    """The rows below `_importance_head`, one per parameter; none if no scheme has enough trials."""
+    shares = [_importances(study, tuned) for tuned in outcomes if len(_counted(tuned)) >= MIN_TRIALS]
+    found = [name for name in in_order(study.axes) if any(name in of_scheme for of_scheme in shares)]
+    return [
+        [name, *(f"{100 * of_scheme[name]:.0f}" if name in of_scheme else _NO_INFLUENCE for of_scheme in shares)]
+        for name in found
+    ]
+
+
+def _refusals(outcomes: Sequence[Tuned]) -> list[str]:
+    """A line about the schemes whose trials are too few for importances; none if all have enough."""
+    few = [f"{tuned.scheme} {len(_counted(tuned))}" for tuned in outcomes if len(_counted(tuned)) < MIN_TRIALS]
+    return [f"Importances need at least {MIN_TRIALS} trials of a search: {', '.join(few)}."] if few else []
 
 
 def _estimate(summary: Summary | None) -> dict[str, Any]:
@@ -356,7 +371,8 @@ QUESTION = Question(
     order=80,
     tables=Tables(markdown=markdown, csv=csv, latex=latex_tables, answer=answer),
     winners=winners,
-    caption="Left: validation accuracy of the trials of each scheme's search, the best so far as a line; a trial that "
-    "diverged is at 0; a cross is a finalist's mean on other seeds. Right: test accuracy of the winners on fresh "
-    "seeds, with mean and 95 % interval.",
+    sentence=sentence,
+    caption="Above, left: validation accuracy of the trials of each scheme's search, with a tick at the first one, "
+    "whose settings were known; a trial that diverged is at 0; a cross is a finalist's mean on other seeds. Right: test "
+    "accuracy of the winners on fresh seeds, with mean and 95 % interval. Below: the best trial so far.",
 )

@@ -35,7 +35,10 @@ class Study:
         trials: its rows of the trials frame.
         results: one per expected trial, ascending by `axes`, then by scheme and seed.
         cells: the grids, in the order in which they were requested.
+        preset: the presets that asked for them, joined by ", "; empty in journals that do not say.
         curves: (trial key, metric) → values by step, for the metrics whose history was loaded.
+        search_space: the parameters that a search varied and their ranges, as JSON; empty for a grid, and in journals
+            that do not say.
     """
 
     label: str
@@ -53,6 +56,8 @@ class Study:
     results: list[Result]
     cells: list[dict[str, list[Any]]]
     curves: Mapping[tuple[str, str], Mapping[int, float]]
+    preset: str = ""
+    search_space: str = ""
 
     @property
     def missing(self) -> list[Result]:
@@ -113,6 +118,17 @@ class Study:
         if not curve or math.isnan(accuracy):
             return math.nan
         return min((step for step, value in curve.items() if step > after and value >= accuracy), default=math.inf)
+
+
+def gains_over_random(study: Study) -> list[Summary]:
+    """Every scheme minus random initialisation on the same seeds, a summary per row and scheme that has both."""
+    gains = [
+        replace(gain, place={**gain.place, SCHEME: scheme})
+        for scheme in study.schemes
+        if scheme != BASELINE
+        for gain in paired_difference(study.results, SCHEME, scheme, BASELINE)
+    ]
+    return sorted(gains, key=study.order_of)
 
 
 def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list[Study]:
@@ -201,6 +217,8 @@ def _read_study(
         results=results,
         cells=study["cells"],
         curves=curves,
+        preset=study["preset"] or "",
+        search_space=study["search_space"] or "",
     )
 
 

@@ -16,9 +16,8 @@ chance that any verdict of a family is wrong in either direction is at most 2 ·
 claim that could have been judged: its verdicts may be selected by the results afterwards, its members may not. Families
 are not corrected for each other.
 
-Each end is shown at the level of its step: with m claims, ERROR_RATE / m for the clearest one, ERROR_RATE / (m - 1) for
-the next, and so on; from the first claim that fails, all have the level at which it failed. So verdicts can be read off
-the intervals.
+The interval beside a verdict is that of the tables, 95 % for this difference alone, so that a number has one interval
+wherever it is shown. The correction is in the p-value: Holm's adjusted one decides where it is at most ERROR_RATE.
 """
 
 import math
@@ -42,13 +41,16 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict and its basis: the mean, its interval (NaN without one), the number of pairs."""
+    """A verdict and its basis: the mean, its 95 % interval and Holm's adjusted p-value (NaN without one), the number of
+    pairs. The p-value is that of the verdict; of an undecided claim it is the smaller of the two, for and against it.
+    """
 
     verdict: str
     estimate: float = math.nan
     ci_low: float = math.nan
     ci_high: float = math.nan
     n: int = 0
+    p_holm: float = math.nan
 
 
 def judge(family: Sequence[Sequence[float]], line: float, margin: float = MARGIN) -> list[Judged]:
@@ -60,16 +62,17 @@ def judge(family: Sequence[Sequence[float]], line: float, margin: float = MARGIN
         margin: the distance of the upper line from the lower one, in the unit of the differences.
     """
     members = [i for i, differences in enumerate(family) if len(differences) >= LEAST_PAIRS]
-    of_holding = holm_levels([_p_above(family[i], line) for i in members])
-    of_failing = holm_levels([_p_above([-d for d in family[i]], -(line + margin)) for i in members])
+    p_for = holm_adjusted([_p_above(family[i], line) for i in members])
+    p_against = holm_adjusted([_p_above([-d for d in family[i]], -(line + margin)) for i in members])
     judged = [Judged(UNDECIDED, estimate=mean_of(differences), n=len(differences)) for differences in family]
-    for i, for_it, against in zip(members, of_holding, of_failing, strict=True):
+    for i, for_it, against in zip(members, p_for, p_against, strict=True):
         if not _varies(family[i]):
             continue
-        low = _limit(family[i], for_it)
-        high = -_limit([-difference for difference in family[i]], against)
-        verdict = HOLDS if low > line else FAILS if high < line + margin else UNDECIDED
-        judged[i] = Judged(verdict, mean_of(family[i]), low, high, len(family[i]))
+        low = _limit(family[i], ERROR_RATE)
+        high = -_limit([-difference for difference in family[i]], ERROR_RATE)
+        verdict = HOLDS if for_it <= ERROR_RATE else FAILS if against <= ERROR_RATE else UNDECIDED
+        p = for_it if verdict == HOLDS else against if verdict == FAILS else min(for_it, against)
+        judged[i] = Judged(verdict, mean_of(family[i]), low, high, len(family[i]), p)
     return judged
 
 
@@ -95,16 +98,13 @@ def judge_best(
     return verdict, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan
 
 
-def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """The level at which Holm's procedure tests each hypothesis; it rejects those whose p is at most their level."""
-    levels = [0.0] * len(p_values)
-    level, is_stopped = 0.0, False
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: those at most a level are the ones that his step-down procedure rejects at it."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
     for step, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if not is_stopped:
-            level = ERROR_RATE / (len(p_values) - step)
-        levels[i] = level
-        is_stopped |= p_values[i] > level
-    return levels
+        largest = max(largest, min(1.0, (len(p_values) - step) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
 
 
 def _p_above(values: Sequence[float], line: float) -> float:

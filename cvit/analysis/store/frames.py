@@ -1,6 +1,8 @@
 """Tidy frames with the contents of a journal or of a tracking store; they do not depend on the kind of store.
 
-`studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params
+`studies`  one row per study: study_key, sweep, task, question, start_time_ms, command, cells, params,
+           preset (several joined by ", "; None if unknown), search_space (JSON: what a search varied; None if
+           unknown, and for a grid)
 `trials`   one row per trial: trial_key, study_key, sweep, task, status (missing while unfinished), diverged_step,
            error (why it failed; missing unless it did), with what it was trained: code_version, torch_version, device,
            cpu_capability (None if unknown; several joined by ", "), train_images (their number; missing if unknown),
@@ -56,7 +58,18 @@ METRICS = (
 )
 """The metrics that always have a column in `trials`; others have one if they occur."""
 
-STUDY_COLUMNS = ("study_key", "sweep", "task", "question", "start_time_ms", "command", "cells", "params")
+STUDY_COLUMNS = (
+    "study_key",
+    "sweep",
+    "task",
+    "question",
+    "start_time_ms",
+    "command",
+    "cells",
+    "params",
+    "preset",
+    "search_space",
+)
 TRAINED_WITH = {
     "code_version": names.TAG_CODE_VERSION,
     "torch_version": names.TAG_TORCH_VERSION,
@@ -177,12 +190,19 @@ class Raw:
                 "start_time_ms": int(record.start_time_ms),
                 "cells": [],
                 "params": _typed_params(parameters, record.params),
+                "preset": None,
+                "search_space": None,
             },
         )
         if any(grid.keys() != (*study["cells"], *cells)[0].keys() for grid in cells):
             raise LoadError(f"study {record.study_key} has grids of different axes")
         # The engine hides secrets too, but an earlier version of it may have missed one.
         study["command"] = redacted(record.command)
+        if (preset := record.tags.get(names.TAG_PRESET)) is not None:
+            presets = [*(study["preset"] or "").split(", "), *_in_one_line(preset).split(", ")]
+            study["preset"] = ", ".join(dict.fromkeys(filter(None, presets)))
+        if (space := record.tags.get(names.TAG_SEARCH_SPACE)) is not None:
+            study["search_space"] = space
         study["cells"] += [grid for grid in cells if grid not in study["cells"]]
 
     def add_trial(self, sweep: str, record: TrialRecord) -> None:

@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,26 +13,27 @@ from cvit.config import ConfigError
 from cvit.cores import usable_cores
 from cvit.engine.execution.attaching import check_cluster
 from cvit.engine.execution.ray_here import provide_token, session_folder
-from cvit.engine.execution.workers import WORKERS_PER_GPU, Workers
-from cvit.engine.planning.request import named_address
+from cvit.engine.execution.workers import THIS_MACHINE, WORKERS_TO_COME, Machine, Workers, workers_on
+from cvit.engine.planning.request import NO_WISHES, Resources, named_address
 from cvit.engine.signals import stop_on_sigterm, stopping_on_sigterm
 from cvit.errors import one_line
 
-WORKERS_TO_COME = 16
-"""The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks the head among its nodes."""
 
 
 class Cluster:
     """Ray for the duration of a script. It starts, or is attached to, at the first use of `workers`; from then on
     SIGTERM raises KeyboardInterrupt."""
 
-    def __init__(self, address: str | None, device: str) -> None:
+    def __init__(self, address: str | None, device: str, resources: Resources = NO_WISHES) -> None:
         """
         Args:
             address: the address of a running cluster; None starts Ray on this machine.
             device: cpu, cuda, or auto: cuda if the cluster has GPUs.
+            resources: the number of workers, and what each of them gets.
         """
-        self._address, self._device = address, device
+        self._address, self._device, self._resources = address, device, resources
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "Cluster":
@@ -58,10 +60,11 @@ class Cluster:
         """The workers that Ray gives to packs.
 
         Raises:
-            ConfigError: the cluster cannot be reached, or has no worker yet that would tell what `auto` means.
+            ConfigError: the cluster cannot be reached, has no room for the workers that are asked for, or has no worker
+                yet that would tell what `auto` means.
         """
         self._cleanup.enter_context(stopping_on_sigterm())
-        return self._cleanup.enter_context(_ray(self._address, self._device))
+        return self._cleanup.enter_context(_ray(self._address, self._device, self._resources))
 
     @property
     def head_address(self) -> str | None:
@@ -74,12 +77,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def _ray(address: str | None, device: str) -> Iterator[Workers]:
+def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers]:
     place: dict[str, Any] = {"address": address}
     if address is None:
         provide_token()
         folder = session_folder()
-        place = {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False, "_temp_dir": folder}
+        place = {"address": "local", "num_cpus": _cpus_here(asked), "include_dashboard": False, "_temp_dir": folder}
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
@@ -93,7 +96,7 @@ def _ray(address: str | None, device: str) -> Iterator[Workers]:
         raise ConfigError(_start_error(address, error)) from error
     try:
         stop_on_sigterm()  # in place of Ray's handler
-        workers = _workers(ray.cluster_resources(), address, device)
+        workers = _workers_of([node["Resources"] for node in ray.nodes() if node["Alive"]], address, device, asked)
         # Otherwise a run with a searcher starts its workers one at a time, and short trials all share the first.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(workers.count, WORKERS_TO_COME if address else 1))
         yield workers
@@ -109,15 +112,26 @@ def _start_error(address: str | None, error: Exception) -> str:
     return f"{named_address(address)} cannot be used: {one_line(error)}"
 
 
-def _workers(total: Mapping[str, float], address: str | None, device: str) -> Workers:
-    """The workers that the cluster's resources allow."""
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-    if device == "auto":
-        if "CPU" not in total:  # an autoscaled cluster whose head doesn't train
-            raise ConfigError("device 'auto' is not valid here: the cluster has no worker yet; use cuda or cpu")
-        device = "cuda" if gpus else "cpu"
-    count = cpus if device == "cpu" else min(cpus, gpus * WORKERS_PER_GPU)
-    return Workers(device, count or WORKERS_TO_COME, is_here=address is None)
+def _cpus_here(asked: Resources) -> int:
+    """The CPUs of a Ray on this machine: those that this process may use, but no more than the workers need, since Ray
+    starts a process for each."""
+    if asked.workers is None:
+        return usable_cores()
+    return min(usable_cores(), math.ceil(asked.workers * (asked.cpus_per_worker or 1.0)))
+
+
+def _workers_of(nodes: Sequence[Mapping[str, float]], address: str | None, device: str, asked: Resources) -> Workers:
+    """The workers that the resources of a cluster's nodes allow.
+
+    A cluster whose head has no CPU for workers, like that of `cluster.yaml`, has them on nodes that come and go: the
+    number of workers that is asked for then is the largest number at a time.
+    """
+    may_grow = any(HEAD in node and not node.get("CPU") for node in nodes)
+    machines = [Machine(node["CPU"], node.get("GPU", 0.0)) for node in nodes if node.get("CPU")]
+    if not machines and device == "auto":
+        raise ConfigError("device 'auto' is not valid here: the cluster has no worker yet; use cuda or cpu")
+    place = THIS_MACHINE if address is None else f"the cluster at {named_address(address)}"
+    return workers_on(machines, device, asked, place, may_grow)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from cvit.engine.execution.pack_size import Limits
 from cvit.stages import Stage
 from cvit.tasks import task_named
-from cvit.training.probe import one_thread
+from cvit.training.probe import threads
 
 MEASURING_S = 10.0
 """The time after which no other kind of step is measured; those that are left count as the mean of the others."""
@@ -62,7 +62,7 @@ def step_seconds(stages: Iterable[Stage], limits: Limits, device: torch.device) 
 
 def _seconds_of_step(stage: Stage, pack_size: int, device: torch.device) -> float:
     """Seconds of one member's step in a pack."""
-    with one_thread():
+    with threads(1):
         try:
             return task_named(stage.task).step_seconds(stage, [pack_size], device)[0] / pack_size
         except (torch.OutOfMemoryError, MemoryError):

@@ -69,7 +69,8 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
         callback = TuneCallback(recorder, queue, site, nodes)
         scheduler = AshaPerScheme(progress.plan, recorder.pruned) if prunes else _InOrder()
         try:
-            _fit(_searcher(queue, nodes, recorder, site, prunes), scheduler, callback, site)
+            settings = _settings(progress, site, prunes)
+            _fit(_searcher(queue, nodes, recorder, site, settings), scheduler, callback, site)
             break
         # Tune does not survive every error of Ray's. The queue and the storage hold all that matters.
         except Exception as error:  # noqa: BLE001
@@ -85,10 +86,25 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     return queue.outcomes()
 
 
-def _searcher(queue: StageQueue, nodes: Nodes, recorder: Recorder, site: Site, prunes: bool) -> PlanSearcher:
-    settings = {"storage": site.storage.url, "device": site.workers.device, "report_every_evaluation": prunes}
-    settings["code"] = (source_hash(), code_version())
-    return PlanSearcher(queue, lambda: settings | {AVOIDED: nodes.avoided}, recorder.waiting)
+def _settings(progress: Progress, site: Site, prunes: bool) -> dict[str, Any]:
+    """The entries that the configuration of every worker holds beside its pack."""
+    return {
+        "sweep": progress.plan.study.sweep,
+        "storage": site.storage.url,
+        "device": site.workers.device,
+        "threads": site.workers.threads,
+        "report_every_evaluation": prunes,
+        "code": (source_hash(), code_version()),
+    }
+
+
+def _searcher(
+    queue: StageQueue, nodes: Nodes, recorder: Recorder, site: Site, settings: Mapping[str, Any]
+) -> PlanSearcher:
+    def with_avoided() -> dict[str, Any]:
+        return {**settings, AVOIDED: nodes.avoided}
+
+    return PlanSearcher(queue, site.workers.most, with_avoided, recorder.waiting)
 
 
 def _fit(searcher: PlanSearcher, scheduler: TrialScheduler, callback: TuneCallback, site: Site) -> None:

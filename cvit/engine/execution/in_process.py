@@ -20,7 +20,7 @@ from cvit.engine.recording.journal import Journal
 from cvit.results import Reports
 from cvit.storage import StorageError
 from cvit.tasks import task_named
-from cvit.training.probe import one_thread
+from cvit.training.probe import threads
 
 POLL_S = 0.05
 """Time between two looks at the queue, while all stages that are left rest after a fault."""
@@ -52,7 +52,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
         site.timing.looked(queue.num_resting)
         recorder.started(name)
         site.timing.started(name)
-        with one_thread():  # like a worker on a CPU, so that results are the same to the last bit
+        with threads(site.workers.threads):  # like a worker on a CPU, so that results are the same to the last bit
             idle_since = _train_pack(name, queue, recorder, site, idle_since)
     if queue.storage_fault is not None:
         raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")

@@ -12,7 +12,7 @@ from cvit.engine.execution.faults import TrainingError, fault_of_trial
 from cvit.engine.execution.workers import Workers
 from cvit.stages import Stage
 from cvit.tasks import task_named
-from cvit.training.probe import one_thread
+from cvit.training.probe import threads
 
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
 """The largest pack tried. On a CPU larger packs gain nothing or lose (docs/PERFORMANCE.md), and small ones keep the
@@ -49,16 +49,15 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
     asked = [(stage, most) for stage, most in kinds.values() if most > 1]
     if not asked:
         return {}
-    arguments = asked, workers.device, workers.per_device
     if workers.is_here:
-        sizes = fitting_packs(*arguments)
+        sizes = fitting_packs(asked, workers)
     else:
         import ray  # in-process training needs no Ray
         from ray.exceptions import RayError
 
-        num_gpus = workers.resources.get("GPU", 0)
+        resources = {"num_cpus": workers.resources["CPU"], "num_gpus": workers.resources.get("GPU", 0)}
         try:
-            sizes = ray.get(ray.remote(fitting_packs).options(num_cpus=1, num_gpus=num_gpus).remote(*arguments))
+            sizes = ray.get(ray.remote(fitting_packs).options(**resources).remote(asked, workers))
         except RayError as error:
             reason = fault_of_trial(error, str(error)).line
             raise TrainingError(f"the size of packs could not be measured ({reason}); --max-pack sets it") from error
@@ -66,13 +65,13 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
     return {shape: size_of.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
 
 
-def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_device: int) -> list[int]:
+def fitting_packs(asked: Sequence[tuple[Stage, int]], workers: Workers) -> list[int]:
     """The best pack size on this machine's device, for each (stage, largest size that the sweep can use)."""
-    if device == "cuda":
-        return [_fitting_the_memory(stage, most, workers_per_device) for stage, most in asked]
+    if workers.device == "cuda":
+        return [_fitting_the_memory(stage, most, workers.per_device) for stage, most in asked]
     started = time.monotonic()
     sizes: list[int] = []
-    with one_thread():
+    with threads(workers.threads):
         for stage, most in asked:
             if sizes and time.monotonic() - started > MEASURING_S:
                 sizes.append(min(most, *sizes))
@@ -82,7 +81,7 @@ def fitting_packs(asked: Sequence[tuple[Stage, int]], device: str, workers_per_d
 
 
 def _fitting_the_cache(stage: Stage, most: int) -> int:
-    """The best size on a CPU, where a worker is one thread: a larger pack starts fewer operations per member, but
+    """The best size on a CPU, where a worker has few threads: a larger pack starts fewer operations per member, but
     outgrows the cache earlier."""
     sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
     seconds = task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu"))

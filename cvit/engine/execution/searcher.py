@@ -12,21 +12,28 @@ class PlanSearcher(Searcher):
     """Suggests packs of stages, each in a Tune trial of its own."""
 
     def __init__(
-        self, queue: StageQueue, settings: Callable[[], dict[str, Any]], waiting: Callable[[str], None]
+        self,
+        queue: StageQueue,
+        most: int | None,
+        settings: Callable[[], dict[str, Any]],
+        waiting: Callable[[str], None],
     ) -> None:
         """
         Args:
+            most: the largest number of packs that train at a time; None: as many as the cluster has room for.
             settings: returns the entries that a suggestion holds beside its pack.
             waiting: called with a line while the stages that are left wait for another driver.
         """
         super().__init__()
-        self._queue, self._settings, self._waiting = queue, settings, waiting
+        self._queue, self._most, self._settings, self._waiting = queue, most, settings, waiting
 
     # Ray's annotation lacks Searcher.FINISHED, which its documentation asks for.
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A pack; None while none is ready."""
+        """A pack; None while none is ready, or all workers have one."""
         if self._queue.is_finished:
             return Searcher.FINISHED
+        if self._most is not None and len(self._queue.names_running) >= self._most:
+            return None
         pack = self._queue.next_pack(trial_id)
         if self._queue.waiting_line is not None:
             self._waiting(self._queue.waiting_line)

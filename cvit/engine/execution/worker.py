@@ -7,8 +7,10 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 
 from cvit.data.datasets import Dataset
+from cvit.engine.execution.queue import named
 from cvit.provenance import announce_code_version
 from cvit.results import Reports
 from cvit.storage import Storage
@@ -35,9 +37,12 @@ class PackTrainer(tune.Trainable):
         self._node = ray.get_runtime_context().get_node_id()
         self._idle_since: float | None = None
         announce_code_version(*config["code"])
-        if config["device"] == "cpu":
-            torch.set_num_threads(1)
+        torch.set_num_threads(config["threads"])
         self.reset_config(config)
+
+    def __repr__(self) -> str:
+        """The name of the actor in Ray's dashboard and logs. Ray asks for it once, when the actor starts."""
+        return f"PackTrainer({self.config['sweep']})"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next pack. Returning True tells Tune to reuse the process."""
@@ -46,10 +51,12 @@ class PackTrainer(tune.Trainable):
 
     def _train(self, config: dict[str, Any]) -> Iterator[Reports]:
         storage, pack = Storage.open(config["storage"]), config["pack"]
+        self._title = f"ray::PackTrainer {config['sweep']}: {pack[0].phase} {named(pack)}"
         train = task_named(pack[0].task).train
         return train(pack, self._dataset, storage, torch.device(config["device"]), config["report_every_evaluation"])
 
     def step(self) -> dict[str, Any]:
+        setproctitle(self._title)  # for `ps` and the dashboard; Ray sets its own title before and after each call
         started = time.monotonic()
         waited_s = started - self._idle_since if self._idle_since is not None else 0.0
         reports = next(self._reports, None)

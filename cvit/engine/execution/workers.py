@@ -1,12 +1,28 @@
 """The workers that train packs: their device, number and resources. This module does not import Ray."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from cvit.config import ConfigError
 from cvit.cores import usable_cores
+from cvit.engine.planning.request import IN_PROCESS, NO_WISHES, Request, Resources
 
 WORKERS_PER_GPU = 2
 """Two, because a pack fills a GPU only while it trains: a second one fills the gaps, when the first writes a checkpoint
 or ends."""
+WORKERS_TO_COME = 16
+"""The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
+THIS_MACHINE = "this machine"
+_TOLERANCE = 1e-6
+"""Shares such as 1/3 are typed with a few digits, and Ray itself counts in ten-thousandths."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The CPUs and GPUs that a machine, or a node of a cluster, has for workers."""
+
+    cpus: float
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -17,32 +33,115 @@ class Workers:
         device: cpu or cuda.
         count: number of workers at present.
         is_here: True if they are on this machine, for this sweep alone.
+        cpus: CPUs of each.
+        gpus: share of a GPU of each, if the device is cuda.
+        most: the largest number of workers at a time, where the user set one; None: as many as there is room for.
     """
 
     device: str
     count: int
     is_here: bool
+    cpus: float = 1.0
+    gpus: float = 1 / WORKERS_PER_GPU
+    most: int | None = None
 
     @property
     def per_device(self) -> int:
-        """The number of workers that share a GPU, or a core."""
-        return WORKERS_PER_GPU if self.device == "cuda" else 1
+        """The number of workers that share a GPU; 1 on a CPU."""
+        return _times(1.0, self.gpus) if self.device == "cuda" else 1
+
+    @property
+    def threads(self) -> int:
+        """The number of torch's threads in each."""
+        return max(1, int(self.cpus))
 
     @property
     def resources(self) -> dict[str, float]:
         """The resources of one worker, as Ray names them."""
-        return {"CPU": 1.0} | ({"GPU": 1 / WORKERS_PER_GPU} if self.device == "cuda" else {})
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.device == "cuda" else {})
 
 
-def workers_here(device: str) -> Workers:
-    """The workers that Ray would have on this machine, found without starting it."""
-    import torch  # imported elsewhere by then; importing it above would delay the start of Ray
+def workers_on(machines: Sequence[Machine], device: str, asked: Resources, place: str, may_grow: bool) -> Workers:
+    """The workers for which some machines have room.
 
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return Workers("cuda", min(usable_cores(), WORKERS_PER_GPU * torch.cuda.device_count()), is_here=True)
-    return Workers("cpu", usable_cores(), is_here=True)
+    Args:
+        device: cpu, cuda, or auto: cuda if there is a GPU.
+        place: the machines in words; THIS_MACHINE for workers of this sweep alone.
+        may_grow: machines come with the demand, so that what is missing may still come.
+
+    Raises:
+        ConfigError: there is no room for what is asked for.
+    """
+    num_gpus = sum(int(machine.gpus) for machine in machines)
+    if device == "auto":
+        device = "cuda" if num_gpus else "cpu"
+    if device == "cpu" and asked.gpus_per_worker is not None:
+        raise ConfigError(f"gpus_per_worker is not valid here: {place} has no GPU, or the device is cpu")
+    if device == "cuda" and not num_gpus and not may_grow:
+        raise ConfigError(f"device 'cuda' is not valid here: {place} has no GPU; use cpu or auto")
+    cpus, gpus = asked.cpus_per_worker or 1.0, asked.gpus_per_worker or 1 / WORKERS_PER_GPU
+    room = sum(_room(machine, device, cpus, gpus) for machine in machines)
+    if not may_grow:
+        largest = max((machine.cpus for machine in machines), default=0.0)
+        if largest + _TOLERANCE < cpus:
+            raise ConfigError(f"cpus_per_worker {cpus:g} is not valid here: {place} has {largest:g} CPUs at most")
+        if asked.workers is not None and asked.workers > room:
+            each = f"{cpus:g} CPU{'' if cpus == 1 else 's'}" + (f" and {gpus:.3g} of a GPU" if device == "cuda" else "")
+            raise ConfigError(f"workers {asked.workers} is not valid here: {place} has room for {room}, at {each} each")
+        if not room:
+            raise ConfigError(f"{place} has no CPU for a worker")
+    count = room or WORKERS_TO_COME
+    if asked.workers is not None:
+        count = asked.workers if may_grow else min(count, asked.workers)
+    return Workers(device, count, place == THIS_MACHINE, cpus, gpus, most=asked.workers)
 
 
-def this_process(device: str) -> Workers:
-    """The one worker of a sweep that runs without Ray: this process."""
-    return Workers(workers_here(device).device, 1, is_here=True)
+def _room(machine: Machine, device: str, cpus: float, gpus: float) -> int:
+    """The number of workers for which a machine has room: a worker lies on one machine, and on one GPU."""
+    by_cpus = _times(machine.cpus, cpus)
+    return by_cpus if device == "cpu" else min(by_cpus, int(machine.gpus) * _times(1.0, gpus))
+
+
+def _times(whole: float, part: float) -> int:
+    """How often a part fits into a whole."""
+    return int(whole / part + _TOLERANCE)
+
+
+def workers_here(device: str, asked: Resources = NO_WISHES) -> Workers:
+    """The workers that Ray would have on this machine, found without starting it.
+
+    Raises:
+        ConfigError: this machine has no room for what is asked for.
+    """
+    num_gpus = 0
+    if device != "cpu":
+        import torch  # imported elsewhere by then; importing it above would delay the start of Ray
+
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return workers_on([Machine(usable_cores(), num_gpus)], device, asked, THIS_MACHINE, may_grow=False)
+
+
+def this_process(device: str, asked: Resources = NO_WISHES) -> Workers:
+    """The one worker of a sweep that runs without Ray: this process.
+
+    Raises:
+        ConfigError: several are asked for, or more than this machine has.
+    """
+    if asked.workers not in (None, 1):
+        raise ConfigError(f"workers {asked.workers} is not valid with address {IN_PROCESS!r}, in this process alone")
+    return replace(workers_here(device, asked), count=1)
+
+
+def planned_workers(request: Request) -> Workers:
+    """The workers of a request, found without starting Ray or reaching a cluster: those of a cluster count as this
+    machine's, unless their number is given.
+
+    Raises:
+        ConfigError: this machine is to have them, and has no room.
+    """
+    if request.address == IN_PROCESS:
+        return this_process(request.device, request.resources)
+    if request.address is None:
+        return workers_here(request.device, request.resources)
+    here = workers_here(request.device)
+    return replace(here, count=request.resources.workers or here.count)

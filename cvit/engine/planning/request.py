@@ -14,6 +14,24 @@ ANY_CLUSTER = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resources:
+    """The user's wishes about the workers; None leaves them to the machine or the cluster.
+
+    Attributes:
+        workers: the number of workers that train at a time.
+        cpus_per_worker: the CPUs of each, or a share of one.
+        gpus_per_worker: the share of a GPU that each has.
+    """
+
+    workers: int | None = None
+    cpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None
+
+
+NO_WISHES = Resources()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """The user's request: a preset, the parameters given explicitly, and where and how to run.
 
@@ -24,6 +42,8 @@ class Request:
         address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
         command: the command line as typed, to be run again.
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
+        resources: the number of workers, and what each of them gets.
+        optuna_storage: the database or journal that gets a search's trials as Optuna studies.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
         as_json: the plan is printed as JSON.
         started: the way the sweep was started, which other commands that it prints follow.
@@ -48,6 +68,8 @@ class Request:
     command: str
     upgrade_store: bool = False
     settings_from: str | None = None
+    resources: Resources = NO_WISHES
+    optuna_storage: str | None = None
     as_json: bool = False
     started: Invocation = SCRIPT
 

@@ -104,13 +104,11 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
 
     A parameter that has no influence on the scheme keeps its default.
     """
-    study, parameters = progress.plan.study, task_named(progress.plan.study.task).parameters
-    present = {**study.settings, **study.settings_of.get(scheme, {})}
-    fixed = {name: value for name, value in present.items() if name not in search.space}
-    space = {name: within for name, within in search.space.items() if depends_on(scheme, name, fixed)}
+    parameters, present = task_named(progress.plan.study.task).parameters, _present(progress.plan, scheme)
+    space = space_of(progress.plan, scheme)
     defaults = {name: parameters[name].default for name in search.space}
     first = [] if tried else [{name: present[name] for name in space}]
-    distributions = {name: _distribution(within) for name, within in space.items()}
+    distributions = {name: distribution(within) for name, within in space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = TPESampler(
         seed=derived_seed(0, f"tuning/{scheme}", len(tried)) % 2**32,
@@ -120,7 +118,7 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
     optuna_study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in tried:
         # The settings that a scheme has already may lie outside of the space: they are not models of what is in it.
-        params = {name: trial.cell[name] for name, within in space.items() if _contains(within, trial.cell[name])}
+        params = {name: trial.cell[name] for name, within in space.items() if contains(within, trial.cell[name])}
         known: Mapping[str, BaseDistribution] = {name: distributions[name] for name in params}
         value = validation_accuracy(progress, trial)
         optuna_study.add_trial(create_trial(params=params, distributions=dict(known), value=value))
@@ -137,13 +135,28 @@ def proposals(progress: Progress, search: Search, scheme: str, tried: list[Trial
     return [defaults | settings for settings in proposed]
 
 
-def _distribution(within: Range | Choice) -> BaseDistribution:
+def space_of(plan: Plan, scheme: str) -> Mapping[str, Range | Choice]:
+    """The part of a search's space that has an influence on a scheme."""
+    assert plan.search is not None
+    space = plan.search.space
+    fixed = {name: value for name, value in _present(plan, scheme).items() if name not in space}
+    return {name: within for name, within in space.items() if depends_on(scheme, name, fixed)}
+
+
+def _present(plan: Plan, scheme: str) -> Settings:
+    """The settings that a scheme has before the search."""
+    return {**plan.study.settings, **plan.study.settings_of.get(scheme, {})}
+
+
+def distribution(within: Range | Choice) -> BaseDistribution:
+    """A parameter's part of the space, as Optuna has it."""
     if isinstance(within, Choice):
         return CategoricalDistribution(within.values)
     return FloatDistribution(within.low, within.high, log=within.log)
 
 
-def _contains(within: Range | Choice, value: Any) -> bool:
+def contains(within: Range | Choice, value: Any) -> bool:
+    """True if a value lies in a parameter's part of the space."""
     if isinstance(within, Choice):
         return value in within.values
     return value is not None and within.low <= value <= within.high

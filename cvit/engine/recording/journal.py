@@ -35,7 +35,7 @@ from cvit.redaction import without_secrets
 from cvit.results import Point
 from cvit.storage import Storage, StorageError, encode_record, with_format
 from cvit.tasks import parameters_of_task
-from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED, TAG_CODE_VERSION, TAG_TRAIN_IMAGES
+from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED, TAG_CODE_VERSION, TAG_SEARCH_SPACE, TAG_TRAIN_IMAGES
 
 _log = logging.getLogger(__name__)
 
@@ -259,8 +259,9 @@ class Journal:
 
 
 def _tags_of_trial(trial: Trial, tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags of a planned trial. The code that plans it need not be the one that trains it, so its end says that."""
-    of_trial = {name: text for name, text in tags.items() if name != TAG_CODE_VERSION}
+    """The tags of a planned trial, without the study's own. The code that plans it need not be the one that trains it,
+    so its end says that."""
+    of_trial = {name: text for name, text in tags.items() if name not in (TAG_CODE_VERSION, TAG_SEARCH_SPACE)}
     return of_trial if trial.images is None else of_trial | {TAG_TRAIN_IMAGES: str(trial.images.train)}
 
 

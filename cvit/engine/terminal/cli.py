@@ -1,6 +1,7 @@
 """The command line of a sweep, generated from its declaration and from the configuration classes."""
 
 import inspect
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
@@ -11,7 +12,7 @@ from cvit.config import AUTO, ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.engine.declaration import Preset, Search, Sweep
 from cvit.engine.invocation import Invocation, of_script
-from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.request import IN_PROCESS, Request, Resources
 from cvit.engine.planning.scheme_settings import SCHEME
 from cvit.engine.terminal import sources
 from cvit.engine.terminal.usage import explained
@@ -23,6 +24,8 @@ from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE
 DATA_DIR_VARIABLE = sources.variable_of("data_dir")
 
 ALL_PARTS = "all"
+LEAST_SHARE = 0.01
+"""The least share of a CPU or GPU that a worker can be given."""
 
 # These are set by the data set or by another option.
 _NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
@@ -154,6 +157,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
     max_pack = given.pop("max_pack", None)
     if max_pack is not None and max_pack < 1:
         raise ConfigError(f"max_pack {max_pack} must be at least 1")
+    resources = _resources(given)
     if given.get("json", False) and not given.get("dry_run", False):
         raise ConfigError("--json prints the plan of --dry-run: give both")
     return Request(
@@ -172,6 +176,8 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         address=given.get("address") or _address_in_environment(),
         device=given.get("device", "auto"),
         max_pack=max_pack,
+        resources=resources,
+        optuna_storage=given.get("optuna_storage"),
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
         settings_from=given.get("settings_from"),
@@ -179,6 +185,18 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         command=command,
         started=started,
     )
+
+
+def _resources(given: Mapping[str, Any]) -> Resources:
+    """The number of workers and what each gets, as typed."""
+    workers, cpus, gpus = (given.get(name) for name in ("workers", "cpus_per_worker", "gpus_per_worker"))
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers {workers} must be at least 1")
+    if cpus is not None and not LEAST_SHARE <= cpus < math.inf:
+        raise ConfigError(f"cpus_per_worker {cpus:g} must be at least {LEAST_SHARE}: CPUs, or a share of one")
+    if gpus is not None and not LEAST_SHARE <= gpus <= 1:
+        raise ConfigError(f"gpus_per_worker {gpus:g} must lie from {LEAST_SHARE} to 1: a share of one GPU")
+    return Resources(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
 
 
 def _address_in_environment() -> str | None:
@@ -273,6 +291,13 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
                 run,
             ),
             "device": _option(Literal["auto", "cpu", "cuda"], "Device to train on.", "auto", run),
+            "workers": _option(
+                int, "Number of workers that train at a time; without it, as many as there is room for.", None, run
+            ),
+            "cpus_per_worker": _option(
+                float, "CPUs of each worker, which has so many threads; 0.5: two workers share one.", "1", run
+            ),
+            "gpus_per_worker": _option(float, "Share of a GPU of each worker: 0.5, or 1, say.", "0.5", run),
             "max_pack": _option(
                 int,
                 "Largest number of stages trained together; without it, measured on the device.",
@@ -296,10 +321,12 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
 
 def _search_options(search: Search) -> dict[str, Any]:
     text = "Trials of the search for each init scheme's best settings."
+    optuna = "Copy the search to this Optuna storage, for optuna-dashboard: sqlite:///FILE, or a journal's path."
     asha = "Stop early the trials of the search that fall behind others of their scheme (ASHA)."
     return {
         "search_trials": _option(int, text, search.trials, _GROUPS["grid"]),
         "asha": _option(bool, asha, None, _GROUPS["run"]),
+        "optuna_storage": _option(str, optuna, None, _GROUPS["run"]),
     }
 
 

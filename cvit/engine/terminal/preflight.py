@@ -4,7 +4,8 @@ import socket
 from urllib.parse import urlparse
 
 from cvit.config import ConfigError
-from cvit.engine.planning.request import ANY_CLUSTER, IN_PROCESS, Request, named_address
+from cvit.engine.execution.workers import planned_workers
+from cvit.engine.planning.request import ANY_CLUSTER, IN_PROCESS, NO_WISHES, Request, named_address
 from cvit.engine.tracking.backend import backend_for
 from cvit.tracking import CONNECT_TIMEOUT_S, why_unreachable
 
@@ -67,6 +68,8 @@ def check_request(request: Request) -> None:
     check_tracking_uri(request.tracking_uri)
     check_address(request.address)
     check_device(request.device, request.address)
+    if request.resources != NO_WISHES:
+        planned_workers(request)
     if request.asha and request.address == IN_PROCESS:
         raise ConfigError("asha is not valid with address 'local': it stops trials that run beside others, in Ray")
 

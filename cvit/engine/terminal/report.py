@@ -153,7 +153,7 @@ def print_closing(
     if storage_error is None:
         try:
             frames = load_journal(storage, study.sweep)
-            answer = answer_text(frames, study.key)
+            answer = answer_text(frames, study.key, width=console.width if console.is_terminal else None)
             if progress.plan.search is not None:
                 winners = winners_file(read_studies(frames, study.sweep), study.sweep, file_stem(study.sweep))
         except LoadError as error:

@@ -274,6 +274,9 @@ class Tracker:
             }
             if run.key in self._planned:
                 run.tags[v.TAG_DRIVER] = this_process()
+        if preset := record.tags.get(v.TAG_PRESET):  # a study may grow by another one
+            presets = [*filter(None, run.tags.get(v.TAG_PRESET, "").split(", ")), preset]
+            run.tags[v.TAG_PRESET] = ", ".join(dict.fromkeys(presets))
         run.cells += [grid for grid in record.cells if grid not in run.cells]
         run.tags |= {
             v.TAG_COMMAND: record.command,

@@ -10,10 +10,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cvit.analysis.display.figure_style import (
     ROW_HEIGHT,
     STUDIES_SHOWN,
-    draw_line,
+    draw_chance,
+    draw_estimates,
+    draw_heading,
     legend_below,
+    line_style,
     log_x,
     new_figure,
+    shifts,
     tidy,
 )
 from cvit.analysis.display.wording import scheme_text
@@ -23,7 +27,8 @@ from cvit.analysis.store.axes import MIN_STEPS, SCHEME
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Draws two panels per study, most recent first. Lines are means over seeds, bands 95 % t-intervals."""
+    """Draws two panels per study, most recent first. Marks are means over seeds with 95 %
+    t-intervals."""
     recent = studies[:STUDIES_SHOWN]
     with new_figure(ROW_HEIGHT * len(recent)) as figure:
         rows = figure.subplots(len(recent), 2, squeeze=False, sharey="row")
@@ -32,7 +37,7 @@ def draw(studies: Sequence[Study]) -> Figure:
             log_x(left, [steps_at(study, budget) for budget in study.values(MIN_STEPS)], lambda steps: f"{steps:,g}")
             left.set_xlabel("optimiser steps (log scale)")
             left.set_ylabel("test accuracy (%)")
-            left.set_title(study.label, loc="left", fontweight="bold")
+            draw_heading(left, study)
             _draw(right, study, lambda budget, scheme, study=study: _flops(study, budget, scheme))
             if any(line.get_xydata().size for line in right.lines):  # matplotlib scales no empty panel
                 right.set_xscale("log")
@@ -42,17 +47,19 @@ def draw(studies: Sequence[Study]) -> Figure:
             right.set_xlabel("floating-point operations (log scale)")
             for axes in (left, right):  # after both are drawn, because they share the y axis
                 tidy(axes)
+                draw_chance(axes, study)
         legend_below(figure, rows.flat)
     return figure
 
 
 def _draw(axes: Axes, study: Study, x_of: Callable[[int, str], float]) -> None:
     """Draws a line per scheme through the budgets whose place on the x axis is known."""
-    for scheme in study.schemes:
+    for scheme, shift in shifts(study.schemes).items():
         cells = [cell for cell in study.means if cell.estimate.n and cell.place[SCHEME] == scheme]
         points = [(x_of(cell.place[MIN_STEPS], scheme), cell.estimate) for cell in cells]
         known = [(x, estimate) for x, estimate in points if math.isfinite(x)]
-        draw_line(axes, [x for x, _ in known], [e for _, e in known], scheme, label=scheme_text(scheme))
+        style = line_style(scheme, label=scheme_text(scheme))
+        draw_estimates(axes, [x for x, _ in known], [e for _, e in known], shift, **style)
 
 
 def _flops(study: Study, budget: int, scheme: str) -> float:

@@ -7,10 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cvit.analysis.display.colours import colour_of
 from cvit.analysis.display.figure_style import (
-    COLOURS,
     REMARK,
     STUDIES_SHOWN,
+    draw_heading,
+    draw_subtitle,
     fixed_ticks,
     grid_lines,
     legend_below,
@@ -43,7 +45,10 @@ def draw(studies: Sequence[Study]) -> Figure:
             panels_of_study = panels[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
             for axes, ((kernel_size, patch_size), by_heads) in zip(panels_of_study, cases.items(), strict=False):
                 title = f"K = {kernel_size}, P = {patch_size}"
-                axes.set_title(title if axes is not panels_of_study[0] else f"{study.label}\n{title}", loc="left")
+                if axes is panels_of_study[0]:
+                    draw_heading(axes, study, title)
+                else:
+                    draw_subtitle(axes, title)
                 _draw_case(axes, by_heads, heads_needed(kernel_size, patch_size))
             for axes in panels_of_study[len(cases) :]:
                 axes.set_axis_off()
@@ -66,7 +71,7 @@ def _draw_case(axes: Axes, by_heads: Mapping[int, Fit], count: int) -> None:
         linestyle="",
         marker="o",
         markerfacecolor="none",
-        color=COLOURS[TREATMENT],
+        color=colour_of(TREATMENT),
         label="reached by gradient descent",
     )
     axes.set_yscale("log")

@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 from cvit.analysis.display.figure_style import (
     STUDIES_SHOWN,
     draw_accuracy,
+    draw_chance,
+    draw_heading,
+    draw_subtitle,
     fixed_ticks,
     legend_below,
     line_style,
@@ -26,7 +29,7 @@ def draw(studies: Sequence[Study]) -> Figure:
     """Draws, per study, most recent first, a row of panels per patch size and a column per data fraction, all with the
     same y axis.
 
-    Lines are means over seeds, dots single trials; impossible combinations have no mark.
+    Marks are means over seeds with 95 % t-intervals, dots single trials; impossible combinations have no mark.
     """
     recent = studies[:STUDIES_SHOWN]
     places = [(study, size) for study in recent for size in study.values(PATCH_SIZE)]
@@ -37,11 +40,13 @@ def draw(studies: Sequence[Study]) -> Figure:
             fractions, heads = study.values(FRACTION), study.values(NUM_HEADS)
             for axes, fraction in zip(panels, fractions, strict=False):
                 place = {PATCH_SIZE: size, FRACTION: fraction}
-                draw_accuracy(axes, study, NUM_HEADS, place, has_band=False)
+                draw_accuracy(axes, study, NUM_HEADS, place)
                 _draw_trials(axes, study, place)
                 title = f"patch size {size}, {fraction_text(fraction)} of the images"
-                is_first = axes is panels[0] and size == study.values(PATCH_SIZE)[0]
-                axes.set_title(f"{study.label}\n{title}" if is_first else title, loc="left")
+                if axes is panels[0] and size == study.values(PATCH_SIZE)[0]:
+                    draw_heading(axes, study, title)
+                else:
+                    draw_subtitle(axes, title)
                 axes.set_xlabel("number of heads")
                 axes.set_ylabel("test accuracy (%)" if axes is panels[0] else "")
                 fixed_ticks(axes.xaxis, heads, str)
@@ -50,6 +55,9 @@ def draw(studies: Sequence[Study]) -> Figure:
                 axes.set_axis_off()
         for axes in rows.flat:  # after all are drawn, because they share the y axis
             tidy(axes)
+        for panels, (study, _) in zip(rows, places, strict=True):
+            for axes in panels[: len(study.values(FRACTION))]:
+                draw_chance(axes, study)
         legend_below(figure, rows.flat)
     return figure
 

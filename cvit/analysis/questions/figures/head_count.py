@@ -8,6 +8,9 @@ from cvit.analysis.display.figure_style import (
     ROW_HEIGHT,
     STUDIES_SHOWN,
     draw_accuracy,
+    draw_chance,
+    draw_heading,
+    draw_subtitle,
     fixed_ticks,
     legend_below,
     mark_heads,
@@ -21,7 +24,7 @@ from cvit.config import OFFSETS_OF_3X3
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Draws a row of panels per study, most recent first. Lines are means over seeds, bands 95 % t-intervals."""
+    """Draws a row of panels per study, most recent first. Marks are means over seeds with 95 % t-intervals."""
     recent = studies[:STUDIES_SHOWN]
     columns = max(len(study.values(INNER_DIM)) for study in recent)
     with new_figure(ROW_HEIGHT * len(recent)) as figure:
@@ -30,7 +33,11 @@ def draw(studies: Sequence[Study]) -> Figure:
             widths, heads = study.values(INNER_DIM), study.values(NUM_HEADS)
             for axes, width in zip(panels, widths, strict=False):
                 draw_accuracy(axes, study, NUM_HEADS, {INNER_DIM: width})
-                axes.set_title(f"{study.label}: {value_text(INNER_DIM, width, study.head_dim)}", loc="left")
+                rule = value_text(INNER_DIM, width, study.head_dim)
+                if axes is panels[0]:
+                    draw_heading(axes, study, rule)
+                else:
+                    draw_subtitle(axes, rule)
                 axes.set_xlabel("number of heads")
                 fixed_ticks(axes.xaxis, heads, str)
                 axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
@@ -38,6 +45,7 @@ def draw(studies: Sequence[Study]) -> Figure:
                     mark_heads(axes, OFFSETS_OF_3X3, at_top=False)
             for axes in panels[: len(widths)]:  # after all are drawn, because they share the y axis
                 tidy(axes)
+                draw_chance(axes, study)
             for axes in panels[1:]:
                 axes.set_ylabel("")
             for axes in panels[len(widths) :]:
