@@ -108,6 +108,15 @@ def new_figure(height: float) -> Iterator[Figure]:
             text.set_text("\n".join(_shortened(line, _LONGEST_LINE) for line in text.get_text().split("\n")))
 
 
+@contextlib.contextmanager
+def in_style() -> Iterator[None]:
+    """The common style, for the drawing of a figure. A name in a script that the font does not have is drawn as
+    boxes."""
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def _labels(figure: Figure) -> Iterator[Text]:
     """The texts of a figure but its numbers at the axes, which are mathematics on a logarithmic scale."""
     yield from figure.texts
@@ -128,9 +137,7 @@ def _shortened(line: str, longest: int) -> str:
 def image_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as `png` (200 dots per inch), `svg` or `pdf`, without dates, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that the font does not have is drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with in_style():
         figure.savefig(buffer, format=kind, dpi=200, metadata=_WITHOUT_DATES[kind])
     return buffer.getvalue()
 

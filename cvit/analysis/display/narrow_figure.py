@@ -8,7 +8,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
-from cvit.analysis.display.figure_style import image_bytes
+from cvit.analysis.display.figure_style import image_bytes, in_style
 
 _WIDTH, _GAP, _MARGIN = 260.0, 10.0, 3.0
 """The width of the narrow figure, the room between its panels and that around a panel, in points."""
@@ -30,8 +30,11 @@ def narrow_svg(figure: Figure) -> bytes:
     drawing = image_bytes(figure, "svg").decode()
     begin = drawing.index(">", drawing.index("<svg")) + 1
     content = drawing[begin : drawing.rindex("</svg>")]
+    with in_style():
+        figure.draw_without_rendering()
+        boxes = _boxes(figure)
     views, y = [], 0.0
-    for box in _boxes(figure):
+    for box in boxes:
         scale = min(_WIDTH / box.width, _LARGEST_SCALE)
         size = f'width="{box.width * scale:.2f}" height="{box.height * scale:.2f}"'
         view_box = f"{box.x0:.2f} {box.y0:.2f} {box.width:.2f} {box.height:.2f}"
@@ -61,8 +64,8 @@ def _make_narrow(part: FigureBase, legend: Legend, handles: Mapping[str, Any]) -
 
 
 def _boxes(figure: Figure) -> list[Bbox]:
-    """The places of the legends and of the panels in the whole drawing, in points from its upper left corner."""
-    figure.draw_without_rendering()
+    """The places of the legends and of the panels of a figure whose layout is done, in points from its upper left
+    corner."""
     scale, height = _POINTS_PER_INCH / figure.dpi, _POINTS_PER_INCH * figure.get_figheight()
     legends = [legend.get_window_extent() for part in _parts(figure) for legend in part.legends]
     panels = []
