@@ -111,6 +111,7 @@ TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "
 STAGES_FOLDER = "stages"
 JOURNAL_FOLDER = "journal"
 LEASES_FOLDER = "leases"
+SPEED_FOLDER = "speed"
 
 # Types of journal records (the field "type"); cvit/records.py has the other fields.
 RECORD_STUDY = "study"
