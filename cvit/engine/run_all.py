@@ -112,10 +112,10 @@ def plans_as_json(asked: Sequence[tuple[Sweep, Request]]) -> str:
         ConfigError, DataError, StorageError: bad input.
     """
     _, planned = _plan_all(asked)
-    from cvit.engine.execution.workers import workers_here
+    from cvit.engine.execution.workers import planned_workers
     from cvit.engine.terminal.plan_json import plans_text
 
-    workers = workers_here(asked[0][1].device)
+    workers = planned_workers(asked[0][1])
     return plans_text([(each.progress, each.request) for each in planned], workers)
 
 
