@@ -62,7 +62,7 @@ class Display:
         self._group, self._next_panel_at = Group(), 0.0
         self._live: Live | NotebookPanel | None = None
         if console.is_jupyter:
-            self._live = NotebookPanel(self._current_panel)
+            self._live = NotebookPanel(self._current_panel, stays=True)
         elif is_live(console):
             self._live = Live(get_renderable=self._current_panel, console=console, refresh_per_second=2, transient=True)
         self._lock, self._is_over = threading.RLock(), threading.Event()
@@ -80,6 +80,7 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._live is not None:
+            self._next_panel_at = 0.0  # a notebook keeps the last panel
             self._live.stop()
         else:
             self._is_over.set()

@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from cvit.engine.execution.cost import flops_of, step_seconds
 from cvit.engine.execution.pack_size import pack_limits
 from cvit.engine.execution.workers import Workers
@@ -79,7 +77,7 @@ def _plan(progress: Progress, request: Request, workers: Workers) -> dict[str, A
 
 def _cost(progress: Progress, max_pack: int | None, workers: Workers) -> Mapping[str, Any]:
     todo = progress.todo
-    seconds = step_seconds(todo, pack_limits(todo, workers, max_pack), torch.device(workers.device)).of(todo)
+    seconds = step_seconds(todo, pack_limits(todo, workers, max_pack), workers).of(todo)
     return {
         "flops": flops_of(todo),
         "worker_seconds": None if math.isnan(seconds) else seconds,

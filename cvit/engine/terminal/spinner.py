@@ -9,6 +9,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from cvit.engine.execution.forecast import Forecast
+from cvit.engine.terminal.notebook import NotebookPanel
 from cvit.engine.wording import duration
 
 
@@ -28,6 +29,10 @@ def spinner(console: Console, work: str, forecast: Forecast) -> Iterator[None]:
     def text() -> Text:
         return Text(f"about {duration(forecast.left_s())} left: {work}", no_wrap=True, overflow="ellipsis")
 
+    if console.is_jupyter:
+        with NotebookPanel(text, stays=False):
+            yield
+        return
     if not is_live(console):
         console.print(text(), soft_wrap=True)
         yield
