@@ -56,5 +56,6 @@ def test_make_demo_ends_with_what_is_missing_and_the_path_of_the_report(tmp_path
     missing, _, report = done.stdout.splitlines()[-3:]
     # 9 trials at equal steps; those of attention alone are the same at equal FLOPs.
     assert missing.startswith("15 of the 90 trials of low_data are done; `.venv/bin/python sweeps/low_data.py` trains")
+    assert missing in (ROOT / "README.md").read_text(), "the README shows this screen"
     assert report == f"Report: {tree}/results/report.html" and Path(report.split()[1]).is_file()
     assert "0 of " not in done.stdout.split("analysis/make_tables.py")[-1], "theorem 2 is judged"
