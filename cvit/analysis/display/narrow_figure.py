@@ -1,7 +1,8 @@
 """A figure for a narrow screen: the panels of a drawn figure, one below the other."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend import Legend
@@ -22,9 +23,10 @@ def narrow_svg(figure: Figure) -> bytes:
     for axes in figure.axes:
         if axes.axison:
             axes.tick_params(axis="y", labelleft=True)
+    handles = {n: handle for axes in figure.axes for handle, n in zip(*axes.get_legend_handles_labels(), strict=True)}
     for part in _parts(figure):
         for legend in list(part.legends):
-            _make_narrow(part, legend)
+            _make_narrow(part, legend, handles)
     drawing = image_bytes(figure, "svg").decode()
     begin = drawing.index(">", drawing.index("<svg")) + 1
     content = drawing[begin : drawing.rindex("</svg>")]
@@ -46,13 +48,16 @@ def narrow_svg(figure: Figure) -> bytes:
     ).encode()
 
 
-def _make_narrow(part: FigureBase, legend: Legend) -> None:
-    """Draws a legend again, in as few columns as a narrow figure has room for."""
+def _make_narrow(part: FigureBase, legend: Legend, handles: Mapping[str, Any]) -> None:
+    """Draws a legend again, in as few columns as a narrow figure has room for.
+
+    Args:
+        handles: the handles of the panels by name; those of a legend have lost the markers of error bars.
+    """
     names = [text.get_text() for text in legend.get_texts()]
+    entries = [handles.get(name, handle) for name, handle in zip(names, legend.legend_handles, strict=True)]
     legend.remove()
-    part.legend(
-        legend.legend_handles, names, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=legend.get_frame_on()
-    )
+    part.legend(entries, names, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=legend.get_frame_on())
 
 
 def _boxes(figure: Figure) -> list[Bbox]:
