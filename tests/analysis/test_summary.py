@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cvit.analysis import make_tables, verdicts_text
+from cvit.analysis.answers import answer_text
 from cvit.analysis.claims import Verdict, all_claims, verdicts
 from cvit.analysis.questions import curves_of
 from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED
@@ -33,6 +34,13 @@ def summary(folder: Path, *studies: FakeStudy) -> list[str]:
 def test_one_seed_is_no_claim_that_fails(tmp_path: Path) -> None:
     assert summary(tmp_path / "1", low_data(1, gain)) == ["Nothing can be judged yet: 1 seed, at least 3 are needed."]
     assert summary(tmp_path / "2", low_data(2, gain)) == ["Nothing can be judged yet: 2 seeds, at least 3 are needed."]
+
+
+def test_the_terminal_says_so_too(tmp_path: Path) -> None:
+    for seeds in (1, 3):
+        frames = load_journal(write_journal(tmp_path / str(seeds), [low_data(seeds, gain)]))
+        said = "Nothing can be judged yet: 1 seed, at least 3 are needed." in answer_text(frames, KEY)
+        assert said == (seeds == 1)
 
 
 def test_no_seed_with_both_schemes(tmp_path: Path) -> None:
@@ -84,7 +92,7 @@ def test_a_line_per_sweep_and_the_report_last(
 ) -> None:
     assert make_tables.main(["--storage", str(storage), "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("low_data: digits, n = 3; 12 of 12 trials. 2 claims hold.")
+    assert lines[0] == "low_data: digits, n = 3; 12 of 12 trials. 2 claims hold and 1 is undecided."
     assert lines[1] == "any: digits, n = 1; 2 of 2 trials."
     assert lines[2] == "" and lines[-1] == f"Report: {tmp_path / 'report.html'}" and len(lines) < 10
     assert not any(line.startswith("|") for line in lines)
@@ -96,7 +104,8 @@ def test_one_sweep_of_a_store(storage: Path, tmp_path: Path, name: str, capsys: 
     assert {path.stem for path in tmp_path.iterdir()} == {"low_data", "claims", "report"}
     output = capsys.readouterr().out
     assert "any" not in output and "No study yet" not in output  # claims of other sweeps were not asked for
-    assert "sweep-any" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "sweep-any" not in page and f"--storage {storage} --sweep {name}" in page
 
 
 def test_a_sweep_that_is_not_there_is_one_line(
@@ -115,11 +124,9 @@ def test_open_shows_the_report_in_the_browser(storage: Path, tmp_path: Path, mon
     browser.chmod(0o755)
     monkeypatch.setattr("webbrowser._tryorder", None)  # so that the variable is read anew
     monkeypatch.setenv("BROWSER", f"{browser} %s")
-    assert (
-        make_tables.main(["--storage", str(storage), "--out", str(tmp_path / "out"), "--sweep", "any", "--open"]) == 0
-    )
-    assert opened.read_text() == (tmp_path / "out" / "report.html").as_uri()
-    monkeypatch.setattr("webbrowser._tryorder", None)
+    out = tmp_path / "out"
+    assert make_tables.main(["--storage", str(storage), "--out", str(out), "--sweep", "any", "--open"]) == 0
+    assert opened.read_text() == (out / "report.html").as_uri()
 
 
 def test_strict_names_what_does_not_hold(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
