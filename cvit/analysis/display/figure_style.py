@@ -125,12 +125,18 @@ def _shortened(line: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: half - 1]}…{line[-half:]}"
 
 
+@contextlib.contextmanager
+def any_script() -> Iterator[None]:
+    """Draws names in a script that the font does not have as boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def image_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as `png` (200 dots per inch), `svg` or `pdf`, without dates, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that the font does not have is drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with rc_context(_STYLE), any_script():
         figure.savefig(buffer, format=kind, dpi=200, metadata=_WITHOUT_DATES[kind])
     return buffer.getvalue()
 
