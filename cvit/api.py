@@ -117,8 +117,7 @@ def load(source: str | os.PathLike[str] = "storage") -> "Frames":
 
 def _as_list(sweeps: Sweep | str | Iterable[Sweep | str]) -> list[Sweep]:
     """The sweeps, those with a name read from their scripts."""
-    is_one = isinstance(sweeps, Sweep | str) or not isinstance(sweeps, Iterable)
-    each = [sweeps] if is_one else list(sweeps)
+    each: list[Any] = [sweeps] if isinstance(sweeps, str) or not isinstance(sweeps, Iterable) else list(sweeps)
     scripts = {name.replace("-", "_"): path for name, path in sweep_scripts().items()}
     found: list[Sweep] = []
     for sweep in each:

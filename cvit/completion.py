@@ -29,6 +29,8 @@ def install_completion(arguments: Sequence[str], questions: Mapping[str, str], t
     except (CycloptsError, OSError) as error:
         print(f"{NAME}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(exit_codes.BAD_INPUT)
+    except SystemExit as end:  # after cyclopts has said that it cannot find out the shell
+        sys.exit(exit_codes.BAD_INPUT if end.code else exit_codes.FINISHED)
 
 
 def with_commands(questions: Mapping[str, str], tools: Mapping[str, str]) -> App:

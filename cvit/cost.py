@@ -23,6 +23,24 @@ WITHOUT_GRADIENT_OF_INPUT = 2
 """The same for the first layer, whose inputs are images."""
 
 
+_EXPECTED = {"cpu": (2e-3, 3.5e10), "cuda": (3e-4, 1e13)}
+"""The seconds that a step costs whatever its size, and the operations a second beside them, of one worker: a core of a
+server of 2023, and half of an H100, both with packs (docs/PERFORMANCE.md)."""
+UNKNOWN_STEP_S = 5e-3
+"""The seconds that a step is expected to take whose operations are not known."""
+
+
+def expected_step_seconds(flops: float | None, device: str) -> float:
+    """The seconds of one worker that a step is expected to take before any is measured, right within a factor of a few:
+    it depends on the machine and on what else the machine does.
+
+    Args:
+        device: cpu or cuda.
+    """
+    start, rate = _EXPECTED[device]
+    return UNKNOWN_STEP_S if flops is None else start + flops / rate
+
+
 @lru_cache(maxsize=4096)
 def step_flops(architecture: Architecture, batch_size: int) -> int | None:
     """The operations of one optimiser step; None for a model whose operations this module does not know."""

@@ -1,5 +1,6 @@
 """Results of finished stages. Reading them needs no torch, so that planning a sweep is fast."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,6 +14,9 @@ Point = tuple[str, int, float, int]
 
 WEIGHTS, MOMENTS = "weights", "moments"
 """The parts of a finished stage beside its result, each in a file `<part>.safetensors`."""
+
+CHECKPOINT_FILE = re.compile(r"(?P<name>step-\d{8,})\.(?P<kind>json|safetensors)")
+"""The names of a checkpoint's two files in the folder of its stage."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,18 @@ Reports = list[tuple[str, Report]]
 def stage_folder(key: str) -> str:
     """The folder of a stage below the storage."""
     return f"{STAGES_FOLDER}/{key}"
+
+
+def checkpoint_names(storage: Storage, key: str) -> list[str]:
+    """The names of a stage's checkpoints, oldest first, each without the suffix of its two files."""
+    matches = map(CHECKPOINT_FILE.fullmatch, storage.names(stage_folder(key)))
+    return [match["name"] for match in matches if match and match["kind"] == "json"]
+
+
+def checkpoint_step(storage: Storage, key: str) -> int:
+    """The optimiser steps of a stage that its newest checkpoint holds; 0 without one."""
+    names = checkpoint_names(storage, key)
+    return int(names[-1].removeprefix("step-")) if names else 0
 
 
 def load_result(storage: Storage, key: str) -> StageResult | None:

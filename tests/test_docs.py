@@ -26,6 +26,7 @@ PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "cvit/engine/README.md"
 SCRIPTS = tuple(f"sweeps/{path.name}" for path in ROOT.glob("sweeps/[!_]*.py"))
 FILE = re.compile(r"(?<![\w/<>…*~-])[\w./-]*\w\.(?:py|yaml|toml)\b")
 WRITTEN = re.compile(r'^```python title="([\w.]+)"\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+CONFIGS = re.compile(r'^```toml title="([\w.]+)"\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s#]*)(?:#([^)\s]*))?\)|(?:src|href)=\"([^\"#]+)(?:#([^\"]*))?\"")
 COMMAND = re.compile(r"python ((?:sweeps|analysis)/\w+\.py)([^\n#`'…]*)(…?)")
 FRONT_DOOR = re.compile(rf"\bcvit ((?:{'|'.join(sweep_scripts())}|run|tables)\b)([^\n#`'…]*)(…?)")
@@ -59,7 +60,10 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *SCRIPTS])
-def test_the_commands_on_a_page_parse(page: str) -> None:
+def test_the_commands_on_a_page_parse(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in CONFIGS.findall((ROOT / page).read_text()):
+        Path(name).write_text(content)
     for script, arguments in commands(page):
         if INFORMATION & {*arguments}:
             continue

@@ -170,7 +170,7 @@ def test_rooms_of_the_engine_import_downwards(room: str) -> None:
 
 @pytest.mark.parametrize("package", ["cvit", "sweeps"])
 def test_no_file_imports_itself_by_a_detour(package: str) -> None:
-    """Imports inside functions count: a circle is a circle whenever it closes. Those of `cvit/__init__.py` do not: every
+    """Imports inside functions count: a circle is a circle whenever it closes. `cvit/__init__.py` is left out: every
     import imports it, and it imports nothing before a name is asked for."""
     arrows = {module_name(file): set[str]() for file, _ in imports_of(package)}
     for file, name in imports_of(package):

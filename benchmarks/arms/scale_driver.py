@@ -23,8 +23,10 @@ from cvit.data.datasets import describe
 from cvit.engine import run
 from cvit.engine.execution import execute
 from cvit.engine.execution.callback import TuneCallback
+from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.searcher import PlanSearcher
 from cvit.engine.execution.site import Site
+from cvit.engine.execution.speed import Speed
 from cvit.engine.execution.timing import Timing
 from cvit.engine.execution.worker import BUSY_S, REPORTS, WAITED_S
 from cvit.engine.execution.workers import Workers
@@ -162,14 +164,15 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
     done_at: list[float] = []
     _put_in_place(measured.clock, plan, done_at)
     console = Console(file=sys.stderr, soft_wrap=True)
-    session = run.Session(request, info, storage, console, cluster=None, timing=measured.timing)
+    forecast = Forecast(progress, Workers("cpu", workers, is_here=False), Speed())
+    session = run.Session(request, info, storage, console, None, measured.timing, forecast)
     site = Site(None, storage, Workers("cpu", workers, is_here=False), limits={}, timing=measured.timing)
     with lease(storage, plan.study.sweep, print):
         journal = Journal(storage, plan.study.sweep)
         with run.Book(progress, journal, session) as book:
             lap("journal of the plan")
             measured.timing.started_at, cpu_before = time.monotonic(), time.process_time()
-            with Display(progress, console) as display:
+            with Display(progress, console, forecast) as display:
                 execute.train_stages(progress, journal, display, site)
             measured.cpu_seconds, measured.seconds = time.process_time() - cpu_before, time.monotonic() - last
             lap("all trials run")

@@ -24,6 +24,8 @@ def missing_line(name: str) -> str:
     info = describe(request.dataset, request.data_dir, download=False)
     progress = first_round(sweep, request, info, Storage.open(request.storage))
     num_trials = len(progress.plan.trials)
+    if progress.num_done == num_trials:
+        return f"All {num_trials} trials of {sweep.name} are done."
     python, script = os.path.relpath(sys.executable), os.path.relpath(path)
     return (
         f"{progress.num_done} of the {num_trials} trials of {sweep.name} are done; "

@@ -13,6 +13,7 @@ from cvit.data.datasets import Dataset, DatasetInfo, load
 from cvit.engine import exit_codes
 from cvit.engine.execution import in_process
 from cvit.engine.execution.faults import TrainingError
+from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.head_watch import watching
 from cvit.engine.execution.pack_size import pack_limits
 from cvit.engine.execution.queue import ALONE
@@ -26,22 +27,34 @@ from cvit.engine.recording.claims import Claims
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease
 from cvit.engine.recording.record import record_failures, record_known_results, take_up_pruned
+from cvit.engine.terminal.answer import answer_of, surroundings
 from cvit.engine.terminal.display import Display
+from cvit.engine.terminal.plan_text import print_growth, print_stopped
 from cvit.engine.terminal.report import (
     Closing,
     print_closing,
     print_cost,
-    print_growth,
     print_lost_head,
-    print_plan,
 )
+from cvit.engine.terminal.spinner import spinner
+from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.engine.tracking.tracker import Tracker
 from cvit.errors import one_line
-from cvit.provenance import code_version
+from cvit.machine import hardware, packages, user
+from cvit.provenance import code_version, git_commit
+from cvit.records import SessionRecord
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_PRESET, TAG_SEARCH_SPACE, TAG_TASK
+from cvit.vocabulary import (
+    TAG_CODE_VERSION,
+    TAG_DATA_FINGERPRINT,
+    TAG_GIT_COMMIT,
+    TAG_PRESET,
+    TAG_SEARCH_SPACE,
+    TAG_TASK,
+    TAG_USER,
+)
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
@@ -58,6 +71,7 @@ class Session:
         info: the description of the data set; None for a task that needs none.
         cluster: Ray, which starts at the first use of its workers; None trains in this process.
         timing: counts the time spent on training and around it.
+        forecast: tells how much time is left.
         lease: None for a dry run, which writes nothing.
     """
 
@@ -67,6 +81,7 @@ class Session:
     console: Console
     cluster: "Cluster | None"
     timing: Timing
+    forecast: Forecast
     lease: Lease | None = None
 
     @functools.cached_property
@@ -104,7 +119,7 @@ class Ending:
 
 
 def run_sweep(progress: Progress, session: Session) -> Ending:
-    """Trains the missing stages, records their results, and prints the answer.
+    """Trains the missing stages of a plan that is printed already, records their results, and prints the answer.
 
     Returns:
         Its ending, with the exit code: 0; 1 if trials failed or the storage did; 130 after Ctrl-C.
@@ -116,20 +131,24 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
     """
     console, request = session.console, session.request
     journal = Journal(session.storage, progress.plan.study.sweep, session.check)
-    take_up_pruned(progress, journal)
-    print_plan(console, progress, request)
     if request.dry_run:
         print_cost(console, progress, planned_workers(request), request.max_pack)
         return Ending(FINISHED, exit_codes.FINISHED)
     try:
         if progress.todo:
-            _ = session.dataset, session.workers  # bad images or a missing cluster raise before anything is recorded
+            with spinner(console, "decoding images", session.forecast) if session.info else contextlib.nullcontext():
+                _ = session.dataset, session.workers  # bad images, no cluster: before anything is recorded
         with Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
     except KeyboardInterrupt:
         _raise_if_lost(session)
+        print_stopped(console, progress, request)
         return Ending(KILLED, exit_codes.INTERRUPTED)
     _raise_if_lost(session)
+    session.forecast.remember(session.storage, session.timing.start_up_s)
+    if not progress.is_finished:
+        with contextlib.suppress(StorageError):  # the closing text says so
+            progress.read_steps(session.storage, with_results=True)
     closing = Closing(
         is_interrupted=book.ending.exit_code == exit_codes.INTERRUPTED,
         time_line=session.timing.line(progress.num_ended_here),
@@ -173,10 +192,14 @@ def _train_rounds(progress: Progress, journal: Journal, book: "Book", session: S
 
 def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, Outcome]:
     """Trains the stages of one round and displays the progress; returns the outcome of every stage, by key."""
-    limits = pack_limits(progress.todo, session.workers, session.request.max_pack)
+    session.forecast.follow(progress, session.workers)
+    max_pack = session.request.max_pack
+    measuring = spinner(session.console, "measuring pack sizes", session.forecast)
+    with measuring if max_pack is None else contextlib.nullcontext():
+        limits = pack_limits(progress.todo, session.workers, max_pack)
     claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
     site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
-    with Display(progress, session.console) as display:
+    with Display(progress, session.console, session.forecast) as display:
         if session.cluster is None:
             return in_process.train_stages(progress, journal, display, site)
         from cvit.engine.execution import execute  # imports Ray
@@ -201,6 +224,7 @@ class Book:
         self._tags[TAG_PRESET] = session.request.preset
         if progress.plan.search is not None:
             self._tags[TAG_SEARCH_SPACE] = progress.plan.search.space_text
+        self._tags |= {name: text for name, text in ((TAG_USER, user()), (TAG_GIT_COMMIT, git_commit())) if text}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self._session = session
@@ -209,8 +233,17 @@ class Book:
         self.tracking_error: str | None = None
         self.storage_error: str | None = None
         self._write_plan()
-        sweep = progress.plan.study.sweep
-        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records, session.check)
+        study = progress.plan.study
+        if progress.todo:
+            journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
+        self.tracker = Tracker(
+            session.request.tracking_uri,
+            study.sweep,
+            self._keys(),
+            journal.records,
+            session.check,
+            surroundings(session.storage),
+        )
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:
@@ -237,13 +270,18 @@ class Book:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
-            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
         try:
             self._journal.flush()
             self._export_search()
         except StorageError as error:
             self.storage_error = str(error)
+        if kind is None and self.storage_error is None and self.ending.exit_code != exit_codes.INTERRUPTED:
+            study = self._progress.plan.study
+            self.tracker.attach(study.key, answer_of(self._session.storage, study.sweep, study.key))
+            if self._session.request.log_models:
+                self.tracker.attach(*best_model(self._progress, self._session.storage))
+        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
+            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _export_search(self) -> None:
         """Copies a search to its Optuna storage. If that fails, the sweep goes on: the next time, all is copied."""

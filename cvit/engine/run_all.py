@@ -16,13 +16,17 @@ from cvit.cores import usable_cores
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.engine import exit_codes
 from cvit.engine.declaration import Sweep
+from cvit.engine.execution.forecast import Forecast, likely_workers
+from cvit.engine.execution.speed import Speed
 from cvit.engine.planning.progress import Progress
-from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.request import IN_PROCESS, Request, named_address
 from cvit.engine.planning.rounds import first_round
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease, lease
 from cvit.engine.recording.record import take_up_pruned
+from cvit.engine.terminal.plan_text import print_plan, print_stopped
 from cvit.engine.terminal.preflight import check_request
+from cvit.engine.terminal.spinner import spinner
 from cvit.engine.tracking.backend import check_store
 from cvit.storage import Storage
 from cvit.tasks import task_named
@@ -39,6 +43,7 @@ class Planned:
     progress: Progress
     info: DatasetInfo | None
     request: Request
+    forecast: Forecast
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,34 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
     """
     common = asked[0][1]
     storage, planned = _plan_all(asked)
+    first = planned[0]
+    print_plan(console, first.progress, first.request, first.forecast)
     session = _Common(storage, console, started_at)
     if common.dry_run:
         return _run_each(planned, [], session, None)
-    needs_ray = common.address != IN_PROCESS and any(each.progress.todo for each in planned)
+    try:
+        return _run_under_leases(planned, session)
+    except KeyboardInterrupt:
+        print_stopped(console, first.progress, first.request)
+        raise
+
+
+def _run_under_leases(planned: Sequence[Planned], common: "_Common") -> list[Ended]:
+    """Starts Ray if there is anything to train, takes the leases of all sweeps, and runs them."""
+    address, console, forecast = planned[0].request.address, common.console, planned[0].forecast
+    needs_ray = address != IN_PROCESS and any(each.progress.todo for each in planned)
+    start = "starting Ray" if address is None else f"attaching to {named_address(address)}"
     with contextlib.ExitStack() as stack:
-        cluster = None if common.address == IN_PROCESS else stack.enter_context(_cluster(common))
-        if cluster is not None and needs_ray:
-            cluster.reach()  # before the leases, so that a wrong address leaves nothing in the storage
-        leases = [stack.enter_context(lease(storage, each.progress.plan.study.sweep, _say)) for each in planned]
-        if cluster is not None and needs_ray:
-            stack.enter_context(cluster)  # once more, so that its workers end before the leases do
-            _ = cluster.workers
-        ended = _run_each(planned, leases, session, cluster)
+        with spinner(console, start, forecast) if needs_ray else contextlib.nullcontext():
+            cluster = None if address == IN_PROCESS else stack.enter_context(_cluster(planned[0].request))
+            if cluster is not None and needs_ray:
+                cluster.reach()  # before the leases, so that a wrong address leaves nothing in the storage
+            names = [each.progress.plan.study.sweep for each in planned]
+            leases = [stack.enter_context(lease(common.storage, name, _say)) for name in names]
+            if cluster is not None and needs_ray:
+                stack.enter_context(cluster)  # once more, so that its workers end before the leases do
+                _ = cluster.workers
+        ended = _run_each(planned, leases, common, cluster)
         for own_lease in leases:
             own_lease.raise_if_lost()  # that of a sweep that was still to come
         return ended
@@ -91,12 +111,10 @@ def plans_as_json(asked: Sequence[tuple[Sweep, Request]]) -> str:
     Raises:
         ConfigError, DataError, StorageError: bad input.
     """
-    storage, planned = _plan_all(asked)
+    _, planned = _plan_all(asked)
     from cvit.engine.execution.workers import workers_here
     from cvit.engine.terminal.plan_json import plans_text
 
-    for each in planned:
-        take_up_pruned(each.progress, Journal(storage, each.progress.plan.study.sweep))
     workers = workers_here(asked[0][1].device)
     return plans_text([(each.progress, each.request) for each in planned], workers)
 
@@ -130,7 +148,12 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
     if task_named(sweep.task).needs_data:
         may_download = request.download and not request.dry_run
         info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
-    return Planned(first_round(sweep, request, info, storage), info, request)
+    progress = first_round(sweep, request, info, storage)
+    if progress.plan.search is not None:
+        take_up_pruned(progress, Journal(storage, sweep.name))
+    workers = likely_workers(request)
+    speed = Speed.recall(storage, workers.device, with_ray=request.address != IN_PROCESS)
+    return Planned(progress, info, request, Forecast(progress, workers, speed))
 
 
 def _cluster(request: Request) -> "Cluster":
@@ -153,19 +176,29 @@ class _Common:
 def _run_each(
     planned: Sequence[Planned], leases: Sequence[Lease], common: _Common, cluster: "Cluster | None"
 ) -> list[Ended]:
-    import torch
+    with (
+        contextlib.nullcontext()
+        if planned[0].request.dry_run
+        else spinner(common.console, "loading torch and pandas", planned[0].forecast)
+    ):
+        import torch
 
-    from cvit.engine.execution.timing import Timing
-    from cvit.engine.run import Session, run_sweep
+        from cvit.engine.execution.timing import Timing
+        from cvit.engine.run import Session, run_sweep
 
     num_threads, started_at = torch.get_num_threads(), common.started_at
     # torch by itself sees the cores of the machine, less those that affinity excludes.
     torch.set_num_threads(min(num_threads, usable_cores()))
-    ended = []
+    ended: list[Ended] = []
     try:
         for each, own_lease in itertools.zip_longest(planned, leases):
             timing = Timing(started_at)
-            session = Session(each.request, each.info, common.storage, common.console, cluster, timing, own_lease)
+            if ended:
+                each.forecast.begin_later()
+                print_plan(common.console, each.progress, each.request, each.forecast)
+            session = Session(
+                each.request, each.info, common.storage, common.console, cluster, timing, each.forecast, own_lease
+            )
             ended.append(Ended(each.progress, run_sweep(each.progress, session)))
             if ended[-1].ending.exit_code == exit_codes.INTERRUPTED:
                 break

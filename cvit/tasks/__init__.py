@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from cvit.config import ConfigError, Parameter
+from cvit.cost import UNKNOWN_STEP_S
 from cvit.results import WEIGHTS
 from cvit.stages import Stage
 
@@ -40,6 +41,10 @@ def _no_defaults(info: "DatasetInfo") -> dict[str, Any]:
     return {}
 
 
+def _of_unknown_steps(stage: Stage, images: "ImageCounts | None", device: str) -> float:
+    return UNKNOWN_STEP_S * stage.steps
+
+
 def _weights(stage: Stage) -> tuple[str, ...]:
     return (WEIGHTS,)
 
@@ -63,12 +68,16 @@ class Task(Generic[StageType]):
             reports, as they come. The last report of a stage has its result, which the storage then has already.
         step_flops: stage → floating-point operations of one optimiser step.
         learning_rate_sum: stage → the sum of the learning rates of its steps; None for a task without such stages.
+        expected_seconds: (stage, numbers of images or None, device) → seconds of one worker that the stage is expected
+            to take, evaluation included, found without torch before anything is measured.
         step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
         starts_from: stage → the parts of its parent that it starts from: weights, or weights and moments.
         peak_bytes: (stage, size of a pack, CUDA device) → memory of the pack; None if stages are never packed.
         defaults_of_data: description of a data set → the parameters that it sets.
         image_counts: (configuration, description of the data set) → the numbers of images that a trial uses; None for a
             task whose trials do not take a share of the images.
+        trained_model: (stage, storage) → its trained model, and images as it takes them; None if the storage does not
+            have it.
     """
 
     name: str
@@ -82,11 +91,13 @@ class Task(Generic[StageType]):
     train: "Callable[[Sequence[StageType], Dataset | None, Storage, torch.device, bool], Iterator[Reports]]"
     step_flops: Callable[[StageType], float]
     step_seconds: "Callable[[StageType, Sequence[int], torch.device], list[float]]"
+    expected_seconds: "Callable[[StageType, ImageCounts | None, str], float]" = _of_unknown_steps
     learning_rate_sum: Callable[[StageType], float] | None = None
     starts_from: Callable[[StageType], tuple[str, ...]] = _weights
     peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None
     defaults_of_data: "Callable[[DatasetInfo], dict[str, Any]]" = _no_defaults
     image_counts: "Callable[[Any, DatasetInfo], ImageCounts] | None" = None
+    trained_model: "Callable[[StageType, Storage], tuple[torch.nn.Module, torch.Tensor] | None] | None" = None
 
 
 @cache

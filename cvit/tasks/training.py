@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cvit.config import PARAMETERS, ConfigError, DataConfig, TrialConfig
+from cvit.cost import FORWARD_AND_BACKWARD, expected_step_seconds
 from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, possible_fraction
 from cvit.results import MOMENTS, WEIGHTS
 from cvit.stages import TrainingStage, stages_of
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 TOKENS_PER_SIDE = 8
 LEAST_PATCH_SIZE = 2
 """By default, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
+
+STAGE_S = 0.1
+"""The seconds that a stage is expected to take beside its steps: its model, its first step, its result."""
 
 
 def _defaults_of_data(info: "DatasetInfo") -> dict[str, Any]:
@@ -117,6 +121,16 @@ def _step_flops(stage: TrainingStage) -> float:
     return step_flops(stage)
 
 
+def _expected_seconds(stage: TrainingStage, images: ImageCounts | None, device: str) -> float:
+    """The steps, the evaluations, whose images cost the forward pass alone, and the start and end of the stage."""
+    assert images is not None
+    of_step = expected_step_seconds(stage.step_flops, device)
+    of_image = of_step / FORWARD_AND_BACKWARD / stage.trial.training.batch_size
+    num_evaluations = -(-stage.steps // stage.evaluation_interval)
+    evaluated = num_evaluations * images.validation + images.test
+    return STAGE_S + of_step * stage.steps + of_image * evaluated
+
+
 def _step_seconds(stage: TrainingStage, sizes: Sequence[int], device: "torch.device") -> list[float]:
     from cvit.training.probe import step_seconds
 
@@ -127,6 +141,20 @@ def _peak_bytes(stage: TrainingStage, members: int, device: "torch.device") -> i
     from cvit.training.probe import peak_bytes
 
     return peak_bytes(stage, members, device)
+
+
+def _trained_model(stage: TrainingStage, storage: "Storage") -> "tuple[torch.nn.Module, torch.Tensor] | None":
+    import torch
+
+    from cvit.init.registry import blank_model
+    from cvit.training.checkpoint import load_weights
+
+    weights = load_weights(storage, stage.key)
+    if weights is None:
+        return None
+    model, size = blank_model(stage), stage.trial.model
+    model.load_state_dict(weights)
+    return model.eval(), torch.zeros(2, size.in_channels, size.image_size, size.image_size)
 
 
 TASK = Task(
@@ -142,8 +170,10 @@ TASK = Task(
     starts_from=_starts_from,
     step_flops=_step_flops,
     learning_rate_sum=learning_rate_sum,
+    expected_seconds=_expected_seconds,
     step_seconds=_step_seconds,
     peak_bytes=_peak_bytes,
     defaults_of_data=_defaults_of_data,
+    trained_model=_trained_model,
     image_counts=lambda config, info: _image_counts(config.data, info),
 )

@@ -10,7 +10,6 @@ Each file is written atomically. The two newest checkpoints are kept: if the new
 it is used. Nothing read from the storage is unpickled. Only files with these names are deleted.
 """
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,12 +18,14 @@ from torch import Tensor
 
 from cvit.errors import one_line
 from cvit.results import (
+    CHECKPOINT_FILE,
     MOMENTS,
     WEIGHTS,
     Point,
     Provenance,
     StageResult,
     as_point,
+    checkpoint_names,
     known_fields,
     read_part,
     read_record,
@@ -34,7 +35,6 @@ from cvit.storage import Storage, checksum, encode_record, later_version, with_f
 from cvit.training.stability import Stability
 
 _KEPT = 2
-_CHECKPOINT = re.compile(r"(?P<step>step-\d{8,})\.(?P<kind>json|safetensors)")
 
 
 @dataclass
@@ -64,7 +64,7 @@ def save_checkpoint(storage: Storage, key: str, tensors: dict[str, Tensor], prog
     data = safetensors.torch.save(tensors)
     storage.write(f"{name}.safetensors", data)
     storage.write(f"{name}.json", encode_record(with_format(asdict(progress) | {"tensors": checksum(data)})))
-    for old in _checkpoint_names(storage, key)[:-_KEPT]:
+    for old in checkpoint_names(storage, key)[:-_KEPT]:
         storage.delete(f"{stage_folder(key)}/{old}.json")
         storage.delete(f"{stage_folder(key)}/{old}.safetensors")
 
@@ -75,7 +75,7 @@ def load_checkpoint(storage: Storage, key: str) -> tuple[dict[str, Tensor], Stag
     Raises:
         Refused: a later version wrote it.
     """
-    for name in reversed(_checkpoint_names(storage, key)):
+    for name in reversed(checkpoint_names(storage, key)):
         path = f"{stage_folder(key)}/{name}"
         record = read_record(storage, f"{path}.json")
         try:
@@ -121,7 +121,7 @@ def save_result(
             storage.write(f"{stage_folder(key)}/{part}.safetensors", data)
             checksums[part] = checksum(data)
     storage.write(f"{stage_folder(key)}/result.json", encode_record(with_format(asdict(result) | checksums)))
-    storage.delete_matching(stage_folder(key), _CHECKPOINT)
+    storage.delete_matching(stage_folder(key), CHECKPOINT_FILE)
 
 
 def load_weights(storage: Storage, key: str) -> dict[str, Tensor] | None:
@@ -133,8 +133,3 @@ def load_part(storage: Storage, key: str, part: str) -> dict[str, Tensor] | None
     """The weights or the moments of a finished stage; None if they or the result are missing or altered."""
     data = read_part(storage, key, part)
     return safetensors.torch.load(data) if data is not None else None
-
-
-def _checkpoint_names(storage: Storage, key: str) -> list[str]:
-    matches = map(_CHECKPOINT.fullmatch, storage.names(stage_folder(key)))
-    return [match["step"] for match in matches if match and match["kind"] == "json"]

@@ -25,6 +25,7 @@ SMALL = (
     *("--budget-unit", "steps", "--data-fraction", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
 )
 LOCAL = ("--address", "local")
+STEPS = "storage/stages/*/step-*.json"
 
 
 def measured(folder: Path) -> dict[str, tuple[str, list[Any], str]]:
@@ -81,15 +82,20 @@ def test_a_finished_sweep_has_nothing_to_train_with_or_without_ray(without_ray: 
 def test_ctrl_c_stops_it_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
     long = [{"24": "600", "4": "40"}.get(option, option) for option in SMALL[:-2]]
     process = start(tmp_path, *long, "--seeds", "1", *LOCAL)
-    while not list(tmp_path.glob("storage/stages/*/step-*.json")):
+    while not list(tmp_path.glob(STEPS)):
         assert process.poll() is None, "the sweep ended before it could be interrupted"
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, output + errors
     assert "Stopped with" in output and "--address local" in output
-    checkpoints = [path.stem for path in tmp_path.glob("storage/stages/*/step-*.json")]
+    checkpoints = [path.stem for path in tmp_path.glob(STEPS)]
     assert checkpoints and all(int(name.removeprefix("step-")) > 0 for name in checkpoints)
-    sweep(tmp_path, *long, "--seeds", "1")
+    # What is kept is the same to the stop, to the plan of the next run, and on the disk.
+    newest = {path.parent: int(path.stem.removeprefix("step-")) for path in sorted(tmp_path.glob(STEPS))}
+    num_done = len(list(tmp_path.glob("storage/stages/*/result.json")))
+    kept = f"{num_done} of 3 stages, {300 * num_done + sum(newest.values()):,} of 1,200 steps are kept"
+    assert f"{kept}. Stopped with" in output
+    assert f"kept      {kept} from before" in sweep(tmp_path, *long, "--seeds", "1")
     stopped = measured(tmp_path)
     fresh = tmp_path / "fresh"
     fresh.mkdir()

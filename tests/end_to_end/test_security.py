@@ -181,7 +181,8 @@ def test_no_path_leads_out_of_the_storage(tmp_path: Path, path: str) -> None:
 
 
 def test_every_server_that_is_recommended_listens_on_loopback() -> None:
-    pages = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("*.yaml"), *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / name for name in ("README.md", "Makefile", "Dockerfile")]
+    pages += [*ROOT.glob("*.yaml"), *(ROOT / "docs").rglob("*.md")]
     for text in pages:
         for command in re.findall(r"mlflow (?:server|ui)\b.*", text.read_text()):
             assert re.findall(r"--host[ =](\S+)", command) in ([], ["127.0.0.1"]), f"{text.name}: {command}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cvit.engine.missing import missing_line
+from cvit.engine.planning.progress import Progress
 from tests.support.plans import make_plan
 from tests.support.scripts import ROOT, sweep
 from tests.support.tree import copy_of_tree
@@ -42,6 +43,8 @@ def test_the_end_of_the_demo_counts_what_the_storage_lacks(tmp_path: Path, monke
     # At equal FLOPs, a trial of attention alone is the same training.
     assert missing_line("low-data").startswith("2 of the 90 trials of low_data are done; ")
     assert missing_line("low-data").endswith(" trains the 88 that are missing.")
+    monkeypatch.setattr(Progress, "num_done", 90)
+    assert missing_line("low-data") == "All 90 trials of low_data are done."
 
 
 @pytest.mark.demo
@@ -56,5 +59,6 @@ def test_make_demo_ends_with_what_is_missing_and_the_path_of_the_report(tmp_path
     missing, _, report = done.stdout.splitlines()[-3:]
     # 9 trials at equal steps; those of attention alone are the same at equal FLOPs.
     assert missing.startswith("15 of the 90 trials of low_data are done; `.venv/bin/python sweeps/low_data.py` trains")
+    assert missing in (ROOT / "README.md").read_text(), "the README shows this screen"
     assert report == f"Report: {tree}/results/report.html" and Path(report.split()[1]).is_file()
     assert "0 of " not in done.stdout.split("analysis/make_tables.py")[-1], "theorem 2 is judged"

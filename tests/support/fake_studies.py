@@ -51,11 +51,8 @@ class FakeStudy:
 
     @property
     def tags(self) -> dict[str, str]:
-        tags: dict[str, str | None] = {**self.own_tags} | {
-            names.TAG_TASK: self.task,
-            names.TAG_CODE_VERSION: self.code_version,
-        }
-        return {name: value for name, value in tags.items() if value is not None}
+        tags = {names.TAG_TASK: self.task, names.TAG_CODE_VERSION: self.code_version}
+        return {name: value for name, value in tags.items() if value is not None} | self.own_tags
 
     def command(self, extension: int) -> str:
         if self.own_command is not None:

@@ -136,7 +136,7 @@ def mlflow_runs(folder: Path, role: str, name: str = "low_data") -> list[Any]:
 
 def readme_commands() -> Iterator[list[str]]:
     """Yields the arguments of every command line in README, docs and sweep scripts that runs a sweep script."""
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "sweeps").glob("*.py"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "sweeps").glob("*.py"))):
         for line in page.read_text().splitlines():
             found = re.match(r"\s*(?:\.venv/bin/)?python (sweeps/\w+\.py.*?)(?:\s+#.*)?$", line)
             if found:

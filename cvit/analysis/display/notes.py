@@ -7,9 +7,12 @@ from cvit.analysis.statistics.stats import STATES_WITH_RESULT
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.axes import FRACTION
 from cvit.analysis.store.frames import TRAINED_WITH
+from cvit.vocabulary import TRAINING
 
 IN_BRACKETS = "In brackets after a share of the training data: the number of images."
 OF_SMOKE = "Preset smoke: a few steps of a small model, which show that everything runs; its numbers answer nothing."
+OF_OTHER_SMOKE = "Preset smoke: a few places of the grid, which show that everything runs."
+"""The same for a task without training, such as fits: those of smoke presets are as exact as any."""
 UNKNOWN = "unknown"
 _WORDS = {
     "code_version": "code version",
@@ -30,7 +33,7 @@ def notes(study: Study) -> list[str]:
         if len(values) > 1 or any(" and " in value for value in values)
     ]
     in_brackets = [IN_BRACKETS] if FRACTION in study.axes and study.shares.num_images else []
-    of_smoke = [OF_SMOKE] if is_smoke(study) else []
+    of_smoke = [OF_SMOKE if study.task == TRAINING else OF_OTHER_SMOKE] if is_smoke(study) else []
     return [*of_smoke, *in_brackets, *study.shares.notes(), *mixed]
 
 

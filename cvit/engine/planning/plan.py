@@ -94,6 +94,14 @@ class Plan:
         return trials_of
 
     @property
+    def num_trials_to_come(self) -> int:
+        """The number of trials by which the later rounds of a search extend the plan."""
+        if self.search is None:
+            return 0
+        per_scheme = self.search.trials + self.search.num_finals + len(self.study.grid["seed"])
+        return per_scheme * len(self.study.grid["init_scheme"]) - len(self.trials)
+
+    @property
     def shared(self) -> list[Stage]:
         """The stages that sharing saves: one that n trials share is listed n − 1 times."""
         return [stage for key, trials in self.trials_of.items() for stage in [self.stages[key]] * (len(trials) - 1)]

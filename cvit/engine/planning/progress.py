@@ -7,11 +7,11 @@ from typing import Literal, Self
 from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.trials import Trial
 from cvit.errors import one_line
-from cvit.results import StageResult, load_result, read_part
+from cvit.results import StageResult, checkpoint_step, load_result, read_part
 from cvit.stages import Stage
 from cvit.storage import Storage, StorageError
 from cvit.tasks import task_named
-from cvit.vocabulary import STATUS_PRUNED
+from cvit.vocabulary import STAGES_FOLDER, STATUS_PRUNED
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Progress:
         pruned: trials of a search that were stopped early, by key, with their last validation accuracy.
         failed: trials that this session gave up, by key, with the last line of the error; they are not finished.
         num_ended_here: trials that this session has finished.
+        steps: the optimiser steps that the storage keeps of unfinished stages, by key.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class Progress:
     pruned: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     num_ended_here: int = 0
+    steps: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, plan: Plan, storage: Storage) -> Self:
@@ -52,7 +54,9 @@ class Progress:
         Raises:
             StorageError: the storage cannot be read.
         """
-        return cls(plan, _results_in(storage, plan))
+        progress = cls(plan, _results_in(storage, plan))
+        progress.read_steps(storage)
+        return progress
 
     def grow(self, plan: Plan, storage: Storage) -> None:
         """Continues with a plan that has more trials, some of which the storage may have already.
@@ -61,6 +65,26 @@ class Progress:
             StorageError: the storage cannot be read.
         """
         self.plan, self.results = plan, _results_in(storage, plan)
+        self.read_steps(storage)
+
+    def read_steps(self, storage: Storage, *, with_results: bool = False) -> None:
+        """Reads how many steps the storage keeps of stages that are not finished.
+
+        Args:
+            with_results: after a stop, a worker may have written a result that it did not report any more.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        try:
+            begun = set(storage.names(STAGES_FOLDER))
+            unfinished = [stage for stage in self.todo if stage.key in begun]
+            self.steps = {stage.key: checkpoint_step(storage, stage.key) for stage in unfinished}
+            if with_results:
+                ended = [stage for stage in unfinished if load_result(storage, stage.key) is not None]
+                self.steps |= {stage.key: stage.steps for stage in ended}
+        except OSError as error:
+            raise _unreadable(storage, error) from error
 
     def status(self, trial: Trial) -> str | None:
         """The status of a finished trial: that of its last stage, or of an earlier one that diverged; None for an
@@ -96,12 +120,33 @@ class Progress:
         }
         return list(needed.values())
 
+    @property
+    def num_steps_to_train(self) -> int:
+        """The optimiser steps of the stages to train, without those that the storage keeps."""
+        return sum(stage.steps - self.steps.get(stage.key, 0) for stage in self.todo)
+
+    @property
+    def num_stages_kept(self) -> int:
+        """The number of the plan's stages that are trained to their end."""
+        ended = sum(key in self.results for key in self.plan.stages)
+        return ended + sum(self.plan.stages[key].steps == steps for key, steps in self.steps.items())
+
+    @property
+    def num_steps_kept(self) -> int:
+        """The optimiser steps that need not be trained again, of all stages of the plan."""
+        ended = sum(stage.steps for key, stage in self.plan.stages.items() if key in self.results)
+        return ended + sum(self.steps.values())
+
 
 def _results_in(storage: Storage, plan: Plan) -> dict[str, StageResult]:
     try:
         return _usable_results(storage, plan.stages)
     except OSError as error:
-        raise StorageError(f"storage {storage.url!r} cannot be read: {one_line(error)}") from error
+        raise _unreadable(storage, error) from error
+
+
+def _unreadable(storage: Storage, error: OSError) -> StorageError:
+    return StorageError(f"storage {storage.url!r} cannot be read: {one_line(error)}")
 
 
 def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, StageResult]:

@@ -26,7 +26,9 @@ def record_report(progress: Progress, journal: Journal, key: str, report: Report
     """Records a stage's report for all its trials, and the end of the trials that it finishes."""
     trials = progress.plan.trials_of[key]
     journal.record_points(trials, report.points)
+    progress.steps[key] = report.step
     if report.result is not None:
+        del progress.steps[key]
         journal.record_points(trials, _seconds(progress.plan.stages[key], report.result))
         unfinished = [trial for trial in trials if progress.status(trial) is None]
         progress.results[key] = report.result

@@ -1,8 +1,12 @@
-"""The live panel in a notebook: an output of the cell, which is replaced while the sweep runs."""
+"""The live panel in a notebook: an output of the cell, which is replaced while the sweep runs.
+
+Rich's own `Live` needs ipywidgets there, and what widgets show is not saved with the notebook.
+"""
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -11,13 +15,16 @@ INTERVAL_S = 0.5
 
 
 class NotebookPanel:
-    """Shows what a function draws, as HTML that rich makes of it, twice a second. At the end the last state stays, so
-    that it is part of a notebook that is saved."""
+    """Shows what a function draws, as HTML that rich makes of it, twice a second."""
 
-    def __init__(self, draw: Callable[[], RenderableType]) -> None:
-        self._draw = draw
+    def __init__(self, draw: Callable[[], RenderableType], stays: bool) -> None:
+        """
+        Args:
+            stays: keep the last state, so that it is part of a notebook that is saved; else the output ends empty.
+        """
+        self._draw, self._stays = draw, stays
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name="panel", daemon=True)
+        self._thread = threading.Thread(target=self._refresh, name="cvit-panel", daemon=True)
         self._output: Any = None
 
     def start(self) -> None:
@@ -28,10 +35,22 @@ class NotebookPanel:
         self._thread.start()
 
     def stop(self) -> None:
-        """Shows the last state."""
+        """Shows the last state, or nothing any more."""
         self._ended.set()
         self._thread.join()
-        self._output.update(self._as_table())
+        if self._stays:
+            self._output.update(self._as_table())
+        else:
+            self._output.update({"text/plain": ""}, raw=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def _refresh(self) -> None:
         while not self._ended.wait(INTERVAL_S):

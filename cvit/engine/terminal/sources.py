@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PREFIX = "CVIT_"
 CONFIG = "config"
+_OF_TESTS = ("CVIT_CHAOS_", "CVIT_HOST", "CVIT_INJECT", "CVIT_SCALE_")
+"""Variables of the project's own tests and benchmarks, which sweeps inherit from them."""
 _SUFFIXES = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml}
 
 ConfigFile = Toml | Yaml
@@ -106,7 +108,7 @@ def unknown_variables(options: Collection[str]) -> list[str]:
     Raises:
         ConfigError: the name of one of them is a misspelt option.
     """
-    names = [name for name in sorted(os.environ) if name.startswith(PREFIX)]
+    names = [name for name in sorted(os.environ) if name.startswith(PREFIX) and not name.startswith(_OF_TESTS)]
     unknown = [name for name in names if name.removeprefix(PREFIX).lower() not in options]
     for name in unknown:
         if nearest := difflib.get_close_matches(name.removeprefix(PREFIX).lower(), options, n=1, cutoff=_SIMILAR):
