@@ -75,7 +75,7 @@ def _boxes(figure: Figure) -> list[Bbox]:
             panels.append(box if legend is None else Bbox.union([box, legend.get_window_extent()]))
     boxes = [*legends, *sorted(panels, key=lambda box: (-round(box.y1 / figure.dpi, 1), box.x0))]
     in_points = [(box.x0 * scale, height - box.y1 * scale, box.x1 * scale, height - box.y0 * scale) for box in boxes]
-    return [Bbox.from_extents(box).padded(_MARGIN) for box in in_points]
+    return [Bbox.from_extents(*box).padded(_MARGIN) for box in in_points]
 
 
 def _parts(figure: FigureBase) -> Iterator[FigureBase]:
