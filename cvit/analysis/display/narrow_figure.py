@@ -8,7 +8,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
-from cvit.analysis.display.figure_style import image_bytes
+from cvit.analysis.display.figure_style import any_script, image_bytes
 
 _WIDTH, _GAP, _MARGIN = 260.0, 10.0, 3.0
 """The width of the narrow figure, the room between its panels and that around a panel, in points."""
@@ -62,18 +62,20 @@ def _make_narrow(part: FigureBase, legend: Legend, handles: Mapping[str, Any]) -
 
 def _boxes(figure: Figure) -> list[Bbox]:
     """The places of the legends and of the panels in the whole drawing, in points from its upper left corner."""
-    figure.draw_without_rendering()
+    with any_script():
+        figure.draw_without_rendering()
     scale, height = _POINTS_PER_INCH / figure.dpi, _POINTS_PER_INCH * figure.get_figheight()
     legends = [legend.get_window_extent() for part in _parts(figure) for legend in part.legends]
     panels = []
     for axes in figure.axes:
-        box = axes.get_tightbbox() if axes.axison else None
+        with any_script():
+            box = axes.get_tightbbox() if axes.axison else None
         if box is not None:
             legend = axes.get_legend()
             panels.append(box if legend is None else Bbox.union([box, legend.get_window_extent()]))
     boxes = [*legends, *sorted(panels, key=lambda box: (-round(box.y1 / figure.dpi, 1), box.x0))]
     in_points = [(box.x0 * scale, height - box.y1 * scale, box.x1 * scale, height - box.y0 * scale) for box in boxes]
-    return [Bbox.from_extents(box).padded(_MARGIN) for box in in_points]
+    return [Bbox.from_extents(*box).padded(_MARGIN) for box in in_points]
 
 
 def _parts(figure: FigureBase) -> Iterator[FigureBase]:
