@@ -42,6 +42,12 @@ def code_version() -> str:
     return _known_versions.get(source_hash()) or _own_code_version()
 
 
+@cache
+def git_commit() -> str:
+    """The full hash of the checkout's commit; empty outside a checkout."""
+    return _git("rev-parse", "HEAD") if _git("ls-files", "--", Path(__file__).name) else ""
+
+
 def announce_code_version(source: str, version: str) -> None:
     """Takes over the code version of the driver, if this process has the same source: a worker on another machine has
     the files, but not the repository with the commit."""

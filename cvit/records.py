@@ -4,6 +4,8 @@
     trial    one trial of a study
     points   measurements of a trial
     end      how a trial ended
+    session  the software and hardware with which a driver ran a study
+    system   the load of a machine that trains a study
 
 A record is one line of JSON (see `cvit.storage`): its fields, its `type` and its `format`. Of a later version in the
 same format, this one passes over the types and fields that it does not know, with a line of the log; a later format is
@@ -20,7 +22,7 @@ from typing import Any, ClassVar, get_origin, get_type_hints
 from cvit.errors import one_line
 from cvit.results import Point, as_point
 from cvit.storage import Storage, check_format, decode_records, later_version
-from cvit.vocabulary import RECORD_END, RECORD_POINTS, RECORD_STUDY, RECORD_TRIAL
+from cvit.vocabulary import RECORD_END, RECORD_POINTS, RECORD_SESSION, RECORD_STUDY, RECORD_SYSTEM, RECORD_TRIAL
 
 _log = logging.getLogger(__name__)
 _said: set[tuple[str, str, str]] = set()
@@ -80,9 +82,34 @@ class EndRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-Record = StudyRecord | TrialRecord | PointsRecord | EndRecord
+@dataclass(frozen=True, kw_only=True)
+class SessionRecord:
+    """The environment of a driver that ran a study: its Python packages (`name==version`) and its hardware by name. The
+    last one of a study counts."""
 
-_CLASSES: Mapping[str, type[Record]] = {c.type: c for c in (StudyRecord, TrialRecord, PointsRecord, EndRecord)}
+    type: ClassVar[str] = RECORD_SESSION
+
+    study_key: str
+    packages: Sequence[str]
+    hardware: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemRecord:
+    """The load of a machine while it trained trials of a study. The step of a point is the second since the epoch."""
+
+    type: ClassVar[str] = RECORD_SYSTEM
+
+    study_key: str
+    node: str
+    points: Sequence[Point]
+
+
+Record = StudyRecord | TrialRecord | PointsRecord | EndRecord | SessionRecord | SystemRecord
+
+_CLASSES: Mapping[str, type[Record]] = {
+    c.type: c for c in (StudyRecord, TrialRecord, PointsRecord, EndRecord, SessionRecord, SystemRecord)
+}
 
 
 def to_json(record: Record) -> dict[str, Any]:

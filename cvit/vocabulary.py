@@ -30,6 +30,10 @@ SECONDS_OF_PHASE = "seconds/"
 # Metrics of fitting attention to a convolution: distances of the two operators, relative to the convolution's norm.
 EXPRESSIVITY_ERROR = "expressivity/error"
 EXPRESSIVITY_BOUND = "expressivity/bound"
+# Metrics of a study: the cells of its answer, and the load of the machines that it was trained on; the rest of the name
+# follows, a machine's name first.
+ANSWER = "answer/"
+SYSTEM = "system/"
 
 # Tags of an MLflow run.
 TAG_ROLE = "cvit.role"
@@ -51,7 +55,17 @@ TAG_DIVERGED_STEP = "cvit.diverged_step"
 TAG_QUESTION = "cvit.question"
 TAG_COMMAND = "cvit.command"
 TAG_DRIVER = "cvit.driver"
+TAG_STAGES = "cvit.stages"
+TAG_ANSWER = "cvit.answer"  # a checksum of the answer that the run has
+TAG_MODEL = "cvit.model"  # the key of the stage whose model the run has
+TAG_ENVIRONMENT = "cvit.environment"  # a checksum of the environment that the run has
+# Tags that MLflow's own pages show.
 TAG_NOTE = "mlflow.note.content"
+TAG_USER = "mlflow.user"
+TAG_SOURCE = "mlflow.source.name"
+TAG_SOURCE_TYPE = "mlflow.source.type"
+TAG_GIT_COMMIT = "mlflow.source.git.commit"
+TAG_COLOUR = "mlflow.runColor"
 
 # Attributes of an Optuna study and its trials, beside tags from above; the numbers are those of trials in the study.
 ATTRIBUTE_STAGE_KEYS = "cvit.stage_keys"
@@ -104,6 +118,8 @@ RECORD_STUDY = "study"
 RECORD_TRIAL = "trial"
 RECORD_POINTS = "points"
 RECORD_END = "end"
+RECORD_SESSION = "session"
+RECORD_SYSTEM = "system"
 
 
 def is_accuracy(metric: str) -> bool:

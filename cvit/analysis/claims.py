@@ -58,15 +58,16 @@ def verdicts(frames: Frames, sweeps: Collection[str] | None = None) -> list[Verd
     studies = {sweep: latest_studies(frames, sweep) for sweep in dict.fromkeys(sweep for sweep, _ in claims)}
     rows = []
     for sweep, claim in claims:
-        rows_of_claim = [
-            _verdict(f"{claim.name}/{place}", judged, source_of(study))
-            for study in studies[sweep]
-            for family in claim.judge(study)
-            for place, judged in family
-        ]
+        rows_of_claim = [verdict for study in studies[sweep] for verdict in verdicts_on(claim, study)]
         empty = "; ".join(f"nothing to compare in {source_of(study)}" for study in studies[sweep])
         rows += rows_of_claim or [_verdict(claim.name, Judged(UNDECIDED), empty or f"{_NO_STUDY}{sweep}")]
     return rows
+
+
+def verdicts_on(claim: Claim, study: Study) -> list[Verdict]:
+    """The verdicts on one claim at all places of one study."""
+    places = (of_place for family in claim.judge(study) for of_place in family)
+    return [_verdict(f"{claim.name}/{place}", judged, source_of(study)) for place, judged in places]
 
 
 def claim_of(verdict: Verdict) -> Claim:

@@ -80,7 +80,7 @@ def make_tables(
         sections[name] = files_of(frames, name, stem)
         _write(out, sections[name].by_name)
         print(f"{stem}: {_state(frames, name, judged)}")
-    page = report(frames, sections, judged, command_of(tracking_uri, storage))
+    page = report(frames, sections, judged, command_of(tracking_uri, storage, sweep))
     texts = {"claims.md": verdicts_text.markdown(frames, judged), "claims.csv": verdicts_text.csv(judged)}
     _write(out, {name: text.encode() for name, text in {**texts, REPORT: page}.items()})
     print("\n".join(["", *verdicts_text.summary(judged)]))
@@ -89,7 +89,7 @@ def make_tables(
         print(f"Do not hold: {'; '.join(failing)}.")
     print(f"Tables, figures and claims: {out}{os.sep}\nReport: {out / REPORT}")
     if open_report and not webbrowser.open((out / REPORT).resolve().as_uri()):
-        print("make_tables.py: no browser could be opened", file=sys.stderr)
+        print("no browser could be opened", file=sys.stderr)
     return 3 if strict and failing else 0
 
 
@@ -114,7 +114,7 @@ def _state(frames: Frames, sweep: str, judged: Sequence[Verdict]) -> str:
     num_done = sum(not result.missing for result in results)
     titles = "; ".join(map(study_title, studies)) if len(studies) == 1 else f"{len(studies)} studies"
     own = [verdict for verdict in judged if sweep_of(verdict) == sweep]
-    return " ".join([f"{titles}; {num_done} of {len(results)} trials.", *verdicts_text.summary(own)])
+    return " ".join([f"{titles}; {num_done} of {len(results)} trials.", *verdicts_text.summary(own)[:1]])
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -122,9 +122,10 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def command_of(tracking_uri: str | None, storage: str | None) -> str:
-    """The command that makes the tables of this source, without passwords."""
+def command_of(tracking_uri: str | None, storage: str | None, sweeps: Sequence[str] = ()) -> str:
+    """The command that makes the tables of this source, or of some of its sweeps, without passwords."""
     options = ["--storage", storage] if storage is not None else ["--tracking-uri", chosen_uri(tracking_uri)]
+    options += [text for sweep in sweeps for text in ("--sweep", sweep)]
     return shlex.join(["python", "analysis/make_tables.py", *map(redacted, options)])
 
 

@@ -27,6 +27,7 @@ from cvit.engine.recording.claims import Claims
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease
 from cvit.engine.recording.record import record_failures, record_known_results, take_up_pruned
+from cvit.engine.terminal.answer import answer_of, surroundings
 from cvit.engine.terminal.display import Display
 from cvit.engine.terminal.plan_text import print_growth, print_stopped
 from cvit.engine.terminal.report import (
@@ -36,13 +37,24 @@ from cvit.engine.terminal.report import (
     print_lost_head,
 )
 from cvit.engine.terminal.spinner import spinner
+from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.engine.tracking.tracker import Tracker
 from cvit.errors import one_line
-from cvit.provenance import code_version
+from cvit.machine import hardware, packages, user
+from cvit.provenance import code_version, git_commit
+from cvit.records import SessionRecord
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
-from cvit.vocabulary import TAG_CODE_VERSION, TAG_DATA_FINGERPRINT, TAG_PRESET, TAG_SEARCH_SPACE, TAG_TASK
+from cvit.vocabulary import (
+    TAG_CODE_VERSION,
+    TAG_DATA_FINGERPRINT,
+    TAG_GIT_COMMIT,
+    TAG_PRESET,
+    TAG_SEARCH_SPACE,
+    TAG_TASK,
+    TAG_USER,
+)
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
@@ -212,6 +224,7 @@ class Book:
         self._tags[TAG_PRESET] = session.request.preset
         if progress.plan.search is not None:
             self._tags[TAG_SEARCH_SPACE] = progress.plan.search.space_text
+        self._tags |= {name: text for name, text in ((TAG_USER, user()), (TAG_GIT_COMMIT, git_commit())) if text}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self._session = session
@@ -220,8 +233,17 @@ class Book:
         self.tracking_error: str | None = None
         self.storage_error: str | None = None
         self._write_plan()
-        sweep = progress.plan.study.sweep
-        self.tracker = Tracker(session.request.tracking_uri, sweep, self._keys(), journal.records, session.check)
+        study = progress.plan.study
+        if progress.todo:
+            journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
+        self.tracker = Tracker(
+            session.request.tracking_uri,
+            study.sweep,
+            self._keys(),
+            journal.records,
+            session.check,
+            surroundings(session.storage),
+        )
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:
@@ -248,13 +270,18 @@ class Book:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
-            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
         try:
             self._journal.flush()
             self._export_search()
         except StorageError as error:
             self.storage_error = str(error)
+        if kind is None and self.storage_error is None and self.ending.exit_code != exit_codes.INTERRUPTED:
+            study = self._progress.plan.study
+            self.tracker.attach(study.key, answer_of(self._session.storage, study.sweep, study.key))
+            if self._session.request.log_models:
+                self.tracker.attach(*best_model(self._progress, self._session.storage))
+        if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
+            self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _export_search(self) -> None:
         """Copies a search to its Optuna storage. If that fails, the sweep goes on: the next time, all is copied."""

@@ -15,6 +15,7 @@ from cvit.engine import exit_codes
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import LeaseLost, lease
 from cvit.engine.signals import stop_on_sigterm
+from cvit.engine.terminal.answer import answer_of, surroundings
 from cvit.engine.terminal.preflight import check_reachable, check_tracking_uri
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for, check_store
 from cvit.engine.tracking.tracker import Tracker
@@ -71,7 +72,9 @@ def _sync_sweep(storage: Storage, sweep: str, uri: str) -> bool:
         outcomes = {study: _outcome(trials, status) for study, trials in trials_of.items()}
         errors = []
         for key, outcome in outcomes.items():
-            tracker = Tracker(uri, sweep, {key, *trials_of[key]}, records, own_lease.check)
+            tracker = Tracker(uri, sweep, {key, *trials_of[key]}, records, own_lease.check, surroundings(storage))
+            if trials_of[key] & status.keys():
+                tracker.attach(key, answer_of(storage, sweep, key))
             is_copied = tracker.close(outcome, TIMEOUT_S)
             errors.append(None if is_copied else tracker.error or f"not done within {TIMEOUT_S:.0f} s")
         own_lease.raise_if_lost()

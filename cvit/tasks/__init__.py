@@ -76,6 +76,8 @@ class Task(Generic[StageType]):
         defaults_of_data: description of a data set → the parameters that it sets.
         image_counts: (configuration, description of the data set) → the numbers of images that a trial uses; None for a
             task whose trials do not take a share of the images.
+        trained_model: (stage, storage) → its trained model, and images as it takes them; None if the storage does not
+            have it.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Task(Generic[StageType]):
     peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None
     defaults_of_data: "Callable[[DatasetInfo], dict[str, Any]]" = _no_defaults
     image_counts: "Callable[[Any, DatasetInfo], ImageCounts] | None" = None
+    trained_model: "Callable[[StageType, Storage], tuple[torch.nn.Module, torch.Tensor] | None] | None" = None
 
 
 @cache

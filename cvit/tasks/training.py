@@ -143,6 +143,20 @@ def _peak_bytes(stage: TrainingStage, members: int, device: "torch.device") -> i
     return peak_bytes(stage, members, device)
 
 
+def _trained_model(stage: TrainingStage, storage: "Storage") -> "tuple[torch.nn.Module, torch.Tensor] | None":
+    import torch
+
+    from cvit.init.registry import blank_model
+    from cvit.training.checkpoint import load_weights
+
+    weights = load_weights(storage, stage.key)
+    if weights is None:
+        return None
+    model, size = blank_model(stage), stage.trial.model
+    model.load_state_dict(weights)
+    return model.eval(), torch.zeros(2, size.in_channels, size.image_size, size.image_size)
+
+
 TASK = Task(
     name=TRAINING,
     parameters=PARAMETERS,
@@ -160,5 +174,6 @@ TASK = Task(
     step_seconds=_step_seconds,
     peak_bytes=_peak_bytes,
     defaults_of_data=_defaults_of_data,
+    trained_model=_trained_model,
     image_counts=lambda config, info: _image_counts(config.data, info),
 )

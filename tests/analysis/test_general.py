@@ -55,8 +55,8 @@ def test_the_axes_of_a_study_are_arranged_by_its_task(tmp_path: Path) -> None:
     # Depth does not vary, and augmentation is no number.
     assert arrangement(study) == Arrangement("num_heads", "init_scheme", ("augmentation", "depth"))
     assert caption(study) == (
-        "Test accuracy against number of heads, a line per init scheme, a panel per augmentation. Means over seeds, "
-        "bands 95 % intervals."
+        "Test accuracy against number of heads, a line per init scheme, a panel per augmentation. Means over seeds "
+        "with 95 % intervals."
     )
     study = study_of(tmp_path / "fits", fits(FITS))
     assert arrangement(study) == Arrangement("kernel_size", "num_heads", ())
@@ -67,12 +67,14 @@ def test_the_figure_shows_means_and_intervals_of_either_task(tmp_path: Path) -> 
     grid: Cells = {"num_heads": [1, 9], "depth": [1, 2, 4], "init_scheme": SCHEMES, "seed": [0, 1]}
     made_up = trainings("other", KEY, grid, lambda c: 0.1 * c["depth"] + 0.02 * c["seed"] + 0.01 * c["num_heads"])
     one, nine = draw([study_of(tmp_path / "trainings", made_up)]).axes
-    assert [panel.get_title(loc="left") for panel in (one, nine)] == [f"digits-{KEY[:8]}\n1 head", "9 heads"]
-    random, two_phase = nine.lines
+    assert [panel.get_title(loc="left") for panel in (one, nine)] == ["digits, n = 2", ""]
+    assert [panel.texts[0].get_text() for panel in (one, nine)] == [f"study {KEY[:8]}; 1 head", "9 heads"]
+    random, two_phase = nine.lines[:2]
     assert np.asarray(random.get_xydata()).tolist() == pytest.approx(np.array([[1, 20], [2, 30], [4, 50]]))
     assert to_rgba(random.get_color()) != to_rgba(two_phase.get_color())
-    band = np.asarray(nine.collections[0].get_paths()[0].vertices)
-    assert band[:, 1].max() == pytest.approx(50 + 100 * 12.7062 * 0.0141421 / 2**0.5, abs=1e-3)
+    (intervals,) = [bars for bars in nine.collections if to_rgba(random.get_color()) == tuple(bars.get_color()[0])]
+    ends = [np.asarray(path.vertices)[:, 1].max() for path in intervals.get_paths()]
+    assert max(ends) == pytest.approx(50 + 100 * 12.7062 * 0.0141421 / 2**0.5, abs=1e-3)
     assert (one.get_ylabel(), nine.get_ylabel()) == ("test accuracy (%)", "")
     (axes,) = draw([study_of(tmp_path / "fits", fits(FITS))]).axes
     assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [
@@ -99,7 +101,7 @@ def test_the_figure_shows_means_and_intervals_of_either_task(tmp_path: Path) -> 
 def test_every_grid_is_shown_without_a_warning(tmp_path: Path, grid: Cells, accuracy: float | None) -> None:
     frames = frames_of(tmp_path, trainings("other", KEY, grid, lambda c: accuracy, image_size=32))
     files = files_of(frames, "other")
-    assert set(files.by_name) == {f"other.{kind}" for kind in ("md", "csv", "tex", "png", "svg")}
+    assert set(files.by_name) == {f"other.{kind}" for kind in ("md", "csv", "tex", "pdf", "png", "svg")}
     assert files.caption.startswith("Test accuracy against ")
     assert ("the first 12 of them" in files.caption) == (len(grid.get("num_heads", [])) > 12)
 
@@ -107,7 +109,7 @@ def test_every_grid_is_shown_without_a_warning(tmp_path: Path, grid: Cells, accu
 def test_fits_of_another_sweep_have_numbers_not_percentages(tmp_path: Path) -> None:
     frames = frames_of(tmp_path, fits(FITS))
     files = files_of(frames, "more_fits")
-    first = next(line for line in files.markdown.splitlines() if line.startswith("| 3"))
+    first = next(line for line in files.markdown.splitlines() if line.lstrip("| ").startswith("3"))
     # Errors 0.1 and 0.3: s = 0.141421, t(0.975, 1) = 12.7062, half of the interval 1.27062.
     assert [cell.strip() for cell in first.strip("|").split("|")] == [
         "3",
@@ -122,7 +124,7 @@ def test_fits_of_another_sweep_have_numbers_not_percentages(tmp_path: Path) -> N
     assert "%" not in files.markdown.replace("95 %", "")
     answer = answer_text(frames, KEY)
     assert answer.splitlines()[-1] == "Mean over seeds with the 95 % interval." and "accuracy" not in answer
-    assert r"\caption{Expressivity error (study more\_fits-" in files.by_name["more_fits.tex"].decode()
+    assert r"\caption{Expressivity error, more\_fits, n = 2 (study " in files.by_name["more_fits.tex"].decode()
 
 
 def test_fits_that_have_not_begun_are_missing(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_fits_that_have_not_begun_are_missing(tmp_path: Path) -> None:
     begun.trials = []
     frames = frames_of(tmp_path, begun)
     assert answer_text(frames, KEY).splitlines()[-1] == "Missing: 12 of 12 trials."
-    assert len(files_of(frames, "more_fits").by_name) == 5
+    assert len(files_of(frames, "more_fits").by_name) == 6
 
 
 def test_trials_of_a_task_of_a_later_version_are_shown_as_they_are(tmp_path: Path) -> None:

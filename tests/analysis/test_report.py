@@ -104,11 +104,8 @@ def test_the_answers_come_first_then_verdicts_rules_and_provenance(page: Page) -
     assert [attributes["id"] for attributes in page.named("section")] == [
         "sweep-low_data", "sweep-init_schemes", "verdicts", "rules", "provenance",
     ]  # fmt: skip
-    answer, figures = (
-        page.text.index("two_phase - random on the same seeds:"),
-        page.text.index("Files beside this page"),
-    )
-    assert answer < figures < page.text.index("A row per claim and place")
+    texts = ["two_phase - random on the same seeds:", "Files beside this page", "A row per claim and place"]
+    assert sorted(texts, key=page.text.index) == texts
     assert "digits, n = 3" in page.text and "study digits-aaaaaaaa" in page.text
     assert "digits-aaaaaaaa" not in page.text.partition("All numbers, settings")[0]  # titles are words
     assert "Nothing to compare in their studies: low_data_gain_at_equal_flops.\n" in page.text

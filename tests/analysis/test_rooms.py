@@ -11,7 +11,7 @@ ANALYSIS = {
     "statistics": {"store"},
     "display": {"store", "statistics"},
     "questions": {"store", "statistics", "display"},
-    "answers": QUESTIONS,
+    "answers": QUESTIONS | {"claims", "verdicts_text"},
     "files": QUESTIONS,
     "claims": QUESTIONS,
     "verdicts_text": QUESTIONS | {"claims"},

@@ -301,7 +301,7 @@ def test_little_data_is_shown_without_a_warning(tmp_path: Path, what: str) -> No
         fits.cells = [{"kernel_size": [3], "patch_size": [1], "num_heads": [12], "seed": [0]}]
     frames = frames_of(tmp_path, heads, patches, fits)
     for sweep in ("head_count", "patch_size", "expressivity"):
-        assert len(files_of(frames, sweep).by_name) == 5
+        assert len(files_of(frames, sweep).by_name) == 6
     if what == "no trials":
         answer = answer_text(frames, HEADS_KEY)
         assert "Missing: 24 of 24 trials." in answer
@@ -314,7 +314,7 @@ def test_the_figure_of_expressivity_marks_the_theorem_and_clips_zeros(frames: Fr
     from cvit.analysis.questions.figures.expressivity import draw
 
     new, _ = draw(read_studies(frames, "expressivity", expressivity.AXES)).axes
-    assert new.get_title(loc="left") == f"expressivity-{NEW_FITS_KEY[:8]}\nK = 3, P = 1"
+    assert new.texts[0].get_text() == f"study {NEW_FITS_KEY[:8]}; K = 3, P = 1"
     bound, reached, mark = map(points, new.lines)
     assert bound == [[1, 0.9], [8, 0.25], [9, 1e-9]]  # no room for 14 heads, far beyond the count of 9
     assert reached == [[1, 0.85], [8, 0.2500000001], [9, 2.5e-8]]
@@ -327,10 +327,10 @@ def test_the_figures_of_the_trainings_show_what_the_tables_say(frames: Frames) -
     from cvit.analysis.questions.figures import patch_size as of_patches
 
     fixed, together = of_heads.draw([of_training(frames, "head_count")]).axes
-    assert [axes.get_title(loc="left").partition(": ")[2] for axes in (fixed, together)] == [
+    assert [axes.texts[0].get_text().rpartition("; ")[2] for axes in (fixed, together)] == [
         "head_dim 16", "inner width 144"
     ]  # fmt: skip
-    random, two_phase, mark = together.lines
+    random, two_phase, mark = together.lines[:3]
     assert np.ravel(points(random)) == pytest.approx([1, 50, 9, 80, 12, 95])
     assert np.ravel(points(two_phase)) == pytest.approx([1, 54, 9, 84, 12, 99])
     assert {x for x, _ in points(mark)} == {9}

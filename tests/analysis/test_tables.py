@@ -243,3 +243,19 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert make_tables.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("--tracking-uri", "--storage", "--out", "--strict", "--sweep", "--open"))
+
+
+def test_latex_has_the_comparisons_sections_and_costs_of_markdown(tmp_path: Path) -> None:
+    from tests.analysis.test_budget import budget_study
+
+    files = files_of(load_journal(write_journal(tmp_path, [budget_study()])), "budget").by_name
+    markdown, latex = files["budget.md"].decode(), files["budget.tex"].decode()
+    titles = [line.removeprefix("### ") for line in markdown.splitlines() if line.startswith("### ")]
+    assert "Cost of a trial" in titles and "The budget from which on two phases pay" in titles
+    captions = [line for line in latex.splitlines() if r"\caption{" in line]
+    assert len(captions) == 1 + len(titles) and all(any(title in line for line in captions) for title in titles)
+    labels = [line.strip() for line in latex.splitlines() if r"\label{" in line]
+    assert len(set(labels)) == len(labels)
+    crossing = next(line for line in markdown.splitlines() if line.startswith("| random ") and " 234 " in line)
+    assert " & ".join(cell.strip() for cell in crossing.strip("|").split("|")) + r" \\" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == len(captions)

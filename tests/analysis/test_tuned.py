@@ -95,7 +95,7 @@ def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
 
     frames = frames_of(tmp_path, tuned_study())
     files = files_of(frames, "tuned").by_name
-    assert set(files) == {f"tuned.{kind}" for kind in ("md", "csv", "tex", "png", "svg", "json")}
+    assert set(files) == {f"tuned.{kind}" for kind in ("md", "csv", "tex", "pdf", "png", "svg", "json")}
     rows = rows_of_csv(files)
     assert [row["kind"] for row in rows] == ["search"] * 3 + ["winner"] + ["search"] * 3 + ["winner", "paired_gain"]
     assert (rows[7]["init_scheme"], rows[7]["tried"], rows[7]["validation_accuracy"]) == ("two_phase", "3", "0.7")
@@ -113,10 +113,12 @@ def test_tables_and_figure_of_tuned(tmp_path: Path) -> None:
     assert answer[-1] == "Missing: 1 of 13 trials."
     markdown = files["tuned.md"].decode()
     assert "- two_phase, settings of trial 1, seed 3: not started" in markdown and markdown.count("Missing") == 1
-    left, right = draw(read_studies(frames, "tuned")).axes
-    best = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
-    assert np.asarray(best[0].get_ydata()).tolist() == pytest.approx([50, 60, 60])
-    assert np.asarray(right.lines[0].get_ydata()).tolist() == pytest.approx([60, 61])
+    searched, fresh, course = draw(read_studies(frames, "tuned")).axes
+    tried, first, _ = searched.lines[:3]
+    assert np.asarray(tried.get_xdata()).tolist() == pytest.approx([50, 60, 55])
+    assert np.asarray(first.get_xdata()).tolist() == pytest.approx([50])
+    assert np.asarray(course.lines[0].get_ydata()).tolist() == pytest.approx([50, 60, 60])
+    assert np.asarray(fresh.lines[0].get_xdata()).tolist() == pytest.approx([60, 61])
 
 
 def study_with_a_final() -> FakeStudy:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cvit.analysis.statistics.search_space import Interval, space_of
 from cvit.settings import read_settings
-from cvit.vocabulary import FINALIST_SEED
-from sweeps.tuned import SPACE
+from cvit.vocabulary import FINALIST_SEED, TAG_SEARCH_SPACE
+from sweeps.tuned import RATES, SPACE
 from tests.support.scripts import ROOT, journal, sweep
 
 TINY = (
@@ -63,6 +64,15 @@ def test_the_winners_are_those_that_were_trained_on_fresh_seeds(folder: Path) ->
     fresh = {params["init_scheme"]: params for params in trials if 0 < params["seed"] < FINALIST_SEED}
     for scheme, settings in search.settings.items():
         assert {name: fresh[scheme][name] for name in settings} == settings
+
+
+def test_the_journal_says_what_was_searched(folder: Path) -> None:
+    records = journal(folder, "tuned")
+    spaces = [record["tags"].get(TAG_SEARCH_SPACE) for record in records if record["type"] == "study"]
+    assert spaces and all(space_of(space).keys() == SPACE.keys() for space in spaces)
+    rates = space_of(spaces[0])["learning_rate"]
+    assert rates == Interval(RATES.low, RATES.high, RATES.log)
+    assert all(TAG_SEARCH_SPACE not in record["tags"] for record in records if record["type"] == "trial")
 
 
 def test_make_tables_writes_the_same_file(folder: Path, tmp_path: Path) -> None:

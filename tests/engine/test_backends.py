@@ -59,7 +59,7 @@ def test_a_sweep_without_tracking_leaves_its_storage_alone_and_says_so(tmp_path:
     assert "1 of 1 trials done" in output
     assert [line for line in output.splitlines() if line.startswith("No tracking:  ")] == output.splitlines()[-1:]
     assert [path.name for path in tmp_path.iterdir()] == ["storage"]
-    assert {record["type"] for record in journal(tmp_path)} == {"study", "trial", "points", "end"}
+    assert {record["type"] for record in journal(tmp_path)} == {"study", "trial", "points", "end", "session", "system"}
 
 
 JSON_LINES = '''"""JSON lines: every change of a run is a line of a file."""

@@ -73,7 +73,7 @@ def test_kinds_beyond_the_time_count_as_the_mean(tmp_path: Path, monkeypatch: py
     kinds = {stage.cost_kind: stage for stage in todo}
     assert len(kinds) == 3
     monkeypatch.setattr(cost, "MEASURING_S", 0.0)
-    costs = step_seconds(todo, {}, CPU)
+    costs = step_seconds(todo, {}, this_process("cpu"))
     (first,) = costs.by_kind.values()
     assert costs.num_kinds == 3
     assert costs.of(todo) == pytest.approx(first * sum(stage.steps for stage in todo))

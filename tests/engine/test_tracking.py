@@ -17,7 +17,7 @@ from cvit import vocabulary as v
 from cvit.config import ConfigError
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.terminal.preflight import check_tracking_uri
-from cvit.engine.tracking.mlflow_views import AXES, CURVES, TAG_PREFIX, views
+from cvit.engine.tracking.mlflow_views import AXES, CURVES, TABLE, TAG_PREFIX, views
 from cvit.engine.tracking.tracker import Tracker
 from cvit.records import PointsRecord, StudyRecord, TrialRecord
 from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
@@ -125,27 +125,29 @@ def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path,
         (v.EXPRESSIVITY, ["kernel_size", "num_heads", "patch_size"], "num_heads", v.EXPRESSIVITY_ERROR),
     ],
 )
-def test_views_group_trials_and_span_all_axes(task: str, axes: list[str], group: str, answer: str) -> None:
+def test_views_show_single_trials_and_span_all_axes(task: str, axes: list[str], group: str, answer: str) -> None:
     """MLflow's UI was seen to read these fields (docs/MLFLOW.md)."""
-    texts = views(study("a1b2", axes, {v.TAG_TASK: task}))
+    texts = views(study("a1b2", axes, {v.TAG_TASK: task}), ["answer/a mean"])
     by_view = {tag.removeprefix("mlflow.sharedViewState."): json.loads(text) for tag, text in texts.items()}
-    assert set(by_view) == {CURVES, AXES}
+    assert set(by_view) == {CURVES, AXES, TABLE}
     assert all(len(text) < LONGEST_EXPERIMENT_TAG for text in texts.values())
     states = {key: json.loads(view["state"]) for key, view in by_view.items()}
-    for key, state in states.items():
+    for key in (CURVES, AXES):
+        state = states[key]
         assert state["searchFilter"] == "tags.`cvit.role` = 'trial' AND tags.`cvit.study_key` = 'a1b2'"
-        assert state["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": group}]
-        # A parallel coordinate of texts, such as the init scheme, cannot be drawn for groups, only for single runs.
-        assert state["useGroupedValuesInCharts"] == (key == CURVES)
+        # A group would average over the other axes, and has a colour of the browser's; sorted by time, trials are
+        # folded into their study.
+        assert "groupBy" not in state and state["orderByKey"] == "params.`seed`"
         sections = {section["uuid"] for section in state["compareRunSections"]}
         assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
         ids = [chart["uuid"] for chart in state["compareRunCharts"]]
         assert len(set(ids)) == len(ids)
     (parallel,) = states[AXES]["compareRunCharts"]
     assert (parallel["type"], parallel["selectedMetrics"]) == ("PARALLEL", [answer])
-    assert parallel["selectedParams"] == [*(axis for axis in axes if axis != group), group]
+    assert set(parallel["selectedParams"]) == set(axes) and parallel["selectedParams"][-1] == group
     curves = [chart for chart in states[CURVES]["compareRunCharts"] if chart["type"] == "LINE"]
     assert curves and {chart["xAxisKey"] for chart in curves} == {"step"}
+    assert states[TABLE]["selectedColumns"][-2:] == ["metrics.`answer/a mean`", f"metrics.`{answer}`"]
 
 
 def test_the_study_of_a_task_that_is_not_known_here_has_no_views() -> None:
@@ -175,9 +177,10 @@ def test_an_experiment_has_its_views_and_the_page_opens_one(tmp_path: Path, uri:
     expected = views(study(plan.study.key, axes, {}))
     stored = {tag: json.loads(text)["state"] for tag, text in experiment.tags.items() if tag in expected}
     assert stored == {tag: json.loads(text)["state"] for tag, text in expected.items()}
-    command, page = tracker.how_to_look()
+    command, page, click = tracker.how_to_look()
     assert command == f"Runs in MLflow:      mlflow ui --backend-store-uri {uri}"
     beginning = "... and then:        http://127.0.0.1:5000/#/experiments/"
+    assert click == "... or by a click:   Model training at the upper left, once; then the experiment"
     assert page.startswith(f"{beginning}{experiment.experiment_id}/runs?")
     assert f"viewStateShareKey={CURVES}" in page and TAG_PREFIX + CURVES in experiment.tags
     # MLflow takes the filter, and it finds the trials.

@@ -196,25 +196,18 @@ def real_ray(ray_address: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("real_ray")
-@pytest.mark.parametrize(
-    ("workers", "num_threads"),
-    [
-        (Workers("cpu", 1, is_here=False, cpus=0.5, most=1), 1),  # four would have room
-        (Workers("cpu", 1, is_here=False, cpus=2.0), 2),
-    ],
-)
-def test_ray_holds_to_what_is_asked_for(
-    workers: Workers, num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_holds_to_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker of two CPUs has all there is, and trains with two threads."""
     monkeypatch.setattr(execute, "PackTrainer", NotingTrainer)
-    progress = make_progress(tmp_path / "storage", *ALONE, "5")
+    progress = make_progress(tmp_path / "storage", *ALONE, "3")
     storage, follower = Storage.open(str(tmp_path / "storage")), Counting()
+    workers = Workers("cpu", 1, is_here=False, cpus=2.0)
     site = Site(load(digits()), storage, workers, {}, Timing(time.monotonic()))
     outcomes = execute.train_stages(progress, Journal(storage, "low_data"), follower, site)
     assert outcomes == dict.fromkeys(progress.plan.stages, Outcome("done"))
     assert follower.most == 1
     notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
-    assert {threads for _, threads, _, _ in notes} == {num_threads}
+    assert {threads for _, threads, _, _ in notes} == {2}
     assert {name for _, _, name, _ in notes} == {"PackTrainer(low_data)"}
     assert {title for title, *_ in notes} == {
         f"ray::PackTrainer low_data: attention stage {key}" for key in progress.plan.stages

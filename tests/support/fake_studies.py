@@ -47,11 +47,12 @@ class FakeStudy:
     question: str = "Does two-phase help?"
     code_version: str | None = None
     own_command: str | None = None
+    own_tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def tags(self) -> dict[str, str]:
         tags = {names.TAG_TASK: self.task, names.TAG_CODE_VERSION: self.code_version}
-        return {name: value for name, value in tags.items() if value is not None}
+        return {name: value for name, value in tags.items() if value is not None} | self.own_tags
 
     def command(self, extension: int) -> str:
         if self.own_command is not None:

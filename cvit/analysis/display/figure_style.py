@@ -73,11 +73,13 @@ _VARIANT_MARKERS = ("^", "v", "P", "X", "D", "*", "h")
 _MARKERS_PER_LINE = 8
 _HEADING_PAD = 14.0
 """The room between a panel and the title above it, in points: that of the line with the hash."""
-_WITHOUT_INTERVALS = "single trials, so no intervals"
+_WITHOUT_INTERVALS = "one seed, so no intervals"
 _SHIFT, _LARGEST_SHIFT = 3.0, 18.0
 """The distance between the intervals of two schemes, and the largest one of all of them together, in points."""
 _MOST_ROOM_TO_CHANCE = 0.5
 """The room that the line of chance may take, in heights of the panel without it."""
+_ROOM_BELOW_CHANCE = 0.13
+"""The room below the line of chance, for its name, where hardly a curve goes: a share of what is above it."""
 _NUM_CLASSES = "num_classes"
 _LEGEND_COLUMNS = 5
 _WITHOUT_DATES: Mapping[str, dict[str, Any]] = {
@@ -217,25 +219,25 @@ def draw_curve(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], sc
     axes.fill_between(x, low, high, color=line_style(scheme)["color"], alpha=0.15, linewidth=0)
 
 
-def draw_chance(axes: Axes, study: Study, at_left: bool = False) -> None:
-    """Draws the accuracy of guessing, if the number of classes is known. It is called when the curves are drawn.
+def draw_chance(axes: Axes, study: Study) -> None:
+    """Draws the accuracy of guessing, if the number of classes is known. It is called when the curves are drawn,
+    and draws nothing where there are none.
 
     Where they lie far above, a line would leave them little room: then a remark says how far below it is.
     """
     classes = {row.get(_NUM_CLASSES) for row in study.trials or [study.params]}
     num_classes = classes.pop() if len(classes) == 1 else None
-    if not num_classes:
+    if not num_classes or not axes.has_data():
         return
     chance, (low, high) = 100 / num_classes, axes.get_ylim()
     if low - chance <= _MOST_ROOM_TO_CHANCE * (high - low):
         axes.axhline(chance, color="0.45", linestyle=(0, (1, 1.6)), linewidth=1.0, zorder=0)
-        axes.set_ylim(min(low, chance - 0.05 * (high - min(low, chance))), high)
-        text, height, coordinates = "chance", chance, ("axes fraction", "data")
+        axes.set_ylim(min(low, chance - _ROOM_BELOW_CHANCE * (high - chance)), high)
+        text, height, coordinates, distance = "chance", chance, ("axes fraction", "data"), -2
     else:
-        text, height, coordinates = f"↓ chance: {chance:.3g} %", 0.0, "axes fraction"
-    x, side = (0.01, "left") if at_left else (1.0, "right")
-    above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": side, "va": "bottom"}
-    axes.annotate(text, (x, height), xycoords=coordinates, **above, **REMARK)
+        text, height, coordinates, distance = f"↓ chance: {chance:.3g} %", 0.0, "axes fraction", 2
+    side: dict[str, Any] = {"ha": "right", "va": "bottom" if distance > 0 else "top", "textcoords": "offset points"}
+    axes.annotate(text, (1.0, height), xycoords=coordinates, xytext=(0, distance), **side, **REMARK)
 
 
 def line_style(scheme: str, **changes: Any) -> dict[str, Any]:

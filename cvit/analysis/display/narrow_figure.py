@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
 from cvit.analysis.display.figure_style import image_bytes
@@ -11,15 +12,19 @@ from cvit.analysis.display.figure_style import image_bytes
 _WIDTH, _GAP, _MARGIN = 260.0, 10.0, 3.0
 """The width of the narrow figure, the room between its panels and that around a panel, in points."""
 _LARGEST_SCALE = 1.25
+_LEGEND_COLUMNS = 2
 _POINTS_PER_INCH = 72.0
 
 
 def narrow_svg(figure: Figure) -> bytes:
     """The figure as SVG with its legends first and then a panel per line. It is changed: panels that share the numbers
-    of their y axis with another one get them too."""
+    of their y axis with another one get them too, and legends get higher."""
     for axes in figure.axes:
         if axes.axison:
             axes.tick_params(axis="y", labelleft=True)
+    for part in _parts(figure):
+        for legend in list(part.legends):
+            _make_narrow(part, legend)
     drawing = image_bytes(figure, "svg").decode()
     begin = drawing.index(">", drawing.index("<svg")) + 1
     content = drawing[begin : drawing.rindex("</svg>")]
@@ -39,6 +44,15 @@ def narrow_svg(figure: Figure) -> bytes:
             "</svg>",
         ]
     ).encode()
+
+
+def _make_narrow(part: FigureBase, legend: Legend) -> None:
+    """Draws a legend again, in as few columns as a narrow figure has room for."""
+    names = [text.get_text() for text in legend.get_texts()]
+    legend.remove()
+    part.legend(
+        legend.legend_handles, names, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=legend.get_frame_on()
+    )
 
 
 def _boxes(figure: Figure) -> list[Bbox]:

@@ -373,6 +373,6 @@ QUESTION = Question(
     winners=winners,
     sentence=sentence,
     caption="Above, left: validation accuracy of the trials of each scheme's search, with a tick at the first one, "
-    "whose settings were known; a trial that diverged is at 0; a cross is a finalist's mean on other seeds. Right: test "
-    "accuracy of the winners on fresh seeds, with mean and 95 % interval. Below: the best trial so far.",
+    "whose settings were known; a trial that diverged is at 0; a cross is a finalist's mean on other seeds. Right: "
+    "test accuracy of the winners on fresh seeds, with mean and 95 % interval. Below: the best trial so far.",
 )

@@ -18,7 +18,7 @@ from cvit.engine.execution.queue import StageQueue, named
 from cvit.engine.execution.recorder import Recorder
 from cvit.engine.execution.site import Site
 from cvit.engine.execution.watch import Silence, Watch
-from cvit.engine.execution.worker import BUSY_S, NODE, REPORTS, WAITED_S
+from cvit.engine.execution.worker import BUSY_S, LOAD, NODE, REPORTS, WAITED_S
 from cvit.engine.wording import duration
 
 LOOK_INTERVAL_S = 1.0
@@ -91,6 +91,7 @@ class TuneCallback(tune.Callback):
             self._timing.add(result[BUSY_S], result[WAITED_S])
             self._timing.reported(name)
             self._recorder.reported(name, result[REPORTS])
+            self._recorder.measured(result.get(LOAD))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._forget(trial.trial_id)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cvit.engine.execution.pack_size import Limits
+from cvit.engine.execution.workers import Workers
 from cvit.stages import Stage
 from cvit.tasks import task_named
 from cvit.training.probe import threads
@@ -44,8 +45,9 @@ def flops_of(stages: Iterable[Stage]) -> float:
     return total
 
 
-def step_seconds(stages: Iterable[Stage], limits: Limits, device: torch.device) -> StepSeconds:
-    """The seconds of the steps of stages, of which there is at least one. A step of every kind is timed.
+def step_seconds(stages: Iterable[Stage], limits: Limits, workers: Workers) -> StepSeconds:
+    """The seconds of the steps of stages, of which there is at least one. A step of every kind is timed, on a worker's
+    device and with its threads.
 
     Args:
         limits: the largest number of stages in a pack, by shape.
@@ -56,13 +58,14 @@ def step_seconds(stages: Iterable[Stage], limits: Limits, device: torch.device) 
     for kind, stage in kinds.items():
         if measured and time.monotonic() - started > MEASURING_S:
             break
-        measured[kind] = _seconds_of_step(stage, limits.get(stage.shape, 1), device)
+        measured[kind] = _seconds_of_step(stage, limits.get(stage.shape, 1), workers)
     return StepSeconds(measured, len(kinds))
 
 
-def _seconds_of_step(stage: Stage, pack_size: int, device: torch.device) -> float:
+def _seconds_of_step(stage: Stage, pack_size: int, workers: Workers) -> float:
     """Seconds of one member's step in a pack."""
-    with threads(1):
+    device = torch.device(workers.device)
+    with threads(workers.threads):
         try:
             return task_named(stage.task).step_seconds(stage, [pack_size], device)[0] / pack_size
         except (torch.OutOfMemoryError, MemoryError):

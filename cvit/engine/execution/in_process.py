@@ -17,6 +17,7 @@ from cvit.engine.execution.recorder import Recorder
 from cvit.engine.execution.site import Site
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.recording.journal import Journal
+from cvit.machine import Load
 from cvit.results import Reports
 from cvit.storage import StorageError
 from cvit.tasks import task_named
@@ -37,6 +38,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     """
     queue = StageQueue(progress, site.limits, site.workers.count, site.claims)
     recorder = Recorder(progress, journal, queue, follower)
+    load = Load()
     idle_since: float | None = None
     for number in itertools.count():
         if queue.is_finished:
@@ -53,13 +55,15 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
         recorder.started(name)
         site.timing.started(name)
         with threads(site.workers.threads):  # like a worker on a CPU, so that results are the same to the last bit
-            idle_since = _train_pack(name, queue, recorder, site, idle_since)
+            idle_since = _train_pack(name, queue, recorder, site, load, idle_since)
     if queue.storage_fault is not None:
         raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")
     return queue.outcomes()
 
 
-def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site, idle_since: float | None) -> float:
+def _train_pack(
+    name: str, queue: StageQueue, recorder: Recorder, site: Site, load: Load, idle_since: float | None
+) -> float:
     """Trains a pack to its end, or to an error.
 
     Args:
@@ -89,6 +93,7 @@ def _train_pack(name: str, queue: StageQueue, recorder: Recorder, site: Site, id
             recorder.ended(name)
             return idle_since
         recorder.reported(name, reports)
+        recorder.measured(load.measure())
 
 
 def _training(pack: StagePack, site: Site) -> Iterator[Reports]:

@@ -1,5 +1,6 @@
 """The recorder passes the workers' reports to the progress, the journal, the queue and the follower, in this order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from cvit.engine.execution.faults import Fault
@@ -8,7 +9,8 @@ from cvit.engine.execution.queue import StageQueue
 from cvit.engine.planning.progress import Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_pruned, record_report
-from cvit.results import Reports
+from cvit.machine import INTERVAL_S
+from cvit.results import Point, Reports
 
 
 class Recorder:
@@ -21,6 +23,8 @@ class Recorder:
     def __init__(self, progress: Progress, journal: Journal, queue: StageQueue, follower: Follower) -> None:
         self._progress, self._journal, self._queue, self._follower = progress, journal, queue, follower
         self.num_reports = 0
+        self._measured_at: dict[str, int] = {}
+        """The second of the last measurement of each machine."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks and schedulers, and this object with them, into snapshots that are never read.
@@ -47,6 +51,16 @@ class Recorder:
             if report.result is not None:
                 self._queue.stage_done(key)
             self._follower.reported(name, key, report)
+
+    def measured(self, load: tuple[str, Sequence[Point]] | None) -> None:
+        """A worker has measured the load of its machine; of several workers there, one says enough."""
+        if load is None:
+            return
+        node, points = load
+        second = points[0][1]
+        if second - self._measured_at.get(node, 0) >= INTERVAL_S:
+            self._measured_at[node] = second
+            self._journal.record_load(self._progress.plan.study, node, points)
 
     def pruned(self, key: str, validation_accuracy: float) -> None:
         """A stage was stopped because it fell behind."""

@@ -11,6 +11,7 @@ from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIss
 
 from cvit.data.datasets import Dataset
 from cvit.engine.execution.queue import named
+from cvit.machine import Load
 from cvit.provenance import announce_code_version
 from cvit.results import Reports
 from cvit.storage import Storage
@@ -26,6 +27,8 @@ WAITED_S = "waited_s"
 """The keys under which a Tune result holds the worker's time in this call, and since the previous one."""
 NODE = "node"
 """The key under which a Tune result holds the id of the worker's node."""
+LOAD = "load"
+"""The key under which a Tune result holds the load of the worker's machine, once an interval is over."""
 
 
 class PackTrainer(tune.Trainable):
@@ -36,6 +39,7 @@ class PackTrainer(tune.Trainable):
         self._dataset = dataset
         self._node = ray.get_runtime_context().get_node_id()
         self._idle_since: float | None = None
+        self._load = Load()
         announce_code_version(*config["code"])
         torch.set_num_threads(config["threads"])
         self.reset_config(config)
@@ -62,6 +66,7 @@ class PackTrainer(tune.Trainable):
         reports = next(self._reports, None)
         self._idle_since = time.monotonic()
         facts = {BUSY_S: self._idle_since - started, WAITED_S: waited_s, NODE: self._node}
+        facts[LOAD] = self._load.measure()
         if reports is None:
             return {REPORTS: [], "done": True, **facts}
         return {REPORTS: reports, "done": False, **facts, **_last_evaluation(reports)}

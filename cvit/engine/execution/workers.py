@@ -103,7 +103,7 @@ def _room(machine: Machine, device: str, cpus: float, gpus: float) -> int:
 
 
 def _times(whole: float, part: float) -> int:
-    """How often a part fits into a whole."""
+    """The number of times that a part fits into a whole."""
     return int(whole / part + _TOLERANCE)
 
 

@@ -42,6 +42,7 @@ class Request:
         address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
         command: the command line as typed, to be run again.
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
+        log_models: the best model of a study goes to the tracking store; ignored by a task that has no models.
         resources: the number of workers, and what each of them gets.
         optuna_storage: the database or journal that gets a search's trials as Optuna studies.
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
@@ -67,6 +68,7 @@ class Request:
     dry_run: bool
     command: str
     upgrade_store: bool = False
+    log_models: bool = False
     settings_from: str | None = None
     resources: Resources = NO_WISHES
     optuna_storage: str | None = None

@@ -25,17 +25,26 @@ from cvit.records import (
     Grid,
     PointsRecord,
     Record,
+    SessionRecord,
     StudyRecord,
+    SystemRecord,
     TrialRecord,
     from_json,
     read_segment,
     to_json,
 )
 from cvit.redaction import without_secrets
-from cvit.results import Point
+from cvit.results import Point, stage_folder
 from cvit.storage import Storage, StorageError, encode_record, with_format
 from cvit.tasks import parameters_of_task
-from cvit.vocabulary import JOURNAL_FOLDER, STATUS_FAILED, TAG_CODE_VERSION, TAG_SEARCH_SPACE, TAG_TRAIN_IMAGES
+from cvit.vocabulary import (
+    JOURNAL_FOLDER,
+    STATUS_FAILED,
+    TAG_CODE_VERSION,
+    TAG_SEARCH_SPACE,
+    TAG_STAGES,
+    TAG_TRAIN_IMAGES,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +62,7 @@ class _Contents:
         self.cells: dict[str, list[Grid]] = {}
         self.trials: set[str] = set()
         self.ends: dict[str, EndRecord] = {}
+        self.sessions: dict[str, SessionRecord] = {}
         self._steps: dict[str, dict[str, set[int]]] = {}
 
     def add(self, record: Record) -> Record | None:
@@ -78,6 +88,12 @@ class _Contents:
                 if last is not None and (last.status, last.note) == (record.status, record.note):
                     return None
                 self.ends[record.trial_key] = record
+            case SessionRecord():
+                if self.sessions.get(record.study_key) == record:
+                    return None
+                self.sessions[record.study_key] = record
+            case SystemRecord():
+                pass  # the tracker leaves out what it has
         return record
 
     def new_points(self, trial_key: str, points: Iterable[Point]) -> list[Point]:
@@ -172,6 +188,15 @@ class Journal:
             return
         self._append([EndRecord(trial_key=trial.key, status=status, note=note, time_ms=_now_ms(), tags=tags)])
 
+    def record_session(self, session: SessionRecord) -> None:
+        """Records the environment of this driver, unless it is that of the last one."""
+        if self._contents.sessions.get(session.study_key) != session:
+            self._append([session])
+
+    def record_load(self, study: Study, node: str, points: Sequence[Point]) -> None:
+        """Records the load of a machine that trains a study."""
+        self._append([SystemRecord(study_key=study.key, node=node, points=points)])
+
     def status(self, trial_key: str) -> str | None:
         """The status of a trial that has ended, as last recorded."""
         end = self._contents.ends.get(trial_key)
@@ -262,6 +287,7 @@ def _tags_of_trial(trial: Trial, tags: Mapping[str, str]) -> dict[str, str]:
     """The tags of a planned trial, without the study's own. The code that plans it need not be the one that trains it,
     so its end says that."""
     of_trial = {name: text for name, text in tags.items() if name not in (TAG_CODE_VERSION, TAG_SEARCH_SPACE)}
+    of_trial[TAG_STAGES] = ", ".join(stage_folder(stage.key) for stage in trial.stages)
     return of_trial if trial.images is None else of_trial | {TAG_TRAIN_IMAGES: str(trial.images.train)}
 
 
@@ -277,7 +303,7 @@ def _number_of(segment: str) -> int:
 
 def _without_secrets(record: Record) -> Record:
     """The record without the passwords and keys of URLs: all that reaches the storage and the tracker passes here."""
-    if isinstance(record, PointsRecord):
+    if isinstance(record, PointsRecord | SystemRecord):
         return record
     copy = from_json(without_secrets(to_json(record)))
     assert copy is not None

@@ -181,6 +181,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         dry_run=given.get("dry_run", False),
         upgrade_store=given.get("upgrade_store", False),
         settings_from=given.get("settings_from"),
+        log_models=given.get("log_models", False),
         as_json=given.get("json", False),
         command=command,
         started=started,
@@ -307,6 +308,7 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
             "upgrade_store": _option(
                 bool, "Change a store of an older MLflow, which then cannot open it any more.", None, run
             ),
+            "log_models": _option(bool, "Add each study's best model to the tracking store.", None, run),
             "dry_run": _option(bool, "Print the plan and stop.", None, run),
             "json": _option(bool, "With --dry-run, print the plan as JSON.", None, run),
             "config": _option(

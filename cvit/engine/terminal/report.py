@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from cvit.analysis.answers import answer_text
@@ -64,9 +63,8 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
     plan, todo = progress.plan, progress.todo
     if not todo:
         return
-    device = torch.device(workers.device)
     limits = pack_limits(todo, workers, max_pack)
-    costs = step_seconds(todo, limits, device)
+    costs = step_seconds(todo, limits, workers)
     flops, seconds = flops_of(todo), costs.of(todo)
     lines = [
         *phase_lines(progress, lambda stage: costs.of([stage])),

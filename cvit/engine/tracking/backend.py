@@ -4,6 +4,8 @@
 whole URI (`none`). `open(uri)` gives the backend. The file must not import its library when it is imported itself: bad
 input is answered before anything that takes seconds. It may also hold `check(uri, may_upgrade)`, which looks at the
 store itself before a sweep trains and raises ConfigError if it can never be used.
+
+A backend that also has the methods of `Archive` gets data sets and files.
 """
 
 import importlib
@@ -13,12 +15,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from cvit.config import ConfigError
+from cvit.engine.tracking.run_facts import DataUse
 from cvit.records import StudyRecord
 from cvit.results import Point
+
+if TYPE_CHECKING:
+    import torch
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """The statuses of a run."""
@@ -55,6 +61,7 @@ class ExistingRun:
     status: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
+    has_data: bool = True
 
 
 class Backend(Protocol):
@@ -94,6 +101,32 @@ class Backend(Protocol):
 
     def how_to_look(self) -> list[str]:
         """The lines, with headings of 21 characters, that tell a person where to look at the runs."""
+        ...
+
+
+@runtime_checkable
+class Archive(Protocol):
+    """The methods of a backend that keeps more than parameters, tags and measurements. A backend without them gets
+    those alone."""
+
+    def store_files_below(self, storage: str) -> None:
+        """Tells, before `connect`, the place of the sweep's storage: a store may keep its files there."""
+        ...
+
+    def use_data(self, run_id: str, data: DataUse) -> None:
+        """Notes the images that a run uses."""
+        ...
+
+    def attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        """Adds files to a run, or replaces them; their names may have folders."""
+        ...
+
+    def log_model(self, run_id: str, model: "torch.nn.Module", example: "torch.Tensor") -> None:
+        """Adds a trained model to a run.
+
+        Args:
+            example: an input of the model.
+        """
         ...
 
 

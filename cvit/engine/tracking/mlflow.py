@@ -2,25 +2,33 @@
 
 import contextlib
 import functools
+import json
 import logging
 import re
 import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
 from cvit import vocabulary as v
 from cvit.config import ConfigError, as_text
 from cvit.engine.environment import prepare
 from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
 from cvit.engine.tracking.mlflow_check import check
-from cvit.engine.tracking.mlflow_views import page, views
+from cvit.engine.tracking.mlflow_models import log_model
+from cvit.engine.tracking.mlflow_views import MODE, TABLE, TAG_PREFIX, means_of, note, page, views
+from cvit.engine.tracking.run_facts import DataUse
 from cvit.errors import one_line
 from cvit.records import StudyRecord
 from cvit.results import Point
 from cvit.tracking import MAX_TAG_LENGTH, PARENT, all_pages, is_trial, split_tag, study_keys, trial_key
 from cvit.tracking_schema import sqlite_path
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["SCHEMES", "MlflowBackend", "check", "open"]
 
@@ -28,6 +36,9 @@ SCHEMES = v.TRACKING_SCHEMES
 
 _BATCH_METRICS = 1000
 """The most that MLflow takes at once, parameters and tags included."""
+_FILES_FOLDER = "mlartifacts"
+_LONGEST_DATASET, _LONGEST_DIGEST = 500, 36
+"""The largest numbers of characters in the name and the digest of a data set."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
 
 
@@ -78,6 +89,8 @@ class MlflowBackend:
         self._uri = uri
         self._client: Any = None
         self._experiment_id = ""
+        self._storage = ""
+        self._study: StudyRecord | None = None
         self._used_ids: set[str] = set()
         self._unanswered: set[str] = set()
         """Keys whose create was sent and not answered."""
@@ -96,16 +109,21 @@ class MlflowBackend:
         experiment = client.get_experiment_by_name(sweep) or _renamed_experiment(client, sweep)
         if experiment is None:
             with contextlib.suppress(MlflowException):  # another driver was faster
-                client.create_experiment(sweep)
+                client.create_experiment(sweep, _place_of_files(self._uri, self._storage, sweep))
             experiment = client.get_experiment_by_name(sweep)
             assert experiment is not None
         elif experiment.lifecycle_stage != "active":
             client.restore_experiment(experiment.experiment_id)
         # Otherwise MLflow's UI takes the experiment for one of generative AI.
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
-        for tag, view in views(study).items():
-            client.set_experiment_tag(experiment.experiment_id, tag, view)
-        self._client, self._experiment_id = client, experiment.experiment_id
+        shown = {**views(study), v.TAG_NOTE: note(study, experiment.experiment_id)}
+        kept = {
+            TAG_PREFIX + TABLE,
+            v.TAG_NOTE,
+        } & experiment.tags.keys()  # it has columns; somebody may have added to it
+        for tag in shown.keys() - kept:
+            client.set_experiment_tag(experiment.experiment_id, tag, shown[tag])
+        self._client, self._experiment_id, self._study = client, experiment.experiment_id, study
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
         runs = list(all_pages(functools.partial(self._client.search_runs, [self._experiment_id])))
@@ -125,7 +143,14 @@ class MlflowBackend:
         self._used_ids |= {run.info.run_id for run in by_key.values()}
         self._put_below_studies({key: run for key, run in by_key.items() if key in own}, studies)
         return [
-            ExistingRun(run.info.run_id, key, run.info.status, run.data.tags, run.data.params)
+            ExistingRun(
+                run.info.run_id,
+                key,
+                run.info.status,
+                run.data.tags,
+                run.data.params,
+                has_data=bool(run.inputs.dataset_inputs),
+            )
             for key, run in by_key.items()
         ]
 
@@ -177,6 +202,38 @@ class MlflowBackend:
                 metrics = metrics[_BATCH_METRICS:]
             if metrics or own_params or own_tags:
                 self._client.log_batch(run_id, metrics=metrics, params=own_params, tags=own_tags)
+            if self._study is not None and (means := means_of(points)):
+                for tag, view in views(self._study, means).items():
+                    self._client.set_experiment_tag(self._experiment_id, tag, view)
+
+    def store_files_below(self, storage: str) -> None:
+        self._storage = storage
+
+    def use_data(self, run_id: str, data: DataUse) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=data.name[:_LONGEST_DATASET],
+            digest=data.digest[:_LONGEST_DIGEST],
+            source_type="cvit",
+            source=json.dumps({"dataset": data.source}),
+            profile=json.dumps(data.profile),
+        )
+        tags = [InputTag(name, text) for name, text in {"mlflow.data.context": "training", **data.tags}.items()]
+        with self._refusals():
+            self._client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+    def attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory(prefix="cvit-") as folder, self._refusals():
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._client.log_artifacts(run_id, folder)
+
+    def log_model(self, run_id: str, model: "torch.nn.Module", example: "torch.Tensor") -> None:
+        with self._refusals():
+            log_model(self._uri, run_id, model, example)
 
     def set_status(self, run_id: str, status: str, end_time_ms: int | None = None) -> None:
         with self._refusals():
@@ -193,7 +250,8 @@ class MlflowBackend:
             store = "" if is_default else f" --backend-store-uri {shlex.quote(self._uri)}"
             commands, address = [f"{heading}mlflow ui{store}"], "http://127.0.0.1:5000"
             heading = f"{'... and then:':<{len(heading)}}"
-        return [*commands, f"{heading}{address}{page(self._experiment_id)}"]
+        hint = f"{'... or by a click:':<{len(heading)}}{MODE} at the upper left, once; then the experiment"
+        return [*commands, f"{heading}{address}{page(self._experiment_id)}", hint]
 
     def _find(self, run: NewRun) -> str | None:
         """The id of a run that a create without an answer has made."""
@@ -214,6 +272,17 @@ class MlflowBackend:
             if is_from_mlflow and error.error_code in _REFUSALS:
                 raise Refused(one_line(error)) from error
             raise
+
+
+def _place_of_files(uri: str, storage: str, sweep: str) -> str | None:
+    """The place for the files of an experiment, whatever the working folder: beside a SQLite file; in the storage for
+    another database, which several machines may write. None leaves it to a server."""
+    path, name = sqlite_path(uri), quote(sweep, safe="")
+    if path is not None:
+        return (path.absolute().parent / _FILES_FOLDER / name).as_uri()
+    if uri.startswith(("http://", "https://", "databricks")) or not storage:
+        return None
+    return f"{storage}/{_FILES_FOLDER}/{name}" if "://" in storage else (Path(storage) / _FILES_FOLDER / name).as_uri()
 
 
 def _renamed_experiment(client: Any, sweep: str) -> Any | None:

@@ -5,70 +5,101 @@ there: a tag of the experiment with the state of the page as JSON.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from cvit import vocabulary as v
 from cvit.records import StudyRecord
+from cvit.results import Point
 from cvit.tasks import TASK_NAMES, task_named
 
-CURVES, AXES = "cvit-curves", "cvit-axes"
-"""Keys of the views: curves by group on one step axis, parallel coordinates over the sweep's axes."""
+CURVES, AXES, TABLE = "cvit-curves", "cvit-axes", "cvit-table"
+"""Keys of the views: curves of all trials on one step axis, parallel coordinates over the sweep's axes, a table of
+studies and trials."""
+MODE = "Model training"
+"""The mode of MLflow's UI in which an experiment opens with its runs; the browser remembers the last one."""
 TAG_PREFIX = "mlflow.sharedViewState."
 _SECTION = "answers"
-"""The UI sorts sections by name, its own ones included; this name makes ours the first."""
-_COLUMNS = {CURVES: 2, AXES: 1}
+_COLUMNS = ("attributes.`Source`", "attributes.`Dataset`", "attributes.`User`")
+"""The first columns of the table."""
+_MOST_MEANS = 12
+_BESIDE_MEANS = (" ci_low", " ci_high", " n")
 
 
-def views(study: StudyRecord) -> dict[str, str]:
-    """The views of a study's trials as tags of its experiment, grouped by the parameter that its task compares; none
-    for a task that this version does not know.
+def views(study: StudyRecord, means: Sequence[str] = ()) -> dict[str, str]:
+    """The views of a study as tags of its experiment; none for a task that this version does not know.
 
     An experiment has the views of the study that ran last, since trials on several data sets, say, are not to be
-    averaged.
+    compared. Trials are not grouped: groups have colours of the browser's, single runs those of their tags, and a group
+    by scheme would average over the other axes.
+
+    Args:
+        means: the metrics of studies that the table shows.
     """
     name = study.tags.get(v.TAG_TASK, v.TRAINING)
     if name not in TASK_NAMES:
         return {}
     task = task_named(name)
-    axes = [axis for axis in study.cells[0] if axis != "seed"]
     group, answer = task.compared_by, task.metric
-    coordinates = sorted(axes, key=lambda axis: axis == group)  # beside the answer what it is grouped by
-    charts = {
-        CURVES: [*(_line(metric) for metric in task.curves), _chart("BAR", answer, metricKey=answer)],
-        AXES: [_chart("PARALLEL", "axes", selectedParams=coordinates, selectedMetrics=[answer], showAllRuns=True)],
+    axes = [group, *sorted(axis for axis in study.cells[0] if axis not in (group, "seed"))]
+    curves = [*(_line(metric) for metric in task.curves), _chart("BAR", answer, metricKey=answer)]
+    # Beside the answer what is compared.
+    lines = _chart("PARALLEL", "axes", selectedParams=axes[::-1], selectedMetrics=[answer], showAllRuns=True)
+    trials = {
+        "searchFilter": f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}' AND tags.`{v.TAG_STUDY_KEY}` = '{study.study_key}'",
+        # Any order but that by time, which would put the trials below their study, and not show them. The first page
+        # then has all places of the grid.
+        "orderByKey": "params.`seed`",
+        "orderByAsc": True,
+        "selectedColumns": [*(f"params.`{axis}`" for axis in (*axes, "seed")), f"metrics.`{answer}`"],
     }
-    names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes"}
+    states = {CURVES: trials | _charts(curves, columns=2), AXES: trials | _charts([lines], columns=1)}
+    states[TABLE] = {"selectedColumns": [*_COLUMNS, *(f"metrics.`{metric}`" for metric in [*means, answer])]}
+    names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes", TABLE: "answers, a row per study"}
     return {
         f"{TAG_PREFIX}{view}": json.dumps(
             {
                 "name": names[view],
                 "createdAt": study.start_time_ms,
                 "updatedAt": study.start_time_ms,
-                "state": json.dumps(_state(study.study_key, group, charts[view], view)),
+                "state": json.dumps(state),
             }
         )
-        for view in (CURVES, AXES)
+        for view, state in states.items()
     }
+
+
+def means_of(points: Sequence[Point]) -> list[str]:
+    """The metrics with the means of a study's answer, as many as a table has room for."""
+    names = [name for name, *_ in points if name.startswith(v.ANSWER) and not name.endswith(_BESIDE_MEANS)]
+    return names[:_MOST_MEANS]
 
 
 def page(experiment_id: str, view: str = CURVES) -> str:
     """The page of a view in the UI, below its server's address."""
-    query = {"workflowType": "machine_learning", "compareRunsMode": "CHART", "viewStateShareKey": view}
+    mode = "TABLE" if view == TABLE else "CHART"
+    query = {"workflowType": "machine_learning", "compareRunsMode": mode, "viewStateShareKey": view}
     return f"/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
-def _state(study_key: str, group: str, charts: list[dict[str, Any]], view: str) -> dict[str, Any]:
+def note(study: StudyRecord, experiment_id: str) -> str:
+    """The description of the experiment: the question, and the way to its curves. MLflow's UI opens an experiment by
+    the mode that the browser remembers, GenAI at first, which has no page for runs."""
+    where = f"Choose *{MODE}* at the upper left, once: in the mode *GenAI* an experiment shows no runs."
+    lines = [study.question, where]
+    names = {CURVES: "Curves", AXES: "All axes", TABLE: "Table"}
+    links = [f"[{name}]({page(experiment_id, view).removeprefix('/')})" for view, name in names.items()]
+    return "\n\n".join([*lines, " · ".join(links)] if views(study) else lines)
+
+
+def _charts(charts: list[dict[str, Any]], columns: int) -> dict[str, Any]:
+    section = {"uuid": _SECTION, "name": _SECTION, "display": True, "isReordered": False, "columns": columns}
     return {
-        "searchFilter": f"tags.`{v.TAG_ROLE}` = '{v.ROLE_TRIAL}' AND tags.`{v.TAG_STUDY_KEY}` = '{study_key}'",
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": group}]},
-        "useGroupedValuesInCharts": view == CURVES,
-        "runsHiddenMode": "SHOWALL",
+        "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": True,
         "compareRunCharts": charts,
-        "compareRunSections": [
-            {"uuid": _SECTION, "name": _SECTION, "display": True, "isReordered": False, "columns": _COLUMNS[view]}
-        ],
+        "compareRunSections": [section],
     }
 
 

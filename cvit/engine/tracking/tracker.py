@@ -6,7 +6,6 @@ never the training; sending a record again adds nothing, so after any interrupti
 
 import json
 import queue
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,25 +16,39 @@ from cvit import vocabulary as v
 from cvit.config import as_text
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.recording.process_identity import is_dead, is_here, this_process
+from cvit.engine.tracking.attachments import Attachment, Attachments, environment_of
 from cvit.engine.tracking.backend import (
     FAILED,
     FINISHED,
     KILLED,
     RUNNING,
+    Archive,
     Backend,
     ExistingRun,
     NewRun,
     Refused,
     backend_for,
 )
+from cvit.engine.tracking.run_facts import (
+    NOWHERE,
+    DataUse,
+    Surroundings,
+    data_of,
+    facts_of_end,
+    facts_of_study,
+    facts_of_trial,
+    load_points,
+    study_note,
+)
 from cvit.errors import short_line
-from cvit.records import EndRecord, Grid, PointsRecord, Record, StudyRecord, TrialRecord
+from cvit.records import EndRecord, Grid, PointsRecord, Record, SessionRecord, StudyRecord, SystemRecord, TrialRecord
 from cvit.results import Point
 
 _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _LONGEST_PAUSE_AT_THE_END_S = 2.0
 _LONGEST_ERROR = 200
+_OF_STUDIES = (StudyRecord, SessionRecord, SystemRecord)
 
 
 @dataclass
@@ -50,6 +63,8 @@ class TrackedRun:
         is_open: the store has the run as RUNNING.
         was_copied_before: an earlier session has copied a part of it.
         steps_copied_before: the steps of that part by metric, once they are asked for.
+        planned_tags: those of the trial's record.
+        data: the images that it uses, unless the store has them.
     """
 
     key: str
@@ -66,6 +81,8 @@ class TrackedRun:
     changed: bool = False
     was_copied_before: bool = False
     steps_copied_before: dict[str, set[int]] = field(default_factory=dict)
+    data: DataUse | None = None
+    planned_tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_study(self) -> bool:
@@ -73,7 +90,7 @@ class TrackedRun:
 
     def settle(self) -> None:
         """Forgets what the store has now."""
-        self.points, self.params, self.tags, self.changed = [], {}, {}, False
+        self.points, self.params, self.tags, self.data, self.changed = [], {}, {}, None, False
 
 
 class Tracker:
@@ -91,6 +108,7 @@ class Tracker:
         planned: set[str],
         records: Iterable[Record],
         check: Callable[[], None] = lambda: None,
+        surroundings: Surroundings = NOWHERE,
     ) -> None:
         """
         Args:
@@ -99,19 +117,21 @@ class Tracker:
             planned: keys of this driver's study and trials.
             records: the journal so far.
             check: called before everything that is written; it raises LeaseLost if this driver may not write any more.
+            surroundings: what the journal does not say about its runs.
 
         Raises:
             ConfigError: the URI is not valid.
         """
         self._backend, self._sweep, self._planned = backend_for(uri), sweep, planned
-        self._check, self._is_complete = check, False
+        self._check, self._is_complete, self._surroundings = check, False, surroundings
         self.place = f"{self._backend.title} at {uri}"
-        self._inbox: queue.SimpleQueue[list[Record] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[Record] | tuple[str, Attachment] | None] = queue.SimpleQueue()
         self._runs: dict[str, TrackedRun] = {}
         self._studies: dict[str, StudyRecord] = {}
         """The first record of each study."""
         self._code_versions: dict[str, dict[str, None]] = {}
         """The code versions that trained the trials of each study."""
+        self._attachments = Attachments()
         self._is_connected = False
         self._final_status: str | None = None
         self._deadline = float("inf")
@@ -126,6 +146,12 @@ class Tracker:
     def feed(self, records: list[Record]) -> None:
         """Takes records to copy."""
         self._inbox.put(records)
+
+    def attach(self, study_key: str, attachment: Attachment | None) -> None:
+        """Takes what belongs to a study beside its records, if there is anything; the tracker's thread makes its
+        files."""
+        if attachment is not None:
+            self._inbox.put((study_key, attachment))
 
     def expect(self, planned: set[str]) -> None:
         """Takes more keys of this driver's, before records of them are fed."""
@@ -172,6 +198,7 @@ class Tracker:
                         self._write_unless_refused(run)
                 if is_closing:
                     self._end_open_runs()
+                self._write_attachments()
                 self.error, pause = self._refusal, _FLUSH_INTERVAL_S
                 if is_closing:
                     self._is_complete = True
@@ -208,6 +235,9 @@ class Tracker:
             if records is None:
                 is_closing, deadline = True, 0.0
                 continue
+            if isinstance(records, tuple):
+                self._attachments.take(*records)
+                continue
             for record in records:
                 self._remember_if_whole(record)
 
@@ -220,7 +250,7 @@ class Tracker:
 
     def _remember(self, record: Record) -> None:
         """Adds a record to what is to be written of its run."""
-        key = record.study_key if isinstance(record, StudyRecord) else record.trial_key
+        key = record.study_key if isinstance(record, _OF_STUDIES) else record.trial_key
         run = self._runs.setdefault(key, TrackedRun(key))
         match record:
             case StudyRecord():
@@ -231,22 +261,30 @@ class Tracker:
             case PointsRecord():
                 run.points += record.points
                 run.start_time_ms = run.start_time_ms or record.points[0][3]
+            case SessionRecord():
+                self._attachments.take(key, environment_of(record))
+                return
+            case SystemRecord():
+                run.points += load_points(record, run.start_time_ms)
             case EndRecord():
                 run.status, run.end_time_ms = record.status, record.time_ms
+                run.tags |= facts_of_end(record, run.planned_tags, self._surroundings)
                 run.tags |= {**record.tags, v.TAG_STATUS: record.status, v.TAG_NOTE: record.note}
                 self._remember_code_versions(run)
         run.changed = True
 
     def _remember_trial(self, run: TrackedRun, record: TrialRecord) -> None:
         if not run.study_key:
-            run.study_key, run.params = record.study_key, record.params
+            run.study_key, run.params, run.planned_tags = record.study_key, record.params, record.tags
             run.tags |= {
                 **record.tags,
                 v.TAG_ROLE: v.ROLE_TRIAL,
                 v.TAG_TRIAL_KEY: run.key,
                 v.TAG_STUDY_KEY: run.study_key,
                 v.TAG_SWEEP: self._sweep,
+                **facts_of_trial(record, self._studies.get(run.study_key), self._surroundings),
             }
+            run.data = data_of(run.params, record.tags)
 
     def _remember_code_versions(self, run: TrackedRun) -> None:
         """Adds the code versions that trained a trial to those of its study; until then, the study has the version that
@@ -265,12 +303,14 @@ class Tracker:
         self._studies.setdefault(run.key, record)
         if not run.study_key:
             run.study_key, run.params, run.start_time_ms = run.key, record.params, record.start_time_ms
+            run.data = data_of(run.params, record.tags)
             run.tags |= {
                 **record.tags,
                 v.TAG_ROLE: v.ROLE_STUDY,
                 v.TAG_STUDY_KEY: run.key,
                 v.TAG_SWEEP: record.sweep,
                 v.TAG_QUESTION: record.question,
+                **facts_of_study(record, self._surroundings),
             }
             if run.key in self._planned:
                 run.tags[v.TAG_DRIVER] = this_process()
@@ -281,13 +321,15 @@ class Tracker:
         run.tags |= {
             v.TAG_COMMAND: record.command,
             v.TAG_GRID: json.dumps(run.cells),
-            v.TAG_NOTE: f"{record.question}\n\n{textwrap.indent(record.command, ' ' * 4)}",  # code, whatever it holds
+            v.TAG_NOTE: study_note(record.question, record.command),
         }
 
     def _connect(self) -> None:
         study = next((study for key, study in self._studies.items() if key in self._planned), None)
         if study is None:
             raise LookupError("the journal's record of the study is damaged")
+        if isinstance(self._backend, Archive):
+            self._backend.store_files_below(self._surroundings.storage)
         self._store.connect(self._sweep, study)
         self._adopt()
         self._is_connected = True
@@ -320,8 +362,20 @@ class Tracker:
             names = (v.TAG_STATUS, v.TAG_ROLE, v.TAG_STUDY_KEY)  # somebody may have removed one
             is_whole = all(existing.tags.get(name) == run.tags.get(name) for name in names)
             is_settled = is_whole and existing.status in (FINISHED, FAILED)
+        if existing.has_data:
+            run.data = None
+        self._attachments.leave_out(run.key, existing.tags)
         if is_settled:
-            run.settle()
+            if run.status is None:
+                self._attachments.forget(run.key)
+            lacking = {name: text for name, text in run.tags.items() if name not in existing.tags}
+            self._settle(run, lacking if run.status is not None else {})
+
+    def _settle(self, run: TrackedRun, lacking: dict[str, str]) -> None:
+        """Forgets what an earlier session has copied. A run of an earlier version still gets the tags that it lacks."""
+        data = run.data if run.status is not None else None
+        run.settle()
+        run.tags, run.data, run.changed = lacking, data, bool(lacking) or data is not None
 
     def _is_gone(self, driver: str, study_key: str) -> bool:
         """True if a study's driver is dead. Who runs a study of this journal holds its lease, and that is this driver:
@@ -340,10 +394,18 @@ class Tracker:
         if run.was_copied_before and run.points:
             self._leave_out_copied(run, run_id)
         self._store.write(run_id, run.params, run.tags, run.points)
+        if run.data is not None and isinstance(self._backend, Archive):
+            self._check()
+            self._backend.use_data(run_id, run.data)
         if status != RUNNING:
             self._store.set_status(run_id, status, run.end_time_ms)
             run.is_open = False
         run.settle()
+
+    def _write_attachments(self) -> None:
+        run_ids = {key: run.run_id for key, run in self._runs.items() if run.run_id and key in self._planned}
+        self._attachments.write(lambda: self._store, run_ids)
+        self._refusal = self._refusal or self._attachments.error
 
     def _leave_out_copied(self, run: TrackedRun, run_id: str) -> None:
         """A step measured twice, because a checkpoint and the journal were damaged, must not be there twice."""

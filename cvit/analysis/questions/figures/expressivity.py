@@ -28,6 +28,8 @@ _PANELS_PER_ROW = 4
 _PANEL_HEIGHT = 1.9
 _BEYOND_COUNT = 3  # heads shown beyond the theorem's count: with more, the error remains zero
 
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def draw(studies: Sequence[Study]) -> Figure:
     """Draws, per study, most recent first, a panel per kernel and patch size, all with the same logarithmic y axis.
@@ -95,4 +97,4 @@ def _drawn(error: float) -> float:
 
 
 def _power_of_ten(error: float) -> str:
-    return f"{'≤ ' if error == ROUNDING else ''}$10^{{{round(math.log10(error))}}}$"
+    return f"{'≤ ' if error == ROUNDING else ''}10{str(round(math.log10(error))).translate(_SUPERSCRIPTS)}"

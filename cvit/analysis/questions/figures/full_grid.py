@@ -1,5 +1,6 @@
 """The figure of the sweep full_grid: accuracy against heads, a panel per patch size and data fraction."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,13 @@ from cvit.analysis.display.figure_style import (
     draw_accuracy,
     draw_chance,
     draw_heading,
+    draw_ranges,
     draw_subtitle,
     fixed_ticks,
     legend_below,
     line_style,
     new_figure,
+    shifts,
     tidy,
 )
 from cvit.analysis.display.wording import fraction_text
@@ -64,7 +67,8 @@ def draw(studies: Sequence[Study]) -> Figure:
 
 def _draw_trials(axes: Axes, study: Study, place: Mapping[str, Any]) -> None:
     """Draws single trials: with the few seeds of a large grid, they say more than an interval."""
-    for scheme in study.schemes:
+    for scheme, shift in shifts(study.schemes).items():
         results = [r for r in study.results if {**place, SCHEME: scheme}.items() <= r.place.items()]
-        heads, values = [r.place[NUM_HEADS] for r in results], [100 * r.value for r in results]
-        axes.plot(heads, values, linestyle="", marker=".", markersize=4, color=line_style(scheme)["color"], alpha=0.4)
+        values = [(math.nan, 100 * result.value, math.nan) for result in results]
+        style = {"linestyle": "", "marker": ".", "markersize": 4, "alpha": 0.4, "color": line_style(scheme)["color"]}
+        draw_ranges(axes, [result.place[NUM_HEADS] for result in results], values, shift, **style)

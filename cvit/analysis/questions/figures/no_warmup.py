@@ -67,7 +67,7 @@ def draw(studies: Sequence[Study]) -> Figure:
                 _scale_rates(axes, study)
             for axes in panels:  # after all are drawn, because they share the y axis
                 tidy(axes)
-                draw_chance(axes, study, at_left=True)
+                draw_chance(axes, study)
             if _has_diverged(study):
                 _draw_divergence(
                     next(parts).subplots(1, len(styles), sharey=True, squeeze=False).ravel(), study, styles

@@ -82,13 +82,17 @@ def _draw_winners(axes: Axes, outcomes: Sequence[Tuned]) -> None:
 
 
 def _draw_course(axes: Axes, outcomes: Sequence[Tuned]) -> None:
+    lowest = math.inf
     for tuned in outcomes:
         best = list(itertools.accumulate((100 * result.value for result in tuned.tried), max))
         style = line_style(tuned.scheme, marker="", label=scheme_text(tuned.scheme))
         axes.step(range(1, len(best) + 1), best, where="post", **style)
+        lowest = min([lowest, *best[len(best) // 4 :]])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial of the search")
     axes.set_ylabel("best so far,\nvalidation (%)")
+    if math.isfinite(lowest):  # a bad first trial would leave no room for the rest
+        axes.set_ylim(bottom=lowest - 0.1 * max(1.0, axes.get_ylim()[1] - lowest))
     tidy(axes)
 
 
