@@ -61,11 +61,10 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, *SCRIPTS])
 def test_the_commands_on_a_page_parse(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = list(commands(page))
     monkeypatch.chdir(tmp_path)
     for name, content in CONFIGS.findall((ROOT / page).read_text()):
         Path(name).write_text(content)
-    for script, arguments in read:
+    for script, arguments in commands(page):
         if INFORMATION & {*arguments}:
             continue
         if script == TABLES:
