@@ -8,7 +8,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
-from cvit.analysis.display.figure_style import image_bytes, in_style
+from cvit.analysis.display.figure_style import any_script, image_bytes
 
 _WIDTH, _GAP, _MARGIN = 260.0, 10.0, 3.0
 """The width of the narrow figure, the room between its panels and that around a panel, in points."""
@@ -30,11 +30,8 @@ def narrow_svg(figure: Figure) -> bytes:
     drawing = image_bytes(figure, "svg").decode()
     begin = drawing.index(">", drawing.index("<svg")) + 1
     content = drawing[begin : drawing.rindex("</svg>")]
-    with in_style():
-        figure.draw_without_rendering()
-        boxes = _boxes(figure)
     views, y = [], 0.0
-    for box in boxes:
+    for box in _boxes(figure):
         scale = min(_WIDTH / box.width, _LARGEST_SCALE)
         size = f'width="{box.width * scale:.2f}" height="{box.height * scale:.2f}"'
         view_box = f"{box.x0:.2f} {box.y0:.2f} {box.width:.2f} {box.height:.2f}"
@@ -64,19 +61,21 @@ def _make_narrow(part: FigureBase, legend: Legend, handles: Mapping[str, Any]) -
 
 
 def _boxes(figure: Figure) -> list[Bbox]:
-    """The places of the legends and of the panels of a figure whose layout is done, in points from its upper left
-    corner."""
+    """The places of the legends and of the panels in the whole drawing, in points from its upper left corner."""
+    with any_script():
+        figure.draw_without_rendering()
     scale, height = _POINTS_PER_INCH / figure.dpi, _POINTS_PER_INCH * figure.get_figheight()
     legends = [legend.get_window_extent() for part in _parts(figure) for legend in part.legends]
     panels = []
     for axes in figure.axes:
-        box = axes.get_tightbbox() if axes.axison else None
+        with any_script():
+            box = axes.get_tightbbox() if axes.axison else None
         if box is not None:
             legend = axes.get_legend()
             panels.append(box if legend is None else Bbox.union([box, legend.get_window_extent()]))
     boxes = [*legends, *sorted(panels, key=lambda box: (-round(box.y1 / figure.dpi, 1), box.x0))]
     in_points = [(box.x0 * scale, height - box.y1 * scale, box.x1 * scale, height - box.y0 * scale) for box in boxes]
-    return [Bbox.from_extents(box).padded(_MARGIN) for box in in_points]
+    return [Bbox.from_extents(*box).padded(_MARGIN) for box in in_points]
 
 
 def _parts(figure: FigureBase) -> Iterator[FigureBase]:
