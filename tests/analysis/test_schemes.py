@@ -17,7 +17,7 @@ from cvit.analysis.questions.init_schemes import gains_over_random
 from cvit.analysis.statistics.studies import Study, read_studies
 from cvit.analysis.store.frames import Frames
 from cvit.analysis.store.journal import load_journal
-from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, Point, trainings, write_journal
+from tests.support.fake_studies import TIME_MS, Cell, FakeStudy, Point, squeezed, trainings, write_journal
 
 SCHEMES = ["random", "two_phase"]
 KEY = "a" * 16
@@ -127,7 +127,7 @@ def test_trials_from_before_stability_was_measured_have_dashes(tmp_path: Path) -
     files = files_of(frames, "no_warmup").by_name
     line = next(line for line in files["no_warmup.md"].decode().splitlines() if line.startswith("| 0.01"))
     assert cells(line)[-5:] == ["0, -", "-, -", "-", "-", "-, -"]
-    assert len(files) == 5
+    assert len(files) == 6
     answer = answer_text(frames, KEY)
     assert "Without warm-up less with the longest one" in answer and "spikes" not in answer
 
@@ -158,7 +158,7 @@ def test_every_scheme_is_compared_with_random_and_references_are_marked(tmp_path
     assert (gains[0.2, "mimetic"].estimate.n, gains[0.2, "mimetic"].missing) == (1, 1)
     files = files_of(frames, "init_schemes").by_name
     text = files["init_schemes.md"].decode()
-    assert "| 5 %           | convolution (reference) | +20.5  |" in text
+    assert "| 5 % | convolution (reference) | +20.5 |" in squeezed(text)
     kinds = {(row["kind"], row["init_scheme"]) for row in rows_of_csv(files, "init_schemes")}
     assert ("gain_over_random", "convolution") in kinds and ("gain_over_random", "random") not in kinds
     # In short texts a scheme is a row and a fraction a column.
@@ -207,6 +207,6 @@ def test_full_grid_shows_what_can_be(tmp_path: Path) -> None:
 def test_a_sweep_that_has_only_begun_is_shown_without_a_warning(tmp_path: Path, sweep: str) -> None:
     study = {"no_warmup": warmup_study, "init_schemes": scheme_study, "full_grid": grid_study}[sweep]()
     study.trials = []
-    assert len(files_of(frames_of(tmp_path / "none", study), sweep).by_name) == 5
+    assert len(files_of(frames_of(tmp_path / "none", study), sweep).by_name) == 6
     study.cells = [{name: values[:1] for name, values in study.cells[0].items()}]
-    assert len(files_of(frames_of(tmp_path / "one", study), sweep).by_name) == 5
+    assert len(files_of(frames_of(tmp_path / "one", study), sweep).by_name) == 6

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,3 +179,8 @@ def _in_parts(tag: str, text: str) -> dict[str, str]:
     """A text in several tags, as the engine parts a long one; so short here that every grid is."""
     parts = [text[start : start + 40] for start in range(0, len(text), 40)]
     return {tag if number == 0 else f"{tag}.{number}": part for number, part in enumerate(parts)}
+
+
+def squeezed(text: str) -> str:
+    """A text without the spaces that align its tables."""
+    return re.sub(r" +", " ", text)
