@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from cvit import vocabulary as names
 from cvit.analysis.answers import answer_text
@@ -106,6 +108,11 @@ def test_the_table_of_no_warmup_says_how_stable_the_trials_were(tmp_path: Path) 
     ]
 
 
+def titles_of(axes: Axes, begin: str) -> list[str]:
+    """The texts of a panel that name its place."""
+    return [text.get_text() for text in axes.findobj(Text) if isinstance(text, Text) and begin in text.get_text()]
+
+
 def test_first_gradients_are_those_of_the_attention_phase(tmp_path: Path) -> None:
     from cvit.analysis.questions.figures.no_warmup import draw
 
@@ -113,19 +120,20 @@ def test_first_gradients_are_those_of_the_attention_phase(tmp_path: Path) -> Non
     treated = [trial for trial in study.trials if trial["init_scheme"] == "two_phase" and trial["seed"] == 1]
     assert no_warmup.early_gradients(study, treated[0]) == {0: 2.0, 1: 1.0, 2: pytest.approx(2 / 3)}
     (block,) = draw([study]).subfigs
-    (_, diverged), _, gradients = (part.axes for part in block.subfigs)
-    assert [axes.get_title(loc="left") for axes in gradients] == ["learning rate 0.01", "learning rate 0.1"]
-    # No warm-up first, solid; the median of seeds 0 to 2.
-    random, two_phase, *_ = gradients[1].lines
+    _, diverged, _, gradients = (part.axes for part in block.subfigs)
+    assert [titles_of(axes, "learning rate") for axes in gradients] == [
+        ["learning rate 0.01"], ["learning rate 0.1"], [], [],
+    ]  # fmt: skip
+    # No warm-up first; the median of seeds 0 to 2.
+    _, two_phase = gradients[1].lines
     assert np.asarray(two_phase.get_ydata()).tolist() == pytest.approx([2.0, 1.0, 2 / 3])
-    assert (random.get_linestyle(), gradients[1].lines[2].get_linestyle()) == ("-", "--")
-    assert np.asarray(diverged.lines[0].get_ydata()).tolist() == pytest.approx([0, 200 / 3])
+    assert np.asarray(diverged[0].lines[0].get_ydata()).tolist() == pytest.approx([0, 200 / 3])
 
 
 def test_trials_from_before_stability_was_measured_have_dashes(tmp_path: Path) -> None:
     frames = frames_of(tmp_path, warmup_study())
     files = files_of(frames, "no_warmup").by_name
-    line = next(line for line in files["no_warmup.md"].decode().splitlines() if line.startswith("| 0.01"))
+    line = next(line for line in squeezed(files["no_warmup.md"].decode()).splitlines() if line.startswith("| 0.01"))
     assert cells(line)[-5:] == ["0, -", "-, -", "-", "-", "-, -"]
     assert len(files) == 6
     answer = answer_text(frames, KEY)
@@ -196,7 +204,7 @@ def test_full_grid_shows_what_can_be(tmp_path: Path) -> None:
     assert sorted(places) == [("2", "16"), ("2", "4"), ("4", "4")]
     assert "Missing" not in files["full_grid.md"].decode()
     panels = draw([study_of(frames, "full_grid")]).axes
-    assert [axes.get_title(loc="left").splitlines()[-1] for axes in panels] == [
+    assert [titles_of(axes, "patch size")[0].rpartition("; ")[2] for axes in panels] == [
         "patch size 2, 5 % of the images", "patch size 2, 20 % of the images",
         "patch size 4, 5 % of the images", "patch size 4, 20 % of the images",
     ]  # fmt: skip

@@ -167,7 +167,8 @@ def _draw_gradients(axes: Axes, study: Study, rate: float, warmup: float) -> Non
         steps, norms = sorted(by_step), [by_step[step] for step in sorted(by_step)]
         colour = line_style(scheme)["color"]
         axes.plot(steps, [statistics.median(at_step) for at_step in norms], color=colour, linewidth=0.8)
-        axes.fill_between(steps, [*map(min, norms)], [*map(max, norms)], color=colour, alpha=0.12, linewidth=0)
+        if steps:  # else the band would begin at 0, which no logarithmic axis has
+            axes.fill_between(steps, [*map(min, norms)], [*map(max, norms)], color=colour, alpha=0.12, linewidth=0)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     grid_lines(axes)
