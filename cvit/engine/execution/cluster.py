@@ -42,9 +42,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def reach(self) -> None:
-        """Attaches to a running cluster, or looks for a folder that a Ray on this machine can use; that takes no time,
-        and nothing starts.
+    def check(self) -> None:
+        """Asks a running cluster whether it lets this machine in, or looks for a folder that a Ray on this machine can
+        use; that takes no time, and nothing starts.
 
         Raises:
             ConfigError: the cluster cannot be reached, or Ray could not start here.
@@ -53,7 +53,6 @@ class Cluster:
             session_folder()
         else:
             check_cluster(self._address)
-            _ = self.workers
 
     @cached_property
     def workers(self) -> Workers:
