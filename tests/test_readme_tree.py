@@ -21,7 +21,9 @@ LISTS = {
     ("cvit/engine/README.md", "Files"): (("cvit/engine",), None),
 }
 """For each page and heading, the folders whose files it lists, and the one below them that another page lists."""
-FOLDERS = ("sweeps", "cvit", "analysis", "benchmarks", "tests", "docs")
+FOLDERS = ("sweeps", "cvit", "analysis", "examples", "benchmarks", "tests", "docs")
+NOT_OURS = {"__pycache__", ".ipynb_checkpoints", "storage"}
+"""The names of folders that running the project leaves."""
 
 
 def listed(page: str, heading: str) -> dict[str, str]:
@@ -50,7 +52,8 @@ def _paths(tree: str) -> dict[str, str]:
 
 def folders_below(folder: str) -> set[str]:
     """The folder and all below it that hold files of the project, each with a slash at its end."""
-    below = {path.parent for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    below = {path.parent for path in files if not NOT_OURS & {*path.relative_to(ROOT).parts}}
     parents = {parent for path in below for parent in (path, *path.parents) if parent.is_relative_to(ROOT / folder)}
     return {f"{path.relative_to(ROOT)}/" for path in parents}
 

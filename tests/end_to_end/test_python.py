@@ -66,6 +66,11 @@ def run(folder: Path, *sweeps: cvit.Sweep, **options: Any) -> Frames:
     return cvit.run(sweeps[0] if len(sweeps) == 1 else sweeps or OWN, **options)
 
 
+def run_with(sweep: cvit.Sweep, options: dict[str, Any]) -> None:
+    """Runs a sweep with options of any type, right or wrong."""
+    cvit.run(sweep, **options)
+
+
 def measured(frames: Frames) -> pd.DataFrame:
     """The trials without what depends on the clock."""
     return frames.trials.drop(columns=[name for name in CLOCKS if name in frames.trials])
@@ -99,6 +104,16 @@ class Finished:
     after: dict[str, Any]
 
 
+def is_true(column: Any) -> bool:
+    """Whether every value of a column of booleans is true."""
+    return bool(column.all())
+
+
+def without_clocks(curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves without the metrics that depend on the clock."""
+    return curves.loc[~curves["metric"].isin(CLOCKS)].reset_index(drop=True)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder, output, during = tmp_path_factory.mktemp("python"), io.StringIO(), []
@@ -120,14 +135,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_a_run_returns_the_trials_that_were_asked_for(finished: Finished) -> None:
     frames, output = finished.frames, finished.output
     assert list(frames.trials["init_scheme"]) == ["random", "two_phase"] and list(frames.trials["seed"]) == [0, 0]
-    assert set(frames.trials["status"]) == {v.STATUS_OK} and frames.trials[v.TEST_ACCURACY].between(0, 1).all()
-    assert frames.failed.empty and frames.trials["error"].isna().all()
+    assert set(frames.trials["status"]) == {v.STATUS_OK} and is_true(frames.trials[v.TEST_ACCURACY].between(0, 1))
+    assert frames.failed.empty and is_true(frames.trials["error"].isna())
     assert list(frames.studies["question"]) == [OWN.question]
     assert "Does the start matter?" in output and "Test accuracy in %" in output
     assert repr(frames) == f"<Frames: 1 study, 2 trials, {len(frames.curves)} rows of curves>"
     last = frames.curves.sort_values("step").groupby(["trial_key", "metric"])["value"].last().unstack()
     final = frames.trials.set_index("trial_key")
-    assert (last[v.VAL_ACCURACY] == final.loc[last.index, v.VAL_ACCURACY]).all()
+    assert is_true(last[v.VAL_ACCURACY] == final.loc[last.index, v.VAL_ACCURACY])
 
 
 def test_storage_and_mlflow_are_loaded_as_the_same_frames(finished: Finished) -> None:
@@ -203,7 +218,7 @@ def test_bad_input_is_answered_in_one_line_as_on_the_command_line(options: dict[
         option, values = f"--{name.replace('_', '-')}", value if isinstance(value, tuple) else (value,)
         arguments += [f"{option}="] if values == ("",) else [option, *map(str, values)]
     with contextlib.chdir(tmp_path), pytest.raises((cvit.ConfigError, cvit.DataError)) as error:
-        cvit.run(SWEEP, **({"tracking_uri": "none", "address": "local"} | options))
+        run_with(SWEEP, {"tracking_uri": "none", "address": "local"} | options)
     text = str(error.value)
     assert "\n" not in text and error.value.__cause__ is None
     ended = call(tmp_path, *arguments)
@@ -221,7 +236,7 @@ def test_what_is_no_sweep_is_named(sweeps: Any) -> None:
 @pytest.mark.parametrize("name", ["help", "version", "part", "json"])
 def test_options_of_the_command_line_alone_are_refused(name: str) -> None:
     with pytest.raises(cvit.ConfigError, match=f"{name} is an option of the command line alone"):
-        cvit.run(OWN, **{name: True})
+        run_with(OWN, {name: True})
 
 
 def test_a_store_without_a_study_is_an_error_of_the_storage(tmp_path: Path) -> None:
@@ -298,10 +313,12 @@ def test_a_trial_that_fails_is_in_the_result_with_its_reason(
     assert list(frames.failed["error"]) == ["ValueError: out of luck, password=***"]
     assert repr(frames).startswith("<Frames: 1 study, 2 trials (1 failed), ")
     in_mlflow = cvit.load(uri).trials.query("sweep == 'other'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(in_mlflow[["trial_key", "error"]], frames.trials[["trial_key", "error"]])
+    for name in ("trial_key", "status"):
+        assert list(in_mlflow[name]) == list(frames.trials[name])
+    assert list(in_mlflow["error"].dropna()) == list(frames.failed["error"])
     monkeypatch.undo()
     mended = run(tmp_path, OTHER, **options)
-    assert mended.failed.empty and mended.trials["error"].isna().all()
+    assert mended.failed.empty and is_true(mended.trials["error"].isna())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -310,8 +327,8 @@ def test_an_interrupt_reaches_the_caller_after_everything_is_kept(
 ) -> None:
     train_pack = loop.train_pack
 
-    def interrupted(*arguments: Any) -> Iterator[Any]:
-        reports = train_pack(*arguments[:-1], True)  # a checkpoint at every evaluation
+    def interrupted(stages: Any, dataset: Any, storage: Any, device: Any, _: bool) -> Iterator[Any]:
+        reports = train_pack(stages, dataset, storage, device, checkpoint_at_every_evaluation=True)
         yield next(reports)
         os.kill(os.getpid(), number)
         yield from reports
@@ -323,12 +340,11 @@ def test_an_interrupt_reaches_the_caller_after_everything_is_kept(
             run(tmp_path, **options)
     assert re.search(r"Continue with:\n  cvit\.run\(own, ", capsys.readouterr().out)
     kept = cvit.load(tmp_path / "storage")
-    assert kept.trials["status"].isna().all() and len(kept.curves) > 0
+    assert is_true(kept.trials["status"].isna()) and len(kept.curves) > 0
     assert list(tmp_path.glob("storage/stages/*/step-*.json")) and not list(tmp_path.glob("storage/leases/own/*"))
     resumed, fresh = run(tmp_path, **options, quiet=True), run(tmp_path / "fresh", **options, quiet=True)
     pd.testing.assert_frame_equal(measured(resumed), measured(fresh))
-    curves = [each.curves[~each.curves["metric"].isin(CLOCKS)] for each in (resumed, fresh)]
-    pd.testing.assert_frame_equal(*curves)
+    pd.testing.assert_frame_equal(without_clocks(resumed.curves), without_clocks(fresh.curves))
 
 
 def test_every_column_is_documented() -> None:
