@@ -36,7 +36,7 @@ from cvit.engine.terminal.report import (
     print_cost,
     print_lost_head,
 )
-from cvit.engine.terminal.spinner import spinner
+from cvit.engine.terminal.spinner import is_live, spinner
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.engine.tracking.tracker import Tracker
@@ -138,8 +138,10 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
         if progress.todo:
             with spinner(console, "decoding images", session.forecast) if session.info else contextlib.nullcontext():
                 _ = session.dataset, session.workers  # bad images, no cluster: before anything is recorded
-        with Book(progress, journal, session) as book:
+        with contextlib.ExitStack() as stack, Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
+            if is_live(console):  # shown while the book is closed
+                stack.enter_context(spinner(console, f"copying to {book.tracker.place}", session.forecast))
     except KeyboardInterrupt:
         _raise_if_lost(session)
         print_stopped(console, progress, request)

@@ -112,11 +112,9 @@ def plans_as_json(asked: Sequence[tuple[Sweep, Request]]) -> str:
         ConfigError, DataError, StorageError: bad input.
     """
     _, planned = _plan_all(asked)
-    from cvit.engine.execution.workers import workers_here
     from cvit.engine.terminal.plan_json import plans_text
 
-    workers = workers_here(asked[0][1].device)
-    return plans_text([(each.progress, each.request) for each in planned], workers)
+    return plans_text([(each.progress, each.request, each.forecast) for each in planned])
 
 
 def exit_code_of(ended: Sequence[Ended]) -> int:

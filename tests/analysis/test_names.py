@@ -90,8 +90,10 @@ def test_every_file_of_a_sweep_shows_a_name_and_runs_none_of_it(tmp_path: Path, 
     (read,) = read_studies(frames, "any", ())
     figure = draw([read])
     image_bytes(figure, "png")
-    titles = [text for text in figure.findobj(Text) if isinstance(text, Text) and f"-{KEY[:8]}" in text.get_text()]
-    assert titles and not any(text.get_parse_math() for text in titles)
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    titles = [text for text in texts if f"study {KEY[:8]}; " in text.get_text() or "n = 1" in text.get_text()]
+    assert len(titles) == 2
+    assert not any(text.get_parse_math() for text in titles)
 
 
 def test_names_as_text_of_tables() -> None:

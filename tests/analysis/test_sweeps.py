@@ -222,8 +222,8 @@ def test_an_error_below_the_bound_stands_out(written: Path, frames: Frames) -> N
 def test_answers_for_the_terminal(frames: Frames) -> None:
     heads = answer_text(frames, HEADS_KEY)
     assert heads == (GOLDEN / "head_count_answer.txt").read_text()
-    assert "| 10 %          | 4          | 57.0 ± 5.0 (3) |" in answer_text(frames, PATCHES_KEY)
-    assert "| 9, 25, 49 " in answer_text(frames, PATCHES_KEY)
+    assert "|          10 % |          4 | 57.0 ± 5.0 (3) |" in answer_text(frames, PATCHES_KEY)
+    assert " 9, 25, 49 |" in answer_text(frames, PATCHES_KEY)
     # The unknown sweep: all axes as rows, ascending; its scheme is no axis, but all trials' own.
     head, _, *rows = answer_text(frames, OTHER_KEY).splitlines()[:4]
     assert head.split() == ["|", "learning", "rate", "|", "-", "|"]
@@ -285,7 +285,7 @@ def test_values_of_an_axis_are_sorted_and_written_where_one_is_not_set(tmp_path:
     assert shown.values("mlp_ratio") == [None, 2.0] and shown.missing == []
     files = files_of(frames, "widths").by_name
     assert [row.split(",")[4] for row in files["widths.csv"].decode().splitlines()] == ["mlp_ratio", "auto", "2.0"]
-    assert "| auto      | -      | 50.0" in files["widths.md"].decode()
+    assert "| auto      | -      |             50.0 |" in files["widths.md"].decode()
 
 
 @pytest.mark.parametrize("what", ["no trials", "one of everything"])

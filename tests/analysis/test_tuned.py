@@ -214,6 +214,6 @@ def test_searches_over_different_parameters_stand_in_one_table(tmp_path: Path) -
 def test_a_search_that_has_only_begun_is_shown_without_a_warning(tmp_path: Path) -> None:
     study = tuned_study()
     study.trials = []
-    assert len(files_of(frames_of(tmp_path / "none", study), "tuned").by_name) == 5, "without winners, no file of them"
+    assert len(files_of(frames_of(tmp_path / "none", study), "tuned").by_name) == 6, "without winners, no file of them"
     study.cells = [{name: values[:1] for name, values in study.cells[0].items()}]
-    assert len(files_of(frames_of(tmp_path / "one", study), "tuned").by_name) == 5
+    assert len(files_of(frames_of(tmp_path / "one", study), "tuned").by_name) == 6

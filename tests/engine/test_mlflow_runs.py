@@ -188,7 +188,7 @@ def test_what_an_earlier_version_did_not_write_is_completed(folder: Path, tmp_pa
     sync_module.sync(storage=str(folder / "storage"), tracking_uri=uri)
     before, client = contents(uri), MlflowClient(uri)
     for each in [*runs_in(uri, v.ROLE_TRIAL), parent_in(uri)]:
-        for tag in (v.TAG_USER, v.TAG_SOURCE, v.TAG_COLOUR, v.TAG_STAGES, v.TAG_ANSWER):
+        for tag in (v.TAG_USER, v.TAG_SOURCE, v.TAG_COLOUR, v.TAG_STAGES):
             if tag in each.data.tags:
                 client.delete_tag(each.info.run_id, tag)
     assert contents(uri) != before

@@ -35,6 +35,15 @@ def test_a_line_has_a_phase_of_a_scheme_and_a_range_where_places_differ(tmp_path
     assert high / low == pytest.approx(58 / 23, rel=0.01)
 
 
+def test_a_narrow_terminal_shows_fewer_columns(tmp_path: Path) -> None:
+    progress = make_progress(tmp_path, *VARIED)
+    assert phase_lines(progress, width=120) == phase_lines(progress)
+    heads = {width: cells(phase_lines(progress, width=width)[0])[1:] for width in (90, 70)}
+    assert heads[90] == ["scheme, phase", "steps", "FLOPs", "seconds"]
+    assert heads[70] == ["scheme, phase", "steps", "seconds"]
+    assert all(len(line) <= width for width in heads for line in phase_lines(progress, width=width))
+
+
 def test_seconds_are_those_that_stages_took_else_those_expected(tmp_path: Path) -> None:
     progress = make_progress(tmp_path, *SMALL)
     expected = phase_lines(progress, lambda stage: 2.0 * stage.steps)

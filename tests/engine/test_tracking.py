@@ -147,7 +147,7 @@ def test_views_show_single_trials_and_span_all_axes(task: str, axes: list[str], 
     assert set(parallel["selectedParams"]) == set(axes) and parallel["selectedParams"][-1] == group
     curves = [chart for chart in states[CURVES]["compareRunCharts"] if chart["type"] == "LINE"]
     assert curves and {chart["xAxisKey"] for chart in curves} == {"step"}
-    assert states[TABLE]["selectedColumns"][-2:] == ["metrics.`answer/a mean`", f"metrics.`{answer}`"]
+    assert states[TABLE]["selectedColumns"] == ["attributes.`Dataset`", "metrics.`answer/a mean`"]
 
 
 def test_the_study_of_a_task_that_is_not_known_here_has_no_views() -> None:

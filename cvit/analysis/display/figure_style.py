@@ -10,7 +10,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib import rc_context
@@ -31,6 +31,8 @@ from cvit.analysis.statistics.studies import BASELINE, Study
 from cvit.analysis.statistics.variants import base_scheme
 from cvit.analysis.store.axes import SCHEME
 from cvit.init.schemes import REFERENCES
+
+T = TypeVar("T")
 
 STUDIES_SHOWN = 3
 """The number of studies that a figure shows, the most recent ones."""
@@ -125,12 +127,18 @@ def _shortened(line: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: half - 1]}…{line[-half:]}"
 
 
+@contextlib.contextmanager
+def any_script() -> Iterator[None]:
+    """Draws names in a script that the font does not have as boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def image_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as `png` (200 dots per inch), `svg` or `pdf`, without dates, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that the font does not have is drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with rc_context(_STYLE), any_script():
         figure.savefig(buffer, format=kind, dpi=200, metadata=_WITHOUT_DATES[kind])
     return buffer.getvalue()
 
@@ -176,10 +184,10 @@ def draw_gains(axes: Axes, study: Study, axis: str, gains: Sequence[Summary]) ->
     grid_lines(axes)
 
 
-def shifts(schemes: Sequence[str]) -> dict[str, float]:
-    """Small shifts to the side, in points, at which the intervals of schemes do not cover each other."""
-    apart = min(_SHIFT, _LARGEST_SHIFT / max(1, len(schemes)))
-    return {scheme: apart * (number - (len(schemes) - 1) / 2) for number, scheme in enumerate(schemes)}
+def shifts(lines: Sequence[T]) -> dict[T, float]:
+    """Small shifts to the side, in points, by which the intervals of lines, such as schemes, are told apart."""
+    apart = min(_SHIFT, _LARGEST_SHIFT / max(1, len(lines)))
+    return {line: apart * (number - (len(lines) - 1) / 2) for number, line in enumerate(lines)}
 
 
 def draw_estimates(

@@ -23,6 +23,7 @@ from cvit.analysis.display.figure_style import (
     line_style,
     log_x,
     new_figure,
+    shifts,
     tidy,
 )
 from cvit.analysis.display.wording import heading, label, metric_text, plain_text, scheme_text, value_text
@@ -74,11 +75,12 @@ def _draw_panel(axes: Axes, study: Study, arranged: Arrangement, place: Mapping[
     is_numeric = all(isinstance(value, int | float) for value in ticks)
     x_of = {value: value if is_numeric else number for number, value in enumerate(ticks)}
     at_place = [cell for cell in study.means if cell.estimate.n and place.items() <= cell.place.items()]
-    for number, value in enumerate([None] if arranged.lines is None else values(study, arranged.lines)):
+    lines = [None] if arranged.lines is None else values(study, arranged.lines)
+    for number, (value, shift) in enumerate(zip(lines, shifts(lines).values(), strict=True)):
         cells = [cell for cell in at_place if arranged.lines is None or cell.place[arranged.lines] == value]
         x = [x_of[cell.place[arranged.x]] for cell in cells]
         scale = 100 if is_accuracy(study.metric) else 1
-        draw_estimates(axes, x, [cell.estimate for cell in cells], scale=scale, **_style(arranged, number, value))
+        draw_estimates(axes, x, [cell.estimate for cell in cells], shift, scale, **_style(arranged, number, value))
     axes.set_xlabel(heading(arranged.x))
     _scale_x(axes, study, arranged.x, list(x_of.values()), is_numeric)
 

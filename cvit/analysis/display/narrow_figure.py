@@ -1,13 +1,14 @@
 """A figure for a narrow screen: the panels of a drawn figure, one below the other."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
-from cvit.analysis.display.figure_style import image_bytes
+from cvit.analysis.display.figure_style import any_script, image_bytes
 
 _WIDTH, _GAP, _MARGIN = 260.0, 10.0, 3.0
 """The width of the narrow figure, the room between its panels and that around a panel, in points."""
@@ -22,9 +23,10 @@ def narrow_svg(figure: Figure) -> bytes:
     for axes in figure.axes:
         if axes.axison:
             axes.tick_params(axis="y", labelleft=True)
+    handles = {n: handle for axes in figure.axes for handle, n in zip(*axes.get_legend_handles_labels(), strict=True)}
     for part in _parts(figure):
         for legend in list(part.legends):
-            _make_narrow(part, legend)
+            _make_narrow(part, legend, handles)
     drawing = image_bytes(figure, "svg").decode()
     begin = drawing.index(">", drawing.index("<svg")) + 1
     content = drawing[begin : drawing.rindex("</svg>")]
@@ -46,29 +48,34 @@ def narrow_svg(figure: Figure) -> bytes:
     ).encode()
 
 
-def _make_narrow(part: FigureBase, legend: Legend) -> None:
-    """Draws a legend again, in as few columns as a narrow figure has room for."""
+def _make_narrow(part: FigureBase, legend: Legend, handles: Mapping[str, Any]) -> None:
+    """Draws a legend again, in as few columns as a narrow figure has room for.
+
+    Args:
+        handles: the handles of the panels by name; those of a legend have lost the markers of error bars.
+    """
     names = [text.get_text() for text in legend.get_texts()]
+    entries = [handles.get(name, handle) for name, handle in zip(names, legend.legend_handles, strict=True)]
     legend.remove()
-    part.legend(
-        legend.legend_handles, names, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=legend.get_frame_on()
-    )
+    part.legend(entries, names, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=legend.get_frame_on())
 
 
 def _boxes(figure: Figure) -> list[Bbox]:
     """The places of the legends and of the panels in the whole drawing, in points from its upper left corner."""
-    figure.draw_without_rendering()
+    with any_script():
+        figure.draw_without_rendering()
     scale, height = _POINTS_PER_INCH / figure.dpi, _POINTS_PER_INCH * figure.get_figheight()
     legends = [legend.get_window_extent() for part in _parts(figure) for legend in part.legends]
     panels = []
     for axes in figure.axes:
-        box = axes.get_tightbbox() if axes.axison else None
+        with any_script():
+            box = axes.get_tightbbox() if axes.axison else None
         if box is not None:
             legend = axes.get_legend()
             panels.append(box if legend is None else Bbox.union([box, legend.get_window_extent()]))
     boxes = [*legends, *sorted(panels, key=lambda box: (-round(box.y1 / figure.dpi, 1), box.x0))]
     in_points = [(box.x0 * scale, height - box.y1 * scale, box.x1 * scale, height - box.y0 * scale) for box in boxes]
-    return [Bbox.from_extents(box).padded(_MARGIN) for box in in_points]
+    return [Bbox.from_extents(*box).padded(_MARGIN) for box in in_points]
 
 
 def _parts(figure: FigureBase) -> Iterator[FigureBase]:

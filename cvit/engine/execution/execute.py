@@ -110,9 +110,11 @@ def _searcher(
 def _fit(searcher: PlanSearcher, scheduler: TrialScheduler, callback: TuneCallback, site: Site) -> None:
     """Lets Tune train packs until the queue is finished."""
     trainable = tune.with_parameters(PackTrainer, dataset=site.dataset)
+    placed = tune.with_resources(trainable, functools.partial(_placement, site.workers.resources))
+    placed.__qualname__ = PackTrainer.__qualname__  # Ray names actors by it; Tune leaves a name of its own there
     with scratch_folder() as folder, patient_tune(callback.starts):
         tune.Tuner(
-            tune.with_resources(trainable, functools.partial(_placement, site.workers.resources)),
+            placed,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,

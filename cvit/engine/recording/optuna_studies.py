@@ -18,6 +18,7 @@ import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from cvit.config import ConfigError
 from cvit.engine.planning.progress import Progress
@@ -95,7 +96,7 @@ def _reason_not_valid(url: str) -> str | None:
         tables = sqlalchemy.inspect(engine).get_table_names()
         if tables and "studies" not in tables:
             return "it is a database of something else; give one of its own"
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
+    except (SQLAlchemyError, ImportError, ValueError) as error:
         return one_line(error)
     return None
 

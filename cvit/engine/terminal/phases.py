@@ -1,7 +1,7 @@
 """The cost of each phase of a plan's trials, by init scheme: steps, sum of learning rates, operations, seconds."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from cvit.engine.planning.progress import Progress
@@ -10,19 +10,22 @@ from cvit.stages import Stage
 from cvit.tasks import task_named
 
 _HEAD = ("scheme, phase", "steps", "S (sum of learning rates)", "FLOPs", "seconds")
+_LEFT_OUT = (_HEAD[2:3], _HEAD[2:4])
+"""The columns that narrow terminals do without."""
 _UNKNOWN = "-"
 
 Seconds = Callable[[Stage], float]
 """Stage → the seconds that training it is expected to take."""
 
 
-def phase_lines(progress: Progress, expected: Seconds | None = None) -> list[str]:
+def phase_lines(progress: Progress, expected: Seconds | None = None, width: int | None = None) -> list[str]:
     """A line per init scheme and phase, below a head; none for a task whose stages have no learning rates to sum.
 
     Seconds are those that stages took. A range is that of the places of the grid, with the mean over seeds at each.
 
     Args:
         expected: for phases of which no stage is done.
+        width: of the terminal; one that is too narrow for all columns shows fewer.
     """
     task = task_named(progress.plan.study.task)
     if task.learning_rate_sum is None:
@@ -51,8 +54,17 @@ def phase_lines(progress: Progress, expected: Seconds | None = None) -> list[str
                 _seconds(progress, list(places.values()), expected),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    aligned = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = _aligned(rows, range(len(_HEAD)))
+    for left_out in _LEFT_OUT:
+        if width is not None and max(map(len, lines)) > width:
+            lines = _aligned(rows, [number for number, name in enumerate(_HEAD) if name not in left_out])
+    return lines
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], columns: Sequence[int]) -> list[str]:
+    """The lines of a table with some of its columns."""
+    widths = {column: max(len(row[column]) for row in rows) for column in columns}
+    aligned = ["  ".join(row[column].ljust(widths[column]) for column in columns).rstrip() for row in rows]
     return [f"  {'phases' if number == 0 else '':<9} {line}" for number, line in enumerate(aligned)]
 
 

@@ -5,11 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from cvit.engine.execution.cost import flops_of, step_seconds
+from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.pack_size import pack_limits
-from cvit.engine.execution.workers import Workers
+from cvit.engine.execution.workers import planned_workers
 from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.request import Request
@@ -20,18 +19,14 @@ FORMAT = 1
 """The version of the fields: a field may be added to it, none is renamed or removed."""
 
 
-def plans_text(plans: Sequence[tuple[Progress, Request]], workers: Workers) -> str:
-    """The plans of sweeps that run together, as one JSON document.
-
-    Args:
-        workers: the workers of this machine, on which a step of each kind is timed.
-    """
-    sweeps = [_plan(progress, request, workers) for progress, request in plans]
+def plans_text(plans: Sequence[tuple[Progress, Request, Forecast]]) -> str:
+    """The plans of sweeps that run together, as one JSON document."""
+    sweeps = [_plan(progress, request, forecast) for progress, request, forecast in plans]
     document = {"format": FORMAT, "version": code_version(), "sweeps": sweeps}
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _plan(progress: Progress, request: Request, workers: Workers) -> dict[str, Any]:
+def _plan(progress: Progress, request: Request, forecast: Forecast) -> dict[str, Any]:
     plan, todo = progress.plan, progress.todo
     study = plan.study
     return {
@@ -55,7 +50,7 @@ def _plan(progress: Progress, request: Request, workers: Workers) -> dict[str, A
         "num_stages_kept": progress.num_stages_kept,
         "steps_kept": progress.num_steps_kept,
         "steps_saved_by_sharing": sum(stage.steps for stage in plan.shared),
-        "cost": _cost(progress, request.max_pack, workers) if todo else None,
+        "cost": _cost(progress, request, forecast) if todo else None,
         "search": _search(plan),
         "dropped": [{"place": dict(cell), "reason": reason} for cell, reason in plan.dropped],
         "left_out": [
@@ -77,10 +72,11 @@ def _plan(progress: Progress, request: Request, workers: Workers) -> dict[str, A
     }
 
 
-def _cost(progress: Progress, max_pack: int | None, workers: Workers) -> Mapping[str, Any]:
-    todo = progress.todo
-    seconds = step_seconds(todo, pack_limits(todo, workers, max_pack), torch.device(workers.device)).of(todo)
+def _cost(progress: Progress, request: Request, forecast: Forecast) -> Mapping[str, Any]:
+    todo, workers = progress.todo, planned_workers(request)
+    seconds = step_seconds(todo, pack_limits(todo, workers, request.max_pack), workers).of(todo)
     return {
+        "estimated_seconds": forecast.left_s(),
         "flops": flops_of(todo),
         "worker_seconds": None if math.isnan(seconds) else seconds,
         "device": workers.device,

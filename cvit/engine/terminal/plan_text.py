@@ -47,7 +47,7 @@ def print_plan(console: Console, progress: Progress, request: Request, forecast:
     if plan.dropped:
         lines += [f"  dropped   {len(plan.dropped)} impossible combinations:", *_dropped(plan)]
     if not (request.dry_run and todo):  # else the phases follow with the seconds that they are expected to take
-        lines += phase_lines(progress)
+        lines += phase_lines(progress, width=console.width if console.is_terminal else None)
     print_lines(console, lines)
     if not todo and plan.search is None:
         print_lines(console, ["Nothing to train: every trial is done."])
@@ -58,7 +58,7 @@ def _time_line(forecast: Forecast) -> str:
     number = f"{workers.count} worker{'s' if workers.count > 1 else ''}" if workers.is_here else "one worker"
     source = "as in earlier runs" if forecast.speed.is_remembered else "expected"
     busy = f"; busy machine × {forecast.busy:.1f}" if forecast.busy >= WORTH_SAYING else ""
-    return f"  time      about {duration(forecast.left_s())} on {number} ({source}, with start-up{busy})"
+    return f"  time      about {duration(forecast.left_s())} on {number} ({source}{busy})"
 
 
 def print_growth(console: Console, progress: Progress) -> None:

@@ -67,7 +67,7 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
     costs = step_seconds(todo, limits, workers)
     flops, seconds = flops_of(todo), costs.of(todo)
     lines = [
-        *phase_lines(progress, lambda stage: costs.of([stage])),
+        *phase_lines(progress, lambda stage: costs.of([stage]), console.width if console.is_terminal else None),
         f"  packs     {_packs(progress, limits, workers.count)}",
     ]
     if math.isnan(seconds):

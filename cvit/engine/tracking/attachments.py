@@ -1,4 +1,4 @@
-"""What belongs to a run beside its records: its environment and its answer, as files, tags and metrics of its run."""
+"""The attachments of a run: a study's environment, its answer and its best model, as files, tags and metrics."""
 
 import hashlib
 import json

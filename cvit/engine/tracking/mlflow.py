@@ -117,10 +117,8 @@ class MlflowBackend:
         # Otherwise MLflow's UI takes the experiment for one of generative AI.
         client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "custom_model_development")
         shown = {**views(study), v.TAG_NOTE: note(study, experiment.experiment_id)}
-        kept = {
-            TAG_PREFIX + TABLE,
-            v.TAG_NOTE,
-        } & experiment.tags.keys()  # it has columns; somebody may have added to it
+        # The table has columns for an answer already, and somebody may have added to the description.
+        kept = {TAG_PREFIX + TABLE, v.TAG_NOTE} & experiment.tags.keys()
         for tag in shown.keys() - kept:
             client.set_experiment_tag(experiment.experiment_id, tag, shown[tag])
         self._client, self._experiment_id, self._study = client, experiment.experiment_id, study

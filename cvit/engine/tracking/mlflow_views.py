@@ -20,9 +20,10 @@ studies and trials."""
 MODE = "Model training"
 """The mode of MLflow's UI in which an experiment opens with its runs; the browser remembers the last one."""
 TAG_PREFIX = "mlflow.sharedViewState."
-_SECTION = "answers"
-_COLUMNS = ("attributes.`Source`", "attributes.`Dataset`", "attributes.`User`")
-"""The first columns of the table."""
+_SECTION = "1 comparison"
+"""The UI sorts sections by name; this one comes before `answer`, which is empty without studies."""
+_COLUMNS = ("attributes.`Dataset`",)
+"""The columns of the table before the answers, for which there must be room."""
 _MOST_MEANS = 12
 _BESIDE_MEANS = (" ci_low", " ci_high", " n")
 
@@ -55,7 +56,7 @@ def views(study: StudyRecord, means: Sequence[str] = ()) -> dict[str, str]:
         "selectedColumns": [*(f"params.`{axis}`" for axis in (*axes, "seed")), f"metrics.`{answer}`"],
     }
     states = {CURVES: trials | _charts(curves, columns=2), AXES: trials | _charts([lines], columns=1)}
-    states[TABLE] = {"selectedColumns": [*_COLUMNS, *(f"metrics.`{metric}`" for metric in [*means, answer])]}
+    states[TABLE] = {"selectedColumns": [*_COLUMNS, *(f"metrics.`{metric}`" for metric in means)]}
     names = {CURVES: f"{answer} by {group}", AXES: f"{answer} over all axes", TABLE: "answers, a row per study"}
     return {
         f"{TAG_PREFIX}{view}": json.dumps(

@@ -362,6 +362,8 @@ class Tracker:
             names = (v.TAG_STATUS, v.TAG_ROLE, v.TAG_STUDY_KEY)  # somebody may have removed one
             is_whole = all(existing.tags.get(name) == run.tags.get(name) for name in names)
             is_settled = is_whole and existing.status in (FINISHED, FAILED)
+        if run.is_study and v.TAG_ANSWER in existing.tags:
+            run.tags.pop(v.TAG_NOTE, None)  # the one in the store has the answer
         if existing.has_data:
             run.data = None
         self._attachments.leave_out(run.key, existing.tags)
