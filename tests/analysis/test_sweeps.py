@@ -305,7 +305,7 @@ def test_little_data_is_shown_without_a_warning(tmp_path: Path, what: str) -> No
     if what == "no trials":
         answer = answer_text(frames, HEADS_KEY)
         assert "Missing: 24 of 24 trials." in answer
-        assert "| head_dim 16     | 12    | - (0)  | - (0)     | - (0)              | 16       |" in answer
+        assert "| head_dim 16     |    12 |  - (0) |     - (0) |              - (0) |       16 |" in answer
         assert "3,1,9,,,0" in files_of(frames, "expressivity").by_name["expressivity.csv"].decode()
         assert "Missing: 4 of 4 trials." in answer_text(frames, FITS_KEY)
 

@@ -17,7 +17,7 @@ _LATEX_ESCAPES = {
     **{character: f"\\{character}" for character in "_%&#${}"},
 }
 
-_NUMBER = re.compile(r"-|<?\[?[-+]?(\d|inf|nan)[-+\d.,e% ±\[\]infa]*(\([^()]*\))?( \*\*.*\*\*)?")
+_NUMBER = re.compile(r"-( \(0\))?|<?\[?[-+]?(\d|inf|nan)[-+\d.,e% ±\[\]infa]*(\([^()]*\))?( \*\*.*\*\*)?")
 """A cell with a number: signs, an interval, a count in brackets, a remark that stands out."""
 _ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|\[(?=[^\]]*\]\()")
 """The beginning of HTML or of a link in Markdown."""

@@ -85,6 +85,8 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
+    if ray.is_initialized():  # by the program that calls cvit.run
+        raise ConfigError("this process uses Ray already: call ray.shutdown() first, or train without Ray, at 'local'")
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
