@@ -42,7 +42,7 @@ clean:  ## remove .venv and caches; keeps storage/, mlflow.db and results/
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build
 	find analysis benchmarks cvit sweeps tests -name __pycache__ -prune -exec rm -rf {} +
 
-# From the lock file, by uv: the tested versions, in half of the time that pip takes. Where uv cannot be had, or cannot get
+# From the lock file, by uv: the tested versions. Where uv cannot be had, or cannot get
 # what the lock names, pip installs the newest versions that pyproject.toml permits.
 .venv/.installed: pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -72,10 +72,9 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
     """
     common = asked[0][1]
     storage, planned = _plan_all(asked)
-    first = planned[0]
-    print_plan(console, first.progress, first.request, first.forecast)
-    session = _Common(storage, console, started_at)
+    first, session = planned[0], _Common(storage, console, started_at)
     if common.dry_run:
+        print_plan(console, first.progress, first.request, first.forecast)
         return _run_each(planned, [], session, None)
     try:
         return _run_under_leases(planned, session)
@@ -85,18 +84,28 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
 
 
 def _run_under_leases(planned: Sequence[Planned], common: "_Common") -> list[Ended]:
-    """Starts Ray if there is anything to train, takes the leases of all sweeps, and runs them."""
-    address, console, forecast = planned[0].request.address, common.console, planned[0].forecast
-    needs_ray = address != IN_PROCESS and any(each.progress.todo for each in planned)
-    start = "starting Ray" if address is None else f"attaching to {named_address(address)}"
+    """Prints the first plan, once everything is checked that can be without Ray, starts Ray if there is anything to
+    train, and runs the sweeps under their leases."""
+    first = planned[0]
+    address, names = first.request.address, [each.progress.plan.study.sweep for each in planned]
     with contextlib.ExitStack() as stack:
-        with spinner(console, start, forecast) if needs_ray else contextlib.nullcontext():
-            cluster = None if address == IN_PROCESS else stack.enter_context(_cluster(planned[0].request))
-            if cluster is not None and needs_ray:
-                cluster.reach()  # before the leases, so that a wrong address leaves nothing in the storage
-            names = [each.progress.plan.study.sweep for each in planned]
-            leases = [stack.enter_context(lease(common.storage, name, _say)) for name in names]
-            if cluster is not None and needs_ray:
+
+        def taken() -> list[Lease]:
+            return [stack.enter_context(lease(common.storage, name, _say)) for name in names]
+
+        cluster = None if address == IN_PROCESS else stack.enter_context(_cluster(first.request))
+        needs_ray = cluster is not None and any(each.progress.todo for each in planned)
+        if cluster is not None and needs_ray:
+            cluster.check()
+        attaches = needs_ray and address is not None
+        leases = [] if attaches else taken()
+        print_plan(common.console, first.progress, first.request, first.forecast)
+        if cluster is not None and needs_ray:
+            start = "starting Ray" if address is None else f"attaching to {named_address(address)}"
+            with spinner(common.console, start, first.forecast):
+                if attaches:  # before the leases, so that a cluster without room leaves nothing in the storage
+                    _ = cluster.workers
+                    leases = taken()
                 stack.enter_context(cluster)  # once more, so that its workers end before the leases do
                 _ = cluster.workers
         ended = _run_each(planned, leases, common, cluster)
@@ -147,8 +156,7 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
         may_download = request.download and not request.dry_run
         info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
     progress = first_round(sweep, request, info, storage)
-    if progress.plan.search is not None:
-        take_up_pruned(progress, Journal(storage, sweep.name))
+    take_up_pruned(progress, Journal(storage, sweep.name))
     workers = likely_workers(request)
     speed = Speed.recall(storage, workers.device, with_ray=request.address != IN_PROCESS)
     return Planned(progress, info, request, Forecast(progress, workers, speed))

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgba
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba, to_rgba_array
 
 from cvit import vocabulary as names
 from cvit.analysis.answers import answer_text
@@ -72,7 +73,11 @@ def test_the_figure_shows_means_and_intervals_of_either_task(tmp_path: Path) -> 
     random, two_phase = nine.lines[:2]
     assert np.asarray(random.get_xydata()).tolist() == pytest.approx(np.array([[1, 20], [2, 30], [4, 50]]))
     assert to_rgba(random.get_color()) != to_rgba(two_phase.get_color())
-    (intervals,) = [bars for bars in nine.collections if to_rgba(random.get_color()) == tuple(bars.get_color()[0])]
+    (intervals,) = [
+        bars
+        for bars in nine.collections
+        if isinstance(bars, LineCollection) and to_rgba(random.get_color()) == tuple(to_rgba_array(bars.get_color())[0])
+    ]
     ends = [np.asarray(path.vertices)[:, 1].max() for path in intervals.get_paths()]
     assert max(ends) == pytest.approx(50 + 100 * 12.7062 * 0.0141421 / 2**0.5, abs=1e-3)
     assert (one.get_ylabel(), nine.get_ylabel()) == ("test accuracy (%)", "")

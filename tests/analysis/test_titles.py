@@ -1,6 +1,7 @@
 """Titles, sentences and the width of a terminal: what a person reads first about a study."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def study_of(folder: Path, made: FakeStudy) -> Study:
     return all_studies(frames_of(folder, made))[0]
 
 
-def made_up(unfinished: Cell | None = None, **shared: object) -> FakeStudy:
+def made_up(unfinished: Cell | None = None, **shared: Any) -> FakeStudy:
     def accuracy(cell: Cell) -> float | None:
         return None if cell == unfinished else 0.5 + 0.01 * cell["seed"] * (cell["init_scheme"] == "two_phase")
 

@@ -216,7 +216,7 @@ def test_a_task_is_a_file_and_its_name(tree: Path, tmp_path: Path) -> None:
     (tree / "sweeps/toy.py").write_text(TOY_SWEEP)
 
     script = str(tree / "sweeps/toy.py")
-    assert "--descent-steps" in run(tree, tmp_path, script, "--help")
+    assert "--descent-steps" in run(tree, tmp_path, script, "--help-all")
     run(tree, tmp_path, script, "--address", "local", "--descent-steps", "10")
     found = {trial["params"]["rate"]: trial for trial in trials_of(tmp_path, "toy")}
     assert set(found) == {0.1, 0.25, 0.5} and {trial["status"] for trial in found.values()} == {v.STATUS_OK}
@@ -236,7 +236,7 @@ def test_a_parameter_is_a_field(tree: Path, tmp_path: Path) -> None:
     )
     insert(tree / "cvit/config.py", "evaluations: int", fields)
     script = str(tree / "sweeps/low_data.py")
-    text = run(tree, tmp_path, script, "--help")
+    text = run(tree, tmp_path, script, "--help-all")
     assert "--logit-scale" in text and "--is-mirrored" in text and "[default: auto]" in text
 
     options = (*TINY, *LOCAL, "--init-scheme", "random")

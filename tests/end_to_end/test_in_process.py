@@ -47,6 +47,8 @@ def journal(folder: Path) -> list[str]:
     for record in [r for name in storage.names(below) for r in decode_records(storage.read(f"{below}/{name}"))]:
         for name in ("time_ms", "start_time_ms", "command"):
             record.pop(name, None)
+        if record["type"] in (v.RECORD_SESSION, v.RECORD_SYSTEM):  # about the machine
+            continue
         if record["type"] == v.RECORD_POINTS:  # batches differ, as checkpoints are written by the clock
             lines += [
                 json.dumps([record["trial_key"], metric, step, value])

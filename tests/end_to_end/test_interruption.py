@@ -14,8 +14,10 @@ import safetensors.torch
 import torch
 
 from cvit import vocabulary as v
+from cvit.engine.terminal.plan_text import kept_text
 from cvit.results import load_result
 from cvit.storage import Storage
+from tests.support.plans import make_progress
 from tests.support.scripts import TINY, call, mlflow_runs, start, sweep, sweep_with_ray
 
 OPTIONS = (
@@ -123,6 +125,8 @@ def test_a_stop_is_clean_and_names_the_command_that_resumes(tmp_path: Path, numb
     assert "Traceback" not in output + errors
     assert "of 2 trials done. Continue with:" in output
     assert "low_data.py --embed-dim 32" in output
+    # The workers ended first, so that the next run finds what the closing text says.
+    assert f"{kept_text(make_progress(tmp_path / 'storage', *OPTIONS))} are kept." in output
     runs = [*mlflow_runs(tmp_path, v.ROLE_TRIAL), *mlflow_runs(tmp_path, v.ROLE_STUDY)]
     assert "RUNNING" not in {run.info.status for run in runs}
     assert {run.info.status for run in runs if run.data.tags[v.TAG_ROLE] == v.ROLE_STUDY} == {"KILLED"}

@@ -34,8 +34,8 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def kinds(cell: NotebookNode) -> set[tuple[str, ...]]:
-    """The kinds of a cell's outputs."""
-    return {(output.output_type, *sorted(output.get("data", {}))) for output in cell.outputs}
+    """The kinds of a cell's outputs, but for those that are empty, as a spinner leaves."""
+    return {(output.output_type, *sorted(output.get("data", {}))) for output in cell.outputs if text_of(output)}
 
 
 def text_of(output: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -171,7 +172,7 @@ def test_a_later_run_adds_seeds_and_returns_its_own_trials_alone(
     folder, frames = finished.folder, finished.frames
     more = run(folder, seeds=2, init_scheme="random", quiet=True)
     assert list(more.trials["seed"]) == [0, 1] and set(more.trials["init_scheme"]) == {"random"}
-    assert more.trials["trial_key"][0] == frames.trials["trial_key"][0]
+    assert set(more.trials["trial_key"]) & {*frames.trials["trial_key"]} == {frames.trials["trial_key"].iloc[0]}
     assert len(cvit.load(folder / "storage").trials) == 3
     assert capsys.readouterr() == ("", "")
 
@@ -286,6 +287,38 @@ def test_it_runs_in_a_thread_and_refuses_a_second_run_meanwhile(
             run(tmp_path / "other", quiet=True)
         may_go_on.set()
         assert set(result.result().trials["status"]) == {v.STATUS_OK}
+
+
+WITH_RAY = """
+import sys, threading
+import ray
+import cvit
+from tests.end_to_end.test_python import OWN, state_of_process
+
+if __name__ == "__main__":
+    address, storage = sys.argv[1:]
+    options = {"init_scheme": "random", "storage": storage, "address": address, "tracking_uri": "none", "quiet": True}
+    ray.init(address=address, log_to_driver=False)
+    try:
+        cvit.run(OWN, **options)
+    except cvit.ConfigError as error:
+        print(error, ray.is_initialized())
+    ray.shutdown()
+    before, box = state_of_process(), []
+    thread = threading.Thread(target=lambda: box.append(cvit.run(OWN, **options)))
+    thread.start()
+    thread.join()
+    print(list(box[0].trials["status"]), [name for name, value in state_of_process().items() if value != before[name]])
+"""
+
+
+def test_with_ray_it_runs_in_a_thread_and_leaves_a_ray_of_the_program_alone(tmp_path: Path, ray_address: str) -> None:
+    command = [sys.executable, "-c", WITH_RAY, ray_address, str(tmp_path / "storage")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.splitlines() == [
+        "this process uses Ray already: call ray.shutdown() first, or train without Ray, at 'local' True",
+        "['ok'] []",
+    ], done.stdout + done.stderr
 
 
 def test_it_runs_in_an_event_loop_as_in_a_notebook(tmp_path: Path) -> None:

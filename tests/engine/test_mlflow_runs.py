@@ -21,6 +21,7 @@ from cvit.engine.tracking.run_facts import study_note
 from cvit.engine.tracking.tracker import Tracker
 from cvit.init.registry import blank_model
 from cvit.provenance import git_commit
+from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.tasks import task_named
 from cvit.training.checkpoint import load_weights
@@ -218,6 +219,7 @@ def test_the_best_model_is_logged_and_predicts_as_the_stored_one(folder: Path) -
 def stored_model(folder: Path, key: str) -> torch.nn.Module:
     plan = make_plan(folder, *OPTIONS)
     stage = plan.stages[key]
+    assert isinstance(stage, TrainingStage)
     model = blank_model(stage)
     weights = load_weights(Storage.open(str(folder / "storage")), key)
     assert weights is not None and task_named(plan.study.task).trained_model is not None

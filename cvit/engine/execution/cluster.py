@@ -42,9 +42,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def reach(self) -> None:
-        """Attaches to a running cluster, or looks for a folder that a Ray on this machine can use; that takes no time,
-        and nothing starts.
+    def check(self) -> None:
+        """Asks a running cluster whether it lets this machine in, or looks for a folder that a Ray on this machine can
+        use; that takes no time, and nothing starts.
 
         Raises:
             ConfigError: the cluster cannot be reached, or Ray could not start here.
@@ -53,7 +53,6 @@ class Cluster:
             session_folder()
         else:
             check_cluster(self._address)
-            _ = self.workers
 
     @cached_property
     def workers(self) -> Workers:
@@ -86,6 +85,8 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
+    if ray.is_initialized():  # by the program that calls cvit.run
+        raise ConfigError("this process uses Ray already: call ray.shutdown() first, or train without Ray, at 'local'")
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts

@@ -72,6 +72,9 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
             settings = _settings(progress, site, prunes)
             _fit(_searcher(queue, nodes, recorder, site, settings), scheduler, callback, site)
             break
+        except KeyboardInterrupt:
+            callback.end_workers()  # else they would go on while the closing text says what is kept
+            raise
         # Tune does not survive every error of Ray's. The queue and the storage hold all that matters.
         except Exception as error:  # noqa: BLE001
             if own_error := _own_error_behind(error):

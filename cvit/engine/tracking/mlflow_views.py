@@ -25,7 +25,7 @@ _SECTION = "1 comparison"
 _COLUMNS = ("attributes.`Dataset`",)
 """The columns of the table before the answers, for which there must be room."""
 _MOST_MEANS = 12
-_BESIDE_MEANS = (" ci_low", " ci_high", " n")
+_BESIDE_MEANS = (" ci_low", " ci_high", " n", " restarts")
 
 
 def views(study: StudyRecord, means: Sequence[str] = ()) -> dict[str, str]:
