@@ -158,7 +158,7 @@ def test_a_sweep_without_a_file_has_the_general_table_figure_and_caption(out: Pa
     assert "hidden units" not in text
     assert [row["mean"] for row in rows(out / "mlp_plain.csv") if row["kind"] == "paired_gain"] == ["0.0"] * 3
     assert {path.suffix for path in out.glob("mlp_plain.*")} == {".md", ".csv", ".tex", ".pdf", ".png", ".svg"}
-    caption = "Test accuracy against mlp ratio, a line per init scheme. Means over seeds, bands 95 % intervals."
+    caption = "Test accuracy against mlp ratio, a line per init scheme. Means over seeds with 95 % intervals."
     assert (out / "report.html").read_text().count(f"<figcaption>{caption}</figcaption>") == 4
 
 
