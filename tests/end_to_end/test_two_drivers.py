@@ -132,6 +132,9 @@ def put_to_sleep(process: subprocess.Popen[str], folder: Path) -> None:
         while True:
             assert process.poll() is None
             process.send_signal(signal.SIGSTOP)
+            # Its threads go on until each has got the signal; one of them could still begin a transaction.
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
             try:
                 store.execute("BEGIN EXCLUSIVE")
                 store.execute("ROLLBACK")
