@@ -19,12 +19,13 @@
 #SBATCH --open-mode=append
 #SBATCH --output=cvit-%j.log
 #
-# Variables: CVIT_PYTHON, the Python of the installation (.venv/bin/python); CVIT_HEAD_IP, the first machine's address,
-# if its first one (`hostname -I`) is not on the network of the others.
+# Variables: SWEEP_PYTHON, the Python of the installation (.venv/bin/python); SWEEP_HEAD_ADDRESS, the first machine's
+# address, if its first one (`hostname -I`) is not on the network of the others. They are no options of a sweep, so they
+# do not begin with CVIT_.
 
 set -euo pipefail
 
-python=${CVIT_PYTHON:-.venv/bin/python}
+python=${SWEEP_PYTHON:-.venv/bin/python}
 num_nodes=${SLURM_JOB_NUM_NODES:-1}
 
 if [ $# -eq 0 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
@@ -37,7 +38,7 @@ folder=/tmp/cvit-$SLURM_JOB_ID
 log=cvit-$SLURM_JOB_ID-ray.log
 port=$((20000 + SLURM_JOB_ID % 10000 * 2))
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=${CVIT_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}:$port
+address=${SWEEP_HEAD_ADDRESS:-$(hostname -I | cut -d ' ' -f 1)}:$port
 
 # Whoever reaches Ray's ports can run code as you, so this job has a token of its own. srun hands it to all machines.
 RAY_AUTH_TOKEN=$(od -An -N 32 -t x1 /dev/urandom | tr -d ' \n')

@@ -29,8 +29,8 @@ def submit(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[
     environment |= {
         "PATH": f"{FAKES}:{os.environ['PATH']}",
         "FAKE_SLURM": str(folder),
-        "CVIT_PYTHON": str(ROOT / ".venv/bin/python"),
-        "CVIT_HEAD_IP": "127.0.0.1",
+        "SWEEP_PYTHON": str(ROOT / ".venv/bin/python"),
+        "SWEEP_HEAD_ADDRESS": "127.0.0.1",
         "SLURM_JOB_ID": str(JOB),
         "SLURM_JOB_NODELIST": "node1,node2",
         "SLURM_JOB_NUM_NODES": "2",
