@@ -2,7 +2,8 @@
 PYTHON ?= python3
 # Test processes; each takes a core.
 PROCESSES ?= 2
-LONG := benchmark or chaos or cluster or demo or simulation
+# Long by nature: those that want the machine for themselves, and simulations, which share it.
+ALONE := benchmark or chaos or cluster or demo
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -22,10 +23,11 @@ demo: .venv/.installed  ## the theorem's curve, a part of low_data on embedded d
 
 # A file's tests stay in one process, since they share fixtures.
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 -m 'not ($(LONG))'
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 -m 'not ($(ALONE) or simulation)'
 
 test-all: test  ## then those too: benchmarks' own tests, simulations, sweeps under faults, a cluster over SSH
-	$(BIN)/python -m pytest -m '$(LONG)'
+	$(BIN)/python -m pytest -n $(PROCESSES) -m simulation
+	$(BIN)/python -m pytest -m '$(ALONE)'
 
 chaos: .venv/.installed  ## disturb sweeps: 150 faults; all of them as root
 	CVIT_CHAOS_FAULTS=150 $(BIN)/python -m pytest tests/chaos --timeout 14400
