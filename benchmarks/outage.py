@@ -12,7 +12,7 @@ errors    a server that answers 500 to everything
 hanging   a server that takes requests and never answers
 
 The result is the time between the first and the last measurement of the training, by their time stamps. It leaves out
-start-up and the wait for the tracker at the end (`CLOSE_TIMEOUT_S` in cvit/engine/run.py).
+start-up and the wait for the tracker at the end (`CLOSE_TIMEOUT_S` in cvit/engine/book.py).
 """
 
 import contextlib

@@ -48,9 +48,11 @@ ENGINE = {
     "execution": BASE | {"planning", "recording"},
     "tracking": BASE | {"planning", "recording"},
     "terminal": BASE | {"planning", "recording", "execution", "tracking"},
-    "run": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
+    "session": BASE | {"planning", "recording", "execution"},
+    "book": BASE | {"planning", "recording", "execution", "tracking", "terminal", "session"},
+    "run": BASE | {"planning", "recording", "execution", "tracking", "terminal", "session", "book"},
     "sync": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
-    "run_all": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run"},
+    "run_all": BASE | {"planning", "recording", "execution", "tracking", "terminal", "session", "run"},
     "missing": BASE | {"loading", "planning", "terminal"},
     "main": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run_all"},
 }

@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks.arms.scale_worker import DONE_KEYS, STAGE_SECONDS, NoOpTrainer
 from cvit import vocabulary as v
 from cvit.data.datasets import describe
-from cvit.engine import run
+from cvit.engine import book as books
 from cvit.engine.execution import execute
 from cvit.engine.execution.callback import TuneCallback
 from cvit.engine.execution.forecast import Forecast
@@ -34,6 +34,7 @@ from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.rounds import first_round
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import lease
+from cvit.engine.session import Ending, Session
 from cvit.engine.terminal.cli import parse
 from cvit.engine.terminal.display import Display
 from cvit.engine.terminal.report import Closing, print_closing
@@ -165,18 +166,18 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
     _put_in_place(measured.clock, plan, done_at)
     console = Console(file=sys.stderr, soft_wrap=True)
     forecast = Forecast(progress, Workers("cpu", workers, is_here=False), Speed())
-    session = run.Session(request, info, storage, console, None, measured.timing, forecast)
+    session = Session(request, info, storage, console, None, measured.timing, forecast)
     site = Site(None, storage, Workers("cpu", workers, is_here=False), limits={}, timing=measured.timing)
     with lease(storage, plan.study.sweep, print):
         journal = Journal(storage, plan.study.sweep)
-        with run.Book(progress, journal, session) as book:
+        with books.Book(progress, journal, session) as book:
             lap("journal of the plan")
             measured.timing.started_at, cpu_before = time.monotonic(), time.process_time()
             with Display(progress, console, forecast) as display:
                 execute.train_stages(progress, journal, display, site)
             measured.cpu_seconds, measured.seconds = time.process_time() - cpu_before, time.monotonic() - last
             lap("all trials run")
-            book.ending = run.Ending("FINISHED", 0)
+            book.ending = Ending("FINISHED", 0)
         assert book.tracking_error is None, book.tracking_error
         lap("the tracking store has caught up")
         print_closing(
@@ -196,7 +197,7 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
 
 def _put_in_place(clock: Clock, plan: Plan, done_at: list[float]) -> None:
     """Replaces the engine's workers by simulated ones, and puts its parts on the clock."""
-    run.CLOSE_TIMEOUT_S = TRACKING_TIMEOUT_S
+    books.CLOSE_TIMEOUT_S = TRACKING_TIMEOUT_S
     TuneCallback.on_trial_result = report_as_trained(plan, done_at)
     execute.PackTrainer = NoOpTrainer
     tune.with_parameters = lambda trainable, **_: trainable

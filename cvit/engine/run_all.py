@@ -33,7 +33,7 @@ from cvit.tasks import task_named
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
-    from cvit.engine.run import Ending
+    from cvit.engine.session import Ending
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ def _run_each(
         import torch
 
         from cvit.engine.execution.timing import Timing
-        from cvit.engine.run import Session, run_sweep
+        from cvit.engine.run import run_sweep
+        from cvit.engine.session import Session
 
     num_threads, started_at = torch.get_num_threads(), common.started_at
     # torch by itself sees the cores of the machine, less those that affinity excludes.

@@ -15,7 +15,7 @@ from cvit import vocabulary as names
 from cvit.analysis.answers import answer_text
 from cvit.analysis.files import files_of
 from cvit.analysis.questions import curves_of, no_warmup, question_of
-from cvit.analysis.questions.init_schemes import gains_over_random
+from cvit.analysis.questions.init_schemes import gains_over
 from cvit.analysis.statistics.studies import Study, read_studies
 from cvit.analysis.store.frames import Frames
 from cvit.analysis.store.journal import load_journal
@@ -158,8 +158,8 @@ def test_every_scheme_is_compared_with_random_and_references_are_marked(tmp_path
     frames = frames_of(tmp_path, scheme_study())
     gains = {
         (g.place["data_fraction"], g.place["init_scheme"]): g
-        for g in gains_over_random(study_of(frames, "init_schemes"))
-        for g in gains_over_random(study_of(frames, "init_schemes"))
+        for g in gains_over(study_of(frames, "init_schemes"))
+        for g in gains_over(study_of(frames, "init_schemes"))
     }
     assert [scheme for fraction, scheme in gains if fraction == 0.05] == ["two_phase", "mimetic", "convolution"]
     assert gains[0.05, "mimetic"].estimate.mean == pytest.approx(0.025)

@@ -15,7 +15,7 @@ import torch
 
 from cvit import vocabulary as v
 from cvit.analysis import make_tables
-from cvit.engine import run
+from cvit.engine import book
 from cvit.engine.recording.journal import Journal
 from cvit.records import EndRecord, Record, StudyRecord
 from cvit.results import StageResult
@@ -53,7 +53,7 @@ def test_a_whole_sweep_leaves_no_password_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     """Nothing listens at the server: the closing lines quote its address and a command with it."""
-    monkeypatch.setattr(run, "CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(book, "CLOSE_TIMEOUT_S", 0.1)
     uri = f"http://me:{secret}@127.0.0.1:1/?token={secret}"
     options = (*TINY, "--data-fraction", "0.1", "--seeds", "1", "--init-scheme", "random", "--tracking-uri", uri)
     ended = call(tmp_path, *options)

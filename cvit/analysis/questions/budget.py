@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +12,7 @@ from cvit.analysis.display.text import number_text
 from cvit.analysis.questions import POINTS, Claim, Question
 from cvit.analysis.statistics.cost import PhaseCost, phases_of
 from cvit.analysis.statistics.pairs import Family, differences, judged_family
-from cvit.analysis.statistics.stats import Summary, paired_difference
-from cvit.analysis.statistics.studies import BASELINE, TREATMENT, Study
+from cvit.analysis.statistics.studies import BASELINE, TREATMENT, Study, gains_over
 from cvit.analysis.statistics.verdicts import HOLDS, judge
 from cvit.analysis.store.axes import MIN_STEPS, SCHEME
 
@@ -29,17 +29,6 @@ def steps_at(study: Study, budget: int) -> int:
     """The optimiser steps of the trials at a budget: those that they have, since `epochs` may ask for more."""
     phases = next((phases for scheme in study.schemes if (phases := costs_at(study, budget, scheme))), [])
     return sum(phase.steps for phase in phases) or budget
-
-
-def less_the_twin(study: Study) -> list[Summary]:
-    """Every scheme minus the twin alone on the same seeds, a summary per budget and scheme that has both."""
-    gains = [
-        replace(gain, place={**gain.place, SCHEME: scheme})
-        for scheme in study.schemes
-        if scheme != TWIN
-        for gain in paired_difference(study.results, SCHEME, scheme, TWIN)
-    ]
-    return sorted(gains, key=study.order_of)
 
 
 @dataclass(frozen=True)
@@ -149,7 +138,7 @@ QUESTION = Question(
             Comparison(
                 kind="less_the_twin",
                 heading="less the twin, for",
-                summaries=less_the_twin,
+                summaries=partial(gains_over, baseline=TWIN),
                 title="Less the twin alone, on the same seeds",
             ),
         ),

@@ -2,7 +2,7 @@
 
 from cvit.analysis.display.accuracy_tables import Comparison, Layout
 from cvit.analysis.questions import Question
-from cvit.analysis.statistics.studies import gains_over_random
+from cvit.analysis.statistics.studies import gains_over
 from cvit.analysis.store.axes import FRACTION, SCHEME
 
 QUESTION = Question(
@@ -12,7 +12,7 @@ QUESTION = Question(
         gain=Comparison(
             kind="gain_over_random",
             heading="scheme",
-            summaries=gains_over_random,
+            summaries=gains_over,
             title="Gain over random initialisation, on the same seeds",
         ),
         across=FRACTION,

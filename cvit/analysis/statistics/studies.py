@@ -120,13 +120,13 @@ class Study:
         return min((step for step, value in curve.items() if step > after and value >= accuracy), default=math.inf)
 
 
-def gains_over_random(study: Study) -> list[Summary]:
-    """Every scheme minus random initialisation on the same seeds, a summary per row and scheme that has both."""
+def gains_over(study: Study, baseline: str = BASELINE) -> list[Summary]:
+    """Every scheme minus the baseline on the same seeds, a summary per row and scheme that has both."""
     gains = [
         replace(gain, place={**gain.place, SCHEME: scheme})
         for scheme in study.schemes
-        if scheme != BASELINE
-        for gain in paired_difference(study.results, SCHEME, scheme, BASELINE)
+        if scheme != baseline
+        for gain in paired_difference(study.results, SCHEME, scheme, baseline)
     ]
     return sorted(gains, key=study.order_of)
 

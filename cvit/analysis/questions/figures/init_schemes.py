@@ -16,7 +16,7 @@ from cvit.analysis.display.figure_style import (
     new_figure,
     tidy,
 )
-from cvit.analysis.statistics.studies import Study, gains_over_random
+from cvit.analysis.statistics.studies import Study, gains_over
 from cvit.analysis.store.axes import FRACTION
 
 
@@ -31,7 +31,7 @@ def draw(studies: Sequence[Study]) -> Figure:
             draw_accuracy(left, study, FRACTION, {}, linewidth=0.7)
             tidy(left)
             draw_chance(left, study)
-            draw_gains(right, study, FRACTION, gains_over_random(study))
+            draw_gains(right, study, FRACTION, gains_over(study))
             for axes in (left, right):
                 log_x(axes, study.values(FRACTION), lambda fraction: f"{100 * fraction:.10g}")
                 axes.set_xlabel("share of the training images (%, log scale)")

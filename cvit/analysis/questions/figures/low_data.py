@@ -28,7 +28,7 @@ from cvit.analysis.display.figure_style import (
 )
 from cvit.analysis.display.wording import fraction_text
 from cvit.analysis.statistics.stats import Estimate, t_interval
-from cvit.analysis.statistics.studies import TREATMENT, Study, gains_over_random
+from cvit.analysis.statistics.studies import TREATMENT, Study, gains_over
 from cvit.analysis.statistics.variants import base_scheme
 from cvit.analysis.store.axes import FRACTION, SCHEME
 
@@ -52,7 +52,7 @@ def draw(studies: Sequence[Study]) -> Figure:
         for (left, middle, right), study in zip(panels, recent, strict=True):
             draw_heading(left, study)
             draw_accuracy(left, study, FRACTION, {})
-            draw_gains(middle, study, FRACTION, gains_over_random(study))
+            draw_gains(middle, study, FRACTION, gains_over(study))
             handles |= {str(handle.get_label()): handle for handle in _draw_curves(right, study)}
             for axes in (left, middle):
                 log_x(axes, study.values(FRACTION), lambda fraction: f"{100 * fraction:.10g}")

@@ -1,0 +1,73 @@
+"""The facts about one run of a sweep that do not change while it runs, and its ending."""
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cvit.data.datasets import Dataset, DatasetInfo, load
+from cvit.engine.execution.forecast import Forecast
+from cvit.engine.execution.timing import Timing
+from cvit.engine.execution.workers import Workers, this_process
+from cvit.engine.planning.request import Request
+from cvit.engine.recording.lease import Lease
+from cvit.storage import Storage
+
+if TYPE_CHECKING:
+    from cvit.engine.execution.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything about one run of a sweep that does not change while it runs.
+
+    Attributes:
+        info: the description of the data set; None for a task that needs none.
+        cluster: Ray, which starts at the first use of its workers; None trains in this process.
+        timing: counts the time spent on training and around it.
+        forecast: tells how much time is left.
+        lease: None for a dry run, which writes nothing.
+    """
+
+    request: Request
+    info: DatasetInfo | None
+    storage: Storage
+    console: Console
+    cluster: "Cluster | None"
+    timing: Timing
+    forecast: Forecast
+    lease: Lease | None = None
+
+    @functools.cached_property
+    def dataset(self) -> Dataset | None:
+        """The data set, decoded at the first use. Raises DataError if an image cannot be decoded."""
+        return load(self.info) if self.info is not None else None
+
+    def check(self) -> None:
+        """Raises LeaseLost if this driver may not write any more."""
+        if self.lease is not None:
+            self.lease.check()
+
+    @property
+    def workers(self) -> Workers:
+        """The workers of the cluster, or this process. Raises ConfigError if the cluster cannot be used."""
+        if self.cluster is not None:
+            return self.cluster.workers
+        return this_process(self.request.device, self.request.resources)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The ending of a session.
+
+    Attributes:
+        status: its status in the tracking store.
+        storage_error: why the storage could not be written any more.
+        training_error: why the training could not go on.
+    """
+
+    status: str
+    exit_code: int
+    storage_error: str | None = None
+    training_error: str | None = None
