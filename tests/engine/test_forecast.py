@@ -1,12 +1,14 @@
 """The time left, expected from the plan and measured later, against trainings on a clock of their own."""
 
 import heapq
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cvit.engine.declaration import Sweep
+from cvit.engine.execution import forecast
 from cvit.engine.execution.forecast import CLOSING_S, Forecast, contention, likely_workers
 from cvit.engine.execution.queue import StageQueue
 from cvit.engine.execution.speed import DOUBT_S, START_UP_S, Speed
@@ -183,6 +185,15 @@ def test_what_earlier_runs_keep_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_busy_machine_takes_longer_and_an_idle_one_as_long_as_expected() -> None:
     assert contention(0) >= 1
     assert contention(10_000) > 2 * contention(1)
+
+
+def test_a_load_that_has_just_ended_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The kernel's averages still hold it; at this moment only this thread runs."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (24.0, 24.0, 24.0))
+    monkeypatch.setattr(forecast, "LOAD", tmp_path / "loadavg")
+    assert contention(1) == 25 / (os.cpu_count() or 1), "a system without that file"
+    (tmp_path / "loadavg").write_text("24.00 24.00 24.00 1/321 4711\n")
+    assert contention(1) == 1
 
 
 def test_workers_are_foreseen_without_torch() -> None:

@@ -5,7 +5,9 @@ those expected; before the first report, it is that of earlier sessions, or foll
 it is that of the last minute, so that the forecast follows a machine that becomes busy or idle.
 """
 
+import math
 import os
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +38,9 @@ LEAST_SHARE_OF_START = 0.25
 LATER_START_S = 3.0
 """The time to the first step of a sweep, if Ray and torch have been started for another one."""
 GPUS = Path("/proc/driver/nvidia/gpus")
+LOAD = Path("/proc/loadavg")
+SAMPLES, SAMPLING_S = 5, 0.01
+"""The load of a moment is read so often, after such pauses."""
 
 
 def likely_workers(request: Request) -> Workers:
@@ -58,9 +63,21 @@ def _visible_gpus() -> int:
 
 def contention(num_workers: int) -> float:
     """The factor by which computations take longer than on an idle machine, beside what the machine does already. The
-    lower of two averages of the load counts, so that a session that has just ended does not."""
-    load = min(os.getloadavg()[:2])
+    lowest of two averages of the load and of the load at this moment counts, so that what has just ended does not."""
+    load = min(*os.getloadavg()[:2], _load_now())
     return max(1.0, (load + num_workers) / (os.cpu_count() or 1))
+
+
+def _load_now() -> float:
+    """The number of other threads that run or could, a mean over some 40 ms; infinite where the system does not say."""
+    numbers = []
+    try:
+        for _ in range(SAMPLES):
+            numbers.append(int(LOAD.read_text().split()[3].partition("/")[0]) - 1)
+            time.sleep(SAMPLING_S)
+    except (OSError, ValueError, IndexError):
+        return math.inf
+    return statistics.fmean(numbers)
 
 
 class Forecast:
