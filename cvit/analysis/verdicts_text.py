@@ -112,8 +112,7 @@ def counts_text(verdicts: Iterable[Verdict]) -> str:
 
 def _reason(waiting: Sequence[Verdict]) -> str:
     """The reason why claims cannot be judged yet, by the one that has come furthest."""
-    least = min(claim_of(verdict).least_n for verdict in waiting)
-    most = max(verdict.n for verdict in waiting)
+    _, least, most = max((v.n / claim_of(v).least_n, claim_of(v).least_n, v.n) for v in waiting)
     if most == 0 and all(not verdict.place for verdict in waiting):
         return "their studies have nothing to compare"
     if least < LEAST_PAIRS:

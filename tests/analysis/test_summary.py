@@ -70,6 +70,10 @@ def test_outcomes_are_counted_and_none_that_is_zero() -> None:
     assert said(UNDECIDED) == "1 claim is undecided."
     # One restart is enough for a claim about heads.
     assert verdicts_text.summary([verdict(HOLDS, 1, "heads_enough/K3-P1", "expressivity/x")]) == ["1 claim holds."]
+    # The reason is that of the claim which has come furthest, not that a fit without a result needs one restart.
+    fit = verdict(UNDECIDED, 0, "heads_enough/K3-P1", "expressivity/x")
+    for waiting in ([fit, verdict(UNDECIDED, 1)], [verdict(UNDECIDED, 1), fit]):
+        assert verdicts_text.summary(waiting) == ["Nothing can be judged yet: 1 seed, at least 3 are needed."]
     nothing = verdict(UNDECIDED, 0, "low_data_gain", "nothing to compare in low_data/x")
     assert verdicts_text.summary([nothing]) == [
         "Nothing can be judged yet: their studies have nothing to compare."
