@@ -5,7 +5,9 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/* \
     && pip install --no-cache-dir uv \
-    && useradd --create-home cvit
+    && useradd --create-home cvit \
+    && install --directory --owner cvit --group cvit /home/cvit/checkout
+# The folder is made above, since WORKDIR would make it root's.
 USER cvit
 WORKDIR /home/cvit/checkout
 ENV PATH=/home/cvit/checkout/.venv/bin:$PATH \
