@@ -142,9 +142,16 @@ template <class T> static void copy_rows(int rows, int width, const T *from, lon
 template <class T> static void transpose(int rows, int width, const T *from, long ldf, T *to, long ldt) {
     constexpr int BLOCK = 16;  // so that both sides of a block lie in the first cache
     for (int r0 = 0; r0 < rows; r0 += BLOCK)
-        for (int c0 = 0; c0 < width; c0 += BLOCK)
+        for (int c0 = 0; c0 < width; c0 += BLOCK) {
+            if (r0 + BLOCK <= rows && c0 + BLOCK <= width) {
+                for (int c = c0; c < c0 + BLOCK; c++)
+#pragma GCC unroll 16
+                    for (int r = 0; r < BLOCK; r++) to[c * ldt + r0 + r] = from[(r0 + r) * ldf + c];
+                continue;
+            }
             for (int c = c0; c < std::min(c0 + BLOCK, width); c++)
                 for (int r = r0; r < std::min(r0 + BLOCK, rows); r++) to[c * ldt + r] = from[r * ldf + c];
+        }
 }
 template <class T> static void add_columns(int rows, int vectors, const T *x, long ldx, T *sums) {
     for (int v = 0; v < vectors; v++) {

@@ -46,104 +46,6 @@ template <class T> T *transposed_matrix(const T *matrix, int rows, int columns, 
     return to;
 }
 
-// ---------------------------------------------------------------- y = [W₁; W₂; W₃] norm(x)
-
-struct Projection {
-    std::vector<Tensor> weights;
-    int64_t members, rows, E, F;
-
-    Projection(const Tensor &x, std::vector<Tensor> given) : weights(std::move(given)) {
-        members = members_of(weights[0]);
-        E = x.size(-1);
-        rows = x.numel() / (members * E);
-        F = 0;
-        for (auto &weight : weights) F += weight.size(-2);
-    }
-    template <class T> const T *data(int part, int64_t member) const {
-        return weights[part].const_data_ptr<T>() + member * weights[part].size(-2) * E;
-    }
-};
-
-Tensor project_forward(const Tensor &x, const Tensor &norm_weight, const Tensor &norm_bias, double eps,
-                       const Projection &p) {
-    auto sizes = x.sizes().vec();
-    sizes.back() = p.F;
-    Tensor y = at::empty(sizes, x.options());
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cvit::norm_project", [&] {
-        using T = scalar_t;
-        const int E = p.E, F = p.F, EP = padded<T>(E), FP = padded<T>(F);
-        for_each_member(p.members, [&](int64_t m) {
-            const T *weight = row_of<T>(norm_weight, m, E), *bias = row_of<T>(norm_bias, m, E);
-            T *maps = scratch.zeros<T>((size_t)E * FP);
-            int at = 0;
-            for (size_t i = 0; i < p.weights.size(); i++) {
-                transposed_matrix(p.data<T>(i, m), p.weights[i].size(-2), E, maps + at, FP);
-                at += p.weights[i].size(-2);
-            }
-            T *normal = scratch.take<T>((size_t)CHUNK * EP), *n = scratch.zeros<T>((size_t)CHUNK * EP);
-            T *out = scratch.take<T>((size_t)CHUNK * FP), *rstd = scratch.take<T>(CHUNK);
-            for (int64_t r = 0; r < p.rows; r += CHUNK) {
-                int R = std::min<int64_t>(CHUNK, p.rows - r);
-                int64_t row = m * p.rows + r;
-                norm_forward<T>(R, E, x.const_data_ptr<T>() + row * E, eps, weight, bias, normal, n, rstd);
-                T *to = y.mutable_data_ptr<T>() + row * F;
-                T *product_to = F == FP ? to : out;
-                product<T, false>(R, E, FP / WIDTH<T>, n, EP, 1, maps, FP, product_to, FP);
-                if (F != FP) copy_rows(R, F, out, FP, to, F);
-            }
-        });
-    });
-    return y;
-}
-
-// (dx, dnorm_weight, dnorm_bias, dW₁, …); dx has the gradient that flows past the block added to it.
-std::vector<Tensor> project_backward(const Tensor &dy, const Tensor &past, const Tensor &x, const Tensor &norm_weight,
-                                     const Tensor &norm_bias, double eps, const Projection &p) {
-    Tensor dx = at::empty_like(x), dnorm_weight = at::empty_like(norm_weight), dnorm_bias = at::empty_like(norm_bias);
-    std::vector<Tensor> dweights;
-    for (auto &weight : p.weights) dweights.push_back(at::empty_like(weight));
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cvit::norm_project", [&] {
-        using T = scalar_t;
-        const int E = p.E, F = p.F, EP = padded<T>(E), FP = padded<T>(F), W = WIDTH<T>;
-        for_each_member(p.members, [&](int64_t m) {
-            const T *weight = row_of<T>(norm_weight, m, E), *bias = row_of<T>(norm_bias, m, E);
-            T *maps = scratch.zeros<T>((size_t)F * EP), *dmaps = scratch.zeros<T>((size_t)F * EP);
-            int at = 0;
-            for (size_t i = 0; i < p.weights.size(); i++) {
-                copy_rows<T>(p.weights[i].size(-2), E, p.data<T>(i, m), E, maps + (size_t)at * EP, EP);
-                at += p.weights[i].size(-2);
-            }
-            T *normal = scratch.take<T>((size_t)CHUNK * EP), *n = scratch.zeros<T>((size_t)CHUNK * EP);
-            T *dn = scratch.take<T>((size_t)CHUNK * EP), *rstd = scratch.take<T>(CHUNK), *line = scratch.take<T>(EP);
-            T *dw = scratch.zeros<T>(EP), *db = scratch.zeros<T>(EP);
-            for (int64_t r = 0; r < p.rows; r += CHUNK) {
-                int R = std::min<int64_t>(CHUNK, p.rows - r);
-                int64_t row = m * p.rows + r;
-                const T *d = dy.const_data_ptr<T>() + row * F;
-                norm_forward<T>(R, E, x.const_data_ptr<T>() + row * E, eps, weight, bias, normal, n, rstd);
-                product<T, true>(F, R, EP / W, d, 1, F, n, EP, dmaps, EP);
-                product<T, false>(R, F, EP / W, d, F, 1, maps, EP, dn, EP);
-                const T *beside = past.const_data_ptr<T>() + row * E;
-                T *to = dx.mutable_data_ptr<T>() + row * E;
-                norm_backward<T>(R, E, dn, normal, rstd, weight, beside, to, dw, db, line);
-            }
-            std::memcpy(dnorm_weight.mutable_data_ptr<T>() + m * E, dw, sizeof(T) * E);
-            std::memcpy(dnorm_bias.mutable_data_ptr<T>() + m * E, db, sizeof(T) * E);
-            at = 0;
-            for (auto &dweight : dweights) {
-                int64_t size = dweight.size(-2);
-                copy_rows<T>(size, E, dmaps + (size_t)at * EP, EP, dweight.mutable_data_ptr<T>() + m * size * E, E);
-                at += size;
-            }
-        });
-    });
-    std::vector<Tensor> gradients{dx, dnorm_weight, dnorm_bias};
-    gradients.insert(gradients.end(), dweights.begin(), dweights.end());
-    return gradients;
-}
-
-// ---------------------------------------------------------------- y = x + s (W h + b), s a factor per image or none
-
 // The factors of residual branches: images × 1, of `tokens` rows each. Without factors every row counts once.
 struct Factors {
     Tensor values;
@@ -171,59 +73,6 @@ template <class T> void branch_gradient(int R, int E, int64_t row, const Factors
         const T s = factors.of_row<T>(row + i);
         for (int e = 0; e < E; e++) to[(size_t)i * EP + e] = s * dy[(size_t)i * E + e];
     }
-}
-
-Tensor output_forward(const Tensor &x, const Tensor &h, const Tensor &w, const Tensor &b, const Factors &factors) {
-    const int64_t members = members_of(w), I = h.size(-1), E = w.size(-2), rows = h.numel() / (members * I);
-    Tensor y = at::empty_like(x);
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cvit::output", [&] {
-        using T = scalar_t;
-        const int EP = padded<T>(E);
-        for_each_member(members, [&](int64_t m) {
-            const T *bias = row_of<T>(b, m, E);
-            T *maps = transposed_matrix(w.const_data_ptr<T>() + m * E * I, E, I);
-            T *out = scratch.take<T>((size_t)CHUNK * EP);
-            for (int64_t r = 0; r < rows; r += CHUNK) {
-                int R = std::min<int64_t>(CHUNK, rows - r);
-                int64_t row = m * rows + r;
-                for (int i = 0; i < R; i++) std::memcpy(out + (size_t)i * EP, bias, sizeof(T) * EP);
-                product<T, true>(R, I, EP / WIDTH<T>, h.const_data_ptr<T>() + row * I, I, 1, maps, EP, out, EP);
-                const T *from = x.const_data_ptr<T>() + row * E;
-                add_branch<T>(R, E, row, factors, from, out, EP, y.mutable_data_ptr<T>() + row * E);
-            }
-        });
-    });
-    return y;
-}
-
-// (dh, dW, db); the gradient of x is dy.
-std::array<Tensor, 3> output_backward(const Tensor &dy, const Tensor &h, const Tensor &w, const Factors &factors) {
-    const int64_t members = members_of(w), I = h.size(-1), E = w.size(-2), rows = h.numel() / (members * I);
-    Tensor dh = at::empty_like(h), dw = at::empty_like(w);
-    Tensor db = at::empty(w.dim() == 3 ? at::IntArrayRef{members, E} : at::IntArrayRef{E}, w.options());
-    AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "cvit::output", [&] {
-        using T = scalar_t;
-        const int IP = padded<T>(I), EP = padded<T>(E), W = WIDTH<T>;
-        for_each_member(members, [&](int64_t m) {
-            T *maps = padded_matrix(w.const_data_ptr<T>() + m * E * I, E, I);
-            T *dmaps = scratch.zeros<T>((size_t)E * IP), *dbias = scratch.zeros<T>(EP);
-            T *in = scratch.zeros<T>((size_t)CHUNK * IP), *out = scratch.take<T>((size_t)CHUNK * IP);
-            T *d = scratch.zeros<T>((size_t)CHUNK * EP);
-            for (int64_t r = 0; r < rows; r += CHUNK) {
-                int R = std::min<int64_t>(CHUNK, rows - r);
-                int64_t row = m * rows + r;
-                branch_gradient<T>(R, E, row, factors, dy.const_data_ptr<T>() + row * E, EP, d);
-                add_columns<T>(R, EP / W, d, EP, dbias);
-                copy_rows<T>(R, I, h.const_data_ptr<T>() + row * I, I, in, IP);
-                product<T, true>(E, R, IP / W, d, 1, EP, in, IP, dmaps, IP);
-                product<T, false>(R, E, IP / W, d, EP, 1, maps, IP, out, IP);
-                copy_rows<T>(R, I, out, IP, dh.mutable_data_ptr<T>() + row * I, I);
-            }
-            copy_rows<T>(E, I, dmaps, IP, dw.mutable_data_ptr<T>() + m * E * I, I);
-            std::memcpy(db.mutable_data_ptr<T>() + m * E, dbias, sizeof(T) * E);
-        });
-    });
-    return {dh, dw, db};
 }
 
 // ---------------------------------------------------------------- y = x + s (W₂ GELU(W₁ norm(x) + b₁) + b₂)
@@ -325,24 +174,147 @@ struct MlpBlock : torch::autograd::Function<MlpBlock> {
     }
 };
 
-// ---------------------------------------------------------------- softmax([q kᵀ / √D, 0] + bias) [v, 0]
+// ---------------------------------------------------------------- y = x + s (W mix(V₁ norm(x), …) + b)
 
-struct Shape {  // of attention: qkv is (M, B, N, 3 H D), heads side by side, and so is the result (M, B, N, H D)
-    int64_t M, B, H;
-    int N, D, I;
+// The geometry of a block that mixes tokens. Projected tokens lie as channels × tokens, a group of images side by side:
+// so heads are rows, products have tokens along their vectors, and nothing is copied into heads and back. In a group an
+// image begins at a multiple of NP, its number of tokens N padded to whole vectors.
+struct Groups {
+    int64_t M, B, count;  // members, images of each, groups of each
+    int N, NP, G, TP;     // tokens of an image, images of a group, length of a row
+    int E, I, H, D;       // width of a token, of all heads; heads, and their width
 
-    Shape(const Tensor &qkv, const Tensor &table) {
-        M = table.dim() == 3 ? table.size(0) : 1;
-        H = table.size(-2);
-        N = qkv.size(-2);
-        I = qkv.size(-1) / 3;
-        D = I / H;
-        B = qkv.numel() / (M * N * 3 * I);
+    template <class T> static Groups of(const Tensor &x, const Tensor &value, int64_t heads) {
+        Groups g;
+        g.M = members_of(value), g.N = x.size(-2), g.E = x.size(-1), g.I = value.size(-2), g.H = heads;
+        g.D = g.I / g.H, g.B = x.numel() / (g.M * g.N * g.E);
+        g.NP = padded<T>(g.N), g.G = std::max(1, CHUNK / g.NP), g.TP = g.G * g.NP;
+        g.count = (g.B + g.G - 1) / g.G;
+        return g;
     }
+    int images(int64_t group) const { return std::min<int64_t>(G, B - group * G); }
+    int64_t first_row(int64_t member, int64_t group) const { return (member * B + group * G) * N; }
 };
 
+// Tokens (rows of EP) of a group → channels × tokens.
+template <class T> void to_channels(const Groups &g, int images, const T *tokens, T *channels) {
+    const int EP = padded<T>(g.E);
+    for (int i = 0; i < images; i++) transpose<T>(g.N, g.E, tokens + (size_t)i * g.N * EP, EP, channels + i * g.NP, g.TP);
+}
+// Rows of tokens += channelsᵀ maps, and maps += channels tokens, over all images of a group.
+template <class T>
+void tokens_from(const Groups &g, int images, int channels, const T *x, const T *maps, T *tokens) {
+    const int EP = padded<T>(g.E), V = EP / WIDTH<T>;
+    if (g.N == g.NP) return product<T, true>(images * g.N, channels, V, x, 1, g.TP, maps, EP, tokens, EP);
+    for (int i = 0; i < images; i++)
+        product<T, true>(g.N, channels, V, x + i * g.NP, 1, g.TP, maps, EP, tokens + (size_t)i * g.N * EP, EP);
+}
+template <class T>
+void add_maps(const Groups &g, int images, int channels, const T *x, const T *tokens, T *maps) {
+    const int EP = padded<T>(g.E), V = EP / WIDTH<T>;
+    if (g.N == g.NP) return product<T, true>(channels, images * g.N, V, x, g.TP, 1, tokens, EP, maps, EP);
+    for (int i = 0; i < images; i++)
+        product<T, true>(channels, g.N, V, x + i * g.NP, g.TP, 1, tokens + (size_t)i * g.N * EP, EP, maps, EP);
+}
+
+// What a block has in common with others of its kind: norm, projections, the output's weights and factors.
+struct Frame {
+    Tensor x, norm_weight, norm_bias, output_weight, output_bias;
+    std::vector<Tensor> maps;  // V₁, …
+    Factors factors;
+    double eps;
+};
+
+// mix(member, group of images, projected, mixed) is called once per group, after the projections.
+template <class T, class Prepare> Tensor frame_forward(const Frame &f, const Groups &g, T *projected, T *mixed, const Prepare &prepare) {
+    const int E = g.E, EP = padded<T>(E), W = WIDTH<T>, F = f.maps.size() * g.I;
+    Tensor y = at::empty_like(f.x);
+    for_each_member(g.M, [&](int64_t m) {
+        const T *weight = row_of<T>(f.norm_weight, m, E), *bias = row_of<T>(f.norm_bias, m, E);
+        const T *output_bias = row_of<T>(f.output_bias, m, E);
+        T *output = transposed_matrix(f.output_weight.const_data_ptr<T>() + m * E * g.I, E, g.I);
+        T *normal = scratch.take<T>((size_t)g.G * g.N * EP), *n = scratch.zeros<T>((size_t)g.G * g.N * EP);
+        T *channels = scratch.zeros<T>((size_t)E * g.TP), *out = scratch.take<T>((size_t)g.G * g.N * EP);
+        T *rstd = scratch.take<T>(g.G * g.N);
+        auto mix = prepare(m);
+        for (int64_t group = 0; group < g.count; group++) {
+            const int images = g.images(group), R = images * g.N;
+            const int64_t row = g.first_row(m, group);
+            const T *from = f.x.const_data_ptr<T>() + row * E;
+            norm_forward<T>(R, E, from, f.eps, weight, bias, normal, n, rstd);
+            to_channels<T>(g, images, n, channels);
+            T *p = projected + (m * g.count + group) * F * g.TP, *o = mixed + (m * g.count + group) * g.I * g.TP;
+            for (size_t part = 0; part < f.maps.size(); part++) {
+                const T *maps = f.maps[part].const_data_ptr<T>() + m * g.I * E;
+                product<T, false>(g.I, E, g.TP / W, maps, E, 1, channels, g.TP, p + part * g.I * g.TP, g.TP);
+            }
+            mix(group, images, p, o);
+            for (int i = 0; i < R; i++) std::memcpy(out + (size_t)i * EP, output_bias, sizeof(T) * EP);
+            tokens_from<T>(g, images, g.I, o, output, out);
+            add_branch<T>(R, E, row, f.factors, from, out, EP, y.mutable_data_ptr<T>() + row * E);
+        }
+    });
+    return y;
+}
+
+struct FrameGradients {
+    Tensor x, norm_weight, norm_bias, output_weight, output_bias;
+    std::vector<Tensor> maps;
+};
+
+template <class T, class Prepare>
+FrameGradients frame_backward(const Tensor &dy, const Frame &f, const Groups &g, const T *mixed, const Prepare &prepare) {
+    const int E = g.E, EP = padded<T>(E), W = WIDTH<T>, parts = f.maps.size(), F = parts * g.I;
+    FrameGradients d{at::empty_like(f.x), at::empty_like(f.norm_weight), at::empty_like(f.norm_bias),
+                     at::empty_like(f.output_weight), at::empty_like(f.norm_bias), {}};
+    for (auto &maps : f.maps) d.maps.push_back(at::empty_like(maps));
+    for_each_member(g.M, [&](int64_t m) {
+        const T *weight = row_of<T>(f.norm_weight, m, E), *bias = row_of<T>(f.norm_bias, m, E);
+        const T *output = f.output_weight.const_data_ptr<T>() + m * E * g.I;
+        T *maps = scratch.zeros<T>((size_t)F * EP), *dmaps = scratch.zeros<T>((size_t)F * EP);
+        for (int part = 0; part < parts; part++)
+            copy_rows<T>(g.I, E, f.maps[part].const_data_ptr<T>() + m * g.I * E, E, maps + (size_t)part * g.I * EP, EP);
+        T *doutput = scratch.zeros<T>((size_t)g.I * EP), *dbias = scratch.zeros<T>(EP);
+        T *normal = scratch.take<T>((size_t)g.G * g.N * EP), *n = scratch.zeros<T>((size_t)g.G * g.N * EP);
+        T *dbranch = scratch.zeros<T>((size_t)g.G * g.N * EP), *dn = scratch.take<T>((size_t)g.G * g.N * EP);
+        T *channels = scratch.zeros<T>((size_t)E * g.TP), *dmixed = scratch.take<T>((size_t)g.I * g.TP);
+        T *dprojected = scratch.zeros<T>((size_t)F * g.TP), *rstd = scratch.take<T>(g.G * g.N);
+        T *line = scratch.take<T>(EP), *dw = scratch.zeros<T>(EP), *db = scratch.zeros<T>(EP);
+        auto unmix = prepare(m);
+        for (int64_t group = 0; group < g.count; group++) {
+            const int images = g.images(group), R = images * g.N;
+            const int64_t row = g.first_row(m, group);
+            const T *past = dy.const_data_ptr<T>() + row * E;
+            const T *o = mixed + (m * g.count + group) * g.I * g.TP;
+            branch_gradient<T>(R, E, row, f.factors, past, EP, dbranch);
+            add_columns<T>(R, EP / W, dbranch, EP, dbias);
+            add_maps<T>(g, images, g.I, o, dbranch, doutput);
+            to_channels<T>(g, images, dbranch, channels);
+            product<T, false>(g.I, E, g.TP / W, output, 1, g.I, channels, g.TP, dmixed, g.TP);
+            unmix(group, images, dmixed, dprojected);
+            norm_forward<T>(R, E, f.x.const_data_ptr<T>() + row * E, f.eps, weight, bias, normal, n, rstd);
+            add_maps<T>(g, images, F, dprojected, n, dmaps);
+            std::fill_n(dn, (size_t)R * EP, T(0));
+            tokens_from<T>(g, images, F, dprojected, maps, dn);
+            T *to = d.x.template mutable_data_ptr<T>() + row * E;
+            norm_backward<T>(R, E, dn, normal, rstd, weight, past, to, dw, db, line);
+        }
+        auto put = [&](const Tensor &to, const T *from) {
+            std::memcpy(to.mutable_data_ptr<T>() + m * E, from, sizeof(T) * E);
+        };
+        put(d.norm_weight, dw), put(d.norm_bias, db), put(d.output_bias, dbias);
+        transpose<T>(g.I, E, doutput, EP, d.output_weight.template mutable_data_ptr<T>() + m * E * g.I, g.I);
+        for (int part = 0; part < parts; part++)
+            copy_rows<T>(g.I, E, dmaps + (size_t)part * g.I * EP, EP,
+                         d.maps[part].template mutable_data_ptr<T>() + m * g.I * E, E);
+    });
+    return d;
+}
+
+// ---------------------------------------------------------------- mix = softmax([q kᵀ / √D, 0] + bias) [v, 0]
+
 // The bias of a member's heads, (H, N + 1 keys, N padded): looked up in its table, (H, positions), at `index`, (N, N + 1).
-template <class T> T *looked_up(const Tensor &table, const Tensor &index, const Shape &s, int64_t m) {
+template <class T> T *looked_up(const Tensor &table, const Tensor &index, const Groups &s, int64_t m) {
     const int NP = padded<T>(s.N), positions = table.size(-1);
     const int64_t *at = index.const_data_ptr<int64_t>();
     T *to = scratch.zeros<T>((size_t)s.H * (s.N + 1) * NP);
@@ -392,167 +364,160 @@ template <class T> void logits_backward(int N, int NP, const T *p, T *dp, T *db)
     }
 }
 
-// (mixed, probabilities): `qkv` is (M, B, N, 3 H D).
-std::array<Tensor, 2> attention_forward(const Tensor &qkv, const Tensor &table, const Tensor &index) {
-    const Shape s(qkv, table);
-    auto sizes = qkv.sizes().vec();
-    sizes.back() = s.I;
-    Tensor mixed = at::empty(sizes, qkv.options()), kept;
-    AT_DISPATCH_FLOATING_TYPES(qkv.scalar_type(), "cvit::attention_block", [&] {
-        using T = scalar_t;
-        const int N = s.N, D = s.D, NP = padded<T>(N), W = WIDTH<T>, V = NP / W, ld = 3 * s.I;
-        const T scale = 1 / std::sqrt(T(D));
-        kept = at::empty({s.M, s.B, s.H, N + 1, NP}, qkv.options());
-        for_each_member(s.M, [&](int64_t m) {
-            const T *biases = looked_up<T>(table, index, s, m);
-            T *qt = scratch.zeros<T>((size_t)D * NP), *ot = scratch.take<T>((size_t)D * NP);
-            for (int64_t b = 0; b < s.B; b++)
-                for (int h = 0; h < s.H; h++) {
-                    const int64_t image = m * s.B + b;
-                    const T *q = qkv.const_data_ptr<T>() + image * N * ld + h * D, *k = q + s.I, *v = k + s.I;
-                    const T *bi = biases + (size_t)h * (N + 1) * NP;
-                    T *p = kept.mutable_data_ptr<T>() + (image * s.H + h) * (N + 1) * NP;
-                    transpose<T>(N, D, q, ld, qt, NP);
-                    for (int i = 0; i < D * NP; i += W) store(qt + i, load(qt + i) * scale);
-                    product<T, false>(N, D, V, k, ld, 1, qt, NP, p, NP);
-                    softmax(N, NP, bi, p);
-                    product<T, false>(D, N, V, v, 1, ld, p, NP, ot, NP);
-                    T *to = mixed.mutable_data_ptr<T>() + image * N * s.I + h * D;
-                    transpose<T>(D, N, ot, NP, to, s.I);
-                }
-        });
-    });
-    return {mixed, kept};
-}
-
-// (dqkv, dtable)
-std::array<Tensor, 2> attention_backward(const Tensor &dmixed, const Tensor &qkv, const Tensor &table,
-                                         const Tensor &index, const Tensor &kept) {
-    const Shape s(qkv, table);
-    Tensor dqkv = at::empty_like(qkv), dtable = at::zeros_like(table);
-    AT_DISPATCH_FLOATING_TYPES(qkv.scalar_type(), "cvit::attention_block", [&] {
-        using T = scalar_t;
-        const int N = s.N, D = s.D, NP = padded<T>(N), DP = padded<T>(D), W = WIDTH<T>, V = NP / W, ld = 3 * s.I;
-        const T scale = 1 / std::sqrt(T(D));
-        for_each_member(s.M, [&](int64_t m) {
-            T *dbiases = scratch.zeros<T>((size_t)s.H * (N + 1) * NP), *dp = scratch.take<T>((size_t)N * NP);
-            T *dot = scratch.zeros<T>((size_t)D * NP), *dqt = scratch.take<T>((size_t)D * NP);
-            T *od = scratch.zeros<T>((size_t)N * DP), *qd = scratch.zeros<T>((size_t)N * DP);
-            T *out = scratch.take<T>((size_t)N * DP);
-            for (int64_t b = 0; b < s.B; b++)
-                for (int h = 0; h < s.H; h++) {
-                    const int64_t image = m * s.B + b, at = image * N * ld + h * D;
-                    const T *q = qkv.const_data_ptr<T>() + at, *k = q + s.I, *v = k + s.I;
-                    T *dq = dqkv.mutable_data_ptr<T>() + at, *dk = dq + s.I, *dv = dk + s.I;
-                    const T *p = kept.const_data_ptr<T>() + (image * s.H + h) * (N + 1) * NP;
-                    const T *d = dmixed.const_data_ptr<T>() + image * N * s.I + h * D;
-                    T *db = dbiases + (size_t)h * (N + 1) * NP;
-                    transpose<T>(N, D, d, s.I, dot, NP);
-                    product<T, false>(N, D, V, v, ld, 1, dot, NP, dp, NP);
-                    logits_backward(N, NP, p, dp, db);
-                    product<T, false>(D, N, V, k, 1, ld, dp, NP, dqt, NP);
-                    for (int i = 0; i < D * NP; i += W) store(dqt + i, load(dqt + i) * scale);
-                    transpose<T>(D, N, dqt, NP, dq, ld);
-                    copy_rows<T>(N, D, d, s.I, od, DP);
-                    copy_rows<T>(N, D, q, ld, qd, DP);
-                    for (int i = 0; i < N * DP; i += W) store(qd + i, load(qd + i) * scale);
-                    product<T, false>(N, N, DP / W, p, NP, 1, od, DP, out, DP);
-                    copy_rows<T>(N, D, out, DP, dv, ld);
-                    product<T, false>(N, N, DP / W, dp, NP, 1, qd, DP, out, DP);
-                    copy_rows<T>(N, D, out, DP, dk, ld);
-                }
-            const int positions = table.size(-1);
-            const int64_t *at = index.const_data_ptr<int64_t>();
-            for (int h = 0; h < s.H; h++) {
-                T *row = dtable.mutable_data_ptr<T>() + (m * s.H + h) * positions;
-                const T *db = dbiases + (size_t)h * (N + 1) * NP;
-                for (int i = 0; i < N; i++)
-                    for (int j = 0; j <= N; j++) row[at[i * (N + 1) + j]] += db[(size_t)j * NP + i];
-            }
-        });
-    });
-    return {dqkv, dtable};
-}
-
-// y = x + s (W attention(Wq norm(x), Wk norm(x), Wv norm(x)) + b)
 struct AttentionBlock : torch::autograd::Function<AttentionBlock> {
-    static Tensor forward(AutogradContext *context, const Tensor &given, const Tensor &norm_weight,
-                          const Tensor &norm_bias, double eps, const Tensor &query, const Tensor &key,
-                          const Tensor &value, const Tensor &table, const Tensor &index, const Tensor &output_weight,
-                          const Tensor &output_bias, const std::optional<Tensor> &scale) {
+    static Tensor forward(AutogradContext *context, const Tensor &x, const Tensor &norm_weight, const Tensor &norm_bias,
+                          double eps, const Tensor &query, const Tensor &key, const Tensor &value, const Tensor &table,
+                          const Tensor &index, const Tensor &output_weight, const Tensor &output_bias,
+                          const std::optional<Tensor> &scale) {
         at::AutoDispatchBelowADInplaceOrView below;
-        Tensor x = given.contiguous(), nw = norm_weight.contiguous(), nb = norm_bias.contiguous();
-        Tensor biases = table.contiguous(), w = output_weight.contiguous(), b = output_bias.contiguous();
-        Projection p(x, {query.contiguous(), key.contiguous(), value.contiguous()});
-        const Factors factors(scale, x);
-        Tensor qkv = project_forward(x, nw, nb, eps, p);
-        auto [mixed, kept] = attention_forward(qkv, biases, index);
-        context->save_for_backward({x, nw, nb, p.weights[0], p.weights[1], p.weights[2], biases, index, w, qkv, kept,
-                                    mixed, factors.values});
+        const Frame f{x.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), output_weight.contiguous(),
+                      output_bias.contiguous(), {query.contiguous(), key.contiguous(), value.contiguous()},
+                      Factors(scale, x), eps};
+        const Tensor biases = table.contiguous();
+        Tensor y, projected, mixed, kept;
+        AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cvit::attention_block", [&] {
+            using T = scalar_t;
+            const Groups g = Groups::of<T>(f.x, f.maps[0], table.size(-2));
+            const int N = g.N, NP = g.NP, D = g.D, TP = g.TP, V = NP / WIDTH<T>;
+            const T root = 1 / std::sqrt(T(D));
+            projected = at::empty({g.M, g.count, 3 * g.I, TP}, x.options());
+            mixed = at::empty({g.M, g.count, g.I, TP}, x.options());
+            kept = at::empty({g.M, g.B, g.H, N + 1, NP}, x.options());
+            y = frame_forward<T>(f, g, projected.mutable_data_ptr<T>(), mixed.mutable_data_ptr<T>(), [&](int64_t m) {
+                const T *bias = looked_up<T>(biases, index, g, m);
+                T *probabilities = kept.mutable_data_ptr<T>() + m * g.B * g.H * (N + 1) * NP;
+                return [=](int64_t group, int images, T *qkv, T *out) {
+                    for (int i = 0; i < g.I * TP; i += WIDTH<T>) store(qkv + i, load(qkv + i) * root);
+                    for (int i = 0; i < images; i++)
+                        for (int h = 0; h < g.H; h++) {
+                            const T *q = qkv + h * D * TP + i * NP, *k = q + g.I * TP, *v = k + g.I * TP;
+                            T *p = probabilities + ((group * g.G + i) * g.H + h) * (N + 1) * NP;
+                            product<T, false>(N, D, V, k, 1, TP, q, TP, p, NP);
+                            softmax<T>(N, NP, bias + (size_t)h * (N + 1) * NP, p);
+                            product<T, false>(D, N, V, v, TP, 1, p, NP, out + h * D * TP + i * NP, TP);
+                        }
+                };
+            });
+        });
+        context->save_for_backward({f.x, f.norm_weight, f.norm_bias, f.output_weight, f.output_bias, f.maps[0],
+                                    f.maps[1], f.maps[2], f.factors.values, biases, index, projected, mixed, kept});
         context->saved_data["eps"] = eps;
-        return output_forward(x, mixed, w, b, factors);
+        return y;
     }
+
     static variable_list backward(AutogradContext *context, variable_list gradients) {
-        auto saved = context->get_saved_variables();
-        const Tensor &x = saved[0], &table = saved[6], &index = saved[7];
-        Tensor dy = gradients[0].contiguous();
-        Projection p(x, {saved[3], saved[4], saved[5]});
-        auto [dmixed, dw, db] = output_backward(dy, saved[11], saved[8], Factors(saved[12], x));
-        auto [dqkv, dtable] = attention_backward(dmixed, saved[9], table, index, saved[10]);
-        const double eps = context->saved_data["eps"].toDouble();
-        auto d = project_backward(dqkv, dy, x, saved[1], saved[2], eps, p);
-        return {d[0], d[1], d[2], Tensor(), d[3], d[4], d[5], dtable, Tensor(), dw, db, Tensor()};
+        const auto saved = context->get_saved_variables();
+        const Tensor &x = saved[0], &table = saved[9], &index = saved[10];
+        const Frame f{x, saved[1], saved[2], saved[3], saved[4], {saved[5], saved[6], saved[7]}, Factors(saved[8], x),
+                      context->saved_data["eps"].toDouble()};
+        const Tensor dy = gradients[0].contiguous();
+        Tensor dtable = at::zeros_like(table);
+        FrameGradients d;
+        AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cvit::attention_block", [&] {
+            using T = scalar_t;
+            const Groups g = Groups::of<T>(x, f.maps[0], table.size(-2));
+            const int N = g.N, NP = g.NP, D = g.D, TP = g.TP, V = NP / WIDTH<T>;
+            const T root = 1 / std::sqrt(T(D));
+            std::vector<T *> dbiases(g.M);
+            d = frame_backward<T>(dy, f, g, saved[12].const_data_ptr<T>(), [&](int64_t m) {
+                T *dbias = dbiases[m] = scratch.zeros<T>((size_t)g.H * (N + 1) * NP);
+                T *dp = scratch.take<T>((size_t)N * NP), *turned = scratch.zeros<T>((size_t)N * NP);
+                const T *probabilities = saved[13].const_data_ptr<T>() + m * g.B * g.H * (N + 1) * NP;
+                const T *projected = saved[11].const_data_ptr<T>() + m * g.count * 3 * g.I * TP;
+                return [=, &dtable](int64_t group, int images, const T *dmixed, T *dqkv) {
+                    const T *qkv = projected + group * 3 * g.I * TP;
+                    for (int i = 0; i < images; i++)
+                        for (int h = 0; h < g.H; h++) {
+                            const size_t at = (size_t)h * D * TP + i * NP;
+                            const T *q = qkv + at, *k = q + g.I * TP, *v = k + g.I * TP, *o = dmixed + at;
+                            T *dq = dqkv + at, *dk = dq + g.I * TP, *dv = dk + g.I * TP;
+                            const T *p = probabilities + ((group * g.G + i) * g.H + h) * (N + 1) * NP;
+                            product<T, false>(N, D, V, v, 1, TP, o, TP, dp, NP);
+                            logits_backward<T>(N, NP, p, dp, dbias + (size_t)h * (N + 1) * NP);
+                            product<T, false>(D, N, V, k, TP, 1, dp, NP, dq, TP);
+                            transpose<T>(N, N, dp, NP, turned, NP);
+                            product<T, false>(D, N, V, q, TP, 1, turned, NP, dk, TP);
+                            transpose<T>(N, N, p, NP, turned, NP);
+                            product<T, false>(D, N, V, o, TP, 1, turned, NP, dv, TP);
+                        }
+                    for (int i = 0; i < g.I * TP; i += WIDTH<T>) store(dqkv + i, load(dqkv + i) * root);
+                    if (group + 1 == g.count) add_to_table<T>(g, dbias, index, dtable, m);
+                };
+            });
+        });
+        return {d.x, d.norm_weight, d.norm_bias, Tensor(), d.maps[0], d.maps[1], d.maps[2], dtable, Tensor(),
+                d.output_weight, d.output_bias, Tensor()};
+    }
+
+    // The inverse of `looked_up`: adds the gradient of every query's and key's bias to its place in the table.
+    template <class T>
+    static void add_to_table(const Groups &g, const T *dbias, const Tensor &index, const Tensor &dtable, int64_t m) {
+        const int positions = dtable.size(-1);
+        const int64_t *at = index.const_data_ptr<int64_t>();
+        for (int h = 0; h < g.H; h++) {
+            T *row = dtable.mutable_data_ptr<T>() + (m * g.H + h) * positions;
+            const T *from = dbias + (size_t)h * (g.N + 1) * g.NP;
+            for (int i = 0; i < g.N; i++)
+                for (int j = 0; j <= g.N; j++) row[at[i * (g.N + 1) + j]] += from[(size_t)j * g.NP + i];
+        }
     }
 };
 
-// ---------------------------------------------------------------- y = x + s (W shift(V norm(x)) + b)
+// ---------------------------------------------------------------- mix = shift of each head's channels
 
-// Every head's channels (M, B, N, H D) taken from the token at `sources`, (H, N); −1 stands for zero outside the grid.
-Tensor shifted(const Tensor &values, const Tensor &sources) {
-    const int64_t H = sources.size(0), N = sources.size(1), D = values.size(-1) / H, images = values.numel() / (N * H * D);
-    Tensor moved = at::empty_like(values);
-    const int64_t *from = sources.const_data_ptr<int64_t>();
-    AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "cvit::shift_block", [&] {
-        using T = scalar_t;
-        for (int64_t image = 0; image < images; image++) {
-            const T *in = values.const_data_ptr<T>() + image * N * H * D;
-            T *out = moved.mutable_data_ptr<T>() + image * N * H * D;
-            for (int64_t n = 0; n < N; n++)
-                for (int64_t h = 0; h < H; h++) {
-                    T *to = out + (n * H + h) * D;
-                    const int64_t source = from[h * N + n];
-                    if (source < 0) std::fill_n(to, D, T(0));
-                    else std::memcpy(to, in + (source * H + h) * D, sizeof(T) * D);
-                }
+// Every head's channels from the token at `sources`, (H, N); −1 stands for zero outside the grid.
+template <class T>
+void shift(const Groups &g, int images, const int64_t *sources, const T *values, T *out) {
+    for (int c = 0; c < g.I; c++) {
+        const int64_t *from = sources + (c / g.D) * g.N;
+        for (int i = 0; i < images; i++) {
+            const T *row = values + (size_t)c * g.TP + i * g.NP;
+            T *to = out + (size_t)c * g.TP + i * g.NP;
+            for (int n = 0; n < g.N; n++) to[n] = from[n] < 0 ? T(0) : row[from[n]];
         }
-    });
-    return moved;
+    }
 }
 
 struct ShiftBlock : torch::autograd::Function<ShiftBlock> {
-    static Tensor forward(AutogradContext *context, const Tensor &given, const Tensor &norm_weight,
-                          const Tensor &norm_bias, double eps, const Tensor &value, const Tensor &sources,
-                          const Tensor &targets, const Tensor &output_weight, const Tensor &output_bias,
-                          const std::optional<Tensor> &scale) {
+    static Tensor forward(AutogradContext *context, const Tensor &x, const Tensor &norm_weight, const Tensor &norm_bias,
+                          double eps, const Tensor &value, const Tensor &sources, const Tensor &targets,
+                          const Tensor &output_weight, const Tensor &output_bias, const std::optional<Tensor> &scale) {
         at::AutoDispatchBelowADInplaceOrView below;
-        Tensor x = given.contiguous(), nw = norm_weight.contiguous(), nb = norm_bias.contiguous();
-        Tensor w = output_weight.contiguous(), b = output_bias.contiguous();
-        Projection p(x, {value.contiguous()});
-        const Factors factors(scale, x);
-        Tensor moved = shifted(project_forward(x, nw, nb, eps, p), sources);
-        context->save_for_backward({x, nw, nb, p.weights[0], targets, w, moved, factors.values});
+        const Frame f{x.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), output_weight.contiguous(),
+                      output_bias.contiguous(), {value.contiguous()}, Factors(scale, x), eps};
+        Tensor y, mixed;
+        AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cvit::shift_block", [&] {
+            using T = scalar_t;
+            const Groups g = Groups::of<T>(f.x, f.maps[0], sources.size(0));
+            Tensor projected = at::empty({g.M, g.count, g.I, g.TP}, x.options());
+            mixed = at::zeros({g.M, g.count, g.I, g.TP}, x.options());
+            const int64_t *from = sources.const_data_ptr<int64_t>();
+            y = frame_forward<T>(f, g, projected.mutable_data_ptr<T>(), mixed.mutable_data_ptr<T>(), [&](int64_t) {
+                return [=](int64_t, int images, T *values, T *out) { shift<T>(g, images, from, values, out); };
+            });
+        });
+        context->save_for_backward({f.x, f.norm_weight, f.norm_bias, f.output_weight, f.output_bias, f.maps[0],
+                                    f.factors.values, targets, mixed});
         context->saved_data["eps"] = eps;
-        return output_forward(x, moved, w, b, factors);
+        return y;
     }
     static variable_list backward(AutogradContext *context, variable_list gradients) {
-        auto saved = context->get_saved_variables();
-        const Tensor &x = saved[0];
-        Tensor dy = gradients[0].contiguous();
-        Projection p(x, {saved[3]});
-        auto [dmoved, dw, db] = output_backward(dy, saved[6], saved[5], Factors(saved[7], x));
-        const double eps = context->saved_data["eps"].toDouble();
-        auto d = project_backward(shifted(dmoved, saved[4]), dy, x, saved[1], saved[2], eps, p);
-        return {d[0], d[1], d[2], Tensor(), d[3], Tensor(), Tensor(), dw, db, Tensor()};
+        const auto saved = context->get_saved_variables();
+        const Tensor &x = saved[0], &targets = saved[7];
+        const Frame f{x, saved[1], saved[2], saved[3], saved[4], {saved[5]}, Factors(saved[6], x),
+                      context->saved_data["eps"].toDouble()};
+        const Tensor dy = gradients[0].contiguous();
+        FrameGradients d;
+        AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cvit::shift_block", [&] {
+            using T = scalar_t;
+            const Groups g = Groups::of<T>(x, f.maps[0], targets.size(0));
+            const int64_t *from = targets.const_data_ptr<int64_t>();
+            d = frame_backward<T>(dy, f, g, saved[8].const_data_ptr<T>(), [&](int64_t) {
+                return [=](int64_t, int images, const T *dmixed, T *dvalues) { shift<T>(g, images, from, dmixed, dvalues); };
+            });
+        });
+        return {d.x, d.norm_weight, d.norm_bias, Tensor(), d.maps[0], Tensor(), Tensor(), d.output_weight, d.output_bias,
+                Tensor()};
     }
 };
 
