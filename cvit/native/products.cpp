@@ -52,7 +52,7 @@ void tile(int K, Left<F> a, Right<F> b, Sum<F> *C, long ldc, bool adds) {
 // The most rows of a tile: as many as the registers hold beside the vectors of B and one of A.
 constexpr int most_rows(int columns) {
     const int fit = (REGISTERS - columns - 1) / columns;
-    return fit > 14 ? 14 : fit;
+    return fit > 16 ? 16 : fit;
 }
 
 template <class F, int ROWS, int COLUMNS>
