@@ -1,0 +1,170 @@
+"""The compiled library of the fused operators: a file in the user's cache, made by whoever needs it first.
+
+Its name has a hash of the sources, the version of torch, and the instructions of the processor, so that a home folder
+may be shared by different machines. The file appears complete or not at all: it is compiled in a temporary folder,
+checked there (`cvit.native.compilation`), and renamed. A lock, which the system frees when its process ends, lets one
+process compile while others wait.
+
+Importing this module needs no torch.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+SWITCH = "CVIT_NATIVE"
+"""The environment variable that, at 0, makes torch compute everything."""
+NAME = "cvit_native"
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+"""The compiler's flags beside torch's own."""
+
+_FOLDER = Path(__file__).parent
+_NEEDED = ("avx2", "fma")
+_TIMEOUT_S = 600.0
+_RETRY_S = 3600.0
+"""The time for which a failure is remembered, so that a sweep's workers do not all repeat it."""
+_KEY_DIGITS = 16
+_LONGEST_REASON = 300
+
+
+class Unavailable(Exception):
+    """The reason why there is no library, as a phrase."""
+
+
+def sources() -> list[Path]:
+    """The files that are compiled."""
+    return sorted(_FOLDER.glob("*.cpp"))
+
+
+def library(anew: bool = False) -> Path:
+    """The path of the library, which is compiled first if it is not there.
+
+    Args:
+        anew: compiles even if the library is there, or if it could not be made a short time ago.
+
+    Raises:
+        Unavailable: this machine cannot have it.
+    """
+    _check_machine()
+    place = cache_folder() / f"{NAME}-{_key()}.so"
+    if place.exists() and not anew:
+        return place
+    compiler = _compiler()
+    with _locked(place):
+        if place.exists() and not anew:  # another process has made it meanwhile
+            return place
+        _raise_remembered(place, compiler, anew)
+        _compile(place, compiler)
+    return place
+
+
+def cache_folder() -> Path:
+    """The user's folder of compiled libraries."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "cvit" / "native"
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """The extensions of this machine's processor, by their names in Linux; none on other systems."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _check_machine() -> None:
+    if os.environ.get(SWITCH, "").strip() == "0":
+        raise Unavailable(f"{SWITCH} is 0")
+    if platform.machine() not in ("x86_64", "AMD64") or not processor_flags():
+        raise Unavailable("they are for Linux on x86-64")
+    if missing := [flag for flag in _NEEDED if flag not in processor_flags()]:
+        raise Unavailable(f"the processor has no {' and no '.join(missing).upper()}")
+
+
+def _key() -> str:
+    total = hashlib.sha256()
+    for path in sorted([*sources(), *_FOLDER.glob("*.h")]):
+        total.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    facts = (metadata.version("torch"), *FLAGS, *sorted(processor_flags()))
+    total.update("\n".join(facts).encode())
+    return total.hexdigest()[:_KEY_DIGITS]
+
+
+def _compiler() -> str:
+    """The path of the compiler that torch's extensions use."""
+    name = os.environ.get("CXX") or "c++"
+    path = shutil.which(name)
+    if path is None:
+        raise Unavailable(f"there is no C++ compiler {name!r}")
+    return path
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Only one process is within the context. Where a file system has no locks, several may be: each compiles."""
+    import fcntl  # Linux has it
+
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(place.with_suffix(".lock"), "w")  # noqa: SIM115
+    except OSError as error:
+        raise Unavailable(f"{place.parent} cannot be written: {error.strerror}") from error
+    with lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _raise_remembered(place: Path, compiler: str, anew: bool) -> None:
+    """Raises the reason why the same compiler failed a short time ago."""
+    failure = place.with_suffix(".failed")
+    with contextlib.suppress(OSError, ValueError):
+        by, reason = failure.read_text().split("\n", 1)
+        if not anew and by == compiler and time.time() - failure.stat().st_mtime < _RETRY_S:
+            raise Unavailable(reason)
+
+
+def _compile(place: Path, compiler: str) -> None:
+    """Compiles and checks the library in a process of its own, which may crash, and moves it to its place."""
+    failure = place.with_suffix(".failed")
+    for left in place.parent.glob("compiling-*"):  # of processes that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="compiling-", dir=place.parent, ignore_cleanup_errors=True) as folder:
+            reason = _failure_of_compilation(folder)
+            if reason is None:
+                os.replace(Path(folder) / f"{NAME}.so", place)
+                failure.unlink(missing_ok=True)
+            else:
+                failure.write_text(f"{compiler}\n{reason}")
+    except OSError as error:
+        raise Unavailable(f"{place.parent} cannot be written: {error.strerror}") from error
+    if reason is not None:
+        raise Unavailable(reason)
+
+
+def _failure_of_compilation(folder: str) -> str | None:
+    command = [sys.executable, "-m", "cvit.native.compilation", folder]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_FOLDER.parents[1]), *sys.path[1:]])}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"their compilation took longer than {_TIMEOUT_S:g} s"
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    said = (errors or lines or [f"exit code {done.returncode}"])[0 if errors else -1]
+    return f"they cannot be compiled: {said[:_LONGEST_REASON]}"
