@@ -8,6 +8,7 @@ compute the same. Once loaded, they are `torch.ops.cvit.attention_block`, `shift
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from cvit.native.library import Unavailable, library, processor_flags
 
@@ -46,8 +47,20 @@ def switched_off() -> Iterator[None]:
         _outcome[0] = before
 
 
-def _load() -> str | None:
+def use(path: Path) -> None:
+    """Makes this process use a library at a place of one's own.
+
+    Raises:
+        Unavailable: the file cannot be loaded.
+    """
     from cvit.native.operators import load  # imports torch
+
+    load(path)
+    _outcome[:] = [None]
+
+
+def _load() -> str | None:
+    from cvit.native.operators import load
 
     try:
         load(library())

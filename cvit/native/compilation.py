@@ -9,11 +9,13 @@ from pathlib import Path
 
 from torch.utils import cpp_extension
 
+from cvit import native
+from cvit.native.check import check
 from cvit.native.library import FLAGS, NAME, sources
 
 
 def compile_into(folder: Path) -> None:
-    """Compiles the library by torch's machinery for extensions, and loads it."""
+    """Compiles the library by torch's machinery for extensions, and checks it. Raises what is wrong."""
     ninja = Path(sys.executable).parent  # of the environment, which need not be activated
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(ninja)])
     cpp_extension.load(
@@ -24,6 +26,8 @@ def compile_into(folder: Path) -> None:
         with_cuda=False,
         is_python_module=False,
     )
+    native.use(folder / f"{NAME}.so")
+    check()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def library(anew: bool = False) -> Path:
         Unavailable: this machine cannot have it.
     """
     _check_machine()
-    place = cache_folder() / f"{NAME}-{_key()}.so"
+    place = _place()
     if place.exists() and not anew:
         return place
     compiler = _compiler()
@@ -66,6 +66,20 @@ def library(anew: bool = False) -> Path:
         _raise_remembered(place, compiler, anew)
         _compile(place, compiler)
     return place
+
+
+def is_compiled() -> bool:
+    """True if the library is there, or this machine cannot have it: `library` answers at once."""
+    try:
+        _check_machine()
+    except Unavailable:
+        return True
+    return _place().exists()
+
+
+def is_switched_off() -> bool:
+    """True if the user wants torch to compute everything."""
+    return os.environ.get(SWITCH, "").strip() == "0"
 
 
 def cache_folder() -> Path:
@@ -84,8 +98,12 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+def _place() -> Path:
+    return cache_folder() / f"{NAME}-{_key()}.so"
+
+
 def _check_machine() -> None:
-    if os.environ.get(SWITCH, "").strip() == "0":
+    if is_switched_off():
         raise Unavailable(f"{SWITCH} is 0")
     if platform.machine() not in ("x86_64", "AMD64") or not processor_flags():
         raise Unavailable("they are for Linux on x86-64")
