@@ -56,17 +56,17 @@ def _operator(norm: nn.Module, layer: nn.Module, tokens: Tensor) -> Callable[[Te
         if all(_is_plain(each, Linear) for each in (query, key, value, output)):
             bias = (layer.relative_bias, layer.get_buffer("_bias_index"))
             weights = (query.weight, key.weight, value.weight, *bias, output.weight, output.bias)
-            return lambda tokens, scale: operators.attention_block.default(tokens, *norms, *weights, scale)
+            return lambda tokens, scale: operators.attention_block.default(tokens, *norms, *weights, scale, halves)
     elif _is_plain(layer, FactorizedConvolution):
         if _is_plain(layer.value, Linear) and _is_plain(layer.output, Linear):
             places = shift_places(layer.offsets, layer.grid)
             weights = (layer.value.weight, *places, layer.output.weight, layer.output.bias)
-            return lambda tokens, scale: operators.shift_block.default(tokens, *norms, *weights, scale)
+            return lambda tokens, scale: operators.shift_block.default(tokens, *norms, *weights, scale, halves)
     elif _is_plain(layer, nn.Sequential) and len(layer) == 3:
         first, activation, second = layer
         if _is_plain(first, Linear) and _is_plain(activation, nn.GELU) and activation.approximate == "none" and _is_plain(second, Linear):
             weights = (first.weight, first.bias, second.weight, second.bias)
-            return lambda tokens, scale: operators.mlp_block.default(tokens, *norms, *weights, scale)
+            return lambda tokens, scale: operators.mlp_block.default(tokens, *norms, *weights, scale, halves)
     return None
 
 

@@ -8,9 +8,10 @@ compute the same. Once loaded, they are `torch.ops.cvit.attention_block`, `shift
 import contextlib
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from cvit.native.library import Unavailable, library, processor_flags
+from cvit.native.library import Unavailable, library
 
 _lock = threading.Lock()
 _outcome: list[str | None] = []
@@ -33,7 +34,7 @@ def problem() -> str | None:
 
 def has_half_products() -> bool:
     """True if the operators can round the factors of products to bfloat16, which this machine's processor multiplies."""
-    return is_available() and "avx512_bf16" in processor_flags()
+    return is_available() and _has_half_products()
 
 
 @contextlib.contextmanager
@@ -45,6 +46,13 @@ def switched_off() -> Iterator[None]:
         yield
     finally:
         _outcome[0] = before
+
+
+@cache
+def _has_half_products() -> bool:
+    import torch
+
+    return torch.ops.cvit.has_half_products()
 
 
 def use(path: Path) -> None:

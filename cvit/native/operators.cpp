@@ -269,22 +269,3 @@ TORCH_LIBRARY_IMPL(cvit, CPU, library) {
     library.impl("block_forward", block_forward);
     library.impl("block_backward", block_backward);
 }
-
-// Inference mode leaves out the keys of autograd.
-TORCH_LIBRARY_IMPL(cvit, CPU, library) {
-    library.impl("attention_block", [](const Tensor &x, const Tensor &nw, const Tensor &nb, double eps, const Tensor &q,
-                                       const Tensor &k, const Tensor &v, const Tensor &table, const Tensor &index,
-                                       const Tensor &w, const Tensor &b, const std::optional<Tensor> &scale) {
-        return AttentionBlock::apply(x, nw, nb, eps, q, k, v, table, index, w, b, scale);
-    });
-    library.impl("shift_block", [](const Tensor &x, const Tensor &nw, const Tensor &nb, double eps, const Tensor &v,
-                                   const Tensor &sources, const Tensor &targets, const Tensor &w, const Tensor &b,
-                                   const std::optional<Tensor> &scale) {
-        return ShiftBlock::apply(x, nw, nb, eps, v, sources, targets, w, b, scale);
-    });
-    library.impl("mlp_block", [](const Tensor &x, const Tensor &nw, const Tensor &nb, double eps, const Tensor &w1,
-                                 const Tensor &b1, const Tensor &w2, const Tensor &b2,
-                                 const std::optional<Tensor> &scale) {
-        return MlpBlock::apply(x, nw, nb, eps, w1, b1, w2, b2, scale);
-    });
-}
