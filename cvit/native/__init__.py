@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from cvit.native.library import Unavailable, library
+from cvit.native.library import Unavailable, library_file
 
 _lock = threading.Lock()
 _outcome: list[str | None] = []
@@ -71,7 +71,7 @@ def _load() -> str | None:
     from cvit.native.operators import load
 
     try:
-        load(library())
+        load(library_file())
     except Unavailable as reason:
         return str(reason)
     return None

@@ -35,7 +35,7 @@ def check() -> None:
                 error = float((found - right).norm() / right.norm())
                 if not error <= allowed:
                     kind = "bfloat16 products" if halves else "float32"
-                    raise ValueError(f"error: the operators compute {name} wrongly ({phase}, {kind}, error {error:.2g})")
+                    raise ValueError(f"the operators compute {name} wrongly ({phase}, {kind}, error {error:.2g})")
 
 
 def _names(model: VisionTransformer) -> list[str]:

@@ -8,7 +8,7 @@ from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.workers import Workers
 from cvit.engine.terminal.plan_text import print_lines
 from cvit.engine.terminal.spinner import spinner
-from cvit.native.library import Unavailable, is_compiled, is_switched_off, library
+from cvit.native.library import Unavailable, is_compiled, is_switched_off, library_file
 
 
 def ready_operators(console: Console, workers: Workers, forecast: Forecast) -> None:
@@ -21,6 +21,6 @@ def ready_operators(console: Console, workers: Workers, forecast: Forecast) -> N
     compiling = spinner(console, "compiling the operators for this CPU, once", forecast)
     try:
         with contextlib.nullcontext() if is_compiled() else compiling:
-            library()
+            library_file()
     except Unavailable as reason:
-        print_lines(console, [f"Without the fused operators for CPUs, training is 2 to 4 times slower: {reason}."])
+        print_lines(console, [reason.notice])
