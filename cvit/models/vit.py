@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from cvit.config import ConvolutionForm, ModelConfig
 from cvit.models.attention import RelativeAttention
+from cvit.models.branch import add_branch
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.embedding import PatchEmbedding
 from cvit.models.layers import LayerNorm, Linear
 from cvit.models.pixel import PixelConvolution, PixelEmbedding, PixelLinear, PixelNorm
-from cvit.models.stochastic_depth import BRANCHES_PER_BLOCK, scaled
+from cvit.models.stochastic_depth import BRANCHES_PER_BLOCK
 from cvit.vocabulary import ATTENTION
 
 
@@ -90,20 +91,21 @@ class VisionTransformer(nn.Module):
         Returns:
             (B, num_classes). In a pack, all of these have the members' dimension in front, the factors before B.
         """
-        kept = {} if intermediates is None else intermediates
+        kept, branches = ({}, None) if intermediates is None else (intermediates, [])
         # Under autocast the embedding is bfloat16. Left so, tokens would stay it, but not where a position embedding in
         # float32 is added: schemes would train at different precision.
         tokens = self.patch_embedding(images).to(images.dtype)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding
         kept["embedding"] = tokens
+        scales = None if branch_scales is None else branch_scales.unflatten(0, (-1, BRANCHES_PER_BLOCK))
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            mixed = scaled(block.mixing(block.mixing_norm(tokens)), branch_scales, BRANCHES_PER_BLOCK * i)
-            tokens = tokens + mixed
-            tokens = tokens + scaled(block.mlp(block.mlp_norm(tokens)), branch_scales, BRANCHES_PER_BLOCK * i + 1)
-            if intermediates is not None:
-                kept |= {f"block{i}/mixing": mixed, f"block{i}": tokens}
+            of_mixing, of_mlp = (None, None) if scales is None else scales[i]
+            tokens = add_branch(tokens, block.mixing_norm, block.mixing, of_mixing, branches)
+            tokens = add_branch(tokens, block.mlp_norm, block.mlp, of_mlp, branches)
+            if branches is not None:
+                kept |= {f"block{i}/mixing": branches[-BRANCHES_PER_BLOCK], f"block{i}": tokens}
         pooled = self.norm(tokens).mean(dim=-2)
         kept["pooled"] = pooled
         return self.head(pooled)

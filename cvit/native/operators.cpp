@@ -204,6 +204,7 @@ struct Block : torch::autograd::Function<Block> {
         return y;
     }
     static variable_list backward(AutogradContext *context, variable_list dy) {
+        TORCH_CHECK(!at::GradMode::is_enabled(), "a fused block has no second derivative (create_graph=True)");
         static const auto call = operator_of<decltype(block_backward)>("cvit::block_backward");
         variable_list t = context->get_saved_variables();
         const Tensor kept = t.back();
