@@ -16,14 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from cvit.errors import one_line
 from cvit.geometry import Grid, by_axis
 from cvit.theorem.comparison import fault_of, outputs_of
+from cvit.theorem.convolutions import CONVOLUTIONS, Convolution, reason_not_convertible
 from cvit.theorem.counts import Size, per_axis
-from cvit.theorem.layer import (
-    CONVOLUTIONS,
-    Convolution,
-    PatchAttention,
-    convolution_as_attention,
-    reason_not_convertible,
-)
+from cvit.theorem.layer import PatchAttention, convolution_as_attention
 
 Sizes = set[Grid]
 """Pixels along each axis, for every size of image that a convolution has been given."""

@@ -152,6 +152,24 @@ def heads_needed(kernel_size: Size, patch_size: Size, **options: Unpack[Options]
     return math.prod(len(axis.offsets) for axis in axes_of(kernel_size, patch_size, **options))
 
 
+def window_heads(kernel_size: Size, patch_size: Size, **options: Unpack[Options]) -> tuple[int, int]:
+    """The heads of the two layers, in windows and then in shifted windows, that compute any convolution whose offsets
+    reach no further than half a window: `cvit.theorem.windows.convolution_as_two_window_layers`.
+
+    For a kernel of half-width r along each of d axes: 2(4r + 1)ᵈ − (2r + 1)ᵈ and (2r + 1)ᵈ, on images with r = 1
+    41 and 9. Proof: layer 2 has a head for each choice of the axes that cross a border and of the offsets along them;
+    layer 1 has two for each offset of the kernel and each such choice, and one where no axis crosses.
+
+    Raises:
+        ValueError: as `axes_of`.
+    """
+    axes = axes_of(kernel_size, patch_size, **options)
+    across = [len({*axis.offsets} - {0}) for axis in axes]
+    all_of = [len(axis.offsets) for axis in axes]
+    choices = math.prod(inside + crossing for inside, crossing in zip(all_of, across, strict=True))
+    return 2 * choices - math.prod(all_of), math.prod(crossing + 1 for crossing in across)
+
+
 def general_kernel_heads(
     kernel_size: int,
     patch_size: int,

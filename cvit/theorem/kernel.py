@@ -105,20 +105,31 @@ def singular_values(
         ValueError: `weight` has no axes, or the patch size is below 1, does not divide the image or has another number
             of axes; or as `cvit.theorem.counts.axes_of`.
     """
-    kernel_size = _kernel_size(weight)
-    patch = per_axis(patch_size, len(kernel_size))
-    spanned = offsets(kernel_size, patch, **options)
-    out_channels, in_channels = weight.shape[:2]
-    # With W = QR over the pairs of channels, Q's columns orthonormal, R has the same singular values and Π K rows or
-    # fewer: nothing here grows with the channels.
-    triangle = torch.linalg.qr(weight.detach().double().flatten(2).flatten(0, 1), mode="r").R
-    rows = patch_maps(triangle.unflatten(1, (1, *kernel_size)), patch, **options).flatten(1)
+    patch = per_axis(patch_size, len(_kernel_size(weight)))
+    rows = map_rows(weight, patch, **options)
     if image_size is not None:
+        spanned = offsets(_kernel_size(weight), patch, **options)
         rows = rows * shift_norms(spanned, grid_of(image_size, patch)).to(rows.device)[:, None]
+    return spectrum(rows, weight.shape[0] * weight.shape[1] * math.prod(patch) ** 2)
+
+
+def map_rows(weight: Tensor, patch_size: Size, **options: Unpack[Options]) -> Tensor:
+    """(offsets, n) float64: rows with the scalar products of the vec(M_δ), and no longer than Π K patches of pixels.
+
+    With W = QR over the pairs of channels, Q's columns orthonormal, R has the same scalar products as W and Π K rows or
+    fewer: nothing here grows with the channels.
+    """
+    kernel_size = _kernel_size(weight)
+    triangle = torch.linalg.qr(weight.detach().double().flatten(2).flatten(0, 1), mode="r").R
+    return patch_maps(triangle.unflatten(1, (1, *kernel_size)), patch_size, **options).flatten(1)
+
+
+def spectrum(rows: Tensor, length: int) -> Tensor:
+    """The singular values of a matrix, one for each row, descending; values at rounding level, as in
+    `torch.linalg.matrix_rank` for rows of the given length, are 0."""
     values = torch.linalg.svdvals(rows)
-    values = F.pad(values, (0, len(spanned) - len(values)))
-    size = max(len(spanned), in_channels * out_channels * math.prod(patch) ** 2)
-    rounding = size * torch.finfo(values.dtype).eps * values[0]
+    values = F.pad(values, (0, len(rows) - len(values)))
+    rounding = max(len(rows), length) * torch.finfo(values.dtype).eps * values[0]
     return torch.where(values > rounding, values, 0.0)
 
 

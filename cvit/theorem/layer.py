@@ -1,22 +1,18 @@
 """Attention over the patches of an image that computes a given convolution exactly (paper, theorem 1)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
 from cvit.geometry import Grid, by_axis, num_relative_positions, patch_places, relative_position
 from cvit.models.attention import attend
 from cvit.models.embedding import from_patches, to_patches
+from cvit.theorem.convolutions import Convolution, kernel_of
 from cvit.theorem.counts import Size, per_axis
 from cvit.theorem.kernel import offsets, patch_maps
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The modules that attention can replace."""
 HARD = 1000.0
 """Sharpness of hard attention: exp(−1000) is zero in float64 too, so that the softmax is exactly one-hot."""
 
@@ -55,17 +51,22 @@ class PatchAttention(nn.Module):
         bias: bool = True,
         content: bool = False,
         out_patch: tuple[int, ...] | None = None,
+        window_size: Grid | None = None,
+        window_shift: Grid | None = None,
     ) -> None:
         """
         Args:
             patch: pixels along each axis of a patch.
             half_widths: patches along each axis, as many as `patch` has.
             out_patch: pixels along each axis of a patch of the output; None: as many as `patch`.
+            window_size, window_shift: patches along each axis; None: attention to all patches, windows without a shift.
         """
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.patch, self.num_heads, self.head_dim, self.half_widths = patch, num_heads, head_dim, half_widths
         self.out_patch = patch if out_patch is None else out_patch
+        self.window_size = window_size
+        self.window_shift = (0,) * len(patch) if window_shift is None else window_shift
         inner_dim = num_heads * head_dim
         in_dim, out_dim = in_channels * math.prod(patch), out_channels * math.prod(self.out_patch)
         self.value = nn.Linear(in_dim, inner_dim, bias=False)
@@ -91,7 +92,12 @@ class PatchAttention(nn.Module):
         num_offsets = num_relative_positions(self._neighbourhood)
         index = torch.where((steps.abs() <= reach).all(dim=-1), index, num_offsets)
         index = F.pad(index, (0, 1), value=num_offsets + 1)
-        return self.relative_bias.index_select(1, index.flatten()).unflatten(1, index.shape)
+        bias = self.relative_bias.index_select(1, index.flatten()).unflatten(1, index.shape)
+        if self.window_size is None:
+            return bias
+        window = (places + places.new_tensor(self.window_shift)) // places.new_tensor(self.window_size)
+        outside = (window[None, :] != window[:, None]).any(dim=-1)
+        return bias.masked_fill(F.pad(outside, (0, 1)), -torch.inf)  # the zero slot is in every window
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
@@ -163,14 +169,9 @@ def convolution_as_attention(
         ValueError: the convolution cannot be replaced, or the patch size is below 1, no multiple of the stride, or has
             another number of axes.
     """
-    reason = reason_not_convertible(conv, causal=causal)
-    if reason is not None:
-        raise ValueError(f"this convolution cannot be replaced by attention: {reason}")
-    with torch.enable_grad():  # a parametrised weight is computed: it requires a gradient only if computed with grad
-        weight, bias = _ungrouped(conv, conv.weight), conv.bias
-    axes = weight.ndim - 2
-    patch, stride = per_axis(patch_size, axes), _sizes(conv.stride)
-    options: Any = {"stride": stride, "dilation": _sizes(conv.dilation), "padding": _zeros_before(conv, causal)}
+    weight, bias, options = kernel_of(conv, causal)
+    patch = per_axis(patch_size, weight.ndim - 2)
+    stride = per_axis(options["stride"], len(patch))
     spanned = offsets(tuple(weight.shape[2:]), patch, **options)
     maps = patch_maps(weight.detach(), patch, **options)
     num_heads, in_dim, out_dim = maps.shape
@@ -210,88 +211,3 @@ def convolution_as_attention(
     if layer.bias is not None and bias is not None:
         layer.bias.requires_grad_(bias.requires_grad)
     return layer
-
-
-def reason_not_convertible(conv: nn.Module, *, causal: bool | tuple[bool, ...] = False) -> str | None:
-    """The reason why a module cannot be replaced by attention over patches, of any size; None if it can.
-
-    A convolution gives n/s outputs from n inputs along an axis, for every n that its stride divides, if its padding is
-    D(K − 1) + 1 − s to D(K − 1) zeros in all. Along causal axes its own padding does not count.
-    """
-    kind = next((kind for kind in CONVOLUTIONS if isinstance(conv, kind)), None)
-    if kind is None or not isinstance(conv, CONVOLUTIONS):
-        return f"{type(conv).__name__} is not a {' or '.join(kind.__name__ for kind in CONVOLUTIONS)}"
-    if getattr(conv.forward, "__func__", None) is not kind.forward or (
-        type(conv)._conv_forward is not kind._conv_forward
-    ):
-        return f"{type(conv).__name__} has a forward of its own"
-    if conv._forward_hooks or conv._forward_pre_hooks:
-        return "it has forward hooks, which would be lost"
-    if conv._backward_hooks or conv._backward_pre_hooks:
-        return "it has backward hooks, which would be lost"
-    if conv.padding_mode != "zeros":
-        return f"padding mode {conv.padding_mode!r}"
-    if conv.padding == "same":
-        return None
-    padding = (0,) * len(conv.kernel_size) if conv.padding == "valid" else conv.padding
-    looks_back = _per_axis_flags(causal, len(conv.kernel_size))
-    for before, size, step, ignored in zip(padding, _effective_size(conv), conv.stride, looks_back, strict=True):
-        if not ignored and not size - step <= 2 * int(before) <= size - 1:
-            strided = "" if max(conv.stride) == 1 else f" for stride {conv.stride}"
-            return f"padding {conv.padding!r} is not 'same'{strided}"
-    return None
-
-
-def _zeros_before(conv: Convolution, causal: bool | tuple[bool, ...]) -> tuple[int, ...]:
-    """The zeros that stand before the first pixel along each axis."""
-    reaches = [size - 1 for size in _effective_size(conv)]
-    if isinstance(conv.padding, str):
-        own = tuple(reach // 2 if conv.padding == "same" else 0 for reach in reaches)
-    else:
-        own = _sizes(conv.padding)
-    looks_back = _per_axis_flags(causal, len(reaches))
-    return tuple(reach if past else before for reach, before, past in zip(reaches, own, looks_back, strict=True))
-
-
-def _per_axis_flags(causal: bool | tuple[bool, ...], axes: int) -> tuple[bool, ...]:
-    flags = (causal,) * axes if isinstance(causal, bool) else causal
-    if len(flags) != axes:
-        raise ValueError(f"causal has {len(flags)} values for {axes} axes")
-    return flags
-
-
-def _sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(size) for size in sizes)
-
-
-def dense_kernel(conv: Convolution) -> Tensor:
-    """The kernel (D_out, C, K, ..., K) of an equal convolution that has one group, no dilation, padding "same" and the
-    same length along all axes.
-
-    K is the longest side of the dilated kernel, d(k − 1) + 1. Groups become blocks with zeros between them; taps keep
-    their distance from the centre ⌊(K−1)/2⌋.
-    """
-    sides = _effective_size(conv)
-    size = max(sides)
-    starts = [(size - 1) // 2 - (side - 1) // 2 for side in sides]
-    along_axes = zip(starts, sides, conv.dilation, strict=True)
-    taps = [slice(start, start + side, dilation) for start, side, dilation in along_axes]
-    cube = conv.weight.new_zeros(*conv.weight.shape[:2], *(size,) * len(sides))
-    cube[:, :, *taps] = conv.weight
-    return _ungrouped(conv, cube)
-
-
-def _ungrouped(conv: Convolution, weight: Tensor) -> Tensor:
-    """(D_out, C/groups, ...) → (D_out, C, ...): groups become blocks with zeros between them."""
-    if conv.groups == 1:
-        return weight
-    grouped = weight.unflatten(0, (conv.groups, -1))  # (G, D_out/G, C/G, ...)
-    group = torch.arange(conv.groups, device=weight.device)
-    dense = weight.new_zeros(*grouped.shape[:2], *grouped.shape[:1], *grouped.shape[2:])
-    dense[group, :, group] = grouped
-    return dense.flatten(2, 3).flatten(0, 1)
-
-
-def _effective_size(conv: _ConvNd) -> tuple[int, ...]:
-    """The sides of the dilated kernel."""
-    return tuple(step * (taps - 1) + 1 for taps, step in zip(conv.kernel_size, conv.dilation, strict=True))

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cvit.theorem.convolutions import dense_kernel, reason_not_convertible
 from cvit.theorem.counts import half_width, heads_needed
 from cvit.theorem.kernel import offsets
-from cvit.theorem.layer import PatchAttention, convolution_as_attention, dense_kernel, reason_not_convertible
+from cvit.theorem.layer import PatchAttention, convolution_as_attention
 from tests.support.convolutions import convolved, dense_sides, own_count, randn, random_conv, relative_error
 
 # Counts

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from cvit.geometry import Grid, patch_places
 from cvit.models.embedding import to_patches
+from cvit.theorem.convolutions import Convolution, reason_not_convertible
 from cvit.theorem.counts import axes_of, general_kernel_heads, heads_needed
 from cvit.theorem.kernel import error_bound, kernel_heads, offsets, patch_maps, singular_values
-from cvit.theorem.layer import Convolution, convolution_as_attention, reason_not_convertible
+from cvit.theorem.layer import convolution_as_attention
 from tests.support.convolutions import FUNCTIONS, KINDS, operator, randn
 
 # Counts

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cvit.theorem.convolutions import Convolution
 from cvit.theorem.counts import Size, heads_needed
-from cvit.theorem.layer import Convolution
 
 Conv = TypeVar("Conv", bound=nn.Module)
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
