@@ -21,7 +21,7 @@ class KernelOptions(TypedDict):
     padding: tuple[int, ...]
 
 
-def kernel_of(conv: Convolution, causal: Causal = False) -> tuple[Tensor, nn.Parameter | None, KernelOptions]:
+def kernel_of(conv: Convolution, causal: Causal = False) -> tuple[Tensor, Tensor | None, KernelOptions]:
     """The kernel of a convolution without groups, its bias, and its options.
 
     Args:

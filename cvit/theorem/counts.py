@@ -1,7 +1,7 @@
 """The number of heads that the theorem counts for a convolution: how its kernel lies on patches, axis by axis."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -168,6 +168,58 @@ def window_heads(kernel_size: Size, patch_size: Size, **options: Unpack[Options]
     all_of = [len(axis.offsets) for axis in axes]
     choices = math.prod(inside + crossing for inside, crossing in zip(all_of, across, strict=True))
     return 2 * choices - math.prod(all_of), math.prod(crossing + 1 for crossing in across)
+
+
+def maps_of(heads: Sequence[int], *, skip: bool = True) -> int:
+    """Π (H_l + 1), without skip connections Π H_l: the number of independent maps that layers with H_l heads can have
+    between them.
+
+    Proof: a layer is Σ_h A_h ⊗ W_h, with a skip connection (which may have a matrix of its own, for each token) one
+    term more, I ⊗ W. Multiplied out, L layers are so many Kronecker products; a convolution with R independent maps is
+    no sum of fewer than R. So Π (H_l + 1) ≥ R is necessary, and the error of layers with fewer is at least
+    `cvit.theorem.error_bound` with this number of terms. `cvit.theorem.depth` has layers that reach it. Source: ours.
+    """
+    return math.prod(count + skip for count in heads)
+
+
+def heads_by_layer(maps: int, layers: int, *, skip: bool = True) -> tuple[int, ...]:
+    """The heads of each of L layers, as few in all as `maps_of` allows for so many independent maps: nine need 9 heads
+    in one layer, 8 with the skip connection, and 2 + 2 in two layers; 81 need 2 + 2 + 2 + 2 in four.
+
+    Among numbers with one sum, those that differ least have the largest product: so they are b or b − 1, with
+    b = ⌈R^(1/L)⌉ the least that would do in all layers.
+
+    Raises:
+        ValueError: there is no map or no layer.
+    """
+    for name, value in (("maps", maps), ("layers", layers)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    base = 1
+    while base**layers < maps:
+        base += 1
+    smaller = max(count for count in range(layers + 1) if (base - 1) ** count * base ** (layers - count) >= maps)
+    terms = [base] * (layers - smaller) + [base - 1] * smaller
+    return tuple(term - skip for term in terms)
+
+
+def least_hidden_width(channels: int, taps: int = 25, layer_taps: int = 9) -> int:
+    """The least m for which 2·t·C·m − m² ≥ T·C²: channels that two convolutions of t taps need between them to compose
+    general kernels of T taps from C channels to C. Two of 3×3 compose a 5×5 only if 18Cm − m² ≥ 25C².
+
+    It is necessary, not sufficient: the left side is the number of weights less the m² by which a change of basis
+    between the layers changes nothing. Source: ours.
+
+    Raises:
+        ValueError: no width does, because two such layers have too few taps, or a number is below 1.
+    """
+    for name, value in (("channels", channels), ("taps", taps), ("layer_taps", layer_taps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    for width in range(1, layer_taps * channels + 1):
+        if 2 * layer_taps * channels * width - width**2 >= taps * channels**2:
+            return width
+    raise ValueError(f"two layers of {layer_taps} taps compose no general kernel of {taps} taps")
 
 
 def general_kernel_heads(

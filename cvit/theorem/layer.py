@@ -1,12 +1,13 @@
 """Attention over the patches of an image that computes a given convolution exactly (paper, theorem 1)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.geometry import Grid, by_axis, num_relative_positions, patch_places, relative_position
+from cvit.geometry import Grid, Offset, by_axis, num_relative_positions, patch_places, relative_position
 from cvit.models.attention import attend
 from cvit.models.embedding import from_patches, to_patches
 from cvit.theorem.convolutions import Convolution, kernel_of
@@ -172,15 +173,45 @@ def convolution_as_attention(
     weight, bias, options = kernel_of(conv, causal)
     patch = per_axis(patch_size, weight.ndim - 2)
     stride = per_axis(options["stride"], len(patch))
-    spanned = offsets(tuple(weight.shape[2:]), patch, **options)
-    maps = patch_maps(weight.detach(), patch, **options)
+    layer = attention_at(
+        offsets(tuple(weight.shape[2:]), patch, **options),
+        patch_maps(weight.detach(), patch, **options),
+        patch,
+        tuple(side // step for side, step in zip(patch, stride, strict=True)),
+        None if bias is None else bias.detach().clone(),
+        sharpness=sharpness,
+        content=content,
+    )
+    layer.requires_grad_(weight.requires_grad).train(conv.training)
+    if layer.bias is not None and bias is not None:
+        layer.bias.requires_grad_(bias.requires_grad)
+    return layer
+
+
+def attention_at(
+    targets: Sequence[Offset],
+    maps: Tensor,
+    patch: tuple[int, ...],
+    out_patch: tuple[int, ...],
+    bias: Tensor | None = None,
+    *,
+    sharpness: float = HARD,
+    content: bool = False,
+) -> PatchAttention:
+    """Attention with a head for each offset, which attends to the patch there and applies a map.
+
+    Args:
+        targets: the offsets.
+        maps: (heads, pixels of a patch · channels, pixels of an output patch · out_channels).
+        bias: (out_channels).
+    """
     num_heads, in_dim, out_dim = maps.shape
     head_dim = min(in_dim, out_dim)
     identity = torch.eye(head_dim, dtype=maps.dtype, device=maps.device)
-    half_widths = tuple(max(abs(step) for step in steps) for steps in zip(*spanned, strict=True))
+    half_widths = tuple(max(abs(step) for step in steps) for steps in zip(*targets, strict=True))
     neighbourhood = tuple(half_width + 1 for half_width in half_widths)
     relative_bias = maps.new_full((num_heads, num_relative_positions(neighbourhood) + 2), -sharpness)
-    for head, offset in enumerate(spanned):
+    for head, offset in enumerate(targets):
         relative_bias[head, relative_position(offset, neighbourhood)] = sharpness
     relative_bias[:, -1] = 0.0
     state = {"relative_bias": relative_bias}
@@ -191,23 +222,20 @@ def convolution_as_attention(
         state["value.weight"] = maps.transpose(1, 2).flatten(0, 1).contiguous()
         state["output.weight"] = identity.repeat(1, num_heads)
     if bias is not None:
-        state["bias"] = bias.detach().clone()
+        state["bias"] = bias
     if content:
         state |= {f"{name}.weight": torch.zeros_like(state["value.weight"]) for name in ("query", "key")}
     with torch.device("meta"):  # saves the random draws for weights that are replaced at once
         layer = PatchAttention(
-            conv.in_channels,
-            conv.out_channels,
+            in_dim // math.prod(patch),
+            out_dim // math.prod(out_patch),
             patch,
             num_heads,
             head_dim,
             half_widths,
             bias=bias is not None,
             content=content,
-            out_patch=tuple(side // step for side, step in zip(patch, stride, strict=True)),
+            out_patch=out_patch,
         )
     layer.load_state_dict(state, assign=True)
-    layer.requires_grad_(weight.requires_grad).train(conv.training)
-    if layer.bias is not None and bias is not None:
-        layer.bias.requires_grad_(bias.requires_grad)
     return layer
