@@ -15,6 +15,7 @@ LIGHT_MODULES = (
     "cvit.cost",
     "cvit.errors",
     "cvit.init.schemes",
+    "cvit.leaving",
     "cvit.records",
     "cvit.stages",
     "cvit.redaction",
