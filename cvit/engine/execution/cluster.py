@@ -11,6 +11,7 @@ from typing import Any
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
+from cvit.engine.ahead import imported_meanwhile
 from cvit.engine.execution.attaching import check_cluster
 from cvit.engine.execution.forecast import likely_workers_here
 from cvit.engine.execution.lean_ray import lean_ray, system_config
@@ -91,7 +92,7 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
     if ray.is_initialized():  # by the program that calls cvit.run
         raise ConfigError("this process uses Ray already: call ray.shutdown() first, or train without Ray, at 'local'")
     try:
-        with lean_ray() if address is None else contextlib.nullcontext():
+        with imported_meanwhile("torch"), lean_ray() if address is None else contextlib.nullcontext():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
         raise KeyboardInterrupt from error
