@@ -19,7 +19,7 @@ from cvit.engine.execution.queue import StagePack
 from cvit.engine.execution.speed import Speed
 from cvit.engine.execution.workers import THIS_MACHINE, Machine, Workers, workers_on
 from cvit.engine.planning.progress import Progress
-from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.request import LOCAL, Request
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.tasks import task_named
@@ -50,9 +50,9 @@ def likely_workers(request: Request) -> Workers:
     needs_gpu = request.device == "cuda" or asked.gpus_per_worker is not None
     num_gpus = 0 if request.device == "cpu" else _visible_gpus() or int(needs_gpu)
     likely = workers_on([Machine(usable_cores(), num_gpus)], request.device, asked, THIS_MACHINE, may_grow=True)
-    if request.address is None:
+    if request.address in (None, LOCAL):
         return likely
-    return replace(likely, count=asked.workers or 1, is_here=request.address == IN_PROCESS)
+    return replace(likely, count=asked.workers or 1, is_here=False)
 
 
 def _visible_gpus() -> int:
