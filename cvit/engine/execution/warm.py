@@ -6,6 +6,7 @@ while the driver plans, asks nothing of the driver's main module, and ends with 
 """
 
 import contextlib
+import errno
 import gc
 import importlib
 import json
@@ -183,7 +184,10 @@ def _has_request(control: socket.socket, driver: int) -> bool:
 
 
 def _wait(pid: int, children: set[int]) -> int:
-    children.discard(pid)
+    """Waits for the end of a child; returns its status, or minus an error's number for a child of another process."""
+    if pid not in children:
+        return -errno.ECHILD
+    children.remove(pid)
     return os.waitpid(pid, 0)[1]
 
 
