@@ -77,6 +77,13 @@ def test_results_and_journal_are_those_of_a_sweep_with_ray(without_ray: Path, tm
     assert journal(without_ray) == journal(tmp_path)
 
 
+def test_results_and_journal_are_those_of_a_sweep_by_forked_workers(without_ray: Path, tmp_path: Path) -> None:
+    sweep(tmp_path, *SMALL, "--address", "local")
+    assert measured(without_ray) == measured(tmp_path)
+    assert journal(without_ray) == journal(tmp_path)
+    assert "Nothing to train: every trial is done." in sweep(without_ray, *SMALL, "--address", "local")
+
+
 def test_a_finished_sweep_has_nothing_to_train_with_or_without_ray(without_ray: Path) -> None:
     assert "Nothing to train: every trial is done." in sweep(without_ray, *SMALL, "--address", "auto")
 

@@ -60,7 +60,7 @@ def call(folder: Path, *options: str, script: str = "sweeps/low_data.py") -> End
     """
     places = {"--tracking-uri": f"sqlite:///{folder / 'mlflow.db'}"}
     if "--address" not in options:
-        places |= {"--address": "local", "--workers": "1"}
+        places |= {"--address": "local"} | ({} if "--workers" in options else {"--workers": "1"})
     # MLflow keeps a store that it has opened, by its address; a relative one would stay in the first test's folder.
     added = [part for option, value in places.items() if option not in options for part in (option, value)]
     output, errors, exit_code = io.StringIO(), io.StringIO(), 0

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch
-
 from cvit.engine.execution.faults import Fault, fault_of_exception
 from cvit.engine.execution.process_title import set_title
 from cvit.engine.execution.queue import named
@@ -47,6 +45,8 @@ def work(connection: Connection, files: Sequence[int], settings: Settings, gpu: 
     Args:
         gpu: the GPU that it has, by the name that CUDA_VISIBLE_DEVICES has for it; empty on a CPU.
     """
+    import torch  # the warm process has it already; the driver, which imports this module too, need not
+
     if gpu:
         os.environ[GPUS_OF_PROCESS] = gpu
     _prefer_to_be_killed()

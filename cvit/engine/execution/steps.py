@@ -4,8 +4,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from cvit.data.datasets import Dataset
 from cvit.engine.execution.queue import StagePack
 from cvit.machine import Load
@@ -31,6 +29,8 @@ class Bench:
 
     def train(self, pack: StagePack) -> Iterator[Reports]:
         """The training of a pack. It is a generator, so that its first step raises every exception."""
+        import torch  # by a worker alone: the driver of forked ones gives it packs without
+
         storage = Storage.open(self.storage) if isinstance(self.storage, str) else self.storage
         train = task_named(pack[0].task).train
         yield from train(pack, self.dataset, storage, torch.device(self.device), self.may_be_stopped)
