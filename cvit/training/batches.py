@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvit.config import Augmentation
 from cvit.data.augment import UNIT, channel_statistics, draw_augmentation
 from cvit.data.datasets import Dataset
 from cvit.data.subsets import at_most, select
@@ -133,7 +134,7 @@ def draw_batches(data: PackData, stages: Sequence[TrainingStage], steps: range) 
     """
     shape, count = data.train.shape, stages[0].trial.training.batch_size
     seeds = [stage.trial.seed for stage in stages]
-    kinds = [stage.trial.data.augmentation for stage in stages]
+    kinds: list[Augmentation] = [stage.trial.data.augmentation for stage in stages]
     places = [
         places[batch_indices(steps, count, len(places), seed)] for places, seed in zip(data.subsets, seeds, strict=True)
     ]

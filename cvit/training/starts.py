@@ -27,9 +27,7 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T], device: torch.d
     """
     if device.type == "cpu":
         return [function(item) for item in items]
-    with ThreadPoolExecutor(
-        usable_cores(), initializer=torch.set_num_threads, initargs=[torch.get_num_threads()]
-    ) as pool:
+    with ThreadPoolExecutor(usable_cores(), "start", torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         return list(pool.map(function, items))
 
 
