@@ -14,6 +14,8 @@ from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
 
 from cvit import native
 from cvit.geometry import Grid, Offset, patch_places
@@ -64,7 +66,12 @@ def _operator(norm: nn.Module, layer: nn.Module, tokens: Tensor) -> Callable[[Te
             return lambda tokens, scale: operators.shift_block.default(tokens, *norms, *weights, scale, halves)
     elif _is_plain(layer, nn.Sequential) and len(layer) == 3:
         first, activation, second = layer
-        if _is_plain(first, Linear) and _is_plain(activation, nn.GELU) and activation.approximate == "none" and _is_plain(second, Linear):
+        if (
+            _is_plain(first, Linear)
+            and _is_plain(activation, nn.GELU)
+            and activation.approximate == "none"
+            and _is_plain(second, Linear)
+        ):
             weights = (first.weight, first.bias, second.weight, second.bias)
             return lambda tokens, scale: operators.mlp_block.default(tokens, *norms, *weights, scale, halves)
     return None
@@ -94,7 +101,7 @@ def _patches_at(offsets: tuple[Offset, ...], grid: Grid) -> Tensor:
 def _applies(tokens: Tensor) -> bool:
     if tokens.device.type != "cpu" or not native.is_available() or torch.compiler.is_compiling():
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if _len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
         return False
     if torch.is_autocast_enabled("cpu"):
         is_bfloat16 = torch.get_autocast_dtype("cpu") == torch.bfloat16

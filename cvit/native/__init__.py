@@ -33,7 +33,7 @@ def problem() -> str | None:
 
 
 def has_half_products() -> bool:
-    """True if the operators can round the factors of products to bfloat16, which this machine's processor multiplies."""
+    """True if the operators can round the factors of products to bfloat16: if the processor multiplies these."""
     return is_available() and _has_half_products()
 
 

@@ -46,7 +46,7 @@ def _shapes_of_backward(
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in numbers[:count]]
 
 
-def _num_kept(block: str, tensors: Sequence[Tensor]) -> int:
+def _num_kept(block: str, tensors: Sequence[Tensor]) -> torch.types.IntLikeType:
     """The numbers that the backward pass needs, as `blocks.h` lays them out: whole vectors, images in groups."""
     tokens, weight = tensors[0], tensors[3]
     members = len(weight) if weight.ndim == 3 else 1
@@ -58,7 +58,7 @@ def _num_kept(block: str, tensors: Sequence[Tensor]) -> int:
     group = torch.sym_max(1, _TOKENS_OF_A_GROUP // padded_tokens)
     groups = (images + group - 1) // group
     channels = width if block == "shift" else 4 * width  # mixed values, and queries, keys and values
-    kept = members * groups * channels * group * padded_tokens
+    kept: torch.types.IntLikeType = members * groups * channels * group * padded_tokens
     if block == "attention":
         num_heads = tensors[6].shape[-2]
         kept += members * images * num_heads * (num_tokens + 1) * padded_tokens

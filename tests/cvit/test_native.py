@@ -211,8 +211,8 @@ def test_layers_that_were_changed_are_called(kind: str) -> None:
     assert isinstance(model, Branch)
     inner = next(each for each in model.layer.modules() if isinstance(each, nn.Linear))
     for module in (model.norm, model.layer, inner):
-        seen: list[Tensor] = []
-        hook = module.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        seen: list[nn.Module] = []
+        hook = module.register_forward_pre_hook(lambda module, _: seen.append(module))  # noqa: B023
         assert not is_fused(model(tokens)) and len(seen) == 1
         hook.remove()
         assert is_fused(model(tokens))

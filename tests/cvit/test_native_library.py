@@ -112,7 +112,7 @@ def test_a_compiler_whose_work_is_of_no_use(
 
 def test_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(Unavailable, match="there is no C\\+\\+ compiler 'no-such-compiler'"):
+    with pytest.raises(Unavailable, match=r"there is no C\+\+ compiler 'no-such-compiler'"):
         library_file()
     assert not cache.exists()
     done = subprocess.run([sys.executable, "-m", "cvit.native"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -135,14 +135,12 @@ def test_a_processor_without_the_instructions(cache: Path, monkeypatch: pytest.M
 def test_a_file_that_is_no_library(cache: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.so"
     damaged.write_bytes(library_bytes := b"\x7fELF" + bytes(100))
-    with pytest.raises(Unavailable, match="cannot be loaded .*; python -m cvit.native makes it anew"):
+    with pytest.raises(Unavailable, match=r"cannot be loaded .*; python -m cvit.native makes it anew"):
         native.use(damaged)
     assert damaged.read_bytes() == library_bytes
 
 
-def test_a_sweep_says_once_that_torch_computes(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_says_once_that_torch_computes(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--preset", "smoke", "--init-scheme", "random", *TINY, "--min-steps", "4", "--data-fraction", "0.2")
     monkeypatch.setenv("CXX", "no-such-compiler")
     said = [line for line in sweep(tmp_path, *options).splitlines() if line.startswith(LINE)]
