@@ -51,10 +51,9 @@ template <class T> struct Mixing {
     int group() const { return std::max(1, CHUNK / NP()); }
     int TP() const { return group() * NP(); }
     int64_t groups() const { return (images + group() - 1) / group(); }
-    int64_t kept_projected() const { return parts == 3 ? members * groups() * parts * I() * TP() : 0; }
-    int64_t kept_mixed() const { return members * groups() * I() * TP(); }
-    int64_t kept_attention() const { return parts == 3 ? members * images * H * (N + 2) * NP() : 0; }
-    int64_t kept() const { return kept_projected() + kept_mixed() + kept_attention() + 2 * members * images * N; }
+    int kept_parts() const { return parts == 3 ? 4 : 1; }  // queries, keys and values; mixed channels
+    int64_t kept_channels() const { return members * groups() * kept_parts() * I() * TP(); }
+    int64_t kept() const { return kept_channels() + 2 * members * images * N; }
 
     static constexpr int CHUNK = 64;
 };

@@ -37,8 +37,8 @@ template <class T> void add_to_table(const Mixing<T> &b, const T *dbias, T *dtab
     }
 }
 
-// What is kept of a head of an image, rows of NP queries: N + 1 of e, and one of r, so that the probability of a key, or
-// of the zero slot in row N, is e · r.
+// Rows of NP queries for a head of an image: N + 1 of e and one of r, so that the probability of a key, or of the zero
+// slot in row N, is e · r.
 template <class T> size_t size_of(const Mixing<T> &b) { return (size_t)(b.N + 2) * b.NP(); }
 
 // e, (N, NP), is computed in the place of the products of queries and keys; the logits are root · product + bias.
@@ -86,40 +86,53 @@ template <class T> void times(int D, int NP, const T *x, long ldx, const T *r, T
         for (int i = 0; i < NP; i += WIDTH<T>) store(y + d * ldy + i, load(x + d * ldx + i) * load(r + i));
 }
 
-// `qkv` and `out` are a group's projections and mixed channels; e its exponentials, image by image and head by head.
-template <class T> void attend(const Mixing<T> &b, int images, const T *bias, const T *qkv, T *out, T *e, bool keeps) {
-    using Plain = Exact<T>;
+// The channels of queries, keys and values of a head of an image, from those of a group.
+template <class T> struct Head {
+    const T *q, *k, *v;
+    Head(const Mixing<T> &b, const T *qkv, long at) : q(qkv + at), k(q + (long)b.I() * b.TP()), v(k + (long)b.I() * b.TP()) {}
+};
+template <class P>
+void weigh(const Mixing<typename P::Number> &b, const Head<typename P::Number> &head, const typename P::Number *bias,
+           typename P::Number *e) {
+    using T = typename P::Number;
+    const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D;
+    product(N, P::steps(D), NP / WIDTH<T>, P::columns(D, N, head.k, TP), P::right(D, NP, head.q, TP), e, NP, false);
+    softmax<T>(N, NP, 1 / std::sqrt(T(D)), bias, e);
+}
+// `qkv` and `out` are a group's projections and mixed channels, `bias` that of all heads.
+template <class P, class T> void attend(const Mixing<T> &b, int images, const T *bias, const T *qkv, T *out) {
     const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D, V = NP / WIDTH<T>;
-    const T root = 1 / std::sqrt(T(D));
+    T *e = scratch.take<T>(size_of(b));
     for (int i = 0; i < images; i++)
         for (int h = 0; h < b.H; h++) {
-            const T *q = qkv + (long)h * D * TP + i * NP, *k = q + b.I() * TP, *v = k + b.I() * TP;
-            T *o = out + (long)h * D * TP + i * NP;
-            product(N, D, V, Plain::columns(D, N, k, TP), Plain::right(D, NP, q, TP), e, NP, false);
-            softmax<T>(N, NP, root, bias + (size_t)h * (N + 1) * NP, e);
-            product(D, N, V, Plain::rows(D, N, v, TP), Plain::right(N, NP, e, NP), o, TP, false);
-            times<T>(D, NP, o, TP, e + (size_t)(N + 1) * NP, o, TP);
-            if (keeps) e += size_of(b);
-        }
-}
-template <class T>
-void attend_backward(const Mixing<T> &b, int images, const T *qkv, const T *e, const T *dout, T *dqkv, T *dbias) {
-    using Plain = Exact<T>;
-    const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D, V = NP / WIDTH<T>;
-    const T root = 1 / std::sqrt(T(D));
-    T *dp = scratch.take<T>((size_t)N * NP), *o = scratch.take<T>((size_t)D * NP);
-    for (int i = 0; i < images; i++)
-        for (int h = 0; h < b.H; h++, e += size_of(b)) {
             const Scratch::Scope scope(scratch);
             const long at = (long)h * D * TP + i * NP;
-            const T *q = qkv + at, *k = q + b.I() * TP, *v = k + b.I() * TP;
-            T *dq = dqkv + at, *dk = dq + b.I() * TP, *dv = dk + b.I() * TP;
+            const Head<T> head(b, qkv, at);
+            weigh<P>(b, head, bias + (size_t)h * (N + 1) * NP, e);
+            product(D, P::steps(N), V, P::rows(D, N, head.v, TP), P::right(N, NP, e, NP), out + at, TP, false);
+            times<T>(D, NP, out + at, TP, e + (size_t)(N + 1) * NP, out + at, TP);
+        }
+}
+// The probabilities are computed anew, which takes no longer than writing and reading them.
+template <class P, class T>
+void attend_backward(const Mixing<T> &b, int images, const T *bias, const T *qkv, const T *dout, T *dqkv, T *dbias) {
+    const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D, V = NP / WIDTH<T>;
+    const T root = 1 / std::sqrt(T(D));
+    T *e = scratch.take<T>(size_of(b)), *dp = scratch.take<T>((size_t)N * NP), *o = scratch.take<T>((size_t)D * NP);
+    for (int i = 0; i < images; i++)
+        for (int h = 0; h < b.H; h++) {
+            const Scratch::Scope scope(scratch);
+            const long at = (long)h * D * TP + i * NP;
+            const size_t of_head = (size_t)h * (N + 1) * NP;
+            const Head<T> head(b, qkv, at);
+            T *dq = dqkv + at, *dk = dq + (long)b.I() * TP, *dv = dk + (long)b.I() * TP;
+            weigh<P>(b, head, bias + of_head, e);
             times<T>(D, NP, dout + at, TP, e + (size_t)(N + 1) * NP, o, NP);
-            product(N, D, V, Plain::columns(D, N, v, TP), Plain::right(D, NP, o, NP), dp, NP, false);
-            softmax_backward<T>(N, NP, root, e, dp, dbias + (size_t)h * (N + 1) * NP);
-            product(D, N, V, Plain::rows(D, N, k, TP), Plain::right(N, NP, dp, NP), dq, TP, false);
-            product(D, N, V, Plain::rows(D, N, q, TP), Plain::turned(N, N, dp, NP), dk, TP, false);
-            product(D, N, V, Plain::rows(D, N, o, NP), Plain::turned(N, N, e, NP), dv, TP, false);
+            product(N, P::steps(D), V, P::columns(D, N, head.v, TP), P::right(D, NP, o, NP), dp, NP, false);
+            softmax_backward<T>(N, NP, root, e, dp, dbias + of_head);
+            product(D, P::steps(N), V, P::rows(D, N, head.k, TP), P::right(N, NP, dp, NP), dq, TP, false);
+            product(D, P::steps(N), V, P::rows(D, N, head.q, TP), P::turned(N, N, dp, NP), dk, TP, false);
+            product(D, P::steps(N), V, P::rows(D, N, o, NP), P::turned(N, N, e, NP), dv, TP, false);
         }
 }
 
@@ -142,16 +155,14 @@ template <class T> void shift(const Mixing<T> &b, int images, const int64_t *pla
 
 // Where a group's part of what is kept lies.
 template <class T> struct Kept {
-    T *projected, *mixed, *attention;
+    T *projected, *mixed;
     Moments<T> *moments;
 
     Kept(const Mixing<T> &b, int64_t member, int64_t group, T *kept) {
         const int64_t at = member * b.groups() + group, image = member * b.images + group * b.group();
-        projected = kept + at * b.parts * b.I() * b.TP();
-        mixed = kept + b.kept_projected() + at * b.I() * b.TP();
-        attention = kept + b.kept_projected() + b.kept_mixed() + image * b.H * size_of(b);
-        T *last = kept + b.kept_projected() + b.kept_mixed() + b.kept_attention();
-        moments = reinterpret_cast<Moments<T> *>(last) + image * b.N;
+        projected = kept + at * b.kept_parts() * b.I() * b.TP();
+        mixed = projected + (b.kept_parts() - 1) * b.I() * b.TP();
+        moments = reinterpret_cast<Moments<T> *>(kept + b.kept_channels()) + image * b.N;
     }
 };
 
@@ -182,13 +193,16 @@ void mixing_forward(const Mixing<typename P::Number> &b, int64_t member, typenam
     T *n = scratch.zeros<T>(TP * EP);
     auto *m = reinterpret_cast<Moments<T> *>(scratch.take<T>(2 * b.group() * N));
     T *out = scratch.take<T>(TP * EP), *projected = scratch.take<T>((size_t)b.parts * I * TP);
-    T *mixed = scratch.take<T>((size_t)I * TP), *e = attends ? scratch.take<T>(size_of(b)) : nullptr;
+    T *mixed = scratch.take<T>((size_t)I * TP);
     for (int64_t group = 0; group < b.groups(); group++) {
         const Scratch::Scope scope(scratch);
         if (kept) {
             const Kept<T> here(b, member, group, kept);
-            mixed = here.mixed, m = here.moments;
-            if (attends) projected = here.projected, e = here.attention;
+            m = here.moments;
+            if constexpr (!P::ROUNDS) {
+                mixed = here.mixed;
+                if (attends) projected = here.projected;
+            }
         }
         int images = 0;
         for_images(b, member, group, [&](int64_t, int64_t row, int at) {
@@ -201,9 +215,15 @@ void mixing_forward(const Mixing<typename P::Number> &b, int64_t member, typenam
         for (int part = 0; part < b.parts; part++)
             product(I, P::steps(E), R / W, maps[part], channels, projected + (long)part * I * TP, TP, false);
         if (attends)
-            attend<T>(b, images, biases, projected, mixed, e, kept);
+            attend<P>(b, images, biases, projected, mixed);
         else
             shift<T>(b, images, b.sources, projected, mixed);
+        if constexpr (P::ROUNDS)
+            if (kept) {
+                const Kept<T> here(b, member, group, kept);
+                if (attends) P::keep(3 * I, TP, projected, here.projected);
+                P::keep(I, TP, mixed, here.mixed);
+            }
         product(R, P::steps(I), EP / W, P::columns(I, R, mixed, TP), output, out, EP, false);
         for_images(b, member, group, [&](int64_t image, int64_t row, int at) {
             const T s = b.scale ? b.scale[image] : T(1);
@@ -228,6 +248,7 @@ void mixing_backward(const Mixing<typename P::Number> &b, int64_t member, const 
     T *dmaps = scratch.zeros<T>((size_t)F * EP), *doutput = scratch.zeros<T>((size_t)I * EP);
     T *dweight = scratch.zeros<T>(EP), *dbias = scratch.zeros<T>(EP);
     T *doutput_bias = scratch.zeros<T>(EP);
+    const T *biases = attends ? looked_up(b, member) : nullptr;
     T *dbiases = attends ? scratch.zeros<T>((size_t)b.H * (N + 1) * b.NP()) : nullptr;
     T *n = scratch.zeros<T>(TP * EP);
     T *dbranch = scratch.zeros<T>(TP * EP), *dn = scratch.take<T>(TP * EP);
@@ -242,10 +263,11 @@ void mixing_backward(const Mixing<typename P::Number> &b, int64_t member, const 
             norm_forward<T>(N, E, b.x + row * E, here.moments + images++ * N, weight, bias, n + at * EP);
         });
         const int R = images * b.NP();
-        product(I, P::steps(R), EP / W, P::rows(I, R, here.mixed, TP), P::right(R, EP, dbranch, EP), doutput, EP, true);
+        const T *mixed = P::kept(I, TP, here.mixed);
+        product(I, P::steps(R), EP / W, P::rows(I, R, mixed, TP), P::right(R, EP, dbranch, EP), doutput, EP, true);
         product(I, P::steps(E), R / W, output, P::turned(R, E, dbranch, EP), dmixed, TP, false);
         if (attends)
-            attend_backward<T>(b, images, here.projected, here.attention, dmixed, dprojected, dbiases);
+            attend_backward<P>(b, images, biases, P::kept(3 * I, TP, here.projected), dmixed, dprojected, dbiases);
         else
             shift<T>(b, images, b.targets, dmixed, dprojected);
         product(F, P::steps(R), EP / W, P::rows(F, R, dprojected, TP), P::right(R, EP, n, EP), dmaps, EP, true);
