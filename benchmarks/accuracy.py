@@ -99,12 +99,12 @@ def _trained(trials: list[tuple[TrainingStage, ...]], dataset: Any, uses_torch: 
     ):
         storage = Storage.open(folder)
         for first in range(0, len(trials), PACK_SIZE):
-            for stages in zip(*trials[first : first + PACK_SIZE], strict=True):  # phase by phase
-                reports = [
-                    each for some in TASK.train(stages, dataset, storage, torch.device("cpu"), False) for each in some
-                ]
-            results = {key: report.result for key, report in reports if report.result is not None}
-            ends += [{name: value for name, _, value, _ in results[stage.key].points} for stage in stages]
+            pack = trials[first : first + PACK_SIZE]
+            results = {}
+            for stages in zip(*pack, strict=True):  # phase by phase
+                for reports in TASK.train(stages, dataset, storage, torch.device("cpu"), False):
+                    results |= {key: report.result for key, report in reports if report.result is not None}
+            ends += [{name: value for name, _, value, _ in results[trial[-1].key].points} for trial in pack]
     seconds = time.process_time() - started
     return {"accuracy": [end[TEST_ACCURACY] for end in ends], "loss": [end[VAL_LOSS] for end in ends], "cpu_s": seconds}
 
