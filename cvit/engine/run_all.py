@@ -199,7 +199,7 @@ def _run_each(
     with (
         contextlib.nullcontext()
         if planned[0].request.dry_run
-        else spinner(common.console, "loading torch and pandas", planned[0].forecast)
+        else spinner(common.console, "loading torch", planned[0].forecast)
     ):
         import torch
 
