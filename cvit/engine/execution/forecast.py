@@ -19,7 +19,7 @@ from cvit.engine.execution.queue import StagePack
 from cvit.engine.execution.speed import Speed
 from cvit.engine.execution.workers import THIS_MACHINE, Machine, Workers, workers_on
 from cvit.engine.planning.progress import Progress
-from cvit.engine.planning.request import IN_PROCESS, Request, Resources
+from cvit.engine.planning.request import LOCAL, Request, Resources
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.tasks import task_named
@@ -47,13 +47,13 @@ def likely_workers(request: Request) -> Workers:
     """The workers that a sweep is likely to have, found without torch and Ray; those of a running cluster count as one,
     unless their number is given."""
     likely = likely_workers_here(request.device, request.resources)
-    if request.address is None:
+    if request.address in (None, LOCAL):
         return likely
-    return replace(likely, count=request.resources.workers or 1, is_here=request.address == IN_PROCESS)
+    return replace(likely, count=request.resources.workers or 1, is_here=False)
 
 
 def likely_workers_here(device: str, asked: Resources) -> Workers:
-    """The workers that a Ray on this machine is likely to give a sweep, found without torch and Ray."""
+    """The workers that a sweep on this machine is likely to have, found without torch and Ray."""
     needs_gpu = device == "cuda" or asked.gpus_per_worker is not None
     num_gpus = 0 if device == "cpu" else _visible_gpus() or int(needs_gpu)
     return workers_on([Machine(usable_cores(), num_gpus)], device, asked, THIS_MACHINE, may_grow=True)
