@@ -13,7 +13,15 @@ from cvit.config import ConfigError
 from cvit.cores import usable_cores
 from cvit.engine.execution.attaching import check_cluster
 from cvit.engine.execution.ray_here import provide_token, session_folder
-from cvit.engine.execution.workers import THIS_MACHINE, WORKERS_TO_COME, Machine, Workers, workers_on
+from cvit.engine.execution.workers import (
+    THIS_MACHINE,
+    WORKERS_TO_COME,
+    Machine,
+    Workers,
+    gpus_here,
+    may_have_gpus,
+    workers_on,
+)
 from cvit.engine.planning.request import NO_WISHES, Resources, named_address
 from cvit.engine.signals import stop_on_sigterm, stopping_on_sigterm
 from cvit.errors import one_line
@@ -82,6 +90,7 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         provide_token()
         folder = session_folder()
         place = {"address": "local", "num_cpus": _cpus_here(asked), "include_dashboard": False, "_temp_dir": folder}
+        place["num_gpus"] = gpus_here() if may_have_gpus(device) else 0
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
@@ -13,6 +14,8 @@ or ends."""
 WORKERS_TO_COME = 16
 """The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
 THIS_MACHINE = "this machine"
+_DRIVERS = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
+"""The devices of NVIDIA's drivers (on servers, on boards, on Windows) and of AMD's."""
 _TOLERANCE = 1e-6
 """Shares such as 1/3 are typed with a few digits, and Ray itself counts in ten-thousandths."""
 
@@ -113,12 +116,21 @@ def workers_here(device: str, asked: Resources = NO_WISHES) -> Workers:
     Raises:
         ConfigError: this machine has no room for what is asked for.
     """
-    num_gpus = 0
-    if device != "cpu":
-        import torch  # imported elsewhere by then; importing it above would delay the start of Ray
-
-        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    num_gpus = gpus_here() if may_have_gpus(device) else 0
     return workers_on([Machine(usable_cores(), num_gpus)], device, asked, THIS_MACHINE, may_grow=False)
+
+
+def may_have_gpus(device: str) -> bool:
+    """True if a sweep on this machine may run on a GPU; False, without importing torch, where no driver of one is."""
+    return device == "cuda" or (device == "auto" and any(glob(pattern) for pattern in _DRIVERS))
+
+
+def gpus_here() -> int:
+    """The number of GPUs that this process may use, as torch counts them. Ray finds none where NVIDIA's management
+    library is missing, as in many containers."""
+    import torch  # imported elsewhere by then; importing it above would delay the start of Ray
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def this_process(device: str, asked: Resources = NO_WISHES) -> Workers:
