@@ -114,11 +114,14 @@ class Journal:
         Raises:
             StorageError: the storage cannot be read, or a later version wrote the journal.
         """
-        self._storage, self._folder, self._check = storage, f"{JOURNAL_FOLDER}/{sweep}", check
+        self._storage, self._sweep, self._folder, self._check = storage, sweep, _folder_of(sweep), check
         self._listeners: list[Callable[[list[Record]], None]] = []
+        self._unheard: list[Record] = []
+        """Records that listeners do not know yet."""
         self._contents = _Contents()
-        self._number, self._is_behind, self._written_at = 0, False, -math.inf
-        for record in self._read():
+        names = _segments(storage, sweep)
+        self._number, self._is_behind, self._written_at = max(map(_number_of, names), default=0), False, -math.inf
+        for record in _all_records(storage, sweep, names):
             self._contents.add(record)
         self._start_segment()
 
@@ -126,17 +129,7 @@ class Journal:
     def records(self) -> list[Record]:
         """All records, read anew: those of a large sweep are too many to be kept."""
         self.flush()
-        contents = _Contents()
-        return [new for record in self._read() if (new := contents.add(record)) is not None]
-
-    def _read(self) -> Iterator[Record]:
-        try:
-            for name in self._storage.names(self._folder):
-                self._number = max(self._number, _number_of(name))
-                for record in read_segment(self._storage, f"{self._folder}/{name}"):
-                    yield _without_secrets(record)  # those that an earlier version missed go no further
-        except OSError as error:
-            raise StorageError(f"storage {self._storage.url!r} cannot be read: {one_line(error)}") from error
+        return list(read_records(self._storage, self._sweep))
 
     def listen(self, listener: Callable[[list[Record]], None]) -> None:
         """Calls the listener with every batch of new records once it is written."""
@@ -225,6 +218,13 @@ class Journal:
                 self.flush()
         for record in records:
             self._contents.add(record)
+        self._unheard += records
+        if not self._is_behind:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tells the listeners what is written and not known to them yet."""
+        records, self._unheard = self._unheard, []
         for listener in self._listeners:
             listener(records)
 
@@ -236,6 +236,8 @@ class Journal:
         """
         if self._is_behind:
             self._until_done(self._put)
+            if self._unheard:
+                self._tell()
 
     def _until_done(self, write: Callable[[], None]) -> None:
         """Repeats a write while the storage cannot be reached; a storage that refuses to be written ends the sweep."""
@@ -281,6 +283,43 @@ class Journal:
         """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
         self._number = max(self._number + 1, time.time_ns())
         self._segment_name = f"{self._number:020d}-{os.getpid()}.jsonl"
+
+
+def read_records(storage: Storage, sweep: str) -> Iterator[Record]:
+    """The records of a sweep's journal, each once; those of a large sweep are too many to be kept.
+
+    Raises:
+        StorageError: the storage cannot be read, or a later version wrote the journal.
+    """
+    contents = _Contents()
+    for record in _all_records(storage, sweep, _segments(storage, sweep)):
+        if (new := contents.add(record)) is not None:
+            yield new
+
+
+def _folder_of(sweep: str) -> str:
+    return f"{JOURNAL_FOLDER}/{sweep}"
+
+
+def _segments(storage: Storage, sweep: str) -> list[str]:
+    try:
+        return storage.names(_folder_of(sweep))
+    except OSError as error:
+        raise _unreadable(storage, error) from error
+
+
+def _all_records(storage: Storage, sweep: str, segments: Iterable[str]) -> Iterator[Record]:
+    """All whole records of segments, some perhaps twice."""
+    try:
+        for name in segments:
+            for record in read_segment(storage, f"{_folder_of(sweep)}/{name}"):
+                yield _without_secrets(record)  # those that an earlier version missed go no further
+    except OSError as error:
+        raise _unreadable(storage, error) from error
+
+
+def _unreadable(storage: Storage, error: OSError) -> StorageError:
+    return StorageError(f"storage {storage.url!r} cannot be read: {one_line(error)}")
 
 
 def _tags_of_trial(trial: Trial, tags: Mapping[str, str]) -> dict[str, str]:

@@ -27,6 +27,10 @@ another machine, must not hold up the sweep's end."""
 _LONGEST_ERROR = 200
 
 
+def _no_model() -> None:
+    """Stands for a model where there is none; unlike a lambda, it can be sent to another process."""
+
+
 @dataclass(frozen=True)
 class Attachment:
     """Files, tags and measurements about a study that a run gets once, and again when they have changed.
@@ -43,7 +47,7 @@ class Attachment:
     files: Callable[[], Mapping[str, bytes]] = dict
     tags: Mapping[str, str] = field(default_factory=dict)
     points: Sequence[Point] = ()
-    model: "Callable[[], tuple[torch.nn.Module, torch.Tensor] | None]" = lambda: None
+    model: "Callable[[], tuple[torch.nn.Module, torch.Tensor] | None]" = _no_model
 
 
 class Attachments:

@@ -322,7 +322,7 @@ class Tracker:
                 **facts_of_study(record, self._surroundings),
             }
             if run.key in self._planned:
-                run.tags[v.TAG_DRIVER] = this_process()
+                run.tags[v.TAG_DRIVER] = self._surroundings.driver or this_process()
         if preset := record.tags.get(v.TAG_PRESET):  # a study may grow by another one
             presets = [*filter(None, run.tags.get(v.TAG_PRESET, "").split(", ")), preset]
             run.tags[v.TAG_PRESET] = ", ".join(dict.fromkeys(presets))
