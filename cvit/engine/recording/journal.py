@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from cvit.config import Parameter, with_numbers
@@ -64,6 +64,11 @@ class _Contents:
         self.ends: dict[str, EndRecord] = {}
         self.sessions: dict[str, SessionRecord] = {}
         self._steps: dict[str, dict[str, set[int]]] = {}
+        """The steps of the measurements of each trial that has not ended, by metric."""
+        self._of_ended: dict[str, Mapping[str, Set[int]]] = {}
+        """Those of trials that have ended."""
+        self._shared: dict[frozenset[int], frozenset[int]] = {}
+        self._equal: dict[tuple[tuple[str, frozenset[int]], ...], Mapping[str, Set[int]]] = {}
 
     def add(self, record: Record) -> Record | None:
         """Adds a record and returns what of it is new, if anything: an append that failed halfway and was tried again
@@ -79,15 +84,14 @@ class _Contents:
                 points = self.new_points(record.trial_key, record.points)
                 if not points:
                     return None
-                steps = self._steps.setdefault(record.trial_key, {})
-                for metric, step, _, _ in points:
-                    steps.setdefault(metric, set()).add(step)
+                self._add_steps(record.trial_key, points)
                 return record if len(points) == len(record.points) else dataclasses.replace(record, points=points)
             case EndRecord():
                 last = self.ends.get(record.trial_key)
                 if last is not None and (last.status, last.note) == (record.status, record.note):
                     return None
                 self.ends[record.trial_key] = record
+                self._end(record.trial_key)
             case SessionRecord():
                 if self.sessions.get(record.study_key) == record:
                     return None
@@ -96,9 +100,22 @@ class _Contents:
                 pass  # the tracker leaves out what it has
         return record
 
+    def _add_steps(self, trial_key: str, points: Iterable[Point]) -> None:
+        ended = self._of_ended.pop(trial_key, {})
+        steps = self._steps.setdefault(trial_key, {metric: set(of) for metric, of in ended.items()})
+        for metric, step, _, _ in points:
+            steps.setdefault(metric, set()).add(step)
+
+    def _end(self, trial_key: str) -> None:
+        """Lets the trials that have ended share equal sets of steps: a large sweep has few of them."""
+        steps = self._steps.pop(trial_key, {})
+        shared = {metric: self._shared.setdefault(each := frozenset(of), each) for metric, of in steps.items()}
+        if shared:
+            self._of_ended[trial_key] = self._equal.setdefault(tuple(shared.items()), shared)
+
     def new_points(self, trial_key: str, points: Iterable[Point]) -> list[Point]:
         """The measurements of a trial whose metric and step the journal does not contain."""
-        steps = self._steps.get(trial_key, {})
+        steps: Mapping[str, Set[int]] = self._steps.get(trial_key) or self._of_ended.get(trial_key, {})
         return [point for point in points if point[1] not in steps.get(point[0], ())]
 
 

@@ -203,6 +203,10 @@ class Tracker:
                 run.run_id, run.is_open = run_id, self._status(run) == RUNNING
                 run.settle()
         remaining = [run for run, run_id in zip(runs, ids, strict=True) if run_id is None]
+        if backend.calls_at_once == 1:
+            for run in remaining:
+                self._write_unless_refused(run)
+            return
         with ThreadPoolExecutor(backend.calls_at_once) as pool:
             for written in [pool.submit(self._write_unless_refused, run) for run in remaining]:
                 written.result()
