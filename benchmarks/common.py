@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import torch  # where it is not needed it would cost seconds and half a gigabyte
 
 T = TypeVar("T")
+
+PRECISIONS = ("float32", "bfloat16")
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 Json = Annotated[Path | None, Parameter(name="--json", help="File for the machine-readable figures.")]
 Repeats = Annotated[int, Parameter(help="Rounds; in each of them every arm has one turn.")]
@@ -81,6 +85,49 @@ def chosen_device(name: str) -> "torch.device":
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def matrix_rate(precision: str, device: "torch.device", threads: int = 1, products: int = 10) -> float:
+    """Measures the FLOP/s of one large matrix product, the best of several.
+
+    Args:
+        precision: float32 or bfloat16.
+        threads: the threads that compute it on a CPU.
+    """
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    side, dtype = MATRIX_SIDE[device.type], getattr(torch, precision)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    times, threads_before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for _ in range(products):
+        wait()
+        started = time.perf_counter()
+        torch.mm(a, b)
+        wait()
+        times.append(time.perf_counter() - started)
+    torch.set_num_threads(threads_before)
+    return 2 * side**3 / min(times)
+
+
+def limit(flops: float, precision: str, device: "torch.device") -> dict[str, float]:
+    """Returns this machine's matrix rate, on a CPU that of all cores together, and the seconds that these operations
+    take at that rate: no training is shorter."""
+    rate = matrix_rate(precision, device, available_cores())
+    return {"matrix_flops_per_second": rate, "seconds": flops / rate}
+
+
+def limit_line(flops: float, limits: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns the limits of several precisions as a line of text."""
+    rates = (
+        f"{one['seconds']:.1f} s in {precision} ({one['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s)"
+        for precision, one in limits.items()
+    )
+    return f"the limit, {flops:.3g} operations at the measured matrix rate: {', '.join(rates)}"
 
 
 def check(json_path: Path | None, **counts: int) -> None:

@@ -1,5 +1,6 @@
 """The benchmarks' figures agree with each other, and bad input ends in one line."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,11 +16,12 @@ from tests.support.scripts import ROOT
 
 pytestmark = pytest.mark.benchmark
 
+HAS_LIGHTNING = importlib.util.find_spec("lightning") is not None
 SCRIPTS = ("throughput", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale")
 TINY_GRID = (
-    *("--data-fraction", "0.02", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
-    *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16"),
-    *("--epochs", "0", "--min-steps", "8", "--evaluations", "2", "--budget-unit", "steps"),
+    *("--data-fraction", "0.2", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
+    *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--learning-rate", "0.01"),
+    *("--epochs", "0", "--min-steps", "200", "--evaluations", "2", "--budget-unit", "steps"),
 )
 TINY = {
     "throughput": TINY_GRID,
@@ -74,15 +76,31 @@ def test_throughput_compares_the_same_trials_by_their_own_figures(tmp_path: Path
         assert figures["trials_per_hour"]["median"] == pytest.approx(2 * 3600 / figures["seconds"]["median"]), arm
         assert 0 < figures["cpu_utilisation"]["median"] < 1.1
         assert figures["peak_memory_bytes"]["median"] > 2e8  # torch alone
-    assert set(arms) == {"engine", "plain", "loop"}
-    for arm in ("plain", "loop"):
+        for precision, limit in content["limit"].items():
+            assert figures["times_limit"][precision] * limit["seconds"] == pytest.approx(figures["seconds"]["median"])
+            assert limit["seconds"] * limit["matrix_flops_per_second"] == pytest.approx(content["grid"]["flops"])
+    ours, by_hand = {"engine", "local", "loop", "loop_torch"}, {"plain", "optuna", "bash"}
+    assert set(arms) == ours | by_hand | ({"lightning"} if HAS_LIGHTNING else set())
+    for arm in set(arms) - {"engine"}:
         expected = arms[arm]["seconds"]["median"] / arms["engine"]["seconds"]["median"]
         assert content[f"ratio_vs_{arm}"] == pytest.approx(expected)
     assert content["ratio_vs_fractional"] is None
-    assert content["grid"]["trials"] == 2 and content["grid"]["stages"] == 3 and content["grid"]["steps"] == 16
-    # The engine's packs and the bare loop train the same stages.
+    assert content["grid"]["trials"] == 2 and content["grid"]["stages"] == 3 and content["grid"]["steps"] == 400
     accuracy = {arm: figures["mean_test_accuracy"]["median"] for arm, figures in arms.items()}
-    assert accuracy["engine"] == pytest.approx(accuracy["loop"], abs=0.01)
+    # The same trainer on the same draws: the results are the same to the last bit, whoever calls it.
+    assert accuracy["engine"] == accuracy["local"] == accuracy["loop"]
+    assert accuracy["plain"] == accuracy["optuna"] == accuracy["bash"]
+    # Other operators, other draws: the same within noise, and far from chance.
+    assert min(accuracy.values()) > 0.3
+    assert max(accuracy.values()) - min(accuracy.values()) < 0.1
+
+
+def test_an_arm_whose_package_is_missing_is_refused_in_one_line() -> None:
+    if HAS_LIGHTNING:
+        pytest.skip("the package is there: lightning")
+    done = benchmark("throughput", "--arm", "engine", "lightning")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert "lightning" in done.stderr and "pip install" in done.stderr
 
 
 def test_steps_and_packs_are_compared_by_their_own_figures(tmp_path: Path) -> None:
