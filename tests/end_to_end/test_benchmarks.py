@@ -19,9 +19,9 @@ pytestmark = pytest.mark.benchmark
 HAS_LIGHTNING = importlib.util.find_spec("lightning") is not None
 SCRIPTS = ("throughput", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale")
 TINY_GRID = (
-    *("--data-fraction", "0.2", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
-    *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--learning-rate", "0.01"),
-    *("--epochs", "0", "--min-steps", "200", "--evaluations", "2", "--budget-unit", "steps"),
+    *("--data-fraction", "0.2", "--init-scheme", "random", "two_phase", "--seeds", "2", "--device", "cpu"),
+    *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--learning-rate", "0.003"),
+    *("--epochs", "0", "--min-steps", "400", "--evaluations", "2", "--budget-unit", "steps"),
 )
 TINY = {
     "throughput": TINY_GRID,
@@ -35,7 +35,7 @@ TINY = {
 
 def benchmark(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, f"benchmarks/{name}.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
 
 
@@ -65,15 +65,15 @@ def assert_described(content: dict[str, Any], repeats: int) -> None:
     assert content["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the fractional arm would run")
 def test_throughput_compares_the_same_trials_by_their_own_figures(tmp_path: Path) -> None:
     content = figures_of("throughput", tmp_path)
     assert_described(content, repeats=1)
     arms = content["arms"]
     for arm, figures in arms.items():
-        # Two trials, of three stages in all; an arm that left one out would look fast.
-        assert figures["trials_per_hour"]["median"] == pytest.approx(2 * 3600 / figures["seconds"]["median"]), arm
+        # Four trials, of six stages in all; an arm that left one out would look fast.
+        assert figures["trials_per_hour"]["median"] == pytest.approx(4 * 3600 / figures["seconds"]["median"]), arm
         assert 0 < figures["cpu_utilisation"]["median"] < 1.1
         assert figures["peak_memory_bytes"]["median"] > 2e8  # torch alone
         for precision, limit in content["limit"].items():
@@ -85,12 +85,12 @@ def test_throughput_compares_the_same_trials_by_their_own_figures(tmp_path: Path
         expected = arms[arm]["seconds"]["median"] / arms["engine"]["seconds"]["median"]
         assert content[f"ratio_vs_{arm}"] == pytest.approx(expected)
     assert content["ratio_vs_fractional"] is None
-    assert content["grid"]["trials"] == 2 and content["grid"]["stages"] == 3 and content["grid"]["steps"] == 400
+    assert content["grid"]["trials"] == 4 and content["grid"]["stages"] == 6 and content["grid"]["steps"] == 1600
     accuracy = {arm: figures["mean_test_accuracy"]["median"] for arm, figures in arms.items()}
     # The same trainer on the same draws: the results are the same to the last bit, whoever calls it.
     assert accuracy["engine"] == accuracy["local"] == accuracy["loop"]
     assert accuracy["plain"] == accuracy["optuna"] == accuracy["bash"]
-    # Other operators, other draws: the same within noise, and far from chance.
+    # Other operators, other draws: the same within noise (of 12 paired differences: 0.04), and far from chance.
     assert min(accuracy.values()) > 0.3
     assert max(accuracy.values()) - min(accuracy.values()) < 0.1
 
