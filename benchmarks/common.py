@@ -96,38 +96,52 @@ def matrix_rate(precision: str, device: "torch.device", threads: int = 1, produc
     """
     import torch
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     side, dtype = MATRIX_SIDE[device.type], getattr(torch, precision)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    clock = clock_for(device) if threads == 1 else time.perf_counter
     times, threads_before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     for _ in range(products):
-        wait()
-        started = time.perf_counter()
+        wait_for(device)
+        started = clock()
         torch.mm(a, b)
-        wait()
-        times.append(time.perf_counter() - started)
+        wait_for(device)
+        times.append(clock() - started)
     torch.set_num_threads(threads_before)
     return 2 * side**3 / min(times)
 
 
-def limit(flops: float, precision: str, device: "torch.device") -> dict[str, float]:
-    """Returns this machine's matrix rate, on a CPU that of all cores together, and the seconds that these operations
-    take at that rate: no training is shorter."""
-    rate = matrix_rate(precision, device, available_cores())
-    return {"matrix_flops_per_second": rate, "seconds": flops / rate}
+def clock_for(device: "torch.device") -> Callable[[], float]:
+    """Returns the clock that neighbours disturb least: on a CPU, where one thread works, that of the processor."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
-def limit_line(flops: float, limits: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the limits of several precisions as a line of text."""
+def wait_for(device: "torch.device") -> None:
+    """Waits until the device has done what it was asked for."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def limits(flops: float, rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Returns, for matrix rates by precision, the seconds that these operations take at them: no training is shorter.
+    On a CPU the rates are those of all cores together."""
+    return {name: {"matrix_flops_per_second": rate, "seconds": flops / rate} for name, rate in rates.items()}
+
+
+def matrix_rates(device: "torch.device") -> dict[str, float]:
+    """Measures the FLOP/s of this machine in every precision, on a CPU of all cores together."""
+    return {precision: matrix_rate(precision, device, available_cores()) for precision in PRECISIONS}
+
+
+def limit_line(limits: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns the limits of the same operations in several precisions as a line of text."""
     rates = (
         f"{one['seconds']:.1f} s in {precision} ({one['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s)"
         for precision, one in limits.items()
     )
-    return f"the limit, {flops:.3g} operations at the measured matrix rate: {', '.join(rates)}"
+    return f"the limit, operations at the measured matrix rate: {', '.join(rates)}"
 
 
 def check(json_path: Path | None, **counts: int) -> None:

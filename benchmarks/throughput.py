@@ -168,7 +168,7 @@ def throughput(
     chosen, left_out = _chosen(_arms(device.type == "cuda"), arm, device.type == "cuda")
     before = common.machine()
     flops = flops_of(plan.stages.values())
-    limit = {dtype: common.limit(flops, dtype, device) for dtype in common.PRECISIONS}
+    limit = common.limits(flops, common.matrix_rates(device))
     turns = common.interleaved({name: partial(_run, name, one, options) for name, one in chosen.items()}, repeats)
     arms = {name: _figures(of_arm, len(plan.trials)) for name, of_arm in turns.items()}
     for figures in arms.values():
@@ -177,8 +177,8 @@ def throughput(
     steps = sum(stage.steps for stage in plan.stages.values())
     sizes = {"trials": len(plan.trials), "stages": len(plan.stages), "steps": steps, "flops": flops}
     content = {"device": device.type, "n": repeats, "grid": {"options": options, **sizes}, "limit": limit}
-    title = f"{len(plan.trials)} trials of {len(plan.stages)} stages, {steps:,} steps; median of n = {repeats}"
-    _show(title, arms, ratios, [*_notes(arms, content), *left_out])
+    title = f"{len(plan.trials)} trials of {len(plan.stages)} stages, {steps:,} steps, {flops:.3g} operations"
+    _show(f"{title}; median of n = {repeats}", arms, ratios, [*_notes(arms, content), *left_out])
     common.write_json(json, "throughput", before, {**content, "arms": arms, **ratios})
 
 
@@ -287,7 +287,7 @@ def _show(title: str, arms: dict[str, Any], ratios: dict[str, float | None], not
 
 
 def _notes(arms: dict[str, Any], content: Mapping[str, Any]) -> list[str]:
-    notes = [common.limit_line(content["grid"]["flops"], content["limit"])]
+    notes = [common.limit_line(content["limit"])]
     if ours := arms.get(OURS):
         trained = f"{100 * ours['share_of_workers_time_in_training']['median']:.1f} %"
         notes.append(

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from cvit import native
 from tests.support.scripts import ROOT
 
 pytestmark = pytest.mark.benchmark
 
 HAS_LIGHTNING = importlib.util.find_spec("lightning") is not None
-SCRIPTS = ("throughput", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale")
+SCRIPTS = ("throughput", "limit", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale")
 TINY_GRID = (
     *("--data-fraction", "0.2", "--init-scheme", "random", "two_phase", "--seeds", "2", "--device", "cpu"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--learning-rate", "0.003"),
@@ -25,6 +26,7 @@ TINY_GRID = (
 )
 TINY = {
     "throughput": TINY_GRID,
+    "limit": ("--preset", "smoke", "laptop", "--repeats", "2", "--max-pack", "1", *TINY_GRID),
     "packing": ("--model-size", "digits", "--pack-size", "1", "2", "--steps", "4", "--repeats", "1", "--device", "cpu"),
     "regularisation": ("--steps", "1", "--repeats", "1", "--device", "cpu"),
     "step": ("--model-size", "small", "--batch-size", "2", "--steps", "1", "--repeats", "3", "--device", "cpu"),
@@ -103,14 +105,37 @@ def test_an_arm_whose_package_is_missing_is_refused_in_one_line() -> None:
     assert "lightning" in done.stderr and "pip install" in done.stderr
 
 
+def test_the_limit_is_the_operations_of_the_grid_over_the_rate(tmp_path: Path) -> None:
+    content = figures_of("limit", tmp_path)
+    assert_described(content, repeats=2)
+    assert set(content["presets"]) == {"smoke", "laptop"}
+    for phases in content["presets"].values():
+        assert set(phases) == {"attention", "convolution", "all"}
+        for of_all in ("stages", "steps", "flops"):
+            assert sum(phases[phase][of_all] for phase in ("attention", "convolution")) == phases["all"][of_all]
+        assert (phases["all"]["stages"], phases["all"]["steps"]) == (6, 1600)
+        # A step of the twin has no attention matrices and two of four projections.
+        of_step = {phase: figures["flops"] / figures["steps"] for phase, figures in phases.items()}
+        assert of_step["convolution"] < of_step["attention"]
+        for figures in phases.values():
+            for precision, limit in figures["limit"].items():
+                assert limit["seconds"] * limit["matrix_flops_per_second"] == pytest.approx(figures["flops"])
+                assert figures["times_limit"][precision] == figures["seconds"]["median"] / limit["seconds"]
+
+
 def test_steps_and_packs_are_compared_by_their_own_figures(tmp_path: Path) -> None:
     content = figures_of("step", tmp_path)
     assert_described(content, repeats=3)
     models = content["models"]["small"]
+    kinds = {"ours", "torchvision", "timm", "trainer"}
+    by_torch = {"ours_torch", "trainer_torch"} if native.is_available() else set()
+    assert set(models) == kinds | {f"{kind}_bfloat16" for kind in kinds} | by_torch
+    references = {"ratio_vs_this": "ours", "ratio_vs_this_bfloat16": "ours_bfloat16", "ratio_vs_trainer": "trainer"}
     for name, figures in models.items():
-        assert figures["ratio_vs_this"] == figures["seconds"]["median"] / models["ours"]["seconds"]["median"], name
+        for ratio, other in references.items():
+            assert figures[ratio] == figures["seconds"]["median"] / models[other]["seconds"]["median"], name
         rate = figures["flops"] / figures["seconds"]["median"]
-        assert figures["mfu"] == pytest.approx(rate / content["matrix_flops_per_second"])
+        assert figures["mfu"] == pytest.approx(rate / content["matrix_flops_per_second"][figures["precision"]])
     # Of the same shape: they differ by biases of attention, a class token, position terms.
     assert max(f["parameters"] for f in models.values()) < 1.06 * min(f["parameters"] for f in models.values())
     assert max(f["flops"] for f in models.values()) < 1.06 * min(f["flops"] for f in models.values())
