@@ -50,7 +50,7 @@ from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
 
 DEFAULTS = {"--preset": ["laptop"], "--budget-unit": ["steps"]}
 """The grid without other options: that of `python sweeps/low_data.py --budget-unit steps`."""
-OURS = "engine"
+OURS, LOCAL = "engine", "local"
 GPU_SHARE = 0.25
 TORCH = {"CVIT_NATIVE": "0"}
 """Environment in which models are computed by torch's operators, although there are faster ones (cvit/native)."""
@@ -132,7 +132,7 @@ def _arms(on_gpu: bool) -> dict[str, Arm]:
     loop = script("benchmarks/arms/loop.py")
     return {
         OURS: Arm(script(SCRIPT), _in_results),
-        "local": Arm(script(SCRIPT, "--address", "local"), _in_results),
+        LOCAL: Arm(script(SCRIPT, "--address", "local"), _in_results),
         "plain": Arm(script("benchmarks/arms/plain.py", whole), _in_mlflow, TORCH),
         "fractional": Arm(script("benchmarks/arms/plain.py", str(GPU_SHARE)), _in_mlflow, TORCH, needs_gpu=True),
         "lightning": Arm(script("benchmarks/arms/with_lightning.py", whole), _in_mlflow, TORCH, needs="lightning"),
@@ -173,7 +173,8 @@ def throughput(
     arms = {name: _figures(of_arm, len(plan.trials)) for name, of_arm in turns.items()}
     for figures in arms.values():
         figures["times_limit"] = {dtype: figures["seconds"]["median"] / one["seconds"] for dtype, one in limit.items()}
-    ratios = {f"ratio_vs_{name}": _ratio(arms, name) for name in ARMS if name != OURS}
+    ratios = {f"ratio_vs_{name}": _ratio(arms, OURS, name) for name in ARMS if name != OURS}
+    ratios |= {f"local_ratio_vs_{name}": _ratio(arms, LOCAL, name) for name in ARMS if name not in (OURS, LOCAL)}
     steps = sum(stage.steps for stage in plan.stages.values())
     sizes = {"trials": len(plan.trials), "stages": len(plan.stages), "steps": steps, "flops": flops}
     content = {"device": device.type, "n": repeats, "grid": {"options": options, **sizes}, "limit": limit}
@@ -252,24 +253,26 @@ def _figures(turns: Sequence[Turn], num_trials: int) -> dict[str, Any]:
     return figures
 
 
-def _ratio(arms: dict[str, Any], other: str) -> float | None:
-    """Returns the engine's median of trials per hour over the other arm's; None if one of them did not run."""
-    if other not in arms or OURS not in arms:
+def _ratio(arms: dict[str, Any], ours: str, other: str) -> float | None:
+    """Returns an arm's median of trials per hour over another's; None if one of them did not run."""
+    if other not in arms or ours not in arms:
         return None
-    return arms[OURS]["trials_per_hour"]["median"] / arms[other]["trials_per_hour"]["median"]
+    return arms[ours]["trials_per_hour"]["median"] / arms[other]["trials_per_hour"]["median"]
 
 
 def _show(title: str, arms: dict[str, Any], ratios: dict[str, float | None], notes: Sequence[str]) -> None:
-    columns = ["arm", "trials/h", "engine is", "seconds", "limits", "CPU s", "CPU", "memory", "accuracy"]
+    columns = ["arm", "trials/h", "engine is", "local is", "seconds", "limits", "CPU s", "CPU", "memory", "accuracy"]
     if has_gpu := all(figures["gpu_utilisation"] is not None for figures in arms.values()):
         columns += ["GPU", "GPU memory"]
     rows = []
     for arm, figures in arms.items():
-        ratio = ratios.get(f"ratio_vs_{arm}")
         row = [
             arm,
             common.with_spread(figures["trials_per_hour"], digits=0),
-            "" if ratio is None else f"{ratio:.2f}×",
+            *(
+                "" if ratio is None else f"{ratio:.2f}×"
+                for ratio in (ratios.get(f"{ours}ratio_vs_{arm}") for ours in ("", "local_"))
+            ),
             common.with_spread(figures["seconds"]),
             f"{figures['times_limit']['float32']:.1f}",
             common.with_spread(figures["cpu_seconds"]),

@@ -86,6 +86,8 @@ def test_throughput_compares_the_same_trials_by_their_own_figures(tmp_path: Path
     for arm in set(arms) - {"engine"}:
         expected = arms[arm]["seconds"]["median"] / arms["engine"]["seconds"]["median"]
         assert content[f"ratio_vs_{arm}"] == pytest.approx(expected)
+    expected = arms["plain"]["seconds"]["median"] / arms["local"]["seconds"]["median"]
+    assert content["local_ratio_vs_plain"] == pytest.approx(expected)
     assert content["ratio_vs_fractional"] is None
     assert content["grid"]["trials"] == 4 and content["grid"]["stages"] == 6 and content["grid"]["steps"] == 1600
     accuracy = {arm: figures["mean_test_accuracy"]["median"] for arm, figures in arms.items()}
