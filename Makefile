@@ -55,5 +55,6 @@ clean:  ## remove .venv and caches; keeps storage/, mlflow.db and results/
 	{ $(BIN)/python -m pip install --quiet uv && \
 	    $(BIN)/uv sync --quiet --frozen --inexact --no-python-downloads --compile-bytecode --extra dev; } \
 	    || $(BIN)/python -m pip install --quiet -e '.[dev]'
+	-@$(BIN)/python -m cvit.native
 	-@$(BIN)/python -m cvit.engine.tracking.prepared_store
 	@touch $@

@@ -19,6 +19,7 @@ from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_failures, take_up_pruned
 from cvit.engine.session import Ending, Session
 from cvit.engine.terminal.display import Display
+from cvit.engine.terminal.operators import ready_operators
 from cvit.engine.terminal.plan_text import print_growth, print_stopped
 from cvit.engine.terminal.report import (
     Closing,
@@ -51,6 +52,7 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
         if progress.todo:
             with spinner(console, "decoding images", session.forecast) if session.info else contextlib.nullcontext():
                 _ = session.dataset, session.workers  # bad images, no cluster: before anything is recorded
+            ready_operators(session.console, session.workers, session.forecast)
         with contextlib.ExitStack() as stack, Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
             if is_live(console):  # shown while the book is closed
