@@ -191,7 +191,7 @@ def _arm(model: nn.Module, shape: Shape, precision: Precision, device: torch.dev
             loss().backward()
             optimizer.step()
 
-    with native.switched_off(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         loss().backward()
     parameters = sum(p.numel() for p in model.parameters())
     return _Arm(_timed(take, device), float(counter.get_total_flops()), parameters, precision)
