@@ -26,7 +26,7 @@ from cyclopts import Parameter
 from benchmarks import common
 from cvit import native
 from cvit.analysis.statistics.stats import t_interval
-from cvit.config import ConfigError
+from cvit.config import ConfigError, InitSchemeName
 from cvit.data.datasets import describe, load
 from cvit.recipes import PHOTO_TRAINING, PHOTO_VIT, SMALL_TRAINING, SMALL_VIT
 from cvit.stages import TrainingStage
@@ -40,7 +40,6 @@ SIZES: dict[Size, dict[str, Any]] = {
     "photos": PHOTO_VIT | PHOTO_TRAINING | {"min_steps": 400, "max_test_images": 2000},
 }
 DATASETS: dict[Size, str] = {"digits": "digits", "photos": "cifar10"}
-SCHEMES = ("random", "two_phase")
 BASELINE = "torch, float32"
 ARMS = {BASELINE: "float32", "fused, float32": "float32", "fused, bfloat16 products": "bfloat16"}
 PACK_SIZE = 4
@@ -54,6 +53,9 @@ def accuracy(
     size: Annotated[
         Size, Parameter(help="Model and data: 8 × 8 digits, or photographs of 32 × 32 (CIFAR-10).")
     ] = "digits",
+    init_scheme: Annotated[
+        tuple[InitSchemeName, ...], Parameter(help="Init schemes; two_phase trains a twin too.", consume_multiple=True)
+    ] = ("random", "two_phase"),
     seeds: Annotated[int, Parameter(help="Trainings of each arm and init scheme.")] = 10,
     data_dir: Annotated[str, Parameter(help="Folder of the data sets.")] = "data",
     json: common.Json = None,
@@ -73,7 +75,7 @@ def accuracy(
     )
     measured: dict[str, Any] = {}
     rows = []
-    for scheme in SCHEMES:
+    for scheme in init_scheme:
         of_arms: dict[str, dict[str, Any]] = {}
         for arm, precision in ARMS.items():
             flat = defaults | SIZES[size] | {"init_scheme": scheme, "precision": precision}
