@@ -10,7 +10,7 @@ from cvit.engine.planning.progress import Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_known_results
 from cvit.engine.session import Ending, Session
-from cvit.engine.terminal.surroundings import NEEDED_FOR_ANSWERS, NEEDED_FOR_FIGURES, surroundings
+from cvit.engine.terminal.surroundings import NEEDED_FOR_ANSWERS, surroundings
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED
 from cvit.engine.tracking.tracker_process import Copy, tracker_for
@@ -21,7 +21,6 @@ from cvit.records import SessionRecord
 from cvit.redaction import redacted
 from cvit.storage import StorageError
 from cvit.vocabulary import (
-    NO_TRACKING,
     TAG_CODE_VERSION,
     TAG_DATA_FINGERPRINT,
     TAG_GIT_COMMIT,
@@ -76,15 +75,13 @@ class Book:
         return self
 
     def _check_before_copying(self) -> None:
-        """Raises LeaseLost if this driver may not write any more; the tracker's thread calls it before it writes.
+        """Raises LeaseLost if this driver may not write any more; a thread of the tracker's calls it before it writes.
 
-        Before the first time, the thread waits for the first training step, which it would delay by the imports of
-        MLflow; then it imports what the end of the sweep needs, and the workers go on training meanwhile.
+        The first time, the thread waits for the first training step, and then imports what the end of the sweep needs.
         """
         if not self._is_ready:
             self._session.timing.begun.wait(LONGEST_START_S)
-            is_tracked = self._session.request.tracking_uri != NO_TRACKING
-            import_all([NEEDED_FOR_ANSWERS, *([NEEDED_FOR_FIGURES] if is_tracked else [])])
+            import_all([NEEDED_FOR_ANSWERS])
             self._is_ready = True
         self._session.check()
 

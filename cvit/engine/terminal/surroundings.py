@@ -13,4 +13,5 @@ NEEDED_FOR_FIGURES = "cvit.analysis.display.narrow_figure"
 
 def surroundings(storage: Storage) -> Surroundings:
     """The surroundings of the runs of a storage."""
-    return Surroundings(storage.url, {scheme: colour_of(scheme) for scheme in SCHEMES})
+    colours = {scheme: colour_of(scheme) for scheme in SCHEMES}
+    return Surroundings(storage.url, colours, imports=(NEEDED_FOR_ANSWERS, NEEDED_FOR_FIGURES))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from cvit.engine.ahead import import_all
 from cvit.engine.recording.journal import read_records
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.tracking.tracker import Tracker
@@ -38,6 +39,7 @@ def serve() -> None:
 
 def _copy(connection: Connection, copy: Copy) -> None:
     connection.poll(PATIENCE_S)
+    import_all(copy.surroundings.imports)
     driver = _Driver(connection)
     records = read_records(copy.storage, copy.sweep)
     tracker = Tracker(copy.uri, copy.sweep, copy.planned, records, driver.check, copy.surroundings)
