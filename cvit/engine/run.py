@@ -4,6 +4,7 @@ import contextlib
 import functools
 
 from cvit.engine import exit_codes
+from cvit.engine.ahead import import_all
 from cvit.engine.book import Book
 from cvit.engine.execution import forked
 from cvit.engine.execution.faults import TrainingError
@@ -19,6 +20,7 @@ from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_failures, take_up_pruned
 from cvit.engine.session import Ending, Session
 from cvit.engine.terminal.display import Display
+from cvit.engine.terminal.operators import ready_operators
 from cvit.engine.terminal.plan_text import print_growth, print_stopped
 from cvit.engine.terminal.report import (
     Closing,
@@ -29,6 +31,9 @@ from cvit.engine.terminal.report import (
 from cvit.engine.terminal.spinner import is_live, spinner
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.storage import StorageError
+
+_TRAINS_WITH_RAY = "cvit.engine.execution.execute"
+"""The module with which Ray Tune and pandas are imported."""
 
 
 def run_sweep(progress: Progress, session: Session) -> Ending:
@@ -51,6 +56,9 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
         if progress.todo:
             with spinner(console, "decoding images", session.forecast) if session.info else contextlib.nullcontext():
                 _ = session.dataset, session.workers  # bad images, no cluster: before anything is recorded
+            ready_operators(session.console, session.workers, session.forecast)
+            if session.cluster is not None:
+                import_all([_TRAINS_WITH_RAY])  # before the book is open, whose thread imports pandas too
         with contextlib.ExitStack() as stack, Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
             if is_live(console):  # shown while the book is closed

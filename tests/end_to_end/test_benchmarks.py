@@ -15,7 +15,7 @@ from tests.support.scripts import ROOT
 
 pytestmark = pytest.mark.benchmark
 
-SCRIPTS = ("throughput", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale")
+SCRIPTS = ("throughput", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale", "start")
 TINY_GRID = (
     *("--data-fraction", "0.02", "--init-scheme", "random", "two_phase", "--seeds", "1", "--device", "cpu"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16"),
