@@ -1,7 +1,7 @@
 """The warm process: it imports torch and the training once, and every worker on this machine is forked from it.
 
 A fork of the driver itself would not do: its other threads (display, tracker, lease) are not in a copy of it, but the
-locks that they hold are. The warm process has one thread and never looks for a GPU, so that its copies may. It starts
+locks that they hold are. The warm process starts no thread and never looks for a GPU, so that its copies may. It starts
 while the driver plans, asks nothing of the driver's main module, and ends with the driver, however that ends.
 """
 
@@ -38,6 +38,8 @@ LOOK_S = 1.0
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cvit.engine.execution.warm import serve; serve()"
 )
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""Otherwise numpy starts a thread for each core when it is imported, and each worker does so again."""
 _REQUEST, _ANSWER = struct.Struct("<cq"), struct.Struct("<q")
 _FORK, _WAIT = b"f", b"w"
 _MOST_FILES = 8
@@ -89,6 +91,7 @@ class WarmProcess:
                 stdout=self._printed,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=_ONE_THREAD | os.environ,
             )
 
     def fork(self, function: Callable[..., None], *arguments: Any, files: Sequence[int] = ()) -> Forked:
