@@ -9,7 +9,18 @@ import pytest
 
 from tests.support.scripts import ROOT, WIDTH
 
-HEAVY = ["torch", "torch._dynamo", "torch._inductor", "sympy", "triton", "ray", "mlflow", "pandas", "scipy"]
+HEAVY = [
+    "torch",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "triton",
+    "ray",
+    "mlflow",
+    "matplotlib",
+    "pandas",
+    "scipy",
+]
 
 
 @pytest.mark.parametrize(
