@@ -34,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(ENVIRONMENT)
     for name in FOREIGN:
         os.environ.pop(name, None)
+    # Compiled operators are found by tests with a home folder of their own too.
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     # Ray's sockets lie below this folder, and a socket's path may have 107 bytes: pytest's own folders are too deep.
     folder = tempfile.mkdtemp(prefix="cvit-", dir="/tmp")
     os.environ["RAY_TMPDIR"] = folder

@@ -5,14 +5,15 @@ from types import TracebackType
 from typing import Self
 
 from cvit.engine import exit_codes
+from cvit.engine.ahead import import_all
 from cvit.engine.planning.progress import Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_known_results
 from cvit.engine.session import Ending, Session
-from cvit.engine.terminal.answer import answer_of, surroundings
+from cvit.engine.terminal.surroundings import NEEDED_FOR_ANSWERS, NEEDED_FOR_FIGURES, surroundings
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED
-from cvit.engine.tracking.tracker import Tracker
+from cvit.engine.tracking.tracker_process import Copy, tracker_for
 from cvit.errors import one_line
 from cvit.machine import hardware, packages, user
 from cvit.provenance import code_version, git_commit
@@ -20,6 +21,7 @@ from cvit.records import SessionRecord
 from cvit.redaction import redacted
 from cvit.storage import StorageError
 from cvit.vocabulary import (
+    NO_TRACKING,
     TAG_CODE_VERSION,
     TAG_DATA_FINGERPRINT,
     TAG_GIT_COMMIT,
@@ -31,6 +33,8 @@ from cvit.vocabulary import (
 
 CLOSE_TIMEOUT_S = 60.0
 """The longest wait for the tracking store at the end of a sweep; the next run copies what is still missing."""
+LONGEST_START_S = 15.0
+"""The longest time for which nothing is copied because training has not begun."""
 
 
 class Book:
@@ -52,7 +56,7 @@ class Book:
         self._tags |= {name: text for name, text in ((TAG_USER, user()), (TAG_GIT_COMMIT, git_commit())) if text}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
-        self._session = session
+        self._session, self._is_ready = session, not progress.todo
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
         self.optuna_lines: list[str] = []
         self.tracking_error: str | None = None
@@ -61,18 +65,28 @@ class Book:
         study = progress.plan.study
         if progress.todo:
             journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
-        self.tracker = Tracker(
-            session.request.tracking_uri,
-            study.sweep,
-            self._keys(),
-            journal.records,
-            session.check,
-            surroundings(session.storage),
+        journal.flush()  # the tracker reads it
+        copy = Copy(
+            session.request.tracking_uri, study.sweep, self._keys(), session.storage, surroundings(session.storage)
         )
+        self.tracker = tracker_for(copy, self._check_before_copying)
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:
         return self
+
+    def _check_before_copying(self) -> None:
+        """Raises LeaseLost if this driver may not write any more; the tracker's thread calls it before it writes.
+
+        Before the first time, the thread waits for the first training step, which it would delay by the imports of
+        MLflow; then it imports what the end of the sweep needs, and the workers go on training meanwhile.
+        """
+        if not self._is_ready:
+            self._session.timing.begun.wait(LONGEST_START_S)
+            is_tracked = self._session.request.tracking_uri != NO_TRACKING
+            import_all([NEEDED_FOR_ANSWERS, *([NEEDED_FOR_FIGURES] if is_tracked else [])])
+            self._is_ready = True
+        self._session.check()
 
     def record_plan(self) -> None:
         """Records the plan, or that it has grown, and the results that the storage has already.
@@ -95,6 +109,7 @@ class Book:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._session.timing.begun.set()
         try:
             self._journal.flush()
             self._export_search()
@@ -108,6 +123,9 @@ class Book:
                 self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _attach_answer(self) -> None:
+        import_all([NEEDED_FOR_ANSWERS])  # the tracker's thread may be about to
+        from cvit.engine.terminal.answer import answer_of
+
         study = self._progress.plan.study
         self.tracker.attach(study.key, answer_of(self._session.storage, study.sweep, study.key))
         if self._session.request.log_models:

@@ -32,7 +32,7 @@ class RelativeAttention(nn.Module):
         positions = num_relative_positions(grid)
         self.relative_bias = nn.Parameter(torch.zeros(num_heads, positions + 1))
         index = F.pad(relative_position_index(grid), (0, 1), value=positions)
-        self.register_buffer("_bias_index", index.flatten(), persistent=False)
+        self.register_buffer("_bias_index", index.flatten().to(self.relative_bias.device), persistent=False)
 
     def position_bias(self) -> Tensor:
         """The bias of every query and key, (num_heads, N, N + 1); the last key is the zero slot."""

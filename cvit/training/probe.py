@@ -9,7 +9,6 @@ from statistics import fmean
 
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.config import TrialConfig
 from cvit.init.registry import blank_model
@@ -129,6 +128,8 @@ def _num_parameters(stage: TrainingStage) -> int:
 def step_flops(stage: TrainingStage) -> float:
     """Floating-point operations of the matrix products of one optimiser step, forward and backward; the mean where
     steps of two kinds take turns."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     excess = stage.trial.model.depth - _DEEPEST
     if excess > 0:
         half, whole = (step_flops(_resized(stage, depth=depth)) for depth in (_DEEPEST // 2, _DEEPEST))

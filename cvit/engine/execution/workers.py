@@ -6,7 +6,8 @@ from glob import glob
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
-from cvit.engine.planning.request import IN_PROCESS, NO_WISHES, Request, Resources
+from cvit.engine.planning.request import LOCAL, NO_WISHES, Request, Resources
+from cvit.machine import num_gpus
 
 WORKERS_PER_GPU = 2
 """Two, because a pack fills a GPU only while it trains: a second one fills the gaps, when the first writes a checkpoint
@@ -75,12 +76,12 @@ def workers_on(machines: Sequence[Machine], device: str, asked: Resources, place
     Raises:
         ConfigError: there is no room for what is asked for.
     """
-    num_gpus = sum(int(machine.gpus) for machine in machines)
+    has_gpus = any(int(machine.gpus) for machine in machines)
     if device == "auto":
-        device = "cuda" if num_gpus else "cpu"
+        device = "cuda" if has_gpus else "cpu"
     if device == "cpu" and asked.gpus_per_worker is not None:
         raise ConfigError(f"gpus_per_worker is not valid here: {place} has no GPU, or the device is cpu")
-    if device == "cuda" and not num_gpus and not may_grow:
+    if device == "cuda" and not has_gpus and not may_grow:
         raise ConfigError(f"device 'cuda' is not valid here: {place} has no GPU; use cpu or auto")
     cpus, gpus = asked.cpus_per_worker or 1.0, asked.gpus_per_worker or 1 / WORKERS_PER_GPU
     room = sum(_room(machine, device, cpus, gpus) for machine in machines)
@@ -111,13 +112,13 @@ def _times(whole: float, part: float) -> int:
 
 
 def workers_here(device: str, asked: Resources = NO_WISHES) -> Workers:
-    """The workers that Ray would have on this machine, found without starting it.
+    """The workers on this machine, whether Ray starts them or not; found without starting any.
 
     Raises:
         ConfigError: this machine has no room for what is asked for.
     """
-    num_gpus = gpus_here() if may_have_gpus(device) else 0
-    return workers_on([Machine(usable_cores(), num_gpus)], device, asked, THIS_MACHINE, may_grow=False)
+    gpus = num_gpus() if may_have_gpus(device) else 0
+    return workers_on([Machine(usable_cores(), gpus)], device, asked, THIS_MACHINE, may_grow=False)
 
 
 def may_have_gpus(device: str) -> bool:
@@ -125,23 +126,9 @@ def may_have_gpus(device: str) -> bool:
     return device == "cuda" or (device == "auto" and any(glob(pattern) for pattern in _DRIVERS))
 
 
-def gpus_here() -> int:
-    """The number of GPUs that this process may use, as torch counts them. Ray finds none where NVIDIA's management
-    library is missing, as in many containers."""
-    import torch  # imported elsewhere by then; importing it above would delay the start of Ray
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def this_process(device: str, asked: Resources = NO_WISHES) -> Workers:
-    """The one worker of a sweep that runs without Ray: this process.
-
-    Raises:
-        ConfigError: several are asked for, or more than this machine has.
-    """
-    if asked.workers not in (None, 1):
-        raise ConfigError(f"workers {asked.workers} is not valid with address {IN_PROCESS!r}, in this process alone")
-    return replace(workers_here(device, asked), count=1)
+def this_process(device: str) -> Workers:
+    """The one worker of a sweep that trains in its own process."""
+    return workers_here(device, Resources(workers=1))
 
 
 def planned_workers(request: Request) -> Workers:
@@ -151,9 +138,7 @@ def planned_workers(request: Request) -> Workers:
     Raises:
         ConfigError: this machine is to have them, and has no room.
     """
-    if request.address == IN_PROCESS:
-        return this_process(request.device, request.resources)
-    if request.address is None:
+    if request.address in (None, LOCAL):
         return workers_here(request.device, request.resources)
     here = workers_here(request.device)
     return replace(here, count=request.resources.workers or here.count)

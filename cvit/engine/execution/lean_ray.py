@@ -1,0 +1,96 @@
+"""Ray on this machine with the processes that a sweep uses, and no others.
+
+By itself, a Ray on one machine also starts an autoscaler, a dashboard without pages, a reader of logs and an agent with
+open ports: four Python processes, which take 3 s of the processor before the first worker starts. A sweep asks none of
+them anything. Ray has no options for this, so `lean_ray` reaches into modules that are not public, in the versions for
+which it is tested; any other Ray starts as usual. `tests/engine/test_lean_ray.py` lists the processes of a real one.
+"""
+
+import contextlib
+import functools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cvit.engine.execution import agent_stand_in
+from cvit.engine.execution.workers import Workers
+
+TESTED = ("2.60",)
+"""The versions of Ray whose inner modules are known."""
+KEPT_S = 3600
+"""The seconds for which an unused worker process is kept. By itself, Ray ends it after one second once placement groups
+have taken all CPUs, which is just before Tune's workers ask for it."""
+IMPORTED_BEFOREHAND = ("torch", "ray.tune")
+"""The libraries that take a worker seconds to import. Its process imports them while this one measures packs."""
+
+
+@contextlib.contextmanager
+def lean_ray() -> Iterator[None]:
+    """Within the context, `ray.init` starts no autoscaler, no dashboard, no reader of logs and no agent."""
+    import ray
+    from ray._private import node, parameter, services, utils
+
+    if ray.__version__.rpartition(".")[0] not in TESTED:
+        yield
+        return
+    lean = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    with (
+        replaced(parameter, "RayParams", lean),
+        replaced(node.Node, "start_api_server", _start_none),
+        replaced(services, "start_ray_process", _without_agent(services.start_ray_process)),
+        replaced(utils, "get_dashboard_dependency_error", _is_not_installed),
+    ):
+        yield
+
+
+def system_config(likely: Workers) -> dict[str, Any]:
+    """Ray's settings for a Ray on this machine. On CPUs every process that it starts becomes a worker, so all of them
+    are kept and import the libraries at once; beside a GPU most of them would be in the way.
+
+    Args:
+        likely: the workers that the sweep is going to have.
+    """
+    if likely.device != "cpu":
+        return {}
+    return {
+        "idle_worker_killing_time_threshold_ms": KEPT_S * 1000,
+        "preload_python_modules": list(IMPORTED_BEFOREHAND),
+    }
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within the context, a module or a class has another attribute."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _start_none(node: Any, **_: Any) -> None:
+    node._webui_url = ""
+
+
+def _without_agent(start: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that starts a process of Ray's; the raylet gets the stand-in in place of the dashboard agent."""
+
+    @functools.wraps(start)
+    def started(command: list[str], kind: str, *args: Any, **options: Any) -> Any:
+        flags = {name: text for name, equals, text in (part.partition("=") for part in command) if equals}
+        if (agent := "--dashboard_agent_command") in flags:
+            script = str(Path(agent_stand_in.__file__))
+            stand_in = [sys.executable, "-I", "-S", script, flags["--session_dir"], flags["--node_id"]]
+            command = [part for part in command if not part.startswith(f"{agent}=")]
+            command.append(f"{agent}={subprocess.list2cmdline(stand_in)}")
+        return start(command, kind, *args, **options)
+
+    return started
+
+
+def _is_not_installed() -> ImportError:
+    """The answer to Ray's question for the dashboard's libraries, which it would import to find them."""
+    return ImportError("no dashboard is asked for")
