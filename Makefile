@@ -16,13 +16,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.installed  ## the theorem's curve, a part of low_data on embedded data, and the report of both
-	$(BIN)/python sweeps/head_count.py --part expressivity --preset smoke --address local
-	$(BIN)/python sweeps/low_data.py --seeds 3 --data-fraction 0.02 --budget-unit steps --address local
-	$(BIN)/python analysis/make_tables.py --storage storage
-	@echo
-	@$(BIN)/python -m cvit.engine.missing low-data
-	@echo "Every run with its curves: $(BIN)/mlflow ui"
-	@echo "Report: $(CURDIR)/results/report.html"
+	@$(BIN)/python -m cvit.engine.demo
 
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
 	$(PYTEST) $(BY_FILE) -m 'not ($(LONG) or simulation)'

@@ -42,6 +42,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, files without such a test are not imported: a machine lent for its GPU may lack Ray, MLflow and
+    Optuna, and imports take seconds of the loan."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    if is_test and config.getoption("markexpr") == "gpu" and "mark.gpu" not in collection_path.read_text():
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests marked gpu where there is none, and puts the files that take longest first, so that of several
     test processes (`make test`) none works alone at the end."""

@@ -10,7 +10,7 @@ from cvit.engine.planning.progress import Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_known_results
 from cvit.engine.session import Ending, Session
-from cvit.engine.terminal.surroundings import NEEDED_AT_THE_END, surroundings
+from cvit.engine.terminal.surroundings import NEEDED_FOR_ANSWERS, NEEDED_FOR_FIGURES, surroundings
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED
 from cvit.engine.tracking.tracker import Tracker
@@ -21,6 +21,7 @@ from cvit.records import SessionRecord
 from cvit.redaction import redacted
 from cvit.storage import StorageError
 from cvit.vocabulary import (
+    NO_TRACKING,
     TAG_CODE_VERSION,
     TAG_DATA_FINGERPRINT,
     TAG_GIT_COMMIT,
@@ -85,7 +86,8 @@ class Book:
         """
         if not self._is_ready:
             self._session.timing.begun.wait(LONGEST_START_S)
-            import_all(NEEDED_AT_THE_END)
+            is_tracked = self._session.request.tracking_uri != NO_TRACKING
+            import_all([NEEDED_FOR_ANSWERS, *([NEEDED_FOR_FIGURES] if is_tracked else [])])
             self._is_ready = True
         self._session.check()
 
@@ -124,7 +126,8 @@ class Book:
                 self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _attach_answer(self) -> None:
-        from cvit.engine.terminal.answer import answer_of  # with pandas, which nothing needs before
+        import_all([NEEDED_FOR_ANSWERS])  # the tracker's thread may be about to
+        from cvit.engine.terminal.answer import answer_of
 
         study = self._progress.plan.study
         self.tracker.attach(study.key, answer_of(self._session.storage, study.sweep, study.key))

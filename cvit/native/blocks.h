@@ -16,7 +16,8 @@ template <class T> struct Mlp {
     T eps;
     const T *x, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
     const T *scale;  // s by image, or null
-    int64_t kept() const { return members * images * N * padded<T>(F); }
+    int64_t kept_linear() const { return members * images * N * padded<T>(F); }
+    int64_t kept() const { return kept_linear() + 2 * members * images * N; }
 };
 template <class T> struct MlpGradients {
     T *x, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
@@ -50,10 +51,9 @@ template <class T> struct Mixing {
     int group() const { return std::max(1, CHUNK / NP()); }
     int TP() const { return group() * NP(); }
     int64_t groups() const { return (images + group() - 1) / group(); }
-    int64_t kept_projected() const { return parts == 3 ? members * groups() * parts * I() * TP() : 0; }
-    int64_t kept_mixed() const { return members * groups() * I() * TP(); }
-    int64_t kept_attention() const { return parts == 3 ? members * images * H * (N + 1) * NP() : 0; }
-    int64_t kept() const { return kept_projected() + kept_mixed() + kept_attention(); }
+    int kept_parts() const { return parts == 3 ? 4 : 1; }  // queries, keys and values; mixed channels
+    int64_t kept_channels() const { return members * groups() * kept_parts() * I() * TP(); }
+    int64_t kept() const { return kept_channels() + 2 * members * images * N; }
 
     static constexpr int CHUNK = 64;
 };
@@ -74,13 +74,17 @@ template <class T>
 static void add_branch(int rows, int E, T scale, const T *x, const T *branch, const T *bias, T *y) {
     const int EP = padded<T>(E);
     for (int r = 0; r < rows; r++)
-        for (int e = 0; e < E; e++)
-            y[(long)r * E + e] = x[(long)r * E + e] + scale * (branch[(long)r * EP + e] + bias[e]);
+        for_vectors<T>(E, [&](int e, auto in) {
+            const Vector<T> whole = load(branch + (long)r * EP + e) + load(bias + e);
+            in.store(y + (long)r * E + e, in.load(x + (long)r * E + e) + scale * whole);
+        });
 }
 template <class T> static void branch_gradient(int rows, int E, T scale, const T *dy, T *to) {
     const int EP = padded<T>(E);
     for (int r = 0; r < rows; r++)
-        for (int e = 0; e < E; e++) to[(long)r * EP + e] = scale * dy[(long)r * E + e];
+        for_vectors<T>(E, [&](int e, auto in) {
+            store(to + (long)r * EP + e, in.load(dy + (long)r * E + e) * scale);
+        });
 }
 // A member's vector of so many numbers, padded with zeros.
 template <class T> static const T *padded_row(const T *vectors, int64_t member, int width) {

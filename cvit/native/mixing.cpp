@@ -37,79 +37,103 @@ template <class T> void add_to_table(const Mixing<T> &b, const T *dbias, T *dtab
     }
 }
 
-// Columns of p, (N + 1, NP), become probabilities: of the logits p + bias, and of the zero slot in the last row.
-template <class T> void softmax(int N, int NP, const T *bias, T *p) {
+// Rows of NP queries for a head of an image: N + 1 of e and one of r, so that the probability of a key, or of the zero
+// slot in row N, is e · r.
+template <class T> size_t size_of(const Mixing<T> &b) { return (size_t)(b.N + 2) * b.NP(); }
+
+// e, (N, NP), is computed in the place of the products of queries and keys; the logits are root · product + bias.
+template <class T> void softmax(int N, int NP, T root, const T *bias, T *e) {
+    const size_t zero = (size_t)N * NP;
     for (int i = 0; i < NP; i += WIDTH<T>) {
-        Vector<T> zero = load(bias + (size_t)N * NP + i), most = zero;
-        for (int j = 0; j < N; j++) {
-            const Vector<T> x = load(p + (size_t)j * NP + i) + load(bias + (size_t)j * NP + i);
-            store(p + (size_t)j * NP + i, x);
-            most = x > most ? x : most;
-        }
-        const Vector<T> e0 = exponential(zero - most);
-        Vector<T> sum = e0;
-        for (int j = 0; j < N; j++) {
-            const Vector<T> x = exponential(load(p + (size_t)j * NP + i) - most);
-            store(p + (size_t)j * NP + i, x);
-            sum += x;
-        }
-        const Vector<T> r = T(1) / sum;
-        store(p + (size_t)N * NP + i, e0 * r);
-        for (int j = 0; j < N; j++) store(p + (size_t)j * NP + i, load(p + (size_t)j * NP + i) * r);
-    }
-}
-// dp, (N, NP), becomes the gradient of the logits; adds it, and that of the zero slot, to the bias's.
-template <class T> void softmax_backward(int N, int NP, const T *p, T *dp, T *dbias) {
-    for (int i = 0; i < NP; i += WIDTH<T>) {
-        Vector<T> mean{};
-        for (int j = 0; j < N; j++) mean += load(p + (size_t)j * NP + i) * load(dp + (size_t)j * NP + i);
+        Vector<T> most = load(bias + zero + i);
         for (int j = 0; j < N; j++) {
             const size_t at = (size_t)j * NP + i;
-            const Vector<T> x = load(p + at) * (load(dp + at) - mean);
-            store(dp + at, x);
-            store(dbias + at, load(dbias + at) + x);
+            const Vector<T> x = load(e + at) * root + load(bias + at);
+            store(e + at, x);
+            most = x > most ? x : most;
         }
-        const size_t zero = (size_t)N * NP + i;
-        store(dbias + zero, load(dbias + zero) - load(p + zero) * mean);
+        Vector<T> sum = exponential(load(bias + zero + i) - most);
+        store(e + zero + i, sum);
+        for (int j = 0; j < N; j++) {
+            const size_t at = (size_t)j * NP + i;
+            const Vector<T> x = exponential(load(e + at) - most);
+            store(e + at, x);
+            sum += x;
+        }
+        store(e + zero + NP + i, reciprocal(sum));
     }
 }
+// dp, (N, NP), the gradient of the probabilities times r, becomes that of the products; adds the gradient of the logits,
+// and that of the zero slot, to the bias's.
+template <class T> void softmax_backward(int N, int NP, T root, const T *e, T *dp, T *dbias) {
+    const size_t zero = (size_t)N * NP;
+    for (int i = 0; i < NP; i += WIDTH<T>) {
+        Vector<T> mean{};
+        for (int j = 0; j < N; j++) mean += load(e + (size_t)j * NP + i) * load(dp + (size_t)j * NP + i);
+        mean *= load(e + zero + NP + i);
+        for (int j = 0; j < N; j++) {
+            const size_t at = (size_t)j * NP + i;
+            const Vector<T> x = load(e + at) * (load(dp + at) - mean);
+            store(dbias + at, load(dbias + at) + x);
+            store(dp + at, x * root);
+        }
+        store(dbias + zero + i, load(dbias + zero + i) - load(e + zero + i) * mean);
+    }
+}
+// Rows of D channels times r.
+template <class T> void times(int D, int NP, const T *x, long ldx, const T *r, T *y, long ldy) {
+    for (int d = 0; d < D; d++)
+        for (int i = 0; i < NP; i += WIDTH<T>) store(y + d * ldy + i, load(x + d * ldx + i) * load(r + i));
+}
 
-// `qkv` and `out` are a group's projections and mixed channels; p its probabilities, image by image and head by head.
-template <class T> void attend(const Mixing<T> &b, int images, const T *bias, T *qkv, T *out, T *p, bool keeps) {
-    using Plain = Exact<T>;
+// The channels of queries, keys and values of a head of an image, from those of a group.
+template <class T> struct Head {
+    const T *q, *k, *v;
+    Head(const Mixing<T> &b, const T *qkv, long at) : q(qkv + at), k(q + (long)b.I() * b.TP()), v(k + (long)b.I() * b.TP()) {}
+};
+template <class P>
+void weigh(const Mixing<typename P::Number> &b, const Head<typename P::Number> &head, const typename P::Number *bias,
+           typename P::Number *e) {
+    using T = typename P::Number;
+    const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D;
+    product(N, P::steps(D), NP / WIDTH<T>, P::columns(D, N, head.k, TP), P::right(D, NP, head.q, TP), e, NP, false);
+    softmax<T>(N, NP, 1 / std::sqrt(T(D)), bias, e);
+}
+// `qkv` and `out` are a group's projections and mixed channels, `bias` that of all heads.
+template <class P, class T> void attend(const Mixing<T> &b, int images, const T *bias, const T *qkv, T *out) {
     const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D, V = NP / WIDTH<T>;
-    const size_t size = (size_t)(N + 1) * NP;
-    const T root = 1 / std::sqrt(T(D));
-    for (long i = 0; i < (long)b.I() * TP; i += WIDTH<T>) store(qkv + i, load(qkv + i) * root);
+    T *e = scratch.take<T>(size_of(b));
     for (int i = 0; i < images; i++)
         for (int h = 0; h < b.H; h++) {
-            const T *q = qkv + h * D * TP + i * NP, *k = q + b.I() * TP, *v = k + b.I() * TP;
-            product(N, D, V, Plain::columns(D, N, k, TP), Plain::right(D, NP, q, TP), p, NP, false);
-            softmax<T>(N, NP, bias + h * size, p);
-            product(D, N, V, Plain::rows(D, N, v, TP), Plain::right(N, NP, p, NP), out + h * D * TP + i * NP, TP, false);
-            if (keeps) p += size;
-        }
-}
-template <class T>
-void attend_backward(const Mixing<T> &b, int images, const T *qkv, const T *p, const T *dout, T *dqkv, T *dbias) {
-    using Plain = Exact<T>;
-    const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D, V = NP / WIDTH<T>;
-    const size_t size = (size_t)(N + 1) * NP;
-    const T root = 1 / std::sqrt(T(D));
-    T *dp = scratch.take<T>((size_t)N * NP);
-    for (int i = 0; i < images; i++)
-        for (int h = 0; h < b.H; h++, p += size) {
             const Scratch::Scope scope(scratch);
             const long at = (long)h * D * TP + i * NP;
-            const T *q = qkv + at, *k = q + b.I() * TP, *v = k + b.I() * TP, *o = dout + at;
-            T *dq = dqkv + at, *dk = dq + b.I() * TP, *dv = dk + b.I() * TP;
-            product(N, D, V, Plain::columns(D, N, v, TP), Plain::right(D, NP, o, TP), dp, NP, false);
-            softmax_backward<T>(N, NP, p, dp, dbias + h * size);
-            product(D, N, V, Plain::rows(D, N, k, TP), Plain::right(N, NP, dp, NP), dq, TP, false);
-            product(D, N, V, Plain::rows(D, N, q, TP), Plain::turned(N, N, dp, NP), dk, TP, false);
-            product(D, N, V, Plain::rows(D, N, o, TP), Plain::turned(N, N, p, NP), dv, TP, false);
+            const Head<T> head(b, qkv, at);
+            weigh<P>(b, head, bias + (size_t)h * (N + 1) * NP, e);
+            product(D, P::steps(N), V, P::rows(D, N, head.v, TP), P::right(N, NP, e, NP), out + at, TP, false);
+            times<T>(D, NP, out + at, TP, e + (size_t)(N + 1) * NP, out + at, TP);
         }
-    for (long i = 0; i < (long)b.I() * TP; i += WIDTH<T>) store(dqkv + i, load(dqkv + i) * root);
+}
+// The probabilities are computed anew, which takes no longer than writing and reading them.
+template <class P, class T>
+void attend_backward(const Mixing<T> &b, int images, const T *bias, const T *qkv, const T *dout, T *dqkv, T *dbias) {
+    const int N = b.N, NP = b.NP(), TP = b.TP(), D = b.D, V = NP / WIDTH<T>;
+    const T root = 1 / std::sqrt(T(D));
+    T *e = scratch.take<T>(size_of(b)), *dp = scratch.take<T>((size_t)N * NP), *o = scratch.take<T>((size_t)D * NP);
+    for (int i = 0; i < images; i++)
+        for (int h = 0; h < b.H; h++) {
+            const Scratch::Scope scope(scratch);
+            const long at = (long)h * D * TP + i * NP;
+            const size_t of_head = (size_t)h * (N + 1) * NP;
+            const Head<T> head(b, qkv, at);
+            T *dq = dqkv + at, *dk = dq + (long)b.I() * TP, *dv = dk + (long)b.I() * TP;
+            weigh<P>(b, head, bias + of_head, e);
+            times<T>(D, NP, dout + at, TP, e + (size_t)(N + 1) * NP, o, NP);
+            product(N, P::steps(D), V, P::columns(D, N, head.v, TP), P::right(D, NP, o, NP), dp, NP, false);
+            softmax_backward<T>(N, NP, root, e, dp, dbias + of_head);
+            product(D, P::steps(N), V, P::rows(D, N, head.k, TP), P::right(N, NP, dp, NP), dq, TP, false);
+            product(D, P::steps(N), V, P::rows(D, N, head.q, TP), P::turned(N, N, dp, NP), dk, TP, false);
+            product(D, P::steps(N), V, P::rows(D, N, o, NP), P::turned(N, N, e, NP), dv, TP, false);
+        }
 }
 
 // ---------------------------------------------------------------- shift
@@ -131,13 +155,14 @@ template <class T> void shift(const Mixing<T> &b, int images, const int64_t *pla
 
 // Where a group's part of what is kept lies.
 template <class T> struct Kept {
-    T *projected, *mixed, *attention;
+    T *projected, *mixed;
+    Moments<T> *moments;
 
     Kept(const Mixing<T> &b, int64_t member, int64_t group, T *kept) {
         const int64_t at = member * b.groups() + group, image = member * b.images + group * b.group();
-        projected = kept + at * b.parts * b.I() * b.TP();
-        mixed = kept + b.kept_projected() + at * b.I() * b.TP();
-        attention = kept + b.kept_projected() + b.kept_mixed() + image * b.H * (b.N + 1) * b.NP();
+        projected = kept + at * b.kept_parts() * b.I() * b.TP();
+        mixed = projected + (b.kept_parts() - 1) * b.I() * b.TP();
+        moments = reinterpret_cast<Moments<T> *>(kept + b.kept_channels()) + image * b.N;
     }
 };
 
@@ -160,37 +185,49 @@ void mixing_forward(const Mixing<typename P::Number> &b, int64_t member, typenam
     const bool attends = b.parts == 3;
     const int N = b.N, E = b.E, EP = padded<T>(E), I = b.I(), W = WIDTH<T>, TP = b.TP();
     const T *weight = padded_row(b.norm_weight, member, E), *bias = padded_row(b.norm_bias, member, E);
+    const T *output_bias = padded_row(b.output_bias, member, E);
     const T *biases = attends ? looked_up(b, member) : nullptr;
     Left<typename P::Factor> maps[3];
     for (int part = 0; part < b.parts; part++) maps[part] = P::rows(I, E, b.maps[part] + member * I * E, E);
     const auto output = P::turned(E, I, b.output_weight + member * E * I, I);
-    T *normal = scratch.take<T>(N * EP), *rstd = scratch.take<T>(N), *n = scratch.zeros<T>(TP * EP);
+    T *n = scratch.zeros<T>(TP * EP);
+    auto *m = reinterpret_cast<Moments<T> *>(scratch.take<T>(2 * b.group() * N));
     T *out = scratch.take<T>(TP * EP), *projected = scratch.take<T>((size_t)b.parts * I * TP);
-    T *mixed = scratch.take<T>((size_t)I * TP), *p = attends ? scratch.take<T>((size_t)(N + 1) * b.NP()) : nullptr;
+    T *mixed = scratch.take<T>((size_t)I * TP);
     for (int64_t group = 0; group < b.groups(); group++) {
         const Scratch::Scope scope(scratch);
         if (kept) {
             const Kept<T> here(b, member, group, kept);
-            mixed = here.mixed;
-            if (attends) projected = here.projected, p = here.attention;
+            m = here.moments;
+            if constexpr (!P::ROUNDS) {
+                mixed = here.mixed;
+                if (attends) projected = here.projected;
+            }
         }
         int images = 0;
         for_images(b, member, group, [&](int64_t, int64_t row, int at) {
-            norm_forward<T>(N, E, b.x + row * E, b.eps, weight, bias, normal, n + at * EP, rstd);
-            images++;
+            Moments<T> *of_image = m + images++ * N;
+            moments<T>(N, E, b.x + row * E, b.eps, of_image);
+            norm_forward<T>(N, E, b.x + row * E, of_image, weight, bias, n + at * EP);
         });
         const int R = images * b.NP();
         const auto channels = P::turned(R, E, n, EP);
         for (int part = 0; part < b.parts; part++)
             product(I, P::steps(E), R / W, maps[part], channels, projected + (long)part * I * TP, TP, false);
         if (attends)
-            attend<T>(b, images, biases, projected, mixed, p, kept);
+            attend<P>(b, images, biases, projected, mixed);
         else
             shift<T>(b, images, b.sources, projected, mixed);
+        if constexpr (P::ROUNDS)
+            if (kept) {
+                const Kept<T> here(b, member, group, kept);
+                if (attends) P::keep(3 * I, TP, projected, here.projected);
+                P::keep(I, TP, mixed, here.mixed);
+            }
         product(R, P::steps(I), EP / W, P::columns(I, R, mixed, TP), output, out, EP, false);
         for_images(b, member, group, [&](int64_t image, int64_t row, int at) {
             const T s = b.scale ? b.scale[image] : T(1);
-            add_branch<T>(N, E, s, b.x + row * E, out + at * EP, b.output_bias + member * E, y + row * E);
+            add_branch<T>(N, E, s, b.x + row * E, out + at * EP, output_bias, y + row * E);
         });
     }
 }
@@ -209,10 +246,11 @@ void mixing_backward(const Mixing<typename P::Number> &b, int64_t member, const 
     const auto maps = P::weights(F, E, beside);
     const auto output = P::columns(E, I, b.output_weight + member * E * I, I);
     T *dmaps = scratch.zeros<T>((size_t)F * EP), *doutput = scratch.zeros<T>((size_t)I * EP);
-    T *dweight = scratch.zeros<T>(EP), *dbias = scratch.zeros<T>(EP), *line = scratch.take<T>(EP);
+    T *dweight = scratch.zeros<T>(EP), *dbias = scratch.zeros<T>(EP);
     T *doutput_bias = scratch.zeros<T>(EP);
+    const T *biases = attends ? looked_up(b, member) : nullptr;
     T *dbiases = attends ? scratch.zeros<T>((size_t)b.H * (N + 1) * b.NP()) : nullptr;
-    T *normal = scratch.take<T>(TP * EP), *rstd = scratch.take<T>(TP), *n = scratch.zeros<T>(TP * EP);
+    T *n = scratch.zeros<T>(TP * EP);
     T *dbranch = scratch.zeros<T>(TP * EP), *dn = scratch.take<T>(TP * EP);
     T *dmixed = scratch.take<T>((size_t)I * TP), *dprojected = scratch.zeros<T>((size_t)F * TP);
     for (int64_t group = 0; group < b.groups(); group++) {
@@ -222,21 +260,22 @@ void mixing_backward(const Mixing<typename P::Number> &b, int64_t member, const 
         for_images(b, member, group, [&](int64_t image, int64_t row, int at) {
             branch_gradient<T>(N, E, b.scale ? b.scale[image] : T(1), dy + row * E, dbranch + at * EP);
             add_columns<T>(N, EP / W, dbranch + at * EP, EP, doutput_bias);
-            norm_forward<T>(N, E, b.x + row * E, b.eps, weight, bias, normal + at * EP, n + at * EP, rstd + at);
-            images++;
+            norm_forward<T>(N, E, b.x + row * E, here.moments + images++ * N, weight, bias, n + at * EP);
         });
         const int R = images * b.NP();
-        product(I, P::steps(R), EP / W, P::rows(I, R, here.mixed, TP), P::right(R, EP, dbranch, EP), doutput, EP, true);
+        const T *mixed = P::kept(I, TP, here.mixed);
+        product(I, P::steps(R), EP / W, P::rows(I, R, mixed, TP), P::right(R, EP, dbranch, EP), doutput, EP, true);
         product(I, P::steps(E), R / W, output, P::turned(R, E, dbranch, EP), dmixed, TP, false);
         if (attends)
-            attend_backward<T>(b, images, here.projected, here.attention, dmixed, dprojected, dbiases);
+            attend_backward<P>(b, images, biases, P::kept(3 * I, TP, here.projected), dmixed, dprojected, dbiases);
         else
             shift<T>(b, images, b.targets, dmixed, dprojected);
         product(F, P::steps(R), EP / W, P::rows(F, R, dprojected, TP), P::right(R, EP, n, EP), dmaps, EP, true);
         product(R, P::steps(F), EP / W, P::columns(F, R, dprojected, TP), maps, dn, EP, false);
+        const Moments<T> *m = here.moments;
         for_images(b, member, group, [&](int64_t, int64_t row, int at) {
-            norm_backward<T>(N, E, dn + at * EP, normal + at * EP, rstd + at, weight, dy + row * E, d.x + row * E, dweight,
-                             dbias, line);
+            norm_backward<T>(N, E, dn + at * EP, b.x + row * E, m, weight, dy + row * E, d.x + row * E, dweight, dbias);
+            m += N;
         });
     }
     copy_rows<T>(1, E, dweight, EP, d.norm_weight + member * E, E);

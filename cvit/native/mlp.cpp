@@ -26,10 +26,10 @@ void mlp_forward(const Mlp<typename P::Number> &b, int64_t member, typename P::N
     const int E = b.E, F = b.F, EP = padded<T>(E), FP = padded<T>(F), W = WIDTH<T>;
     const int64_t rows = b.images * b.N;
     const T *weight = padded_row(b.norm_weight, member, E), *bias = padded_row(b.norm_bias, member, E);
-    const T *b1 = padded_row(b.b1, member, F), *b2 = b.b2 + member * E;
+    const T *b1 = padded_row(b.b1, member, F), *b2 = padded_row(b.b2, member, E);
     const auto w1 = P::turned(F, E, b.w1 + member * F * E, E);
     const auto w2 = P::turned(E, F, b.w2 + member * E * F, F);
-    T *normal = scratch.take<T>(CHUNK * EP), *n = scratch.take<T>(CHUNK * EP), *rstd = scratch.take<T>(CHUNK);
+    T *n = scratch.take<T>(CHUNK * EP), few_moments[2 * CHUNK];
     T *linear = scratch.take<T>((size_t)CHUNK * FP), *h = scratch.take<T>((size_t)CHUNK * FP);
     T *out = scratch.take<T>(CHUNK * EP);
     for (int64_t first = 0; first < rows; first += CHUNK) {
@@ -38,7 +38,9 @@ void mlp_forward(const Mlp<typename P::Number> &b, int64_t member, typename P::N
         const int64_t row = member * rows + first;
         const T *x = b.x + row * E;
         T *a = kept ? kept + row * FP : linear;
-        norm_forward<T>(R, E, x, b.eps, weight, bias, normal, n, rstd);
+        auto *m = reinterpret_cast<Moments<T> *>(kept ? kept + b.kept_linear() + 2 * row : few_moments);
+        moments<T>(R, E, x, b.eps, m);
+        norm_forward<T>(R, E, x, m, weight, bias, n);
         product(R, P::steps(E), FP / W, P::rows(R, E, n, EP), w1, a, FP, false);
         gelu_rows<T>(R, FP, a, b1, h, nullptr);
         product(R, P::steps(F), EP / W, P::rows(R, F, h, FP), w2, out, EP, false);
@@ -60,15 +62,15 @@ void mlp_backward(const Mlp<typename P::Number> &b, int64_t member, const typena
     const auto w1 = P::weights(F, E, b.w1 + member * F * E), w2 = P::weights(E, F, b.w2 + member * E * F);
     T *dw1 = scratch.zeros<T>((size_t)F * EP), *dw2 = scratch.zeros<T>((size_t)E * FP);
     T *db1 = scratch.zeros<T>(FP), *db2 = scratch.zeros<T>(EP);
-    T *dweight = scratch.zeros<T>(EP), *dbias = scratch.zeros<T>(EP), *line = scratch.take<T>(EP);
-    T *normal = scratch.take<T>(CHUNK * EP), *n = scratch.take<T>(CHUNK * EP), *rstd = scratch.take<T>(CHUNK);
+    T *dweight = scratch.zeros<T>(EP), *dbias = scratch.zeros<T>(EP), *n = scratch.take<T>(CHUNK * EP);
     T *h = scratch.take<T>((size_t)CHUNK * FP), *dh = scratch.take<T>((size_t)CHUNK * FP);
     T *dbranch = scratch.zeros<T>(CHUNK * EP), *dn = scratch.take<T>(CHUNK * EP);
     for (int64_t first = 0; first < rows; first += CHUNK) {
         const Scratch::Scope scope(scratch);
         const int R = std::min<int64_t>(CHUNK, rows - first);
         const int64_t row = member * rows + first;
-        const T *past = dy + row * E;
+        const T *past = dy + row * E, *x = b.x + row * E;
+        const auto *m = reinterpret_cast<const Moments<T> *>(kept + b.kept_linear() + 2 * row);
         by_image(b, row, R, [&](int r, int count, T s) {
             branch_gradient<T>(count, E, s, past + r * E, dbranch + r * EP);
         });
@@ -77,10 +79,10 @@ void mlp_backward(const Mlp<typename P::Number> &b, int64_t member, const typena
         gelu_rows<T>(R, FP, kept + row * FP, b1, h, dh);
         add_columns<T>(R, FP / W, dh, FP, db1);
         product(E, P::steps(R), FP / W, P::columns(R, E, dbranch, EP), P::right(R, FP, h, FP), dw2, FP, true);
-        norm_forward<T>(R, E, b.x + row * E, b.eps, weight, bias, normal, n, rstd);
+        norm_forward<T>(R, E, x, m, weight, bias, n);
         product(F, P::steps(R), EP / W, P::columns(R, F, dh, FP), P::right(R, EP, n, EP), dw1, EP, true);
         product(R, P::steps(F), EP / W, P::rows(R, F, dh, FP), w1, dn, EP, false);
-        norm_backward<T>(R, E, dn, normal, rstd, weight, past, d.x + row * E, dweight, dbias, line);
+        norm_backward<T>(R, E, dn, x, m, weight, past, d.x + row * E, dweight, dbias);
     }
     copy_rows<T>(1, E, dweight, EP, d.norm_weight + member * E, E);
     copy_rows<T>(1, E, dbias, EP, d.norm_bias + member * E, E);

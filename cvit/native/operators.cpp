@@ -5,16 +5,21 @@
 // block is its name and its tensors, in the order of its schema and with the scale last if there is one.
 
 #include "blocks.h"
+#include "optimizer.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <malloc.h>
+
 namespace {
 
 using at::Tensor, at::TensorList;
 using torch::autograd::AutogradContext, torch::autograd::variable_list;
+
+constexpr int KEPT_BYTES = 1 << 29;  // of freed memory that a process keeps
 
 // Calls work(arithmetic) for the type of x.
 template <class Work> void with_arithmetic(const Tensor &x, bool half_products, const Work &work) {
@@ -184,6 +189,33 @@ variable_list block_backward(c10::string_view name, const Tensor &gradient, cons
     return d;
 }
 
+void adamw(Tensor parameters, Tensor mean, Tensor square, const Tensor &gradient, const Tensor &clipping,
+           const Tensor &coefficients, const Tensor &moves, const Tensor &spared, const std::optional<Tensor> &group,
+           const std::optional<Tensor> &start, double beta1, double beta2, double epsilon) {
+    const int64_t members = parameters.size(0), columns = parameters.size(1);
+    const auto given = [&](const Tensor &tensor, at::ScalarType type, int64_t numbers, const char *name) {
+        TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == type && tensor.numel() == numbers, name,
+                    " must be ", numbers, " contiguous ", type, ", and is ", tensor.scalar_type(), " ", tensor.sizes());
+        return tensor;
+    };
+    const auto numbers = [&](const Tensor &tensor, const char *name) {
+        return room<float>(given(tensor, at::kFloat, members * columns, name));
+    };
+    cvit::AdamW o{};
+    o.members = members, o.columns = columns, o.groups = coefficients.size(1);
+    o.parameters = numbers(parameters, "parameters"), o.mean = numbers(mean, "mean");
+    o.square = numbers(square, "square"), o.gradient = numbers(gradient, "gradient");
+    o.clipping = data<float>(given(clipping, at::kFloat, members, "clipping"));
+    o.coefficients = data<float>(given(coefficients, at::kFloat, members * o.groups * 3, "coefficients"));
+    o.moves_by_column = moves.numel() != members;
+    o.moves = data<bool>(given(moves, at::kBool, o.moves_by_column ? members * columns : members, "moves"));
+    o.spared = data<bool>(given(spared, at::kBool, columns, "spared"));
+    if (group) o.group = data<int64_t>(given(*group, at::kLong, members * columns, "group"));
+    if (start) o.start = numbers(*start, "start");
+    o.beta1 = beta1, o.beta2 = beta2, o.epsilon = epsilon;
+    for_each_member(members, [&](int64_t member) { cvit::adamw(o, member); });
+}
+
 template <class Signature> auto operator_of(const char *name) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
@@ -230,7 +262,17 @@ Tensor run(const char *name, variable_list t, double eps, const std::optional<Te
 
 }  // namespace
 
+// A step takes and frees tens of megabytes. Unless told so, the C library gives such memory back to the system each time,
+// and zeroing it anew takes as long as half of a forward pass.
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES);
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
+#endif
+}
+
 TORCH_LIBRARY(cvit, library) {
+    keep_freed_memory();
     library.def("attention_block(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor query, Tensor key, "
                 "Tensor value, Tensor table, Tensor index, Tensor output_weight, Tensor output_bias, "
                 "Tensor? scale=None, bool half_products=False) -> Tensor",
@@ -263,10 +305,14 @@ TORCH_LIBRARY(cvit, library) {
                 "(Tensor, Tensor)");
     library.def("block_backward(str block, Tensor gradient, Tensor kept, Tensor[] tensors, float eps, "
                 "bool half_products) -> Tensor[]");
+    library.def("adamw_(Tensor(a!) parameters, Tensor(b!) mean, Tensor(c!) square, Tensor gradient, Tensor clipping, "
+                "Tensor coefficients, Tensor moves, Tensor spared, Tensor? group, Tensor? start, float beta1, "
+                "float beta2, float epsilon) -> ()");
     library.def("has_half_products() -> bool", [] { return cvit::HAS_HALF_PRODUCTS; });
 }
 
 TORCH_LIBRARY_IMPL(cvit, CPU, library) {
     library.impl("block_forward", block_forward);
     library.impl("block_backward", block_backward);
+    library.impl("adamw_", adamw);
 }

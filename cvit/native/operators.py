@@ -52,17 +52,14 @@ def _num_kept(block: str, tensors: Sequence[Tensor]) -> torch.types.IntLikeType:
     members = len(weight) if weight.ndim == 3 else 1
     num_tokens, width = tokens.shape[-2], weight.shape[-2]
     images = tokens.numel() // (members * num_tokens * tokens.shape[-1])
+    moments = 2 * members * images * num_tokens
     if block == "mlp":
-        return members * images * num_tokens * _padded(width, tokens)
+        return members * images * num_tokens * _padded(width, tokens) + moments
     padded_tokens = _padded(num_tokens, tokens)
     group = torch.sym_max(1, _TOKENS_OF_A_GROUP // padded_tokens)
     groups = (images + group - 1) // group
     channels = width if block == "shift" else 4 * width  # mixed values, and queries, keys and values
-    kept: torch.types.IntLikeType = members * groups * channels * group * padded_tokens
-    if block == "attention":
-        num_heads = tensors[6].shape[-2]
-        kept += members * images * num_heads * (num_tokens + 1) * padded_tokens
-    return kept
+    return members * groups * channels * group * padded_tokens + moments
 
 
 def _padded(count: int, numbers: Tensor) -> int:

@@ -52,7 +52,7 @@ void tile(int K, Left<F> a, Right<F> b, Sum<F> *C, long ldc, bool adds) {
 // The most rows of a tile: as many as the registers hold beside the vectors of B and one of A.
 constexpr int most_rows(int columns) {
     const int fit = (REGISTERS - columns - 1) / columns;
-    return fit > 14 ? 14 : fit;
+    return fit > 16 ? 16 : fit;
 }
 
 template <class F, int ROWS, int COLUMNS>
@@ -139,8 +139,16 @@ void pairs_in_columns(int K, int columns, const float *x, long ldx, Pair *y, lon
         }
 }
 
+void numbers_of_pairs(int count, const Pair *pairs, float *x) {
+    for (int i = 0; i < count; i += 16) {  // 16 numbers of half a vector
+        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(pairs + i / 2));
+        _mm512_storeu_si512(x + i, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+}
+
 #else
 
+void numbers_of_pairs(int, const Pair *, float *) { __builtin_trap(); }
 void product(int, int, int, Left<Pair>, Right<Pair>, float *, long, bool) { __builtin_trap(); }
 void pairs_in_rows(int, int, const float *, long, Pair *, long) { __builtin_trap(); }
 void pairs_in_columns(int, int, const float *, long, Pair *, long) { __builtin_trap(); }

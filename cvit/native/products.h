@@ -33,6 +33,8 @@ void product(int J, int K, int V, Left<Pair> a, Right<Pair> b, float *C, long ld
 void pairs_in_rows(int rows, int K, const float *x, long ldx, Pair *y, long ldy);
 // x, (K × columns), as rows of pairs, `ldy` apart: a row with the one below it. Columns are filled up to whole vectors.
 void pairs_in_columns(int K, int columns, const float *x, long ldx, Pair *y, long ldy);
+// So many numbers, in whole vectors, of pairs of neighbours.
+void numbers_of_pairs(int count, const Pair *pairs, float *x);
 
 #if defined(__AVX512BF16__)
 constexpr bool HAS_HALF_PRODUCTS = true;
@@ -45,6 +47,8 @@ constexpr bool HAS_HALF_PRODUCTS = false;
 template <class T> struct Exact {
     using Number = T;
     using Factor = T;
+    static constexpr bool ROUNDS = false;
+    static const T *kept(int, int, const T *x) { return x; }
     static int steps(int K) { return K; }
     static Left<T> rows(int, int, const T *x, long ldx) { return {x, ldx, 1}; }
     static Left<T> columns(int, int, const T *x, long ldx) { return {x, 1, ldx}; }
@@ -66,6 +70,16 @@ template <class T> struct Exact {
 struct Halves {
     using Number = float;
     using Factor = Pair;
+    static constexpr bool ROUNDS = true;
+    // What will be a factor is kept as it is rounded. Rows are whole vectors.
+    static void keep(int rows, int columns, const float *x, float *to) {
+        pairs_in_rows(1, rows * columns, x, 0, reinterpret_cast<Pair *>(to), 0);
+    }
+    static const float *kept(int rows, int columns, const float *from) {
+        float *x = scratch.take<float>((size_t)rows * columns);
+        numbers_of_pairs(rows * columns, reinterpret_cast<const Pair *>(from), x);
+        return x;
+    }
     static int steps(int K) { return (K + 1) / 2; }
     static Left<Pair> rows(int J, int K, const float *x, long ldx) {
         const long ldy = padded<float>(steps(K));

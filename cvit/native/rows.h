@@ -47,60 +47,64 @@ template <class T> static void add_columns(int rows, int vectors, const T *x, lo
     }
 }
 
-// Layer norm over the last dimension. Rows of `x` are E long; those of `normal` (x̂) and `y` are padded with zeros.
-template <class T>
-static void norm_forward(int rows, int E, const T *x, T eps, const T *weight, const T *bias, T *normal, T *y, T *rstd) {
-    int EP = padded<T>(E), V = EP / WIDTH<T>;
-    for (int r = 0; r < rows; r++) {
-        T *to = normal + (long)r * EP;
-        std::memcpy(to, x + (long)r * E, sizeof(T) * E);
-        for (int e = E; e < EP; e++) to[e] = 0;
-        Vector<T> sum{}, squares{};
-        for (int v = 0; v < V; v++) sum += load(to + v * WIDTH<T>);
-        const T mean = sum_of<T>(sum) / E;
-        for (int v = 0; v < V; v++) store(to + v * WIDTH<T>, load(to + v * WIDTH<T>) - mean);
-        for (int e = E; e < EP; e++) to[e] = 0;
-        for (int v = 0; v < V; v++) squares += load(to + v * WIDTH<T>) * load(to + v * WIDTH<T>);
-        const T variance = sum_of<T>(squares) / E;
-        rstd[r] = T(1) / std::sqrt(variance + eps);
-        for (int v = 0; v < V; v++) {
-            Vector<T> h = load(to + v * WIDTH<T>) * rstd[r];
-            store(to + v * WIDTH<T>, h);
-            store(y + (long)r * EP + v * WIDTH<T>, h * load(weight + v * WIDTH<T>) + load(bias + v * WIDTH<T>));
+// Layer norm over the last dimension. Rows of x, dx and `past` are E long, the others padded with zeros.
+template <class T> struct Moments {
+    T mean, rstd;  // of a row; rstd is 1 / √(variance + ε)
+};
+template <class T, int ROWS> CVIT_INLINE void moments_of(int E, const T *x, T eps, Moments<T> *to) {
+    Vector<T> sums[ROWS] = {}, squares[ROWS] = {};  // several rows at once, or each would wait for the one before
+    for_vectors<T>(E, [&](int e, auto in) {
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) sums[r] += in.load(x + (long)r * E + e);
+    });
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) to[r].mean = sum_of<T>(sums[r]) / E;
+    for_vectors<T>(E, [&](int e, auto in) {
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) {
+            const Vector<T> d = in.only(in.load(x + (long)r * E + e) - to[r].mean);
+            squares[r] += d * d;
         }
-    }
+    });
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) to[r].rstd = T(1) / std::sqrt(sum_of<T>(squares[r]) / E + eps);
 }
-// dx = past + the gradient of a layer norm from dy; adds to the gradients of its weight and bias. The rows of `past` and
-// `dx` are E long, the others padded.
+template <class T> static void moments(int rows, int E, const T *x, T eps, Moments<T> *to) {
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) moments_of<T, 4>(E, x + (long)r * E, eps, to + r);
+    for (; r < rows; r++) moments_of<T, 1>(E, x + (long)r * E, eps, to + r);
+}
+// y = x̂ · weight + bias with x̂ = (x − mean) · rstd.
 template <class T>
-static void norm_backward(int rows, int E, const T *dy, const T *normal, const T *rstd, const T *weight, const T *past,
-                          T *dx, T *dweight, T *dbias, T *row) {
-    int EP = padded<T>(E), V = EP / WIDTH<T>;
+static void norm_forward(int rows, int E, const T *x, const Moments<T> *m, const T *weight, const T *bias, T *y) {
+    const int EP = padded<T>(E);
+    for (int r = 0; r < rows; r++)
+        for_vectors<T>(E, [&](int e, auto in) {
+            const Vector<T> normal = (in.load(x + (long)r * E + e) - m[r].mean) * m[r].rstd;
+            store(y + (long)r * EP + e, normal * load(weight + e) + load(bias + e));
+        });
+}
+// dx = past + the gradient of the norm from dy; adds to the gradients of its weight and bias.
+template <class T>
+static void norm_backward(int rows, int E, const T *dy, const T *x, const Moments<T> *m, const T *weight, const T *past,
+                          T *dx, T *dweight, T *dbias) {
+    const int EP = padded<T>(E);
     for (int r = 0; r < rows; r++) {
-        const T *d = dy + (long)r * EP, *h = normal + (long)r * EP;
+        const T *d = dy + (long)r * EP, *from = x + (long)r * E, mean = m[r].mean, rstd = m[r].rstd;
         Vector<T> first{}, second{};
-        for (int v = 0; v < V; v++) {
-            int at = v * WIDTH<T>;
-            Vector<T> y = load(d + at), x = load(h + at), g = y * load(weight + at);
+        for_vectors<T>(E, [&](int e, auto in) {
+            const Vector<T> y = load(d + e), normal = (in.load(from + e) - mean) * rstd, g = y * load(weight + e);
             first += g;
-            second += g * x;
-            store(dweight + at, load(dweight + at) + y * x);
-            store(dbias + at, load(dbias + at) + y);
-        }
-        T a = sum_of<T>(first) / E, b = sum_of<T>(second) / E;
-        bool direct = E == EP;
-        const T *beside = past + (long)r * E;
-        if (!direct) {
-            std::memcpy(row, beside, sizeof(T) * E);
-            beside = row;
-        }
-        T *to = direct ? dx + (long)r * E : row;
-        for (int v = 0; v < V; v++) {
-            int at = v * WIDTH<T>;
-            Vector<T> g = (load(d + at) * load(weight + at) - a - load(h + at) * b) * rstd[r];
-            store(to + at, load(beside + at) + g);
-        }
-        if (!direct) std::memcpy(dx + (long)r * E, row, sizeof(T) * E);
+            second += g * normal;
+            store(dweight + e, load(dweight + e) + y * normal);
+            store(dbias + e, load(dbias + e) + y);
+        });
+        const T a = sum_of<T>(first) / E, b = sum_of<T>(second) / E;
+        for_vectors<T>(E, [&](int e, auto in) {
+            const Vector<T> normal = (in.load(from + e) - mean) * rstd;
+            const Vector<T> g = (load(d + e) * load(weight + e) - a - normal * b) * rstd;
+            in.store(dx + (long)r * E + e, in.load(past + (long)r * E + e) + g);
+        });
     }
 }
 
@@ -117,12 +121,12 @@ CVIT_INLINE Vector<double> gelu(Vector<double> x, Vector<double> &slope) {
 // erf by formula 7.1.26 of Abramowitz and Stegun, error below 1.5e-7.
 CVIT_INLINE Vector<float> gelu(Vector<float> x, Vector<float> &slope) {
     const Vector<float> u = (x < 0.f ? -x : x) * 0.70710678f;
-    const Vector<float> t = 1.f / (u * 0.3275911f + 1.f), e = exponential(-u * u);
-    Vector<float> p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const Vector<float> half = p * t * e * 0.5f;  // (1 − erf |x|/√2) / 2
+    const Vector<float> t = reciprocal(u * 0.3275911f + 1.f), e = exponential(-u * u);
+    Vector<float> p = t * 0.5307027145f - 0.7265760135f;
+    p = p * t + 0.7107068705f;
+    p = p * t - 0.142248368f;
+    p = p * t + 0.127414796f;
+    const Vector<float> half = p * t * e;  // (1 − erf |x|/√2) / 2
     const Vector<float> cdf = x < 0.f ? half : 1.f - half;
     slope = x * 0.39894228f * e + cdf;
     return x * cdf;

@@ -14,6 +14,10 @@
 #include <new>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace cvit {
 
 #if defined(__AVX512F__)
@@ -51,6 +55,32 @@ template <class T> CVIT_INLINE T sum_of(Vector<T> x) {
         x += __builtin_shuffle(x, partners);
     }
     return x[0];
+}
+
+// How the vectors of a row lie in memory: `only` sets to zero what is not part of the row.
+template <class T> struct Whole {
+    Vector<T> load(const T *at) const { return cvit::load(at); }
+    void store(T *at, Vector<T> x) const { cvit::store(at, x); }
+    Vector<T> only(Vector<T> x) const { return x; }
+};
+template <class T> struct Rest {  // the last of a row that is no whole number of vectors
+    int count;
+    Vector<T> load(const T *at) const {
+        T numbers[WIDTH<T>] = {};
+        std::memcpy(numbers, at, sizeof(T) * count);
+        return cvit::load(numbers);
+    }
+    void store(T *at, Vector<T> x) const { std::memcpy(at, &x, sizeof(T) * count); }
+    Vector<T> only(Vector<T> x) const {
+        for (int i = count; i < WIDTH<T>; i++) x[i] = 0;
+        return x;
+    }
+};
+// Calls each(column, Whole or Rest) for every vector of a row of E numbers.
+template <class T, class Each> CVIT_INLINE void for_vectors(int E, const Each &each) {
+    const int whole = E / WIDTH<T> * WIDTH<T>;
+    for (int e = 0; e < whole; e += WIDTH<T>) each(e, Whole<T>{});
+    if (whole < E) each(whole, Rest<T>{E - whole});
 }
 
 // Memory for one thread that grows and is kept. What is taken within a `Scope` is free again when the scope ends.
@@ -102,11 +132,8 @@ CVIT_INLINE Vector<double> exponential(Vector<double> x) {
 }
 CVIT_INLINE Vector<float> exponential(Vector<float> x) {
     const auto vanishes = x < -87.f;
-    x = vanishes ? all<float>(0.f) : x;
-    x = x > all<float>(88.f) ? all<float>(88.f) : x;
-    Vector<float> scaled = x * 1.44269504088896341f;
     // Adding 1.5·2²³ rounds to the nearest whole number.
-    Vector<float> whole = (scaled + 12582912.f) - 12582912.f;
+    const Vector<float> whole = (x * 1.44269504088896341f + 12582912.f) - 12582912.f;
     Vector<float> f = x - whole * 0.693359375f;
     f = f + whole * 2.12194440e-4f;
     Vector<float> p = f * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -115,8 +142,23 @@ CVIT_INLINE Vector<float> exponential(Vector<float> x) {
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
     p = p * f * f + f + 1.f;
-    const Vector<int32_t> exponent = (__builtin_convertvector(whole, Vector<int32_t>) + 127) << 23;
-    return vanishes ? all<float>(0.f) : p * (Vector<float>)exponent;
+#if defined(__AVX512F__)
+    p = (Vector<float>)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+    const Vector<float> at_most = whole > 127.f ? all<float>(127.f) : whole;
+    p = p * (Vector<float>)((__builtin_convertvector(at_most, Vector<int32_t>) + 127) << 23);
+#endif
+    return vanishes ? all<float>(0.f) : p;
+}
+
+CVIT_INLINE Vector<double> reciprocal(Vector<double> x) { return 1.0 / x; }
+CVIT_INLINE Vector<float> reciprocal(Vector<float> x) {
+#if defined(__AVX512F__)  // a division takes several times as long
+    const Vector<float> first = (Vector<float>)_mm512_rcp14_ps((__m512)x);
+    return first * (2.f - x * first);
+#else
+    return 1.f / x;
+#endif
 }
 
 }  // namespace cvit

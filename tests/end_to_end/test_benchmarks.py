@@ -18,7 +18,18 @@ from tests.support.scripts import ROOT
 pytestmark = pytest.mark.benchmark
 
 HAS_LIGHTNING = importlib.util.find_spec("lightning") is not None
-SCRIPTS = ("throughput", "limit", "packing", "regularisation", "step", "overhead", "tracking", "outage", "scale")
+SCRIPTS = (
+    "throughput",
+    "limit",
+    "packing",
+    "regularisation",
+    "step",
+    "overhead",
+    "tracking",
+    "outage",
+    "scale",
+    "start",
+)
 TINY_GRID = (
     *("--data-fraction", "0.2", "--init-scheme", "random", "two_phase", "--seeds", "2", "--device", "cpu"),
     *("--embed-dim", "16", "--depth", "1", "--head-dim", "4", "--batch-size", "16", "--learning-rate", "0.003"),

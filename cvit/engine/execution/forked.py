@@ -26,6 +26,7 @@ from cvit.engine.execution.without_ray import Hang
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.wording import duration
+from cvit.machine import num_gpus
 from cvit.provenance import code_version, source_hash
 
 LOOK_INTERVAL_S = 1.0
@@ -192,9 +193,7 @@ def _ending(exit_code: int | None) -> str:
 
 def _visible_gpus() -> list[str]:
     """The GPUs of this process, by the names that CUDA_VISIBLE_DEVICES has for them."""
-    import torch
-
-    count = torch.cuda.device_count()
+    count = num_gpus()
     names = [name.strip() for name in os.environ.get(GPUS_OF_PROCESS, "").split(",") if name.strip()]
     return names[:count] or [str(number) for number in range(count)]
 

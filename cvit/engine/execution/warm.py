@@ -103,6 +103,25 @@ class WarmProcess:
             ours.send((function, arguments))
         return child
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function of a module in a forked process, and returns its value.
+
+        Raises:
+            TrainingError: it raised an error, or its process died.
+        """
+        child = self.fork(_answer, function, arguments)
+        try:
+            value, error = child.connection.recv()
+        except EOFError:
+            value, error = None, "its process died"
+        finally:
+            child.kill()
+            child.connection.close()
+            self.end_of(child)
+        if error is not None:
+            raise TrainingError(error)
+        return value
+
     def end_of(self, child: Forked) -> int | None:
         """Waits for a forked process that has ended, or is about to; returns its exit code, or minus the signal that
         ended it. None if the warm process has died, and all that were forked from it with it."""
@@ -214,6 +233,17 @@ def _fork(control: socket.socket, files: Sequence[int], children: set[int]) -> i
         traceback.print_exc()
     finally:
         os._exit(exit_code)
+
+
+def _answer(
+    connection: Connection, files: Sequence[int], function: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
+    """Sends the value of a function, or the line of its error."""
+    try:
+        connection.send((function(*arguments), None))
+    # Whatever the function raises, the driver names it.
+    except Exception as error:  # noqa: BLE001
+        connection.send((None, f"{type(error).__name__}: {one_line(error)}"))
 
 
 def _run(connection: Connection, files: Sequence[int]) -> None:

@@ -5,8 +5,10 @@ from cvit.engine.tracking.run_facts import Surroundings
 from cvit.init.schemes import SCHEMES
 from cvit.storage import Storage
 
-NEEDED_AT_THE_END = ("cvit.engine.terminal.answer", "cvit.analysis.display.narrow_figure")
-"""The modules that the end of a sweep needs, with pandas and matplotlib."""
+NEEDED_FOR_ANSWERS = "cvit.engine.terminal.answer"
+"""The module that the end of a sweep needs, with pandas."""
+NEEDED_FOR_FIGURES = "cvit.analysis.display.narrow_figure"
+"""The module that it needs to give the figures to a tracking store, with matplotlib."""
 
 
 def surroundings(storage: Storage) -> Surroundings:
