@@ -21,7 +21,7 @@ from typing import Any, ClassVar, get_origin, get_type_hints
 
 from cvit.errors import one_line
 from cvit.results import Point, as_point
-from cvit.storage import Storage, check_format, decode_records, later_version
+from cvit.storage import Storage, check_format, each_record, later_version
 from cvit.vocabulary import RECORD_END, RECORD_POINTS, RECORD_SESSION, RECORD_STUDY, RECORD_SYSTEM, RECORD_TRIAL
 
 _log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def read_segment(storage: Storage, path: str) -> Iterator[Record]:
         Refused: the file is of a later version, or is none.
         OSError: it cannot be read.
     """
-    for values in decode_records(storage.read(path)):
+    for values in each_record(storage.read(path)):
         check_format(values, path)
         try:
             record = from_json(values)

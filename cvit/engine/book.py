@@ -13,7 +13,7 @@ from cvit.engine.session import Ending, Session
 from cvit.engine.terminal.surroundings import NEEDED_FOR_ANSWERS, NEEDED_FOR_FIGURES, surroundings
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED
-from cvit.engine.tracking.tracker import Tracker
+from cvit.engine.tracking.tracker_process import Copy, tracker_for
 from cvit.errors import one_line
 from cvit.machine import hardware, packages, user
 from cvit.provenance import code_version, git_commit
@@ -65,14 +65,11 @@ class Book:
         study = progress.plan.study
         if progress.todo:
             journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
-        self.tracker = Tracker(
-            session.request.tracking_uri,
-            study.sweep,
-            self._keys(),
-            journal.records,
-            self._check_before_copying,
-            surroundings(session.storage),
+        journal.flush()  # the tracker reads it
+        copy = Copy(
+            session.request.tracking_uri, study.sweep, self._keys(), session.storage, surroundings(session.storage)
         )
+        self.tracker = tracker_for(copy, self._check_before_copying)
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:

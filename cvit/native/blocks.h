@@ -9,12 +9,20 @@
 
 namespace cvit {
 
+// A weight of each member. Those of a member lie one after the other, but its next weight may lie between two members'.
+template <class T> struct Weight {
+    const T *at;
+    int64_t apart;
+    const T *of(int64_t member) const { return at + member * apart; }
+};
+
 // y = x + s (W₂ GELU(W₁ norm(x) + b₁) + b₂)
 template <class T> struct Mlp {
     int64_t members, images;
     int N, E, F;  // tokens of an image, width of a token, hidden width
     T eps;
-    const T *x, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
+    const T *x;
+    Weight<T> norm_weight, norm_bias, w1, b1, w2, b2;
     const T *scale;  // s by image, or null
     int64_t kept_linear() const { return members * images * N * padded<T>(F); }
     int64_t kept() const { return kept_linear() + 2 * members * images * N; }
@@ -34,12 +42,13 @@ template <class T> struct Mixing {
     int64_t members, images;
     int N, E, H, D;  // tokens of an image, width of a token, heads, and their width
     T eps;
-    const T *x, *norm_weight, *norm_bias;
-    const T *maps[3];  // query, key, value; of a shift the value only
+    const T *x;
+    Weight<T> norm_weight, norm_bias;
+    Weight<T> maps[3];  // query, key, value; of a shift the value only
     int parts;
-    const T *output_weight, *output_bias;
-    const T *scale;  // s by image, or null
-    const T *table;  // attention: the bias of each head and position, and the position of each query and key
+    Weight<T> output_weight, output_bias;
+    const T *scale;   // s by image, or null
+    Weight<T> table;  // attention: the bias of each head and position, and the position of each query and key
     const int64_t *index;
     int positions;
     const int64_t *sources, *targets;  // shift: for each head and token, the token to take from, and that which takes it
@@ -86,10 +95,10 @@ template <class T> static void branch_gradient(int rows, int E, T scale, const T
             store(to + (long)r * EP + e, in.load(dy + (long)r * E + e) * scale);
         });
 }
-// A member's vector of so many numbers, padded with zeros.
-template <class T> static const T *padded_row(const T *vectors, int64_t member, int width) {
+// A vector of so many numbers, padded with zeros.
+template <class T> static const T *padded_row(const T *vector, int width) {
     T *copy = scratch.zeros<T>(padded<T>(width));
-    std::memcpy(copy, vectors + member * width, sizeof(T) * width);
+    std::memcpy(copy, vector, sizeof(T) * width);
     return copy;
 }
 

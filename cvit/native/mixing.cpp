@@ -13,7 +13,7 @@ template <class T> const T *looked_up(const Mixing<T> &b, int64_t member) {
     const int N = b.N, NP = b.NP();
     T *all_heads = scratch.zeros<T>((size_t)b.H * (N + 1) * NP);
     for (int h = 0; h < b.H; h++) {
-        const T *row = b.table + (member * b.H + h) * b.positions;
+        const T *row = b.table.of(member) + h * b.positions;
         T *bias = all_heads + (size_t)h * (N + 1) * NP;
         for (int i = 0; i < N; i++)
             for (int j = 0; j <= N; j++) {
@@ -184,12 +184,12 @@ void mixing_forward(const Mixing<typename P::Number> &b, int64_t member, typenam
     const Scratch::Scope whole(scratch);
     const bool attends = b.parts == 3;
     const int N = b.N, E = b.E, EP = padded<T>(E), I = b.I(), W = WIDTH<T>, TP = b.TP();
-    const T *weight = padded_row(b.norm_weight, member, E), *bias = padded_row(b.norm_bias, member, E);
-    const T *output_bias = padded_row(b.output_bias, member, E);
+    const T *weight = padded_row(b.norm_weight.of(member), E), *bias = padded_row(b.norm_bias.of(member), E);
+    const T *output_bias = padded_row(b.output_bias.of(member), E);
     const T *biases = attends ? looked_up(b, member) : nullptr;
     Left<typename P::Factor> maps[3];
-    for (int part = 0; part < b.parts; part++) maps[part] = P::rows(I, E, b.maps[part] + member * I * E, E);
-    const auto output = P::turned(E, I, b.output_weight + member * E * I, I);
+    for (int part = 0; part < b.parts; part++) maps[part] = P::rows(I, E, b.maps[part].of(member), E);
+    const auto output = P::turned(E, I, b.output_weight.of(member), I);
     T *n = scratch.zeros<T>(TP * EP);
     auto *m = reinterpret_cast<Moments<T> *>(scratch.take<T>(2 * b.group() * N));
     T *out = scratch.take<T>(TP * EP), *projected = scratch.take<T>((size_t)b.parts * I * TP);
@@ -239,12 +239,12 @@ void mixing_backward(const Mixing<typename P::Number> &b, int64_t member, const 
     const Scratch::Scope whole(scratch);
     const bool attends = b.parts == 3;
     const int N = b.N, E = b.E, EP = padded<T>(E), I = b.I(), F = b.parts * I, W = WIDTH<T>, TP = b.TP();
-    const T *weight = padded_row(b.norm_weight, member, E), *bias = padded_row(b.norm_bias, member, E);
+    const T *weight = padded_row(b.norm_weight.of(member), E), *bias = padded_row(b.norm_bias.of(member), E);
     T *beside = scratch.take<T>((size_t)F * E);  // the maps, one below the other
     for (int part = 0; part < b.parts; part++)
-        std::memcpy(beside + (size_t)part * I * E, b.maps[part] + member * I * E, sizeof(T) * I * E);
+        std::memcpy(beside + (size_t)part * I * E, b.maps[part].of(member), sizeof(T) * I * E);
     const auto maps = P::weights(F, E, beside);
-    const auto output = P::columns(E, I, b.output_weight + member * E * I, I);
+    const auto output = P::columns(E, I, b.output_weight.of(member), I);
     T *dmaps = scratch.zeros<T>((size_t)F * EP), *doutput = scratch.zeros<T>((size_t)I * EP);
     T *dweight = scratch.zeros<T>(EP), *dbias = scratch.zeros<T>(EP);
     T *doutput_bias = scratch.zeros<T>(EP);

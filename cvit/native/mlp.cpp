@@ -25,10 +25,10 @@ void mlp_forward(const Mlp<typename P::Number> &b, int64_t member, typename P::N
     const Scratch::Scope whole(scratch);
     const int E = b.E, F = b.F, EP = padded<T>(E), FP = padded<T>(F), W = WIDTH<T>;
     const int64_t rows = b.images * b.N;
-    const T *weight = padded_row(b.norm_weight, member, E), *bias = padded_row(b.norm_bias, member, E);
-    const T *b1 = padded_row(b.b1, member, F), *b2 = padded_row(b.b2, member, E);
-    const auto w1 = P::turned(F, E, b.w1 + member * F * E, E);
-    const auto w2 = P::turned(E, F, b.w2 + member * E * F, F);
+    const T *weight = padded_row(b.norm_weight.of(member), E), *bias = padded_row(b.norm_bias.of(member), E);
+    const T *b1 = padded_row(b.b1.of(member), F), *b2 = padded_row(b.b2.of(member), E);
+    const auto w1 = P::turned(F, E, b.w1.of(member), E);
+    const auto w2 = P::turned(E, F, b.w2.of(member), F);
     T *n = scratch.take<T>(CHUNK * EP), few_moments[2 * CHUNK];
     T *linear = scratch.take<T>((size_t)CHUNK * FP), *h = scratch.take<T>((size_t)CHUNK * FP);
     T *out = scratch.take<T>(CHUNK * EP);
@@ -57,9 +57,9 @@ void mlp_backward(const Mlp<typename P::Number> &b, int64_t member, const typena
     const Scratch::Scope whole(scratch);
     const int E = b.E, F = b.F, EP = padded<T>(E), FP = padded<T>(F), W = WIDTH<T>;
     const int64_t rows = b.images * b.N;
-    const T *weight = padded_row(b.norm_weight, member, E), *bias = padded_row(b.norm_bias, member, E);
-    const T *b1 = padded_row(b.b1, member, F);
-    const auto w1 = P::weights(F, E, b.w1 + member * F * E), w2 = P::weights(E, F, b.w2 + member * E * F);
+    const T *weight = padded_row(b.norm_weight.of(member), E), *bias = padded_row(b.norm_bias.of(member), E);
+    const T *b1 = padded_row(b.b1.of(member), F);
+    const auto w1 = P::weights(F, E, b.w1.of(member)), w2 = P::weights(E, F, b.w2.of(member));
     T *dw1 = scratch.zeros<T>((size_t)F * EP), *dw2 = scratch.zeros<T>((size_t)E * FP);
     T *db1 = scratch.zeros<T>(FP), *db2 = scratch.zeros<T>(EP);
     T *dweight = scratch.zeros<T>(EP), *dbias = scratch.zeros<T>(EP), *n = scratch.take<T>(CHUNK * EP);

@@ -63,6 +63,15 @@ class Inputs {
     template <class T> const T *numbers(int64_t count, const char *name) {
         return data<T>(take(given[0].scalar_type(), count, name));
     }
+    // Weights of a pack are parts of one matrix with a row for each member: they need not be copied for that.
+    template <class T> cvit::Weight<T> weight(int64_t members, int64_t count, const char *name) {
+        const Tensor &tensor = given[next];
+        int64_t numbers = 1, axis = tensor.dim() - 1;
+        for (; axis >= 0 && numbers < count && tensor.stride(axis) == numbers; axis--) numbers *= tensor.size(axis);
+        const bool is_row = numbers == count && axis == 0 && tensor.size(0) == members;
+        if (is_row && tensor.scalar_type() == given[0].scalar_type()) return {data<T>(given[next++]), tensor.stride(0)};
+        return {this->numbers<T>(members * count, name), count};
+    }
     const int64_t *places(int64_t count, const char *name) { return data<int64_t>(take(at::kLong, count, name)); }
     template <class T> const T *scale(int64_t images) {
         return next < given.size() ? numbers<T>(images, "scale") : nullptr;
@@ -83,12 +92,12 @@ template <class T> cvit::Mlp<T> mlp(TensorList t, double eps, Inputs &in) {
     cvit::Mlp<T> b{};
     b.members = M, b.images = t[X].numel() / (M * N * E), b.N = N, b.E = E, b.F = F, b.eps = eps;
     b.x = in.numbers<T>(M * b.images * N * E, "x");
-    b.norm_weight = in.numbers<T>(M * E, "norm_weight");
-    b.norm_bias = in.numbers<T>(M * E, "norm_bias");
-    b.w1 = in.numbers<T>(M * F * E, "w1");
-    b.b1 = in.numbers<T>(M * F, "b1");
-    b.w2 = in.numbers<T>(M * E * F, "w2");
-    b.b2 = in.numbers<T>(M * E, "b2");
+    b.norm_weight = in.weight<T>(M, E, "norm_weight");
+    b.norm_bias = in.weight<T>(M, E, "norm_bias");
+    b.w1 = in.weight<T>(M, F * E, "w1");
+    b.b1 = in.weight<T>(M, F, "b1");
+    b.w2 = in.weight<T>(M, E * F, "w2");
+    b.b2 = in.weight<T>(M, E, "b2");
     b.scale = in.scale<T>(M * b.images);
     return b;
 }
@@ -102,19 +111,19 @@ template <class T> cvit::Mixing<T> mixing(bool attends, TensorList t, double eps
     b.members = M, b.images = t[X].numel() / (M * N * E), b.N = N, b.E = E, b.H = H, b.D = I / H, b.eps = eps;
     b.parts = attends ? 3 : 1;
     b.x = in.numbers<T>(M * b.images * N * E, "x");
-    b.norm_weight = in.numbers<T>(M * E, "norm_weight");
-    b.norm_bias = in.numbers<T>(M * E, "norm_bias");
-    for (int part = 0; part < b.parts; part++) b.maps[part] = in.numbers<T>(M * I * E, "a projection");
+    b.norm_weight = in.weight<T>(M, E, "norm_weight");
+    b.norm_bias = in.weight<T>(M, E, "norm_bias");
+    for (int part = 0; part < b.parts; part++) b.maps[part] = in.weight<T>(M, I * E, "a projection");
     if (attends) {
         b.positions = t[TABLE].size(-1);
-        b.table = in.numbers<T>(M * H * b.positions, "table");
+        b.table = in.weight<T>(M, H * b.positions, "table");
         b.index = in.places(N * (N + 1), "index");
     } else {
         b.sources = in.places(H * N, "sources");
         b.targets = in.places(H * N, "targets");
     }
-    b.output_weight = in.numbers<T>(M * E * I, "output_weight");
-    b.output_bias = in.numbers<T>(M * E, "output_bias");
+    b.output_weight = in.weight<T>(M, E * I, "output_weight");
+    b.output_bias = in.weight<T>(M, E, "output_bias");
     b.scale = in.scale<T>(M * b.images);
     return b;
 }

@@ -17,10 +17,12 @@ CVIT_INLINE Vector<float> added(Vector<float> sum, Vector<Pair> a, Vector<Pair> 
 }
 #endif
 
-// A tile of C that fits the registers: sums stay there over all K.
-template <class F, int ROWS, int COLUMNS>
+// A tile of C that fits the registers: sums stay there over all K. Where A is transposed (its rows are 1 apart), the
+// compiler knows the places of its numbers.
+template <class F, int ROWS, int COLUMNS, bool TRANSPOSED>
 void tile(int K, Left<F> a, Right<F> b, Sum<F> *C, long ldc, bool adds) {
     using T = Sum<F>;
+    if constexpr (TRANSPOSED) a.row = 1;
     constexpr int W = WIDTH<T>;
     Vector<T> sums[ROWS][COLUMNS];
 #pragma GCC unroll 16
@@ -59,7 +61,8 @@ template <class F, int ROWS, int COLUMNS>
 CVIT_INLINE void tile_of(int rows, int K, Left<F> a, Right<F> b, Sum<F> *C, long ldc, bool adds) {
     if constexpr (ROWS > 1)
         if (rows < ROWS) return tile_of<F, ROWS - 1, COLUMNS>(rows, K, a, b, C, ldc, adds);
-    tile<F, ROWS, COLUMNS>(K, a, b, C, ldc, adds);
+    if (a.row == 1) return tile<F, ROWS, COLUMNS, true>(K, a, b, C, ldc, adds);
+    tile<F, ROWS, COLUMNS, false>(K, a, b, C, ldc, adds);
 }
 
 // Columns of C as wide as a tile, cut into tiles of almost equal height, so that none has too few sums to hide the
@@ -95,7 +98,7 @@ template <class F> void cut(int J, int K, int V, Left<F> a, Right<F> b, Sum<F> *
 void product(int J, int K, int V, Left<double> a, Right<double> b, double *C, long ldc, bool adds) {
     for (int v = 0; v < V; v++) {  // for checks only, so as plain as it can be
         const long at = (long)v * WIDTH<double>;
-        for (int j = 0; j < J; j++) tile<double, 1, 1>(K, a.rows_from(j), {b.at + at, b.row}, C + j * ldc + at, ldc, adds);
+        for (int j = 0; j < J; j++) tile<double, 1, 1, false>(K, a.rows_from(j), {b.at + at, b.row}, C + j * ldc + at, ldc, adds);
     }
 }
 void product(int J, int K, int V, Left<float> a, Right<float> b, float *C, long ldc, bool adds) {

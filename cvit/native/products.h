@@ -100,7 +100,7 @@ struct Halves {
     static Right<Pair> weights(int K, int columns, const float *x) { return right(K, columns, x, columns); }
     static Right<Pair> turned(int columns, int K, const float *x, long ldx) {
         const Left<Pair> pairs = rows(columns, K, x, ldx);
-        return Exact<Pair>::turned(columns, steps(K), pairs.at, pairs.row);
+        return Exact<Pair>::turned(columns, pairs.row, pairs.at, pairs.row);  // whole squares, zeros included
     }
 };
 

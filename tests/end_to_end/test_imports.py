@@ -7,7 +7,18 @@ from pathlib import Path
 
 from tests.support.scripts import ROOT, WIDTH
 
-HEAVY = ["torch", "torch._dynamo", "torch._inductor", "sympy", "triton", "ray", "mlflow", "matplotlib", "pandas", "scipy"]
+HEAVY = [
+    "torch",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "triton",
+    "ray",
+    "mlflow",
+    "matplotlib",
+    "pandas",
+    "scipy",
+]
 
 
 def test_a_sweep_on_cpus_imports_no_compiler(tmp_path: Path) -> None:

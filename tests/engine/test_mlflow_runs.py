@@ -4,6 +4,7 @@ import getpass
 import json
 import math
 import statistics
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,18 @@ def test_files_that_cannot_be_stored_hold_up_nothing_else(tmp_path: Path) -> Non
 
 def test_an_interval_in_a_description_is_no_link() -> None:
     assert study_note("Q?", "c", "+5.4 [-2.0, +12.9] (3)") == "Q?\n\n+5.4 \\[-2.0, +12.9] (3)\n\n    c"
+
+
+def test_an_answer_that_comes_after_the_runs_are_found_is_there_once(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    uri, journal = empty_store(tmp_path), journal_of(tmp_path, plan, 3, ended=True)
+    for time_ms in (1000, 2000):
+        tracker = Tracker(uri, "low_data", keys(plan), journal.records)
+        if time_ms == 2000:
+            while not tracker._is_connected:
+                time.sleep(0.05)
+        answer = Attachment(v.TAG_ANSWER, "checksum", points=[("answer/random mean", 8, 0.5, time_ms)])
+        tracker.attach(plan.study.key, answer)
+        assert tracker.close("FINISHED", timeout_s=60), tracker.error
+    history = MlflowClient(uri).get_metric_history(parent_in(uri).info.run_id, "answer/random mean")
+    assert [point.timestamp for point in history] == [1000]

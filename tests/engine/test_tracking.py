@@ -23,7 +23,6 @@ from cvit.records import PointsRecord, StudyRecord, TrialRecord
 from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
 from tests.support.mlflow_stores import empty_store
 from tests.support.plans import SMALL, make_plan
-from tests.support.scripts import TINY, call
 
 LONGEST_EXPERIMENT_TAG = 5000
 """Characters that MLflow's stores take."""
@@ -298,13 +297,15 @@ def test_a_record_that_makes_no_sense_holds_up_no_other_and_is_said(tmp_path: Pa
 
 @pytest.mark.parametrize("error", [SystemExit("gone"), MemoryError("none left")])
 def test_a_thread_that_dies_does_not_look_as_if_all_were_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
+    """The closing lines that follow are tested in test_tracker_process.py."""
+
     def dies(*_: object) -> bool:
         raise error
 
     monkeypatch.setattr(Tracker, "_take", dies)
-    ended = call(tmp_path, *TINY, "--min-steps", "24", "--data-fraction", "0.05", "--seeds", "1")
-    assert ended.exit_code == 0, ended.errors
-    assert f"is incomplete ({type(error).__name__}: {error}); nothing is lost" in ended.output
-    assert f"python -m cvit.engine.sync --storage storage --tracking-uri sqlite:///{tmp_path}" in ended.output
+    plan = make_plan(tmp_path, *SMALL)
+    tracker = Tracker(uri, "dies", keys(plan), journal_of(tmp_path, plan, 3, ended=True).records)
+    assert not tracker.close("FINISHED", timeout_s=60)
+    assert tracker.error == f"{type(error).__name__}: {error}"

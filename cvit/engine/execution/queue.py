@@ -3,7 +3,7 @@
 import itertools
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -96,8 +96,9 @@ class StageQueue:
         self._elsewhere: dict[str, tuple[Stage, str]] = {}
         """Stages that other drivers train, each with a relative clause that says who."""
         self._look_at = 0.0
-        self._ready: dict[Hashable, list[Stage]] = {}
+        self._ready: dict[Hashable, deque[Stage]] = {}
         self._waiting: dict[str, list[Stage]] = {}
+        self._num_waiting = 0
         self._packs: dict[str, StagePack] = {}
         self._running: set[str] = set()
         self._resting: list[tuple[float, Stage]] = []
@@ -115,6 +116,7 @@ class StageQueue:
         for stage in sorted(todo.values(), key=lambda stage: stage.key not in parents):
             if stage.parent is not None and stage.parent.key in todo:
                 self._waiting.setdefault(stage.parent.key, []).append(stage)
+                self._num_waiting += 1
             else:
                 self._make_ready(stage)
 
@@ -144,13 +146,13 @@ class StageQueue:
             group, stages = next(iter(self._ready.items()))
             limit = 1 if group == stages[0].key else self._limits.get(stages[0].shape, 1)
             size = self._size_of_next_pack(limit, len(stages))
-            pack, rest = tuple(stages[:size]), stages[size:]
+            pack = tuple(itertools.islice(stages, size))
             if not all(stage.key in self._claimed for stage in pack):
                 self._claim(size * self._num_workers)
                 continue
-            if rest:
-                self._ready[group] = rest
-            else:
+            for _ in pack:
+                stages.popleft()
+            if not stages:
                 del self._ready[group]
             self._packs[name] = pack
             self._running.add(name)
@@ -179,13 +181,13 @@ class StageQueue:
         if refused:
             self._elsewhere |= {key: (self._todo[key], reason) for key, reason in refused.items()}
             self._look_at = time.monotonic() + LOOK_S * random.uniform(0.5, 1.5)
-            groups = {group: [s for s in stages if s.key not in refused] for group, stages in self._ready.items()}
+            groups = {group: deque(s for s in stages if s.key not in refused) for group, stages in self._ready.items()}
             self._ready = {group: stages for group, stages in groups.items() if stages}
 
     def _size_of_next_pack(self, limit: int, num_ready: int) -> int:
         """The limit, or less once the stages that are left have to be divided among the workers; chosen so that the
         ready stages of a group make packs of about the same size."""
-        num_left = sum(len(stages) for groups in (self._ready, self._waiting) for stages in groups.values())
+        num_left = sum(map(len, self._ready.values())) + self._num_waiting
         most = min(limit, max(-(-num_left // self._num_workers), limit // LEAST_SHARE))
         num_packs = -(-num_ready // most)
         return -(-num_ready // num_packs)
@@ -198,7 +200,7 @@ class StageQueue:
             group: Hashable = stage.key
         else:
             group = (stage.shape, deaths) if deaths else stage.shape
-        self._ready.setdefault(group, []).append(stage)
+        self._ready.setdefault(group, deque()).append(stage)
 
     def _wake(self) -> None:
         now = time.monotonic()
@@ -227,7 +229,7 @@ class StageQueue:
 
     def stage_done(self, key: str) -> None:
         """A stage's result is known: the stages that start from it are ready, unless it diverged."""
-        children = self._waiting.pop(key, ())
+        children = self._waiting_for(key)
         if self._progress.results[key].diverged_step is None:
             for stage in children:
                 self._make_ready(stage)
@@ -240,7 +242,7 @@ class StageQueue:
         self._claims.release(keys)
         for stage in self.pack_named(name):
             if self._is_pruned(stage):
-                self._waiting.pop(stage.key, None)
+                self._waiting_for(stage.key)
 
     def pack_failed(self, name: str, fault: Fault) -> list[str]:
         """Decides what happens to the unfinished stages of a pack; returns lines about them."""
@@ -291,7 +293,13 @@ class StageQueue:
 
     def _give_up(self, stage: Stage, reason: str) -> None:
         self._failed[stage.key] = reason
-        self._waiting.pop(stage.key, None)  # nothing can start from it
+        self._waiting_for(stage.key)  # nothing can start from it
+
+    def _waiting_for(self, key: str) -> Sequence[Stage]:
+        """The stages that wait for another one, and wait no longer."""
+        stages = self._waiting.pop(key, ())
+        self._num_waiting -= len(stages)
+        return stages
 
     def outcomes(self) -> dict[str, Outcome]:
         """The outcome of every stage that the queue began with, by key."""

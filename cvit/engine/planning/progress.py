@@ -7,7 +7,7 @@ from typing import Literal, Self
 from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.trials import Trial
 from cvit.errors import one_line
-from cvit.results import StageResult, checkpoint_step, load_result, read_part
+from cvit.results import StageResult, checkpoint_step, load_result, packed, read_part
 from cvit.stages import Stage
 from cvit.storage import Storage, StorageError
 from cvit.tasks import task_named
@@ -152,7 +152,7 @@ def _unreadable(storage: Storage, error: OSError) -> StorageError:
 def _usable_results(storage: Storage, stages: Mapping[str, Stage]) -> dict[str, StageResult]:
     """The results of finished stages. A result does not count if a stage that is still to be trained starts from a part
     of it that is missing or altered: the weights, or the moments, which earlier versions did not store."""
-    results = {key: result for key in stages if (result := load_result(storage, key)) is not None}
+    results = {key: packed(result) for key in stages if (result := load_result(storage, key)) is not None}
     starting_points = {
         (stage.parent.key, part)
         for stage in stages.values()

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from cvit.config import Parameter, with_numbers
@@ -64,6 +64,11 @@ class _Contents:
         self.ends: dict[str, EndRecord] = {}
         self.sessions: dict[str, SessionRecord] = {}
         self._steps: dict[str, dict[str, set[int]]] = {}
+        """The steps of the measurements of each trial that has not ended, by metric."""
+        self._of_ended: dict[str, Mapping[str, Set[int]]] = {}
+        """Those of trials that have ended."""
+        self._shared: dict[frozenset[int], frozenset[int]] = {}
+        self._equal: dict[tuple[tuple[str, frozenset[int]], ...], Mapping[str, Set[int]]] = {}
 
     def add(self, record: Record) -> Record | None:
         """Adds a record and returns what of it is new, if anything: an append that failed halfway and was tried again
@@ -79,15 +84,14 @@ class _Contents:
                 points = self.new_points(record.trial_key, record.points)
                 if not points:
                     return None
-                steps = self._steps.setdefault(record.trial_key, {})
-                for metric, step, _, _ in points:
-                    steps.setdefault(metric, set()).add(step)
+                self._add_steps(record.trial_key, points)
                 return record if len(points) == len(record.points) else dataclasses.replace(record, points=points)
             case EndRecord():
                 last = self.ends.get(record.trial_key)
                 if last is not None and (last.status, last.note) == (record.status, record.note):
                     return None
                 self.ends[record.trial_key] = record
+                self._end(record.trial_key)
             case SessionRecord():
                 if self.sessions.get(record.study_key) == record:
                     return None
@@ -96,9 +100,22 @@ class _Contents:
                 pass  # the tracker leaves out what it has
         return record
 
+    def _add_steps(self, trial_key: str, points: Iterable[Point]) -> None:
+        ended = self._of_ended.pop(trial_key, {})
+        steps = self._steps.setdefault(trial_key, {metric: set(of) for metric, of in ended.items()})
+        for metric, step, _, _ in points:
+            steps.setdefault(metric, set()).add(step)
+
+    def _end(self, trial_key: str) -> None:
+        """Lets the trials that have ended share equal sets of steps: a large sweep has few of them."""
+        steps = self._steps.pop(trial_key, {})
+        shared = {metric: self._shared.setdefault(each := frozenset(of), each) for metric, of in steps.items()}
+        if shared:
+            self._of_ended[trial_key] = self._equal.setdefault(tuple(shared.items()), shared)
+
     def new_points(self, trial_key: str, points: Iterable[Point]) -> list[Point]:
         """The measurements of a trial whose metric and step the journal does not contain."""
-        steps = self._steps.get(trial_key, {})
+        steps: Mapping[str, Set[int]] = self._steps.get(trial_key) or self._of_ended.get(trial_key, {})
         return [point for point in points if point[1] not in steps.get(point[0], ())]
 
 
@@ -114,11 +131,14 @@ class Journal:
         Raises:
             StorageError: the storage cannot be read, or a later version wrote the journal.
         """
-        self._storage, self._folder, self._check = storage, f"{JOURNAL_FOLDER}/{sweep}", check
+        self._storage, self._sweep, self._folder, self._check = storage, sweep, _folder_of(sweep), check
         self._listeners: list[Callable[[list[Record]], None]] = []
+        self._unheard: list[Record] = []
+        """Records that listeners do not know yet."""
         self._contents = _Contents()
-        self._number, self._is_behind, self._written_at = 0, False, -math.inf
-        for record in self._read():
+        names = _segments(storage, sweep)
+        self._number, self._is_behind, self._written_at = max(map(_number_of, names), default=0), False, -math.inf
+        for record in _all_records(storage, sweep, names):
             self._contents.add(record)
         self._start_segment()
 
@@ -126,17 +146,7 @@ class Journal:
     def records(self) -> list[Record]:
         """All records, read anew: those of a large sweep are too many to be kept."""
         self.flush()
-        contents = _Contents()
-        return [new for record in self._read() if (new := contents.add(record)) is not None]
-
-    def _read(self) -> Iterator[Record]:
-        try:
-            for name in self._storage.names(self._folder):
-                self._number = max(self._number, _number_of(name))
-                for record in read_segment(self._storage, f"{self._folder}/{name}"):
-                    yield _without_secrets(record)  # those that an earlier version missed go no further
-        except OSError as error:
-            raise StorageError(f"storage {self._storage.url!r} cannot be read: {one_line(error)}") from error
+        return list(read_records(self._storage, self._sweep))
 
     def listen(self, listener: Callable[[list[Record]], None]) -> None:
         """Calls the listener with every batch of new records once it is written."""
@@ -225,6 +235,13 @@ class Journal:
                 self.flush()
         for record in records:
             self._contents.add(record)
+        self._unheard += records
+        if not self._is_behind:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tells the listeners what is written and not known to them yet."""
+        records, self._unheard = self._unheard, []
         for listener in self._listeners:
             listener(records)
 
@@ -236,6 +253,8 @@ class Journal:
         """
         if self._is_behind:
             self._until_done(self._put)
+            if self._unheard:
+                self._tell()
 
     def _until_done(self, write: Callable[[], None]) -> None:
         """Repeats a write while the storage cannot be reached; a storage that refuses to be written ends the sweep."""
@@ -281,6 +300,43 @@ class Journal:
         """Segments are read in the order in which they were begun, so a clock that was put back must not matter."""
         self._number = max(self._number + 1, time.time_ns())
         self._segment_name = f"{self._number:020d}-{os.getpid()}.jsonl"
+
+
+def read_records(storage: Storage, sweep: str) -> Iterator[Record]:
+    """The records of a sweep's journal, each once; those of a large sweep are too many to be kept.
+
+    Raises:
+        StorageError: the storage cannot be read, or a later version wrote the journal.
+    """
+    contents = _Contents()
+    for record in _all_records(storage, sweep, _segments(storage, sweep)):
+        if (new := contents.add(record)) is not None:
+            yield new
+
+
+def _folder_of(sweep: str) -> str:
+    return f"{JOURNAL_FOLDER}/{sweep}"
+
+
+def _segments(storage: Storage, sweep: str) -> list[str]:
+    try:
+        return storage.names(_folder_of(sweep))
+    except OSError as error:
+        raise _unreadable(storage, error) from error
+
+
+def _all_records(storage: Storage, sweep: str, segments: Iterable[str]) -> Iterator[Record]:
+    """All whole records of segments, some perhaps twice."""
+    try:
+        for name in segments:
+            for record in read_segment(storage, f"{_folder_of(sweep)}/{name}"):
+                yield _without_secrets(record)  # those that an earlier version missed go no further
+    except OSError as error:
+        raise _unreadable(storage, error) from error
+
+
+def _unreadable(storage: Storage, error: OSError) -> StorageError:
+    return StorageError(f"storage {storage.url!r} cannot be read: {one_line(error)}")
 
 
 def _tags_of_trial(trial: Trial, tags: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.planning.trials import Trial
 from cvit.engine.recording.journal import Journal
-from cvit.results import Point, Provenance, Report, StageResult
+from cvit.results import Point, Provenance, Report, StageResult, packed
 from cvit.stages import Stage
 from cvit.tasks import task_named
 from cvit.vocabulary import (
@@ -31,7 +31,7 @@ def record_report(progress: Progress, journal: Journal, key: str, report: Report
         del progress.steps[key]
         journal.record_points(trials, _seconds(progress.plan.stages[key], report.result))
         unfinished = [trial for trial in trials if progress.status(trial) is None]
-        progress.results[key] = report.result
+        progress.results[key] = packed(report.result)
         progress.num_ended_here += sum(progress.status(trial) is not None for trial in unfinished)
         for trial in trials:
             _record_outcome(progress, journal, trial)

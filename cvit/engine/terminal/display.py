@@ -46,6 +46,7 @@ class Display:
         self._progress, self._console, self._forecast = progress, console, forecast
         self._todo = {stage.key: stage for stage in progress.todo}
         self._steps_before = progress.num_steps_kept
+        self._num_done_before = progress.num_done - progress.num_ended_here
         plan = progress.plan
         num_steps = sum(stage.steps for stage in plan.stages.values())
         self._num_steps = num_steps + round(num_steps * plan.num_trials_to_come / len(plan.trials))
@@ -149,11 +150,11 @@ class Display:
     def _headline(self) -> str:
         """The time left first, so that no terminal is too narrow for it."""
         speed = sum(list(self._speed.values()))
-        is_over = self._progress.is_finished
+        num_done, num_trials = self._num_done_before + self._progress.num_ended_here, len(self._progress.plan.trials)
         parts = [
-            *([] if is_over else [f"about {duration(self._forecast.left_s())} left"]),
+            *([] if num_done == num_trials else [f"about {duration(self._forecast.left_s())} left"]),
             *([] if self._live is not None else [self._steps_text()]),
-            f"{self._progress.num_done} of {len(self._progress.plan.trials)} trials done",
+            f"{num_done} of {num_trials} trials done",
             f"{len(self._running)} running" if self._has_begun else "starting workers",
             *([f"{speed:,.0f} images/s"] if speed else []),
             *([self._waiting] if self._waiting else []),

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -38,6 +38,24 @@ class Figure:
     num_trials: int
 
 
+@dataclass
+class _Cell:
+    """The trials of a cell so far, so that no figure has to look at all of them again.
+
+    Attributes:
+        done: the values of finished trials, by key; None for one that diverged before it was measured.
+        running: the latest values of the others that have been measured.
+        total: the sum of the values of finished trials, of which there are `num_values`.
+    """
+
+    num_trials: int = 0
+    done: dict[str, float | None] = field(default_factory=dict)
+    running: dict[str, float] = field(default_factory=dict)
+    total: float = 0.0
+    num_values: int = 0
+    best: float | None = None
+
+
 class LiveFigures:
     """The figures of all cells. A cell is a place of the grid without the seed; of a search, an init scheme."""
 
@@ -48,9 +66,11 @@ class LiveFigures:
         axes = [axis for axis in progress.plan.trials[0].cell if axis != SEED]
         self.axes = [self._task.compared_by] if progress.plan.search is not None else axes
         self._latest: dict[str, float] = {}
-        self._cells: dict[tuple[Any, ...], list[Trial]] = {}
+        self._cells: dict[tuple[Any, ...], _Cell] = {}
         for trial in progress.plan.trials:
-            self._cells.setdefault(self._cell_of(trial), []).append(trial)
+            self._cells.setdefault(self._cell_of(trial), _Cell()).num_trials += 1
+            self._note(trial)
+        self._num_pruned = len(progress.pruned)
         self._changed: dict[tuple[Any, ...], None] = {}
 
     def _cell_of(self, trial: Trial) -> tuple[Any, ...]:
@@ -66,10 +86,28 @@ class LiveFigures:
         values = [value for name, _, value, _ in points if name == self._metric]
         if values:
             self._latest[key] = values[-1]
-            for trial in self._progress.plan.trials_of[key]:
+        for trial in self._progress.plan.trials_of[key]:
+            self._note(trial)
+            if values:
                 cell = self._cell_of(trial)
                 self._changed.pop(cell, None)
                 self._changed[cell] = None
+
+    def _note(self, trial: Trial) -> None:
+        """Adds what is known of a trial now to its cell's figure; what is known of a finished one stays."""
+        cell = self._cells[self._cell_of(trial)]
+        if trial.key in cell.done:
+            return
+        if self._progress.status(trial) is None:
+            if (running := self._running_value(trial)) is not None:
+                cell.running[trial.key] = running
+            return
+        cell.running.pop(trial.key, None)
+        cell.done[trial.key] = value = self._value(trial)
+        if value is not None:
+            best = max if is_accuracy(self._metric) else min
+            cell.best = value if cell.best is None else best(cell.best, value)
+            cell.total, cell.num_values = cell.total + value, cell.num_values + 1
 
     def news(self) -> list[str]:
         """A phrase for each cell with finished trials that has changed since the last call."""
@@ -84,14 +122,17 @@ class LiveFigures:
         )
 
     def _figure(self, cell: tuple[Any, ...]) -> Figure:
-        trials = self._cells[cell]
-        done = [trial for trial in trials if self._progress.status(trial) is not None]
-        values = [value for trial in done if (value := self._value(trial)) is not None]
-        if not values:
-            values = [value for trial in trials if (value := self._running_value(trial)) is not None]
-        mean = statistics.fmean(values) if values else None
+        if len(self._progress.pruned) != self._num_pruned:  # nobody reports that a trial is stopped early
+            self._num_pruned = len(self._progress.pruned)
+            for trial in self._progress.plan.trials:
+                self._note(trial)
+        of = self._cells[cell]
+        if of.num_values:
+            return Figure(of.total / of.num_values, of.best, len(of.done), of.num_trials)
         best = max if is_accuracy(self._metric) else min
-        return Figure(mean, best(values, default=None), len(done), len(trials))
+        values = list(of.running.values())
+        mean = statistics.fmean(values) if values else None
+        return Figure(mean, best(values, default=None), len(of.done), of.num_trials)
 
     def _value(self, trial: Trial) -> float | None:
         """The last value of a finished trial; None if it diverged before it was measured."""

@@ -27,6 +27,10 @@ another machine, must not hold up the sweep's end."""
 _LONGEST_ERROR = 200
 
 
+def _no_model() -> None:
+    """Stands for a model where there is none; unlike a lambda, it can be sent to another process."""
+
+
 @dataclass(frozen=True)
 class Attachment:
     """Files, tags and measurements about a study that a run gets once, and again when they have changed.
@@ -43,7 +47,7 @@ class Attachment:
     files: Callable[[], Mapping[str, bytes]] = dict
     tags: Mapping[str, str] = field(default_factory=dict)
     points: Sequence[Point] = ()
-    model: "Callable[[], tuple[torch.nn.Module, torch.Tensor] | None]" = lambda: None
+    model: "Callable[[], tuple[torch.nn.Module, torch.Tensor] | None]" = _no_model
 
 
 class Attachments:
@@ -55,16 +59,21 @@ class Attachments:
 
     def __init__(self) -> None:
         self._pending: dict[tuple[str, str], Attachment] = {}
+        self._there: dict[tuple[str, str], str | None] = {}
+        """The checksums of what runs had already."""
         self._tries: dict[tuple[str, str], int] = {}
         self.error: str | None = None
 
     def take(self, key: str, attachment: Attachment) -> None:
         """Takes an attachment; a later one with the same tag replaces it."""
-        self._pending[key, attachment.tag] = attachment
+        self._pending.pop((key, attachment.tag), None)
+        if self._there.get((key, attachment.tag)) != attachment.checksum:
+            self._pending[key, attachment.tag] = attachment
 
     def leave_out(self, key: str, tags: Mapping[str, str]) -> None:
-        """Forgets the attachments that a run has already, by its tags."""
+        """Forgets the attachments that a run has already, by its tags, and those that come later."""
         for tag in TAGS:
+            self._there[key, tag] = tags.get(tag)
             if (key, tag) in self._pending and self._pending[key, tag].checksum == tags.get(tag):
                 del self._pending[key, tag]
 
@@ -95,6 +104,8 @@ class Attachments:
                 if self._tries[key, tag] < MOST_TRIES:
                     raise
                 self.error = f"{tag} of {key}: {short_line(error, _LONGEST_ERROR)}"
+            else:
+                self._there[key, tag] = attachment.checksum
             del self._pending[key, tag]
 
 

@@ -5,7 +5,8 @@ whole URI (`none`). `open(uri)` gives the backend. The file must not import its 
 input is answered before anything that takes seconds. It may also hold `check(uri, may_upgrade)`, which looks at the
 store itself before a sweep trains and raises ConfigError if it can never be used.
 
-A backend that also has the methods of `Archive` gets data sets and files.
+A backend that also has the methods of `Archive` gets data sets and files, and one with those of `Together` what is new
+of many runs at a time.
 """
 
 import importlib
@@ -62,6 +63,25 @@ class ExistingRun:
     tags: Mapping[str, str]
     params: Mapping[str, str]
     has_data: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What is new of one run.
+
+    Attributes:
+        run_id: None for a run that is still to be created, which `new` describes.
+        status: None leaves it as it is.
+    """
+
+    run_id: str | None
+    new: NewRun | None
+    params: Mapping[str, object]
+    tags: Mapping[str, str]
+    points: Sequence[Point]
+    data: DataUse | None
+    status: str | None
+    end_time_ms: int | None
 
 
 class Backend(Protocol):
@@ -127,6 +147,21 @@ class Archive(Protocol):
         Args:
             example: an input of the model.
         """
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """The methods of a backend that has a faster way than a call per run: by writing many runs at once, or by taking
+    several calls at a time."""
+
+    calls_at_once: int
+    """The number of threads that may call the backend at a time, each for another run."""
+
+    def write_together(self, changes: Sequence[Change]) -> Sequence[str | None]:
+        """Writes what is new of runs, all of it or nothing, and returns their ids. None stands for a run of which
+        nothing was written: it is then written by the calls that every backend has, as are all of them after an
+        error."""
         ...
 
 

@@ -9,6 +9,7 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -16,7 +17,8 @@ from urllib.parse import quote, urlsplit
 from cvit import vocabulary as v
 from cvit.config import ConfigError, as_text
 from cvit.engine.environment import prepare
-from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, ExistingRun, NewRun, Refused
+from cvit.engine.tracking import mlflow_sql
+from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, Change, ExistingRun, NewRun, Refused
 from cvit.engine.tracking.mlflow_check import check
 from cvit.engine.tracking.mlflow_models import log_model
 from cvit.engine.tracking.mlflow_views import MODE, TABLE, TAG_PREFIX, means_of, note, page, views
@@ -40,6 +42,8 @@ _BATCH_METRICS = 1000
 _FILES_FOLDER = "mlartifacts"
 _LONGEST_DATASET, _LONGEST_DIGEST = 500, 36
 """The largest numbers of characters in the name and the digest of a data set."""
+_REQUESTS_AT_ONCE = 8
+"""The most requests that a server gets at a time: each waits for its answer, and on a busy one for others."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "BAD_REQUEST")
 
 
@@ -89,6 +93,9 @@ class MlflowBackend:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._client: Any = None
+        self._database: Any = None
+        """MLflow's own store, where it can be written directly."""
+        self.calls_at_once = _REQUESTS_AT_ONCE if uri.startswith(("http://", "https://")) else 1
         self._experiment_id = ""
         self._storage = ""
         self._study: StudyRecord | None = None
@@ -124,6 +131,7 @@ class MlflowBackend:
         for tag in shown.keys() - kept:
             client.set_experiment_tag(experiment.experiment_id, tag, shown[tag])
         self._client, self._experiment_id, self._study = client, experiment.experiment_id, study
+        self._database = mlflow_sql.database_of(client)
 
     def existing(self, own: Set[str]) -> Sequence[ExistingRun]:
         runs = list(all_pages(functools.partial(self._client.search_runs, [self._experiment_id])))
@@ -171,9 +179,7 @@ class MlflowBackend:
         with self._refusals():
             run_id = self._find(run) if run.key in self._unanswered else None
             if run_id is None:
-                tags = _fitting(run.tags)
-                if run.parent_id is not None:
-                    tags[PARENT] = run.parent_id
+                tags = _tags_of_new(run)
                 self._unanswered.add(run.key)
                 created = self._client.create_run(self._experiment_id, run.start_time_ms, tags, run.name)
                 run_id = str(created.info.run_id)
@@ -212,16 +218,26 @@ class MlflowBackend:
     def use_data(self, run_id: str, data: DataUse) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(
-            name=data.name[:_LONGEST_DATASET],
-            digest=data.digest[:_LONGEST_DIGEST],
-            source_type="cvit",
-            source=json.dumps({"dataset": data.source}),
-            profile=json.dumps(data.profile),
-        )
-        tags = [InputTag(name, text) for name, text in {"mlflow.data.context": "training", **data.tags}.items()]
+        row = _dataset(data)
+        dataset = Dataset(row.name, row.digest, row.source_type, row.source, profile=row.profile)
+        tags = [InputTag(name, text) for name, text in row.tags.items()]
         with self._refusals():
             self._client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+    def write_together(self, changes: Sequence[Change]) -> Sequence[str | None]:
+        if self._database is None:
+            return [None] * len(changes)
+        keys = [change.new.key if change.new is not None else None for change in changes]
+        rows = [_rows(change) for change in changes]
+        # One that was not answered may be there: it has to be looked for.
+        places = [n for n, key in enumerate(keys) if key not in self._unanswered and mlflow_sql.is_plain(rows[n])]
+        new = {key for n in places if (key := keys[n]) is not None}
+        self._unanswered |= new
+        ids = mlflow_sql.write_runs(self._database, self._experiment_id, [rows[n] for n in places])
+        self._unanswered -= new
+        self._used_ids |= {run_id for run_id in ids if run_id is not None}
+        by_place = dict(zip(places, ids, strict=True))
+        return [by_place.get(n) for n in range(len(changes))]
 
     def attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
         with tempfile.TemporaryDirectory(prefix="cvit-") as folder, self._refusals():
@@ -297,3 +313,34 @@ def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags as MLflow takes them: a long grid in several parts; any other text is cut."""
     fitting = {name: text[:MAX_TAG_LENGTH] for name, text in tags.items()}
     return fitting | (split_tag(v.TAG_GRID, tags[v.TAG_GRID]) if v.TAG_GRID in tags else {})
+
+
+def _tags_of_new(run: NewRun) -> dict[str, str]:
+    """The tags with which a run is created."""
+    return _fitting(run.tags) | ({PARENT: run.parent_id} if run.parent_id is not None else {})
+
+
+def _dataset(data: DataUse) -> mlflow_sql.DatasetRow:
+    """The data set of a run as MLflow takes it."""
+    return mlflow_sql.DatasetRow(
+        name=data.name[:_LONGEST_DATASET],
+        digest=data.digest[:_LONGEST_DIGEST],
+        source_type="cvit",
+        source=json.dumps({"dataset": data.source}),
+        profile=json.dumps(data.profile),
+        tags={"mlflow.data.context": "training", **data.tags},
+    )
+
+
+def _rows(change: Change) -> mlflow_sql.RunRows:
+    """What is new of a run as MLflow takes it."""
+    return mlflow_sql.RunRows(
+        run_id=change.run_id,
+        new=replace(change.new, tags=_tags_of_new(change.new)) if change.new is not None else None,
+        params={name: as_text(value) for name, value in change.params.items()},
+        tags=_fitting(change.tags),
+        points=change.points,
+        dataset=_dataset(change.data) if change.data is not None else None,
+        status=change.status,
+        end_time_ms=change.end_time_ms,
+    )

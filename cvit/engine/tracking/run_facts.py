@@ -27,10 +27,12 @@ class Surroundings:
     Attributes:
         storage: the place of the storage, absolute.
         colours: the colours of init schemes, such as `#0072B2`.
+        driver: the identity of the driver's process; empty stands for this process.
     """
 
     storage: str = ""
     colours: Mapping[str, str] = field(default_factory=dict)
+    driver: str = ""
 
 
 NOWHERE = Surroundings()

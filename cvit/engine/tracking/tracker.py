@@ -8,7 +8,8 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from cvit import vocabulary as v
 from cvit.config import as_text
@@ -22,9 +23,11 @@ from cvit.engine.tracking.backend import (
     RUNNING,
     Archive,
     Backend,
+    Change,
     ExistingRun,
     NewRun,
     Refused,
+    Together,
     backend_for,
 )
 from cvit.engine.tracking.run_facts import (
@@ -45,6 +48,8 @@ _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _LONGEST_PAUSE_AT_THE_END_S = 2.0
 _LONGEST_ERROR = 200
+_MOST_RUNS_TOGETHER, _MOST_POINTS_TOGETHER = 200, 20_000
+"""The most that is written at once: less than a second of a database, which others read meanwhile."""
 _OF_STUDIES = (StudyRecord, SessionRecord, SystemRecord)
 
 
@@ -148,9 +153,7 @@ class Tracker:
             try:
                 if not self._is_connected:
                     self._connect()
-                for run in list(self._runs.values()):
-                    if run.changed and run.study_key in self._runs:
-                        self._write_unless_refused(run)
+                self._write_changed()
                 if is_closing:
                     self._end_open_runs()
                 self._write_attachments()
@@ -168,6 +171,61 @@ class Tracker:
                     if time.monotonic() > self._deadline:
                         return
                     time.sleep(min(pause, _LONGEST_PAUSE_AT_THE_END_S))
+
+    def _write_changed(self) -> None:
+        """Brings all runs up to date: studies first, since each trial's run is below its study's."""
+        changed = [run for run in self._runs.values() if run.changed and run.study_key in self._runs]
+        for run in changed:
+            if run.is_study:
+                self._write_unless_refused(run)
+        trials = [run for run in changed if not run.is_study]
+        if not isinstance(self._backend, Together):
+            for run in trials:
+                self._write_unless_refused(run)
+            return
+        for together in _parts(trials):
+            self._write_together(together, self._backend)
+
+    def _write_together(self, runs: Sequence[TrackedRun], backend: Together) -> None:
+        """Brings runs up to date at once; what cannot be written so is written run by run."""
+        for study_key in {run.study_key for run in runs if run.run_id is None}:
+            if self._runs[study_key].run_id is None:
+                self._create(self._runs[study_key])
+        changes = [self._change(run) for run in runs]
+        self._check()
+        try:
+            ids = backend.write_together(changes)
+        except Exception:  # noqa: BLE001
+            self._may_have_duplicates |= any(change.new is not None for change in changes)
+            ids = [None] * len(runs)  # if it is an outage, the next call says so
+        for run, run_id in zip(runs, ids, strict=True):
+            if run_id is not None:
+                run.run_id, run.is_open = run_id, self._status(run) == RUNNING
+                run.settle()
+        remaining = [run for run, run_id in zip(runs, ids, strict=True) if run_id is None]
+        if backend.calls_at_once == 1:
+            for run in remaining:
+                self._write_unless_refused(run)
+            return
+        with ThreadPoolExecutor(backend.calls_at_once) as pool:
+            for written in [pool.submit(self._write_unless_refused, run) for run in remaining]:
+                written.result()
+
+    def _change(self, run: TrackedRun) -> Change:
+        """What the store does not have of a trial's run."""
+        status = self._status(run)
+        if run.run_id is not None and run.was_copied_before and run.points:
+            self._leave_out_copied(run, run.run_id)
+        return Change(
+            run_id=run.run_id,
+            new=self._new(run) if run.run_id is None else None,
+            params=run.params,
+            tags=run.tags,
+            points=run.points,
+            data=run.data,
+            status=None if status == RUNNING and (run.is_open or run.run_id is None) else status,
+            end_time_ms=None if status == RUNNING else run.end_time_ms or _now_ms(),
+        )
 
     def _write_unless_refused(self, run: TrackedRun) -> None:
         """Brings a run up to date; a run that the store refuses, as when somebody has deleted it, holds up no other."""
@@ -268,7 +326,7 @@ class Tracker:
                 **facts_of_study(record, self._surroundings),
             }
             if run.key in self._planned:
-                run.tags[v.TAG_DRIVER] = this_process()
+                run.tags[v.TAG_DRIVER] = self._surroundings.driver or this_process()
         if preset := record.tags.get(v.TAG_PRESET):  # a study may grow by another one
             presets = [*filter(None, run.tags.get(v.TAG_PRESET, "").split(", ")), preset]
             run.tags[v.TAG_PRESET] = ", ".join(dict.fromkeys(presets))
@@ -381,21 +439,25 @@ class Tracker:
 
     def _create(self, run: TrackedRun) -> str:
         """Gives a run, and before it its study's, an id in the store."""
-        parent_id = None
-        if not run.is_study:
-            parent = self._runs[run.study_key]
-            parent_id = parent.run_id or self._create(parent)
-        new = NewRun(
-            key=run.key, name=self._name(run), parent_id=parent_id, start_time_ms=run.start_time_ms, tags=dict(run.tags)
-        )
+        if not run.is_study and self._runs[run.study_key].run_id is None:
+            self._create(self._runs[run.study_key])
         try:
-            run.run_id = self._store.create(new)
+            run.run_id = self._store.create(self._new(run))
         except Refused:
             raise
         except Exception:
             self._may_have_duplicates = True  # it may have been created, and found too late
             raise
         return run.run_id
+
+    def _new(self, run: TrackedRun) -> NewRun:
+        return NewRun(
+            key=run.key,
+            name=self._name(run),
+            parent_id=None if run.is_study else self._runs[run.study_key].run_id,
+            start_time_ms=run.start_time_ms,
+            tags=dict(run.tags),
+        )
 
     def _name(self, run: TrackedRun) -> str:
         if run.is_study:
@@ -413,3 +475,21 @@ class Tracker:
                 run.is_open = False
         if self._may_have_duplicates:
             self._store.existing(self._planned)  # which leaves one for each key
+
+
+def _parts(runs: Sequence[TrackedRun]) -> Iterator[list[TrackedRun]]:
+    """The runs, in parts that are not too large to be written at once."""
+    part: list[TrackedRun] = []
+    num_points = 0
+    for run in runs:
+        if part and (len(part) == _MOST_RUNS_TOGETHER or num_points + len(run.points) > _MOST_POINTS_TOGETHER):
+            yield part
+            part, num_points = [], 0
+        part.append(run)
+        num_points += len(run.points)
+    if part:
+        yield part
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

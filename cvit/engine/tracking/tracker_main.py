@@ -1,0 +1,93 @@
+"""The tracker's process: it copies the journal, then what the driver sends, and ends with the driver in any case."""
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from cvit.engine.recording.journal import read_records
+from cvit.engine.recording.lease import LeaseLost
+from cvit.engine.tracking.tracker import Tracker
+from cvit.engine.tracking.tracker_process import ANSWER, ASK, ATTACH, CLOSE, CLOSED, EXPECT, FEED, Copy
+
+PATIENCE_S = 5.0
+"""MLflow's import takes more than a second of a core. The first steps of the training come first, as their first
+measurement tells; but after so long, a person may want to look."""
+_SET_DEATH_SIGNAL = 1
+
+
+def serve() -> None:
+    """Copies until the driver closes it or dies. Its arguments are a descriptor and the driver's process id."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the driver says when it ends
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[3]):
+        return  # the driver had died before
+    connection = Connection(int(sys.argv[2]))
+    try:
+        _copy(connection, connection.recv())
+    except (EOFError, OSError):  # the driver has died: whatever is under way must not be finished
+        os._exit(1)
+
+
+def _copy(connection: Connection, copy: Copy) -> None:
+    connection.poll(PATIENCE_S)
+    driver = _Driver(connection)
+    records = read_records(copy.storage, copy.sweep)
+    tracker = Tracker(copy.uri, copy.sweep, copy.planned, records, driver.check, copy.surroundings)
+
+    def close(status: str, timeout_s: float) -> None:
+        threading.Thread(target=_close, args=(tracker, driver, status, timeout_s), daemon=True).start()
+
+    actions: dict[str, Callable[..., None]] = {
+        FEED: tracker.feed,
+        ATTACH: tracker.attach,
+        EXPECT: tracker.expect,
+        CLOSE: close,
+        ANSWER: driver.answered,
+    }
+    while True:
+        kind, *news = connection.recv()
+        actions[kind](*news)
+
+
+def _close(tracker: Tracker, driver: "_Driver", status: str, timeout_s: float) -> None:
+    """Waits for the tracker while the driver's answers go on coming in."""
+    is_complete = tracker.close(status, timeout_s)
+    driver.tell((CLOSED, is_complete, tracker.error, tracker.how_to_look()))
+    os._exit(0)
+
+
+class _Driver:
+    """The driver as its tracker sees it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._asking, self._telling = connection, threading.Lock(), threading.Lock()
+        self._answers: queue.SimpleQueue[tuple[str | None, bool]] = queue.SimpleQueue()
+
+    def tell(self, message: tuple[Any, ...]) -> None:
+        with self._telling:
+            self._connection.send(message)
+
+    def answered(self, refusal: str | None, is_lost: bool) -> None:
+        """Takes the answer to the last question."""
+        self._answers.put((refusal, is_lost))
+
+    def check(self) -> None:
+        """Returns if the driver may still write.
+
+        Raises:
+            LeaseLost: another driver has taken the sweep over.
+            OSError: it cannot be told.
+        """
+        with self._asking:
+            self.tell((ASK,))
+            refusal, is_lost = self._answers.get()
+        if refusal is not None:
+            raise LeaseLost(refusal) if is_lost else OSError(refusal)
