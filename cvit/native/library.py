@@ -83,6 +83,16 @@ def is_compiled() -> bool:
     return _place().exists()
 
 
+def multiplies_halves() -> bool:
+    """True if training on this machine multiplies bfloat16 by the operators, as far as can be told without loading or
+    compiling them."""
+    try:
+        _check_machine()
+        return "avx512_bf16" in processor_flags() and (_place().exists() or bool(_compiler()))
+    except Unavailable:
+        return False
+
+
 def is_switched_off() -> bool:
     """True if the user wants torch to compute everything."""
     return os.environ.get(SWITCH, "").strip() == "0"
