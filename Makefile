@@ -14,7 +14,7 @@ help:  ## list the targets
 
 demo: .venv/.installed  ## the theorem's curve, a part of low_data on embedded data, and the report of both
 	$(BIN)/python sweeps/head_count.py --part expressivity --preset smoke --address local
-	$(BIN)/python sweeps/low_data.py --seeds 3 --data-fraction 0.02 --budget-unit steps
+	$(BIN)/python sweeps/low_data.py --seeds 3 --data-fraction 0.02 --budget-unit steps --address local
 	$(BIN)/python analysis/make_tables.py --storage storage
 	@echo
 	@$(BIN)/python -m cvit.engine.missing low-data
@@ -53,4 +53,5 @@ clean:  ## remove .venv and caches; keeps storage/, mlflow.db and results/
 	{ $(BIN)/python -m pip install --quiet uv && \
 	    $(BIN)/uv sync --quiet --frozen --inexact --no-python-downloads --compile-bytecode --extra dev; } \
 	    || $(BIN)/python -m pip install --quiet -e '.[dev]'
+	-@$(BIN)/python -m cvit.engine.tracking.prepared_store
 	@touch $@

@@ -58,7 +58,8 @@ def run(
         seeds: the number of seeds, counted from 0.
         storage: folder or URL that holds the state of sweeps; `storage` in the working folder by default.
         tracking_uri: MLflow store or server, or "none"; MLFLOW_TRACKING_URI by default, else sqlite:///mlflow.db.
-        address: the address of a Ray cluster; "local" trains in this process; by default, Ray starts on this machine.
+        address: the address of a Ray cluster; "local" trains on this machine without Ray, and with `workers=1` in this
+            process; by default, Ray starts on this machine.
         quiet: print nothing.
         options: every other option of the command line, with underscores: parameters and axes of the grid such as
             `learning_rate=1e-3` and `data_fraction=(0.02, 0.05)`; switches such as `dry_run=True`. None is not given.

@@ -41,6 +41,22 @@ def expected_step_seconds(flops: float | None, device: str) -> float:
     return UNKNOWN_STEP_S if flops is None else start + flops / rate
 
 
+COMPILE_S = 60.0
+"""The seconds that a GPU's worker is expected to compile a kind of step for. On a busy core of a CPU it took 62 s."""
+SHARE_SAVED = 0.25
+"""The share of the time of a step on a GPU that compiling is expected to save: a third, by counting kernels and bytes
+of the preset `reference`; not measured."""
+
+
+def compile_seconds(seconds_left: float, device: str) -> float:
+    """The seconds for which the steps of a pack are compiled: none where that would not save more.
+
+    Args:
+        seconds_left: the time that the steps take as they are.
+    """
+    return COMPILE_S if device == "cuda" and seconds_left * SHARE_SAVED > COMPILE_S else 0.0
+
+
 @lru_cache(maxsize=4096)
 def step_flops(architecture: Architecture, batch_size: int) -> int | None:
     """The operations of one optimiser step; None for a model whose operations this module does not know."""

@@ -87,17 +87,18 @@ def relative_position_index(grid: Grid) -> "Tensor":
     """(N, N) int64 for N patches: the index of the relative position of key patch j, seen from query patch i."""
     import torch
 
-    index = torch.zeros(1, dtype=torch.int64)
+    index = torch.zeros(1, dtype=torch.int64, device="cpu")
     for place, length in zip(patch_places(grid).unbind(dim=1), grid, strict=True):
         index = index * (2 * length - 1) + place[None, :] - place[:, None] + length - 1
     return index
 
 
 def patch_places(grid: Grid) -> "Tensor":
-    """(N, axes) int64: the place of each patch on the grid."""
+    """(N, axes) int64: the place of each patch on the grid. It is on the CPU even where a model is made on the device
+    `meta`, without weights: integers there are computed by code of torch that imports its compiler, for a second."""
     import torch
 
-    places = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
+    places = torch.meshgrid(*(torch.arange(length, device="cpu") for length in grid), indexing="ij")
     return torch.stack([place.flatten() for place in places], dim=1)
 
 

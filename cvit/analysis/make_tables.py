@@ -29,6 +29,7 @@ from cvit.analysis.store.frames import Frames, LoadError
 from cvit.analysis.store.journal import load_journal
 from cvit.analysis.store.mlflow import load_mlflow
 from cvit.errors import one_line
+from cvit.leaving import leave_quickly
 from cvit.redaction import Redacting, redacted
 from cvit.storage import Storage, StorageError, without_waiting
 from cvit.streams import make_streams_last
@@ -164,6 +165,7 @@ def run(arguments: Sequence[str] | None = None, name: str = "make_tables.py") ->
         name: the command as a person types it.
     """
     os.environ.pop("MPLBACKEND", None)  # no figure needs it, and matplotlib refuses to be imported with a wrong one
+    leave_quickly()
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     with without_waiting():

@@ -5,11 +5,12 @@ from types import TracebackType
 from typing import Self
 
 from cvit.engine import exit_codes
+from cvit.engine.ahead import import_all
 from cvit.engine.planning.progress import Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_known_results
 from cvit.engine.session import Ending, Session
-from cvit.engine.terminal.answer import answer_of, surroundings
+from cvit.engine.terminal.surroundings import NEEDED_AT_THE_END, NEEDED_FOR_FILES, surroundings
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED
 from cvit.engine.tracking.tracker_process import Copy, tracker_for
@@ -31,6 +32,8 @@ from cvit.vocabulary import (
 
 CLOSE_TIMEOUT_S = 60.0
 """The longest wait for the tracking store at the end of a sweep; the next run copies what is still missing."""
+LONGEST_START_S = 15.0
+"""The longest time for which nothing is copied because training has not begun."""
 
 
 class Book:
@@ -52,7 +55,7 @@ class Book:
         self._tags |= {name: text for name, text in ((TAG_USER, user()), (TAG_GIT_COMMIT, git_commit())) if text}
         if session.info is not None:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
-        self._session = session
+        self._session, self._is_ready = session, not progress.todo
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
         self.optuna_lines: list[str] = []
         self.tracking_error: str | None = None
@@ -62,14 +65,25 @@ class Book:
         if progress.todo:
             journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
         journal.flush()  # the tracker reads it
-        copy = Copy(
-            session.request.tracking_uri, study.sweep, self._keys(), session.storage, surroundings(session.storage)
-        )
-        self.tracker = tracker_for(copy, session.check)
+        uri, needed = session.request.tracking_uri, NEEDED_FOR_FILES if progress.todo else NEEDED_AT_THE_END
+        copy = Copy(uri, study.sweep, self._keys(), session.storage, surroundings(session.storage), needed)
+        self.tracker = tracker_for(copy, self._check_before_copying)
         journal.listen(self.tracker.feed)
 
     def __enter__(self) -> Self:
         return self
+
+    def _check_before_copying(self) -> None:
+        """Raises LeaseLost if this driver may not write any more; a thread calls it before the tracker writes.
+
+        The first answer waits for the first training step, which the tracker's process would delay by its imports.
+        Then the thread imports what the end of the sweep needs here, and the workers go on training meanwhile.
+        """
+        if not self._is_ready:
+            self._session.timing.begun.wait(LONGEST_START_S)
+            import_all(NEEDED_AT_THE_END)
+            self._is_ready = True
+        self._session.check()
 
     def record_plan(self) -> None:
         """Records the plan, or that it has grown, and the results that the storage has already.
@@ -92,6 +106,7 @@ class Book:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._session.timing.begun.set()
         try:
             self._journal.flush()
             self._export_search()
@@ -105,6 +120,8 @@ class Book:
                 self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _attach_answer(self) -> None:
+        from cvit.engine.terminal.answer import answer_of  # with pandas, which nothing needs before
+
         study = self._progress.plan.study
         self.tracker.attach(study.key, answer_of(self._session.storage, study.sweep, study.key))
         if self._session.request.log_models:

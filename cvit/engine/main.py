@@ -14,6 +14,7 @@ from cvit.engine.planning.request import Request
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.signals import stop_on_sigterm
 from cvit.engine.terminal.cli import parse, parts_asked_for, unknown_variables
+from cvit.leaving import leave_quickly
 from cvit.redaction import Redacting
 from cvit.storage import StorageError, without_waiting
 from cvit.streams import make_streams_last
@@ -34,6 +35,7 @@ def run_command(load: Callable[[], Sequence[Sweep]], started: Invocation, argv: 
         argv: the options.
     """
     environment.prepare()
+    leave_quickly()
     make_streams_last()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     stop_on_sigterm()

@@ -5,7 +5,7 @@ import functools
 
 from cvit.engine import exit_codes
 from cvit.engine.book import Book
-from cvit.engine.execution import in_process
+from cvit.engine.execution import forked, in_process
 from cvit.engine.execution.faults import TrainingError
 from cvit.engine.execution.head_watch import watching
 from cvit.engine.execution.pack_size import pack_limits
@@ -115,6 +115,8 @@ def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, 
     claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
     site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
     with Display(progress, session.console, session.forecast) as display:
+        if session.warm is not None:
+            return forked.train_stages(progress, journal, display, site, session.warm)
         if session.cluster is None:
             return in_process.train_stages(progress, journal, display, site)
         from cvit.engine.execution import execute  # imports Ray

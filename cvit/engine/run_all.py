@@ -18,8 +18,9 @@ from cvit.engine import exit_codes
 from cvit.engine.declaration import Sweep
 from cvit.engine.execution.forecast import Forecast, likely_workers
 from cvit.engine.execution.speed import Speed
+from cvit.engine.execution.warm import WarmProcess
 from cvit.engine.planning.progress import Progress
-from cvit.engine.planning.request import IN_PROCESS, Request, named_address
+from cvit.engine.planning.request import LOCAL, Request, named_address
 from cvit.engine.planning.rounds import first_round
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease, lease
@@ -75,7 +76,7 @@ def run_sweeps(asked: Sequence[tuple[Sweep, Request]], console: Console, started
     first, session = planned[0], _Common(storage, console, started_at)
     if common.dry_run:
         print_plan(console, first.progress, first.request, first.forecast)
-        return _run_each(planned, [], session, None)
+        return _run_each(planned, [], session)
     try:
         return _run_under_leases(planned, session)
     except KeyboardInterrupt:
@@ -93,7 +94,10 @@ def _run_under_leases(planned: Sequence[Planned], common: "_Common") -> list[End
         def taken() -> list[Lease]:
             return [stack.enter_context(lease(common.storage, name, _say)) for name in names]
 
-        cluster = None if address == IN_PROCESS else stack.enter_context(_cluster(first.request))
+        warm = stack.enter_context(WarmProcess()) if _forks(planned) else None
+        if warm is not None:
+            warm.start()  # it imports torch and the training, while this process does other things
+        cluster = None if address == LOCAL else stack.enter_context(_cluster(first.request))
         needs_ray = cluster is not None and any(each.progress.todo for each in planned)
         if cluster is not None and needs_ray:
             cluster.check()
@@ -108,7 +112,7 @@ def _run_under_leases(planned: Sequence[Planned], common: "_Common") -> list[End
                     leases = taken()
                 stack.enter_context(cluster)  # once more, so that its workers end before the leases do
                 _ = cluster.workers
-        ended = _run_each(planned, leases, common, cluster)
+        ended = _run_each(planned, leases, common, cluster, warm)
         for own_lease in leases:
             own_lease.raise_if_lost()  # that of a sweep that was still to come
         return ended
@@ -158,7 +162,7 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
     progress = first_round(sweep, request, info, storage)
     take_up_pruned(progress, Journal(storage, sweep.name))
     workers = likely_workers(request)
-    speed = Speed.recall(storage, workers.device, with_ray=request.address != IN_PROCESS)
+    speed = Speed.recall(storage, workers.device, with_ray=request.address != LOCAL)
     return Planned(progress, info, request, Forecast(progress, workers, speed))
 
 
@@ -168,6 +172,12 @@ def _cluster(request: Request) -> "Cluster":
     from cvit.engine.execution.cluster import Cluster
 
     return Cluster(request.address, request.device, request.resources)
+
+
+def _forks(planned: Sequence[Planned]) -> bool:
+    """True if workers are to be forked on this machine."""
+    request = planned[0].request
+    return request.address == LOCAL and not request.is_in_process and any(each.progress.todo for each in planned)
 
 
 @dataclass(frozen=True)
@@ -180,12 +190,16 @@ class _Common:
 
 
 def _run_each(
-    planned: Sequence[Planned], leases: Sequence[Lease], common: _Common, cluster: "Cluster | None"
+    planned: Sequence[Planned],
+    leases: Sequence[Lease],
+    common: _Common,
+    cluster: "Cluster | None" = None,
+    warm: WarmProcess | None = None,
 ) -> list[Ended]:
     with (
         contextlib.nullcontext()
         if planned[0].request.dry_run
-        else spinner(common.console, "loading torch and pandas", planned[0].forecast)
+        else spinner(common.console, "loading torch", planned[0].forecast)
     ):
         import torch
 
@@ -204,7 +218,7 @@ def _run_each(
                 each.forecast.begin_later()
                 print_plan(common.console, each.progress, each.request, each.forecast)
             session = Session(
-                each.request, each.info, common.storage, common.console, cluster, timing, each.forecast, own_lease
+                each.request, each.info, common.storage, common.console, cluster, warm, timing, each.forecast, own_lease
             )
             ended.append(Ended(each.progress, run_sweep(each.progress, session)))
             if ended[-1].ending.exit_code == exit_codes.INTERRUPTED:

@@ -9,13 +9,14 @@ from rich.console import Console
 from cvit.data.datasets import Dataset, DatasetInfo, load
 from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.timing import Timing
-from cvit.engine.execution.workers import Workers, this_process
+from cvit.engine.execution.workers import Workers, workers_here
 from cvit.engine.planning.request import Request
 from cvit.engine.recording.lease import Lease
 from cvit.storage import Storage
 
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
+    from cvit.engine.execution.warm import WarmProcess
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Session:
 
     Attributes:
         info: the description of the data set; None for a task that needs none.
-        cluster: Ray, which starts at the first use of its workers; None trains in this process.
+        cluster: Ray, which starts at the first use of its workers; None trains without it.
+        warm: the process from which workers on this machine are forked; None if there are none.
         timing: counts the time spent on training and around it.
         forecast: tells how much time is left.
         lease: None for a dry run, which writes nothing.
@@ -35,6 +37,7 @@ class Session:
     storage: Storage
     console: Console
     cluster: "Cluster | None"
+    warm: "WarmProcess | None"
     timing: Timing
     forecast: Forecast
     lease: Lease | None = None
@@ -51,10 +54,10 @@ class Session:
 
     @property
     def workers(self) -> Workers:
-        """The workers of the cluster, or this process. Raises ConfigError if the cluster cannot be used."""
+        """The workers of the cluster, or those of this machine. Raises ConfigError if the cluster cannot be used."""
         if self.cluster is not None:
             return self.cluster.workers
-        return this_process(self.request.device, self.request.resources)
+        return workers_here(self.request.device, self.request.resources)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from cvit.engine import exit_codes
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import LeaseLost, lease
 from cvit.engine.signals import stop_on_sigterm
-from cvit.engine.terminal.answer import answer_of, surroundings
+from cvit.engine.terminal.answer import answer_of
 from cvit.engine.terminal.preflight import check_reachable, check_tracking_uri
+from cvit.engine.terminal.surroundings import surroundings
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for, check_store
 from cvit.engine.tracking.tracker import Tracker
 from cvit.errors import one_line

@@ -1,18 +1,13 @@
 """Multi-head self-attention with a relative position bias per head and a zero slot."""
 
-import importlib.util
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvit.geometry import Grid, num_relative_positions, relative_position_index
-from cvit.models.layers import Linear
-
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-_GENERAL_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+from cvit.models.layers import Linear, linear
 
 
 class RelativeAttention(nn.Module):
@@ -37,7 +32,7 @@ class RelativeAttention(nn.Module):
         positions = num_relative_positions(grid)
         self.relative_bias = nn.Parameter(torch.zeros(num_heads, positions + 1))
         index = F.pad(relative_position_index(grid), (0, 1), value=positions)
-        self.register_buffer("_bias_index", index.flatten(), persistent=False)
+        self.register_buffer("_bias_index", index.flatten().to(self.relative_bias.device), persistent=False)
 
     def position_bias(self) -> Tensor:
         """The bias of every query and key, (num_heads, N, N + 1); the last key is the zero slot."""
@@ -50,43 +45,30 @@ class RelativeAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, embed_dim) → (B, N, embed_dim); in a pack (M, B, N, embed_dim)."""
+        if tokens.is_cuda and tokens.dtype != torch.float64:
+            return self._forward_on_cuda(tokens)
         query, key, value = (self._heads(project(tokens)) for project in (self.query, self.key, self.value))
         mixed = attend(query, key, value, self.position_bias().unsqueeze(-4))
         return self.output(mixed.transpose(-3, -2).flatten(-2))
+
+    def _forward_on_cuda(self, tokens: Tensor) -> Tensor:
+        """The same with one product for queries, keys and values, which on a CPU does not pay."""
+        from cvit.models.cuda_attention import attention_on_cuda
+
+        weights = torch.cat([project.weight for project in (self.query, self.key, self.value)], dim=-2)
+        projected = linear(tokens, weights).unflatten(-1, (3, self.num_heads, self.head_dim))
+        return self.output(attention_on_cuda(projected, self.position_bias()).flatten(-2))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """softmax([query keyᵀ / √head_dim, 0] + bias) [value, 0], over the last two dimensions; 0 is the zero slot.
 
+    On CPUs torch has no fused kernel for a learned bias; its fallback takes 1.6 times as long as this.
+
     Args:
         query, key, value: (B, num_heads, N, head_dim), in a pack (M, B, ...).
         bias: (1, num_heads, N, N + 1), or (M, 1, ...); the last column is the zero slot's.
     """
-    if query.is_cuda and _HAS_TRITON:
-        from cvit.models.tile_attention import fits_a_tile, tile_attention
-
-        if fits_a_tile(query):
-            return tile_attention(query, key, value, bias)
     key, value = (F.pad(heads, (0, 0, 0, 1)) for heads in (key, value))
-    bias = bias.to(query.dtype)
-    if query.is_cuda:
-        return _fused(query, key, value, bias)
-    # On CPUs torch has no fused kernel for a learned bias; its fallback takes 1.6 times as long as this.
-    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias.to(query.dtype)
     return logits.softmax(dim=-1) @ value
-
-
-def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """The same by torch's kernel, with the zero slot as one more key; members of a pack become further heads, since it
-    takes four dimensions.
-
-    Training takes the memory-efficient kernel, so evaluation takes it too: cuDNN's, torch's choice where no gradient is
-    needed, has had faults with an explicit bias (pytorch issue 196678).
-    """
-    if query.ndim == 4:
-        with sdpa_kernel(_GENERAL_KERNELS):
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    members = len(query)
-    query, key, value, bias = (t.transpose(0, 1).flatten(1, 2) for t in (query, key, value, bias))
-    mixed = _fused(query, key, value, bias)
-    return mixed.unflatten(1, (members, -1)).transpose(0, 1)

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.utils.flop_counter import register_flop_formula
 
 LARGEST_GRID = 64
 """The most patches: the weights of a head of 64 × 64 fill the registers of 4 warps."""
@@ -28,56 +28,90 @@ _PROGRAMS = 1056
 it reads once."""
 
 
-def fits_a_tile(query: Tensor) -> bool:
-    """True if the kernels serve queries (..., num_heads, N, head_dim) of this size."""
-    return query.shape[-2] <= LARGEST_GRID and query.shape[-1] <= LARGEST_HEAD
+def fits_a_tile(projected: Tensor) -> bool:
+    """True if the kernels serve projections (..., N, 3, num_heads, head_dim) of this size and type."""
+    tokens, _, _, width = projected.shape[-4:]
+    return tokens <= LARGEST_GRID and width <= LARGEST_HEAD and projected.dtype != torch.float64
 
 
-def tile_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """softmax([query keyᵀ / √head_dim, 0] + bias) [value, 0], over the last two dimensions; 0 is the zero slot.
+def tile_attention(projected: Tensor, bias: Tensor) -> Tensor:
+    """softmax([query keyᵀ / √head_dim, 0] + bias) [value, 0], for every head; 0 is the zero slot.
 
     Args:
-        query, key, value: (B, num_heads, N, head_dim), in a pack (M, B, ...); float32, or bfloat16 with sums in
-            float32. Views of (B, N, num_heads, head_dim) in memory, as projections make them, are not copied.
-        bias: (1, num_heads, N, N + 1), or (M, 1, ...); the last column is the zero slot's.
+        projected: (M, B, N, 3, num_heads, head_dim), queries, keys and values side by side, as one projection makes
+            them; float32, or bfloat16 with sums in float32.
+        bias: (M, num_heads, N, N + 1); the last column is the zero slot's.
 
     Returns:
-        The shape and type of `query`; in memory (M, B, N, num_heads, head_dim).
+        (M, B, N, num_heads, head_dim), of the type of `projected`.
     """
-    if query.ndim == 4:
-        return tile_attention(query[None], key[None], value[None], bias[None])[0]
-    heads = [projected.transpose(2, 3).contiguous() for projected in (query, key, value)]
-    return _TileAttention.apply(*heads, bias.squeeze(1).float().contiguous()).transpose(2, 3)
+    output, _ = _forward(projected.contiguous(), bias.float().contiguous())
+    return output
 
 
-class _TileAttention(torch.autograd.Function):
-    """(query, key, value), each (M, B, N, num_heads, head_dim), and bias (M, num_heads, N, N + 1) → their shape."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, *inputs: Tensor) -> Tensor:
-        query, _, _, _ = inputs
-        members, images, tokens, num_heads, _ = query.shape
-        output = torch.empty_like(query)
-        normaliser = query.new_empty(members, images, num_heads, tokens, dtype=torch.float32)
-        grid, sizes = _launch(query)
-        _output_kernel[grid](*inputs, output, normaliser, **sizes)
-        ctx.save_for_backward(*inputs, output, normaliser)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, bias, output, normaliser = ctx.saved_tensors
-        grid, sizes = _launch(query)
-        of_heads = [torch.empty_like(heads) for heads in (query, key, value)]
-        of_bias = bias.new_empty(grid[1], *bias.shape)  # a part per group of images
-        inputs = query, key, value, bias, output, normaliser, gradients[0].contiguous()
-        _gradient_kernel[grid](*inputs, *of_heads, of_bias, **sizes)
-        return *of_heads, of_bias.sum(dim=0)
+# As operators, the kernels are one call each for torch.compile, which need not look into them.
 
 
-def _launch(query: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
+@torch.library.custom_op("cvit::tile_attention", mutates_args=())
+def _forward(projected: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the logarithm of each row's sum, (M, B, num_heads, N) float32."""
+    output, normaliser = _blank_output(projected, bias)
+    grid, sizes = _launch(projected)
+    _output_kernel[grid](projected, bias, output, normaliser, **sizes)
+    return output, normaliser
+
+
+@_forward.register_fake
+def _blank_output(projected: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    members, images, tokens, _, num_heads, width = projected.shape
+    output = projected.new_empty(members, images, tokens, num_heads, width)
+    return output, projected.new_empty(members, images, num_heads, tokens, dtype=torch.float32)
+
+
+@torch.library.custom_op("cvit::tile_attention_backward", mutates_args=())
+def _backward(
+    projected: Tensor, bias: Tensor, output: Tensor, normaliser: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `projected` and `bias`."""
+    grid, sizes = _launch(projected)
+    of_projected = torch.empty_like(projected)
+    of_bias = bias.new_empty(grid[1], *bias.shape)  # a part per group of images
+    _gradient_kernel[grid](projected, bias, output, normaliser, gradient, of_projected, of_bias, **sizes)
+    return of_projected, of_bias.sum(dim=0)
+
+
+@_backward.register_fake
+def _(projected: Tensor, bias: Tensor, output: Tensor, normaliser: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(projected), torch.empty_like(bias)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    return _backward(*ctx.saved_tensors, gradient.contiguous())
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.cvit.tile_attention)
+def _forward_flops(projected: torch.Size, *others: Any, **options: Any) -> int:
+    """Operations of the two products."""
+    members, images, tokens, _, num_heads, width = projected
+    return 2 * 2 * members * images * num_heads * tokens**2 * width
+
+
+@register_flop_formula(torch.ops.cvit.tile_attention_backward)
+def _backward_flops(projected: torch.Size, *others: Any, **options: Any) -> int:
+    """Operations of the five products, as torch counts those of its own attention: the weights are computed again."""
+    return 5 * _forward_flops(projected) // 2
+
+
+def _launch(projected: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
     """The grid of programs, (heads of all members, groups of images), and the sizes that a kernel is compiled for."""
-    members, images, tokens, num_heads, width = query.shape
+    members, images, tokens, _, num_heads, width = projected.shape
     of_program = max(1, members * num_heads * images // _PROGRAMS)
     sizes = {
         "IMAGES": images,
@@ -95,9 +129,7 @@ def _launch(query: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
 
 @triton.jit
 def _output_kernel(
-    query,
-    key,
-    value,
+    projected,
     bias,
     output,
     normaliser,
@@ -121,9 +153,10 @@ def _output_kernel(
     for image in range(group * OF_PROGRAM, min((group + 1) * OF_PROGRAM, IMAGES)):
         token = (member * IMAGES + image) * TOKENS + n
         place = (token[:, None] * HEADS + head) * WIDTH + d[None, :]
-        q = tl.load(query + place, mask=is_entry, other=0.0)
-        k = tl.load(key + place, mask=is_entry, other=0.0)
-        v = tl.load(value + place, mask=is_entry, other=0.0)
+        of_three = (token[:, None] * 3 * HEADS + head) * WIDTH + d[None, :]
+        q = tl.load(projected + of_three, mask=is_entry, other=0.0)
+        k = tl.load(projected + of_three + HEADS * WIDTH, mask=is_entry, other=0.0)
+        v = tl.load(projected + of_three + 2 * HEADS * WIDTH, mask=is_entry, other=0.0)
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * SCALE + position
         largest = tl.maximum(tl.max(logits, axis=1), slot)
         weights = tl.exp(logits - largest[:, None])
@@ -136,16 +169,12 @@ def _output_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    query,
-    key,
-    value,
+    projected,
     bias,
     output,
     normaliser,
     gradient,
-    of_query,
-    of_key,
-    of_value,
+    of_projected,
     of_bias,
     IMAGES: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -169,9 +198,10 @@ def _gradient_kernel(
     for image in range(group * OF_PROGRAM, min((group + 1) * OF_PROGRAM, IMAGES)):
         token = (member * IMAGES + image) * TOKENS + n
         place = (token[:, None] * HEADS + head) * WIDTH + d[None, :]
-        q = tl.load(query + place, mask=is_entry, other=0.0)
-        k = tl.load(key + place, mask=is_entry, other=0.0)
-        v = tl.load(value + place, mask=is_entry, other=0.0)
+        of_three = (token[:, None] * 3 * HEADS + head) * WIDTH + d[None, :]
+        q = tl.load(projected + of_three, mask=is_entry, other=0.0)
+        k = tl.load(projected + of_three + HEADS * WIDTH, mask=is_entry, other=0.0)
+        v = tl.load(projected + of_three + 2 * HEADS * WIDTH, mask=is_entry, other=0.0)
         o = tl.load(output + place, mask=is_entry, other=0.0)
         g = tl.load(gradient + place, mask=is_entry, other=0.0)
         row_of_image = ((member * IMAGES + image) * HEADS + head) * TOKENS + n
@@ -185,9 +215,9 @@ def _gradient_kernel(
         of_v = tl.dot(tl.trans(weights.to(g.dtype)), g, input_precision="ieee")
         of_q = tl.dot(of_logits.to(k.dtype), k, input_precision="ieee") * SCALE
         of_k = tl.dot(tl.trans(of_logits.to(q.dtype)), q, input_precision="ieee") * SCALE
-        tl.store(of_query + place, of_q.to(q.dtype), mask=is_entry)
-        tl.store(of_key + place, of_k.to(k.dtype), mask=is_entry)
-        tl.store(of_value + place, of_v.to(v.dtype), mask=is_entry)
+        tl.store(of_projected + of_three, of_q.to(q.dtype), mask=is_entry)
+        tl.store(of_projected + of_three + HEADS * WIDTH, of_k.to(k.dtype), mask=is_entry)
+        tl.store(of_projected + of_three + 2 * HEADS * WIDTH, of_v.to(v.dtype), mask=is_entry)
     part = group * tl.num_programs(0) * TOKENS * (TOKENS + 1) + row
     tl.store(of_bias + part[:, None] + n[None, :], of_position, mask=is_weight)
     tl.store(of_bias + part + TOKENS, of_slot, mask=is_token)

@@ -4,6 +4,7 @@ In the twin `pixel` the other layers differ too: they have the same weights for 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -37,11 +38,30 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(linear(embed_dim, hidden_dim), nn.GELU(), linear(hidden_dim, embed_dim))
 
 
+def run_block(block: Block, tokens: Tensor, scales: Tensor | None, outputs: list[Tensor] | None = None) -> Tensor:
+    """(B, N, embed_dim) → (B, N, embed_dim); in a pack (M, ...).
+
+    Args:
+        scales: the factors of both branches, (2, B), in a pack (2, M, B); None stands for ones.
+        outputs: if given, the outputs of both branches are appended to it.
+    """
+    for branch, (norm, layer) in enumerate(((block.mixing_norm, block.mixing), (block.mlp_norm, block.mlp))):
+        output = scaled(layer(norm(tokens)), scales, branch)
+        tokens = tokens + output
+        if outputs is not None:
+            outputs.append(output)
+    return tokens
+
+
 class VisionTransformer(nn.Module):
     """A ViT on a grid of tokens with mean pooling. It mixes tokens by attention in the attention phase, and by its
     convolutional twin in the others.
 
     The weights are uninitialised: `cvit.init` sets them before training.
+
+    Attributes:
+        training_block: computes a block in training, as `run_block` does; on a GPU, a compiled `run_block` may take its
+            place (`cvit.training.compiling`).
     """
 
     def __init__(self, config: ModelConfig, phase: str, convolution_form: ConvolutionForm = "factorized") -> None:
@@ -61,6 +81,7 @@ class VisionTransformer(nn.Module):
         )
         self.norm = LayerNorm(config.embed_dim) if pixels is None else PixelNorm(config.embed_dim, pixels)
         self.head = Linear(config.embed_dim, config.num_classes)
+        self.training_block: Callable[[Block, Tensor, Tensor | None], Tensor] = run_block
 
     def _mixing(self) -> nn.Module:
         c = self.config
@@ -90,20 +111,23 @@ class VisionTransformer(nn.Module):
         Returns:
             (B, num_classes). In a pack, all of these have the members' dimension in front, the factors before B.
         """
-        kept = {} if intermediates is None else intermediates
+        kept, outputs = ({}, None) if intermediates is None else (intermediates, [])
         # Under autocast the embedding is bfloat16. Left so, tokens would stay it, but not where a position embedding in
         # float32 is added: schemes would train at different precision.
         tokens = self.patch_embedding(images).to(images.dtype)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding
         kept["embedding"] = tokens
+        scales = None if branch_scales is None else branch_scales.unflatten(0, (-1, BRANCHES_PER_BLOCK))
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            mixed = scaled(block.mixing(block.mixing_norm(tokens)), branch_scales, BRANCHES_PER_BLOCK * i)
-            tokens = tokens + mixed
-            tokens = tokens + scaled(block.mlp(block.mlp_norm(tokens)), branch_scales, BRANCHES_PER_BLOCK * i + 1)
-            if intermediates is not None:
-                kept |= {f"block{i}/mixing": mixed, f"block{i}": tokens}
+            of_block = None if scales is None else scales[i]
+            if self.training and outputs is None:
+                tokens = self.training_block(block, tokens, of_block)
+            else:
+                tokens = run_block(block, tokens, of_block, outputs)
+            if outputs is not None:
+                kept |= {f"block{i}/mixing": outputs[-BRANCHES_PER_BLOCK], f"block{i}": tokens}
         pooled = self.norm(tokens).mean(dim=-2)
         kept["pooled"] = pooled
         return self.head(pooled)

@@ -1,6 +1,7 @@
 """Replaces the convolutions of a network by attention that computes the same."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,26 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveMaxPoolNd, _LPPoolNd, _MaxPoolNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from cvit.errors import one_line
 from cvit.geometry import Grid, by_axis
 from cvit.theorem.comparison import fault_of, outputs_of
-from cvit.theorem.layer import (
-    CONVOLUTIONS,
-    Convolution,
-    PatchAttention,
-    convolution_as_attention,
-    reason_not_convertible,
-)
+from cvit.theorem.convolutions import CONVOLUTIONS, Convolution, reason_not_convertible
+from cvit.theorem.counts import Size, per_axis
+from cvit.theorem.layer import PatchAttention, convolution_as_attention
 
 Sizes = set[Grid]
-"""Pixels along each axis, for every size of image that a convolution has processed."""
+"""Pixels along each axis, for every size of image that a convolution has been given."""
 Names = Mapping[nn.Module, Sequence[str]]
 """The qualified names of modules; a module may have several."""
 
 Replacements = Mapping[nn.Module, PatchAttention]
+
+MAX_POOLING = (_MaxPoolNd, _AdaptiveMaxPoolNd, _LPPoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+"""The modules that mix pixels by an operation that is not linear."""
+_NOT_LINEAR = "it is not linear in the pixels, and attention that depends on positions alone is"
 
 _COMPILED = "_orig_mod"
 """The name of a network inside the one that `torch.compile` makes of it."""
@@ -40,23 +42,30 @@ class Conversion:
     Attributes:
         network: the network with attention in place of convolutions.
         replaced: the number of heads for each convolution that was replaced, by qualified name.
-        kept: the reason for each convolution that was kept, by qualified name. A convolution with two names appears
-            under both, here and in `replaced`.
+        patches: pixels along each axis of a patch, for each convolution that was replaced, by qualified name.
+        kept: the reason for each convolution that was kept, by qualified name, and for each module of max-pooling: no
+            attention over positions computes a maximum. A module with two names appears under both, here and above.
         lost: what the original has and the network lacks although its outputs are the same, by qualified name of the
             module or parameter, such as parametrisations and hooks of parameters.
     """
 
     network: nn.Module
     replaced: Mapping[str, int]
+    patches: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, str]
     lost: Mapping[str, str]
 
 
-def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
+def convert(network: nn.Module, example: Tensor, patch_size: Size) -> Conversion:
     """A copy of a network in which attention over patches replaces every convolution that it can compute exactly.
 
-    The original stays as it is; the copy has its training modes. Strided and unpadded convolutions are kept, and so are
+    The original stays as it is; the copy has its training modes. Unpadded convolutions are kept, and so are
     convolutions of images that the patch size does not divide, whose parameters are shared, or that have hooks.
+
+    The network stays on one grid of tokens where it can: a patch has P pixels a side on images of the example's size,
+    and P/s behind layers whose strides multiply to s. Where images have fewer pixels than that grid has tokens, a token
+    is one output pixel. So all 20 convolutions of a ResNet-18 become attention, with any patch size that divides the
+    example's sides. Where an image's side is no part of the example's, a patch has P pixels.
 
     The result is run once on the example. A convolution is kept if the network does not work without it: because code
     reads its weights, say, or asks for its class. If the outputs differ from those of the original by more than
@@ -72,14 +81,15 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
         example: an input of the size that the network will be used with. It goes through the copy in eval mode, before
             the conversion to find the sizes of the images, and after it to compare the outputs, which an example of
             zeros or an empty batch hardly tests.
-        patch_size: pixels along every axis.
+        patch_size: pixels along every axis of the example, or along each of them.
 
     Raises:
         ValueError: the patch size is below 1, the network is of another kind or cannot be copied, the example is not
             finite, or the converted network differs.
     """
-    if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1, not {patch_size}")
+    smallest = patch_size if isinstance(patch_size, int) else min(patch_size)
+    if smallest < 1:
+        raise ValueError(f"patch_size must be at least 1, not {smallest}")
     _require_modules(network)
     if example.is_floating_point() and not example.isfinite().all():
         raise ValueError("the example must be finite: attention and convolution differ on other images")
@@ -93,13 +103,17 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
     kept: dict[nn.Module, str] = {}
     for conv, own_names in names.items():
         reason = reason_not_convertible(conv) or next((reasons[name] for name in own_names if name in reasons), None)
-        reason = reason or _reason_not_convertible_there(sizes[conv], patch_size)
         if reason is not None:
             kept[conv] = reason
             continue
         assert isinstance(conv, CONVOLUTIONS)
+        try:
+            patch = _patch_there(conv, sizes[conv], patch_size, example.shape)
+        except ValueError as error:
+            kept[conv] = str(error)
+            continue
         # Done in eval mode, because a parametrised weight may change in training mode.
-        replacements[conv] = convolution_as_attention(conv, patch_size).train(training[conv])
+        replacements[conv] = convolution_as_attention(conv, patch).train(training[conv])
     network, faults = _put_what_works(network, names, replacements, example, expected)
     for module, mode in training.items():
         module.training = mode
@@ -107,10 +121,13 @@ def convert(network: nn.Module, example: Tensor, patch_size: int) -> Conversion:
     replaced = {conv: attention for conv, attention in replacements.items() if conv not in faults}
     for conv in filter(is_parametrized, replaced):
         lost |= dict.fromkeys(names[conv], "its parametrisation: attention has the weights that it gave in eval mode")
+    modules = network.named_modules(remove_duplicate=False)
+    pooling = {name: _NOT_LINEAR for name, module in modules if isinstance(module, MAX_POOLING)}
     return Conversion(
         network,
         {name: attention.num_heads for conv, attention in replaced.items() for name in names[conv]},
-        {name: reason for conv, reason in kept.items() for name in names[conv]},
+        {name: attention.patch for conv, attention in replaced.items() for name in names[conv]},
+        {name: reason for conv, reason in kept.items() for name in names[conv]} | pooling,
         lost,
     )
 
@@ -230,15 +247,15 @@ def _lost_in_a_copy(network: nn.Module) -> Iterator[tuple[str, str]]:
 def _image_sizes(
     network: nn.Module, convolutions: Iterable[Convolution], example: Tensor
 ) -> tuple[dict[nn.Module, Sizes], list[Tensor]]:
-    """The sizes of each convolution's outputs, which with padding "same" are the sizes of its inputs; and the network's
-    outputs."""
+    """The sizes of each convolution's inputs, and the network's outputs."""
     sizes: dict[nn.Module, Sizes] = {conv: set() for conv in convolutions}
 
-    def record(conv: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(conv: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor], _: Tensor) -> None:
         assert isinstance(conv, CONVOLUTIONS)
-        sizes[conv].add(tuple(output.shape[-len(conv.kernel_size) :]))
+        images = args[0] if args else named["input"]
+        sizes[conv].add(tuple(images.shape[-len(conv.kernel_size) :]))
 
-    hooks = [conv.register_forward_hook(record) for conv in sizes]
+    hooks = [conv.register_forward_hook(record, with_kwargs=True) for conv in sizes]
     try:
         outputs = outputs_of(network, example)
     finally:
@@ -247,10 +264,39 @@ def _image_sizes(
     return sizes, outputs
 
 
-def _reason_not_convertible_there(sizes: Sizes, patch_size: int) -> str | None:
+def _patch_there(conv: Convolution, sizes: Sizes, patch_size: Size, whole: Sequence[int]) -> tuple[int, ...]:
+    """Pixels along each axis of a patch of the images that a convolution is given.
+
+    Args:
+        sizes: of those images.
+        patch_size: of the example.
+        whole: the shape of the example; its last axes are those of the images.
+
+    Raises:
+        ValueError: the reason why there is none.
+    """
     if not sizes:
-        return "not called on the example, so the size of its images is unknown"
-    for size in sorted(sizes):
-        if any(pixels % patch_size for pixels in size):
-            return f"patch size {patch_size} does not divide its images of {by_axis(size)} pixels"
-    return None
+        raise ValueError("not called on the example, so the size of its images is unknown")
+    patch = per_axis(patch_size, len(conv.kernel_size))
+    sides: list[int] = []
+    for axis, (own, step) in enumerate(zip(patch, conv.stride, strict=True), start=-len(patch)):
+        on_example = whole[axis] if -axis <= len(whole) else 0
+        found = {_side(size[axis], step, own, on_example) for size in sizes}
+        fitting = [side for side in found if side and all(size[axis] % side == 0 for size in sizes)]
+        if not all(found) or not fitting:
+            size = min(sizes, key=lambda size: bool(_side(size[axis], step, own, on_example)))
+            what = f"its stride {conv.stride}" if size[axis] % step else f"patch size {patch_size}"
+            raise ValueError(f"{what} does not divide its images of {by_axis(size)} pixels")
+        sides.append(max(fitting))
+    return tuple(sides)
+
+
+def _side(pixels: int, stride: int, patch: int, on_example: int) -> int | None:
+    """Pixels of a patch along one axis of an image, a multiple of the stride: those that keep the example's tokens, or
+    else the largest part of them, if the image's side is a part or a multiple of the example's."""
+    if pixels % stride:
+        return None
+    if on_example and on_example % patch == 0 and (on_example % pixels == 0 or pixels % on_example == 0):
+        return pixels // math.gcd(on_example // patch, pixels // stride)
+    side = math.lcm(patch, stride)
+    return side if pixels % side == 0 else None

@@ -1,21 +1,19 @@
 """Attention over the patches of an image that computes a given convolution exactly (paper, theorem 1)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
-from cvit.geometry import Grid, by_axis, num_relative_positions, patch_places
+from cvit.geometry import Grid, Offset, by_axis, num_relative_positions, patch_places, relative_position
 from cvit.models.attention import attend
 from cvit.models.embedding import from_patches, to_patches
-from cvit.theorem.counts import Size, half_width, per_axis
-from cvit.theorem.kernel import patch_maps
+from cvit.theorem.convolutions import Convolution, kernel_of
+from cvit.theorem.counts import Size, per_axis
+from cvit.theorem.kernel import offsets, patch_maps
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The modules that attention can replace."""
 HARD = 1000.0
 """Sharpness of hard attention: exp(−1000) is zero in float64 too, so that the softmax is exactly one-hot."""
 
@@ -29,6 +27,8 @@ class PatchAttention(nn.Module):
     it contributes nothing. That gives zero padding for a head whose target lies outside the image.
 
     Patches are vectors in the order of `cvit.theorem.kernel`: channel first, then along the axes, the last one fastest.
+    A patch of the output may have other sides than one of the input, as after a convolution with a stride: the grid of
+    tokens is the same.
 
     Attributes:
         relative_bias: (num_heads, Π (2·half_width + 1) + 2): the offsets, the last axis fastest, the patches further
@@ -51,17 +51,25 @@ class PatchAttention(nn.Module):
         *,
         bias: bool = True,
         content: bool = False,
+        out_patch: tuple[int, ...] | None = None,
+        window_size: Grid | None = None,
+        window_shift: Grid | None = None,
     ) -> None:
         """
         Args:
             patch: pixels along each axis of a patch.
             half_widths: patches along each axis, as many as `patch` has.
+            out_patch: pixels along each axis of a patch of the output; None: as many as `patch`.
+            window_size, window_shift: patches along each axis; None: attention to all patches, windows without a shift.
         """
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.patch, self.num_heads, self.head_dim, self.half_widths = patch, num_heads, head_dim, half_widths
-        pixels = math.prod(patch)
-        in_dim, inner_dim, out_dim = in_channels * pixels, num_heads * head_dim, out_channels * pixels
+        self.out_patch = patch if out_patch is None else out_patch
+        self.window_size = window_size
+        self.window_shift = (0,) * len(patch) if window_shift is None else window_shift
+        inner_dim = num_heads * head_dim
+        in_dim, out_dim = in_channels * math.prod(patch), out_channels * math.prod(self.out_patch)
         self.value = nn.Linear(in_dim, inner_dim, bias=False)
         self.output = nn.Linear(inner_dim, out_dim, bias=False)
         self.query = nn.Linear(in_dim, inner_dim, bias=False) if content else None
@@ -85,14 +93,20 @@ class PatchAttention(nn.Module):
         num_offsets = num_relative_positions(self._neighbourhood)
         index = torch.where((steps.abs() <= reach).all(dim=-1), index, num_offsets)
         index = F.pad(index, (0, 1), value=num_offsets + 1)
-        return self.relative_bias.index_select(1, index.flatten()).unflatten(1, index.shape)
+        bias = self.relative_bias.index_select(1, index.flatten()).unflatten(1, index.shape)
+        if self.window_size is None:
+            return bias
+        window = (places + places.new_tensor(self.window_shift)) // places.new_tensor(self.window_size)
+        outside = (window[None, :] != window[:, None]).any(dim=-1)
+        return bias.masked_fill(F.pad(outside, (0, 1)), -torch.inf)  # the zero slot is in every window
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, *shape) → (B, out_channels, *shape); the batch dimension is optional. The argument has the
-        name that it has in a convolution, so that calls by name go on working.
+        """(B, in_channels, *shape) → (B, out_channels, *shape), or the shape that patches of `out_patch` give on the
+        same grid; the batch dimension is optional. The argument has the name
+        that it has in a convolution, so that calls by name go on working.
 
         Every output is a sum over all patches: one pixel that is not finite makes the whole image NaN.
 
@@ -113,43 +127,92 @@ class PatchAttention(nn.Module):
         else:
             query, key = self._heads(self.query(tokens)), self._heads(self.key(tokens))
             mixed = attend(query, key, value, bias)
-        output = from_patches(self.output(mixed.transpose(-3, -2).flatten(-2)), grid, self.patch)
+        output = from_patches(self.output(mixed.transpose(-3, -2).flatten(-2)), grid, self.out_patch)
         return output if self.bias is None else output + self.bias.view(-1, *(1,) * len(grid))
 
 
 def convolution_as_attention(
-    conv: Convolution, patch_size: Size, *, sharpness: float = HARD, content: bool = False
+    conv: Convolution,
+    patch_size: Size,
+    *,
+    sharpness: float = HARD,
+    content: bool = False,
+    causal: bool | tuple[bool, ...] = False,
 ) -> PatchAttention:
     """Attention that computes the same as a convolution: head δ attends to the patch at offset δ and applies M_δ.
+
+        conv(x)_i = Σ_δ M_δᵀ x_{i+δ} = Σ_δ (A_δ x W_δ)_i,  A_δ = S_δ, W_δ = M_δ
+
+    There is a head for each offset at which a tap joins two patches, `cvit.theorem.heads_needed` with the
+    convolution's own stride, dilation and padding: 3 for a 3-tap kernel on series, 9 on images, 27 on volumes, 4 for
+    3×3 with stride 2. With stride s, tokens of P pixels become tokens of P/s on the same grid, so that a network whose
+    strides' product divides P stays on one grid of tokens.
 
     The head's logits are +sharpness on that patch, 0 on the zero slot and −sharpness elsewhere. A head is as wide as
     the narrower side of M_δ; the projection on that side is the identity, so that nothing is rounded.
 
+    Proof: `cvit.theorem.kernel` has the sum over δ; hard attention to the patch at δ is S_δ, and the zero slot takes
+    the rows of S_δ that are zero, at the borders. Source: paper, theorem 1; strides, dilations and causal kernels ours.
+
     Args:
         conv: a convolution for which `reason_not_convertible` returns None.
-        patch_size: pixels along each axis; an int is the same along all.
+        patch_size: pixels along each axis; an int is the same along all. The stride must divide it.
         sharpness: HARD is exact; a moderate value gives the position terms gradients, at an error of about
             e^−sharpness.
         content: give the layer queries and keys. They start at zero, where they have no effect.
+        causal: the axes along which the kernel sees its own pixel and those before it, whatever padding the module has
+            there: torch has no such padding, so networks pad or cut outside of the module.
 
     Returns:
         A layer with its own parameters, with the convolution's dtype, device, training mode and requires_grad.
 
     Raises:
-        ValueError: the convolution cannot be replaced, or the patch size is below 1 or has another number of axes.
+        ValueError: the convolution cannot be replaced, or the patch size is below 1, no multiple of the stride, or has
+            another number of axes.
     """
-    reason = reason_not_convertible(conv)
-    if reason is not None:
-        raise ValueError(f"this convolution cannot be replaced by attention: {reason}")
-    with torch.enable_grad():  # a parametrised weight is computed: it requires a gradient only if computed with grad
-        weight, bias = dense_kernel(conv), conv.bias
+    weight, bias, options = kernel_of(conv, causal)
     patch = per_axis(patch_size, weight.ndim - 2)
-    maps = patch_maps(weight.detach(), patch)
+    stride = per_axis(options["stride"], len(patch))
+    layer = attention_at(
+        offsets(tuple(weight.shape[2:]), patch, **options),
+        patch_maps(weight.detach(), patch, **options),
+        patch,
+        tuple(side // step for side, step in zip(patch, stride, strict=True)),
+        None if bias is None else bias.detach().clone(),
+        sharpness=sharpness,
+        content=content,
+    )
+    layer.requires_grad_(weight.requires_grad).train(conv.training)
+    if layer.bias is not None and bias is not None:
+        layer.bias.requires_grad_(bias.requires_grad)
+    return layer
+
+
+def attention_at(
+    targets: Sequence[Offset],
+    maps: Tensor,
+    patch: tuple[int, ...],
+    out_patch: tuple[int, ...],
+    bias: Tensor | None = None,
+    *,
+    sharpness: float = HARD,
+    content: bool = False,
+) -> PatchAttention:
+    """Attention with a head for each offset, which attends to the patch there and applies a map.
+
+    Args:
+        targets: the offsets.
+        maps: (heads, pixels of a patch · channels, pixels of an output patch · out_channels).
+        bias: (out_channels).
+    """
     num_heads, in_dim, out_dim = maps.shape
     head_dim = min(in_dim, out_dim)
     identity = torch.eye(head_dim, dtype=maps.dtype, device=maps.device)
-    relative_bias = maps.new_full((num_heads, num_heads + 2), -sharpness)
-    relative_bias.fill_diagonal_(sharpness)
+    half_widths = tuple(max(abs(step) for step in steps) for steps in zip(*targets, strict=True))
+    neighbourhood = tuple(half_width + 1 for half_width in half_widths)
+    relative_bias = maps.new_full((num_heads, num_relative_positions(neighbourhood) + 2), -sharpness)
+    for head, offset in enumerate(targets):
+        relative_bias[head, relative_position(offset, neighbourhood)] = sharpness
     relative_bias[:, -1] = 0.0
     state = {"relative_bias": relative_bias}
     if in_dim <= out_dim:
@@ -159,73 +222,20 @@ def convolution_as_attention(
         state["value.weight"] = maps.transpose(1, 2).flatten(0, 1).contiguous()
         state["output.weight"] = identity.repeat(1, num_heads)
     if bias is not None:
-        state["bias"] = bias.detach().clone()
+        state["bias"] = bias
     if content:
         state |= {f"{name}.weight": torch.zeros_like(state["value.weight"]) for name in ("query", "key")}
-    half_widths = tuple(half_width(weight.shape[-1], side) for side in patch)
     with torch.device("meta"):  # saves the random draws for weights that are replaced at once
         layer = PatchAttention(
-            conv.in_channels,
-            conv.out_channels,
+            in_dim // math.prod(patch),
+            out_dim // math.prod(out_patch),
             patch,
             num_heads,
             head_dim,
             half_widths,
             bias=bias is not None,
             content=content,
+            out_patch=out_patch,
         )
     layer.load_state_dict(state, assign=True)
-    layer.requires_grad_(weight.requires_grad).train(conv.training)
-    if layer.bias is not None and bias is not None:
-        layer.bias.requires_grad_(bias.requires_grad)
     return layer
-
-
-def reason_not_convertible(conv: nn.Module) -> str | None:
-    """The reason why a module cannot be replaced by attention over patches; None if it can."""
-    kind = next((kind for kind in CONVOLUTIONS if isinstance(conv, kind)), None)
-    if kind is None or not isinstance(conv, _ConvNd):
-        return f"{type(conv).__name__} is not a {' or '.join(kind.__name__ for kind in CONVOLUTIONS)}"
-    if getattr(conv.forward, "__func__", None) is not kind.forward or (
-        type(conv)._conv_forward is not kind._conv_forward
-    ):
-        return f"{type(conv).__name__} has a forward of its own"
-    if conv._forward_hooks or conv._forward_pre_hooks:
-        return "it has forward hooks, which would be lost"
-    if conv._backward_hooks or conv._backward_pre_hooks:
-        return "it has backward hooks, which would be lost"
-    if any(step != 1 for step in conv.stride):
-        return f"stride {conv.stride}"
-    if conv.padding_mode != "zeros":
-        return f"padding mode {conv.padding_mode!r}"
-    padding = (0,) * len(conv.kernel_size) if conv.padding == "valid" else conv.padding
-    if padding != "same" and any(2 * p != size - 1 for p, size in zip(padding, _effective_size(conv), strict=True)):
-        return f"padding {conv.padding!r} is not 'same'"
-    return None
-
-
-def dense_kernel(conv: Convolution) -> Tensor:
-    """The kernel (D_out, C, K, ..., K) of an equal convolution that has one group, no dilation, padding "same" and the
-    same length along all axes.
-
-    K is the longest side of the dilated kernel, d(k − 1) + 1. Groups become blocks with zeros between them; taps keep
-    their distance from the centre ⌊(K−1)/2⌋.
-    """
-    sides = _effective_size(conv)
-    size = max(sides)
-    starts = [(size - 1) // 2 - (side - 1) // 2 for side in sides]
-    along_axes = zip(starts, sides, conv.dilation, strict=True)
-    taps = [slice(start, start + side, dilation) for start, side, dilation in along_axes]
-    weight = conv.weight
-    cube = weight.new_zeros(*weight.shape[:2], *(size,) * len(sides))
-    cube[:, :, *taps] = weight
-    cube = cube.unflatten(0, (conv.groups, -1))  # (G, D_out/G, C/G, K, ..., K)
-    group = torch.arange(conv.groups, device=weight.device)
-    dense = weight.new_zeros(*cube.shape[:2], *cube.shape[:1], *cube.shape[2:])
-    dense[group, :, group] = cube
-    return dense.flatten(2, 3).flatten(0, 1)
-
-
-def _effective_size(conv: _ConvNd) -> tuple[int, ...]:
-    """The sides of the dilated kernel."""
-    return tuple(step * (taps - 1) + 1 for taps, step in zip(conv.kernel_size, conv.dilation, strict=True))

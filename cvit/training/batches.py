@@ -98,33 +98,31 @@ def pack_data(dataset: Dataset, stages: Sequence[TrainingStage], device: torch.d
     )
 
 
+def batch_indices(steps: range, batch_size: int, num_images: int, seed: int) -> Tensor:
+    """The indices (S, batch_size) of the images of consecutive steps of the trial, on the CPU.
+
+    Epochs are shuffled one by one and joined; with a small subset, a batch may span several.
+    """
+    position, end, parts = steps.start * batch_size, steps.stop * batch_size, []
+    while position < end:
+        epoch, offset = divmod(position, num_images)
+        part = _epoch_order(num_images, seed, epoch)[offset : offset + end - position]
+        parts.append(part)
+        position += len(part)
+    return torch.cat(parts).view(len(steps), batch_size)
+
+
 # Cached, because members of a pack with the same seed share its draws.
 @lru_cache(maxsize=128)
 def _epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator(seed, "order", epoch))
 
 
-@lru_cache(maxsize=128)
-def _augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, seed: int, step: int) -> Tensor:
-    return draw_augmentation(count, shape, kind, generator(seed, "augmentation", step)).to(CHANGES)
-
-
-def batch_indices(step: int, batch_size: int, num_images: int, seed: int) -> Tensor:
-    """The indices (batch_size,) of the images of one step of the trial, on the CPU.
-
-    Epochs are shuffled one by one and joined; with a small subset, a batch may span several.
-    """
-    position, end, parts = step * batch_size, (step + 1) * batch_size, []
-    while position < end:
-        epoch, offset = divmod(position, num_images)
-        part = _epoch_order(num_images, seed, epoch)[offset : offset + end - position]
-        parts.append(part)
-        position += len(part)
-    return torch.cat(parts)
-
-
 def draw_batches(data: PackData, stages: Sequence[TrainingStage], steps: range) -> tuple[Tensor, Tensor]:
     """The draws of consecutive steps, on the CPU; they depend on the members and steps alone.
+
+    A pack of many small models on a GPU takes its steps in about the time of their draws, so all steps of a member are
+    drawn at once where that is the same, and members share what they have in common.
 
     Args:
         stages: the stages of the members.
@@ -136,18 +134,15 @@ def draw_batches(data: PackData, stages: Sequence[TrainingStage], steps: range) 
     """
     shape, count = data.train.shape, stages[0].trial.training.batch_size
     seeds = [stage.trial.seed for stage in stages]
-    kinds = [stage.trial.data.augmentation for stage in stages]
+    kinds: list[Augmentation] = [stage.trial.data.augmentation for stage in stages]
     places = [
-        torch.stack(
-            [
-                places[batch_indices(step, count, len(places), seed)]
-                for places, seed in zip(data.subsets, seeds, strict=True)
-            ]
+        places[batch_indices(steps, count, len(places), seed)] for places, seed in zip(data.subsets, seeds, strict=True)
+    ]
+    drawn = {
+        (kind, seed): torch.stack(
+            [draw_augmentation(count, shape, kind, generator(seed, "augmentation", step)).to(CHANGES) for step in steps]
         )
-        for step in steps
-    ]
-    changes = [
-        torch.stack([_augmentation(count, shape, kind, seed, step) for kind, seed in zip(kinds, seeds, strict=True)])
-        for step in steps
-    ]
-    return torch.stack(places), torch.stack(changes)
+        for kind, seed in dict.fromkeys(zip(kinds, seeds, strict=True))
+    }
+    changes = [drawn[kind, seed] for kind, seed in zip(kinds, seeds, strict=True)]
+    return torch.stack(places, dim=1), torch.stack(changes, dim=1)

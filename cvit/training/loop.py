@@ -23,9 +23,10 @@ from cvit.storage import Storage
 from cvit.training import checkpoint as ckpt
 from cvit.training.batches import PackData, pack_data
 from cvit.training.checkpoint import StageProgress
-from cvit.training.groups import carried_moments
+from cvit.training.groups import MOMENT_NAMES, carried_moments
 from cvit.training.pack import Measured, TrainingPack
 from cvit.training.schedule import rate_at
+from cvit.training.starts import first_starts, side_by_side
 from cvit.vocabulary import (
     CONVOLUTION,
     CONVOLUTION_TEST_ACCURACY,
@@ -48,6 +49,9 @@ CHECKPOINT_INTERVAL_S = 2.0
 """The least time between checkpoints. They are written only at evaluations, where no sums are pending."""
 CHECKPOINT_TIME_SHARE = 0.05
 """The largest share of the time for writing checkpoints; a slow storage gets fewer of them."""
+EXPECTED_BYTES_PER_S = 100e6
+"""The rate that the first checkpoint of a pack is expected to be written at. That of 30 models of ViT size took 40 s
+beside an H200: begun after the least time, it would have taken most of the pack's first minute."""
 DIVERGENCE_MARGIN = 1.1
 """A training has diverged if its loss ends above this multiple of the first step's; less may be noise of one batch."""
 EARLY_STEPS = 100
@@ -131,14 +135,14 @@ def train_pack(
 def _train_together(
     stages: Sequence[TrainingStage], data: PackData, storage: Storage, device: torch.device, eager_checkpoints: bool
 ) -> Iterator[Reports]:
-    remaining = [_restored_or_started(place, stage, data, storage) for place, stage in enumerate(stages)]
+    remaining = _restored_or_started(stages, data, storage, device)
     here = provenance(device)
     for member in remaining:
         before = member.progress.trained_with
         member.progress.trained_with = [*(session for session in before if session != here), here]
     group: list[_Member] = []
     pack: TrainingPack | None = None
-    saved_at, saving_s = time.monotonic(), 0.0
+    saved_at, saving_s = time.monotonic(), _expected_saving_s(remaining)
     while remaining:
         # The members furthest behind continue; a group that catches up with others merges with them.
         behind = [m for m in remaining if m.progress.step == min(other.progress.step for other in remaining)]
@@ -169,34 +173,54 @@ def _train_together(
             yield reports
 
 
-def _restored_or_started(place: int, stage: TrainingStage, data: PackData, storage: Storage) -> _Member:
-    """A stage at its last whole checkpoint, or at its start."""
-    saved = ckpt.load_checkpoint(storage, stage.key)
-    if saved is not None:
-        tensors, progress = saved
-        return _Member(place, stage, progress, tensors)
-    if stage.parent is None:
-        model, measured = initial_model(stage, None)
-        member = _Member(place, stage, StageProgress(), model.state_dict())
-    else:
-        parent_result = load_result(storage, stage.parent.key)
-        weights = ckpt.load_weights(storage, stage.parent.key)
-        if parent_result is None or weights is None:
-            raise ParentStageMissing(f"stage {stage.parent.key}, from which {stage.key} starts, is missing or altered")
-        parent = blank_model(stage.parent)
-        parent.load_state_dict(weights)
-        model, measured = initial_model(stage, parent)
-        state = model.state_dict()
-        if stage.carries_moments:
-            moments = ckpt.load_part(storage, stage.parent.key, MOMENTS)
-            if moments is None:
-                raise ParentStageMissing(f"the moments of stage {stage.parent.key} are missing or altered")
-            state |= carried_moments(stage, state, moments)
-        member = _Member(place, stage, StageProgress(initial_loss=parent_result.initial_loss), state)
-        images = data.of([place]).normalised(data.validation.images[None, :TRANSFER_IMAGES])[0]
-        measured[TRANSFER_LOGIT_ERROR] = _error_of_transfer(parent, model, images)
+def _restored_or_started(
+    stages: Sequence[TrainingStage], data: PackData, storage: Storage, device: torch.device
+) -> list[_Member]:
+    """Every stage at its last whole checkpoint, or at its start."""
+    saved = side_by_side(lambda stage: ckpt.load_checkpoint(storage, stage.key), stages, device)
+    fresh = [stage for stage, tensors in zip(stages, saved, strict=True) if tensors is None]
+    starts = first_starts([stage for stage in fresh if stage.parent is None], device)
+
+    def member(place: int) -> _Member:
+        stage, restored = stages[place], saved[place]
+        if restored is not None:
+            return _Member(place, stage, restored[1], restored[0])
+        if stage.parent is not None:
+            return _started_from_parent(place, stage, data, storage)
+        weights, measured = starts[stage]
+        started = _Member(place, stage, StageProgress(), weights)
+        _record(started.progress, stage.first_step, measured)
+        return started
+
+    return side_by_side(member, range(len(stages)), device)
+
+
+def _started_from_parent(place: int, stage: TrainingStage, data: PackData, storage: Storage) -> _Member:
+    assert stage.parent is not None
+    parent_result = load_result(storage, stage.parent.key)
+    weights = ckpt.load_weights(storage, stage.parent.key)
+    if parent_result is None or weights is None:
+        raise ParentStageMissing(f"stage {stage.parent.key}, from which {stage.key} starts, is missing or altered")
+    parent = blank_model(stage.parent)
+    parent.load_state_dict(weights)
+    model, measured = initial_model(stage, parent)
+    state = model.state_dict()
+    if stage.carries_moments:
+        moments = ckpt.load_part(storage, stage.parent.key, MOMENTS)
+        if moments is None:
+            raise ParentStageMissing(f"the moments of stage {stage.parent.key} are missing or altered")
+        state |= carried_moments(stage, state, moments)
+    member = _Member(place, stage, StageProgress(initial_loss=parent_result.initial_loss), state)
+    images = data.of([place]).normalised(data.validation.images[None, :TRANSFER_IMAGES])[0]
+    measured[TRANSFER_LOGIT_ERROR] = _error_of_transfer(parent, model, images)
     _record(member.progress, stage.first_step, measured)
     return member
+
+
+def _expected_saving_s(members: Sequence[_Member]) -> float:
+    """The seconds that the first checkpoint of all members is expected to take, which saves weights and moments."""
+    of_weights = sum(tensor.nbytes for name, tensor in members[0].state.items() if "/" not in name)
+    return (1 + len(MOMENT_NAMES)) * of_weights * len(members) / EXPECTED_BYTES_PER_S
 
 
 def _error_of_transfer(parent: nn.Module, model: nn.Module, images: Tensor) -> float:

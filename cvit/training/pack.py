@@ -3,15 +3,17 @@
 The draws and learning rates of a range of steps go to the device at once, as tables with a row per step. A step reads
 its row, trains every member, writes its measurements into other tables and moves on to the next row, without waiting
 for anything. On a GPU one step (one of each reading, see `cvit.training.readings`) is captured as a CUDA graph and then
-replayed, because otherwise the hundreds of kernels of a small model would be launched more slowly than they run.
+replayed, because otherwise the hundreds of kernels of a small model would be launched more slowly than they run. If the
+pack trains for long, it is compiled too (`cvit.training.compiling`).
 
 A member whose loss or gradient is not finite stops moving. No operation mixes members, so the others are not affected.
 """
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from cvit.data.augment import apply_augmentation, draws_per_image
 from cvit.init.registry import blank_model
 from cvit.models.pack import FusedModels
 from cvit.stages import TrainingStage
+from cvit.training import compiling
 from cvit.training.batches import CHANGES, LabelledImages, PackData, draw_batches
 from cvit.training.groups import MOMENT_NAMES, groups_of
 from cvit.training.mixing import partners
@@ -102,6 +105,7 @@ class TrainingPack:
         self._is_moving = torch.ones(members, 1, dtype=torch.bool, device=device)
         self._drawn: tuple[range, tuple[Tensor, Tensor], Draws] | None = None
         self._graphs: dict[Reading, torch.cuda.CUDAGraph] = {}
+        self._update, self._is_compiled, self._step_seconds = self._optimizer.step, False, 0.0
 
     def train(self, first: int) -> Measured:
         """Takes the steps from `first`, counted within the stage, to the next evaluation; waits for the device only at
@@ -111,6 +115,8 @@ class TrainingPack:
         self._correct.zero_()
         self._models.model.train()
         steps, end = self._stretch(first), self.stages[0].next_evaluation(first)
+        if self._device.type == "cuda":
+            self._compile_if_it_pays(first)
         while steps and steps.stop <= end:
             self._fill_tables(steps)
             self._take(steps)
@@ -119,7 +125,9 @@ class TrainingPack:
             steps = self._stretch(steps.stop)
             self._draw(steps)  # while the device is busy
         measured = torch.cat(losses).cpu(), torch.cat(norms).cpu(), self._correct.cpu()
-        return Measured(*measured, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._step_seconds = seconds / len(measured[0])
+        return Measured(*measured, seconds)
 
     @torch.inference_mode()
     def evaluate(self, images: LabelledImages) -> list[tuple[float, float]]:
@@ -198,8 +206,7 @@ class TrainingPack:
         """Takes the steps, by CUDA graphs if enough of the stage's steps remain; they are counted within the stage."""
         stage, turns = self.stages[0], len(self._readings)
         readings = [self._readings[(stage.first_step + step) % turns] for step in steps]
-        is_worth_it = stage.steps - steps.start >= _STEPS_BEFORE_CAPTURE + turns * _LEAST_REPLAYS
-        if self._device.type == "cuda" and len(self._graphs) < turns and is_worth_it:
+        if self._device.type == "cuda" and len(self._graphs) < turns and self._is_worth_a_capture(steps.start):
             eager, readings = readings[:_STEPS_BEFORE_CAPTURE], readings[_STEPS_BEFORE_CAPTURE:]
             self._capture(eager)
         for reading in readings:
@@ -208,24 +215,58 @@ class TrainingPack:
             else:
                 self._step(reading)
 
+    def _is_worth_a_capture(self, first: int) -> bool:
+        return self.stages[0].steps - first >= _STEPS_BEFORE_CAPTURE + len(self._readings) * _LEAST_REPLAYS
+
     def _capture(self, eager: Sequence[Reading]) -> None:
         """Takes a few steps without a graph, on a stream of their own as capturing requires, then captures a step of
         each of their readings, which does not execute it.
 
         The graphs share their memory: they run one after the other, and nothing inside it outlives a step.
         """
-        stream = torch.cuda.Stream(self._device)
+        stream = _capture_stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for reading in eager:
-                self._step(reading)
+                self._first_step(reading)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         for reading in dict.fromkeys(eager):
             if reading not in self._graphs:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=next((g.pool() for g in self._graphs.values()), None)):
+                pool = next((other.pool() for other in self._graphs.values()), None)
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
                     self._step(reading)
                 self._graphs[reading] = graph
+
+    def _compile_if_it_pays(self, first: int) -> None:
+        seconds_left = (self.stages[0].steps - first) * self._step_seconds
+        if self._is_compiled or not self._is_worth_a_capture(first):
+            return
+        if compiling.pays(self._kind, seconds_left):
+            self._update, self._is_compiled = compiling.compile_steps(self._readings, self._optimizer), True
+            self._graphs.clear()
+
+    def _first_step(self, reading: Reading) -> None:
+        """Takes a step that may be the first one to run what is to be compiled. If that fails, nothing of the step has
+        been taken, and it is taken as it is."""
+        try:
+            self._step(reading)
+        except torch.OutOfMemoryError:
+            raise
+        # Whatever a compiler raises; an error of the step itself is raised again.
+        except Exception as error:
+            if not self._is_compiled:
+                raise
+            compiling.undo(self._readings, error)
+            self._update, self._is_compiled = self._optimizer.step, False
+            self._step(reading)
+        if self._is_compiled:
+            compiling.succeeded(self._kind)
+
+    @property
+    def _kind(self) -> Hashable:
+        """A value that is equal for packs whose steps are compiled alike."""
+        return self.stages[0].cost_kind, len(self.stages)
 
     def _step(self, reading: Reading) -> None:
         images, labels = self._batch()
@@ -244,7 +285,7 @@ class TrainingPack:
         self._is_moving &= (torch.isfinite(losses) & torch.isfinite(norms))[:, None]
         factors = self._factors.index_select(0, self._row)[0]
         is_moving = self._is_moving if reading.columns is None else self._is_moving & reading.columns
-        self._optimizer.step(self._models.matrix, gradient, norms[:, None], factors, is_moving)
+        self._update(self._models.matrix, gradient, norms[:, None], factors, is_moving)
         self._losses.index_copy_(0, self._row, losses[None])
         self._norms.index_copy_(0, self._row, norms[None])
         self._correct += (logits.detach().argmax(-1) == labels).sum(dim=1)
@@ -274,6 +315,12 @@ class TrainingPack:
         attention = len(self.stages) * m.num_heads * math.prod(m.grid) ** 2
         most = LARGEST_ATTENTION // attention if self._device.type == "cpu" else EVALUATION_BATCH_SIZE
         return max(1, min(EVALUATION_BATCH_SIZE, most))
+
+
+@lru_cache(maxsize=1)
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which a process captures every graph: cuBLAS keeps a workspace of 67 MB for each stream."""
+    return torch.cuda.Stream(device)
 
 
 def _saved_under(folder: str, state: Tensors) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from statistics import fmean
 
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.config import TrialConfig
 from cvit.init.registry import blank_model
@@ -19,6 +18,11 @@ from cvit.training.batches import LabelledImages, PackData
 from cvit.training.pack import EVALUATION_BATCH_SIZE, TrainingPack
 
 _STEPS = 3
+"""The number of measurements of a step's time; the best counts."""
+_STEPS_ON_A_GPU = 5
+"""The number of steps of a measurement on a GPU, replayed without waiting for any but the last."""
+_MANY_STEPS = 200
+"""Enough steps for a graph to be captured, and too few to be compiled."""
 SLOW_STEP_S = 0.3
 """From here on, a step on a CPU is not timed again in larger packs: starting its operations takes no time beside it."""
 MOST_OPERATIONS = 2e10
@@ -46,9 +50,9 @@ def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.devic
     """Seconds of an optimiser step for packs of each size, without evaluation; the best of a few measurements. Where
     steps of two kinds take turns, it is their mean.
 
-    The sizes take turns, so that a short disturbance of the device affects all of them. On a CPU, a step that takes
-    long is timed once or twice, if need be with fewer images and blocks, and the rest is extrapolated. NaN where even
-    that is too large for this machine.
+    On a CPU the sizes take turns, so that a short disturbance affects all of them; a step that takes long is timed once
+    or twice, if need be with fewer images and blocks, and the rest is extrapolated. NaN where even that is too large
+    for this machine. On a GPU steps are those of a captured graph, and one pack is there at a time.
     """
     if device.type == "cpu":
         small = _timeable(stage)
@@ -60,11 +64,24 @@ def step_seconds(stage: TrainingStage, sizes: Sequence[int], device: torch.devic
             seconds = min(seconds, _mean_seconds(alone, 1))
             of_member = seconds * _operations(stage) / _operations(small)
             return [of_member * size for size in sizes]
+    if device.type == "cuda":
+        return [_replay_seconds(stage, members, device) for members in sizes]
     packs = [_pack(stage, members, device) for members in sizes]
     for pack in packs:
         _mean_seconds(pack, 0)
     measured = [[_mean_seconds(pack, number) for pack in packs] for number in range(1, 1 + _STEPS)]
     return [min(of_size) for of_size in zip(*measured, strict=True)]
+
+
+def _replay_seconds(stage: TrainingStage, members: int, device: torch.device) -> float:
+    """Seconds of a step of a pack that trains for long, draws included."""
+    stretch = stage.num_readings * _STEPS_ON_A_GPU
+    pack = _pack(stage, members, device, steps=_MANY_STEPS, interval=stretch)
+    pack.train(0)  # captures
+    seconds = min(pack.train(number * stretch).seconds for number in range(1, 1 + _STEPS)) / stretch
+    del pack
+    torch.cuda.empty_cache()
+    return seconds
 
 
 def _mean_seconds(pack: TrainingPack, number: int) -> float:
@@ -111,6 +128,8 @@ def _num_parameters(stage: TrainingStage) -> int:
 def step_flops(stage: TrainingStage) -> float:
     """Floating-point operations of the matrix products of one optimiser step, forward and backward; the mean where
     steps of two kinds take turns."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     excess = stage.trial.model.depth - _DEEPEST
     if excess > 0:
         half, whole = (step_flops(_resized(stage, depth=depth)) for depth in (_DEEPEST // 2, _DEEPEST))
@@ -142,9 +161,16 @@ def _reserved(use: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_reserved(device)
 
 
-def _pack(stage: TrainingStage, members: int, device: torch.device) -> TrainingPack:
-    """A pack on black images, whose next evaluation is always one step away."""
-    stage = replace(stage, steps=stage.num_readings * (1 + _STEPS), first_step=0, evaluation_interval=1)
+def _pack(
+    stage: TrainingStage, members: int, device: torch.device, steps: int | None = None, interval: int = 1
+) -> TrainingPack:
+    """A pack on black images, whose evaluations are `interval` steps apart.
+
+    Args:
+        steps: the steps that it could train; by default those that are measured.
+    """
+    steps = steps or stage.num_readings * (1 + _STEPS)
+    stage = replace(stage, steps=steps, first_step=0, evaluation_interval=interval)
     model = stage.trial.model
     images = _images(stage, stage.trial.training.batch_size, device)
     subset = torch.arange(len(images))

@@ -63,6 +63,7 @@ class Campaign:
             url: the storage; None for a folder on a disk of its own.
         """
         self.folder, self.options, self.plan, self.undisturbed = folder, options, plan, undisturbed
+        self.has_memory_monitor = "local" not in options  # it is Ray's
         self.draw = random.Random(seed)
         self.inject = folder / "inject"
         self.disk = folder / "storage"

@@ -29,7 +29,8 @@ def processes_of(folder: Path) -> dict[int, str]:
 
 def workers_of(folder: Path) -> list[int]:
     """The processes that train."""
-    return sorted(pid for pid, title in processes_of(folder).items() if "PackTrainer" in title)
+    titles = processes_of(folder)
+    return sorted(pid for pid, title in titles.items() if "PackTrainer" in title or title.startswith("cvit worker "))
 
 
 def wait_for_none(folder: Path, timeout_s: float = 60.0) -> None:

@@ -46,6 +46,9 @@ LONG = (*OPTIONS, "--init-scheme", "random", "conv_structured", "two_phase", "--
 LARGEST_PACKS = (1, 2, 4)
 """The largest pack of one sweep after another. On a CPU the members of a pack end bit for bit as each alone."""
 
+ADDRESSES = ((), ("--address", "local"))
+"""With Ray, and by forked workers."""
+
 DURING: tuple[Fault, ...] = (
     *(kill_worker, terminate_worker, hang_worker, poison_stage, exhaust_memory, raise_in_training),
     *(second_driver, other_sweep, jump_clock, lock_tracker),
@@ -58,11 +61,12 @@ def undisturbed(folder: Path, options: tuple[str, ...]) -> Path:
     return folder
 
 
-def test_short_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ADDRESSES, ids=["with Ray", "local"])
+def test_short_form(tmp_path: Path, address: tuple[str, ...]) -> None:
     reference = undisturbed(tmp_path / "undisturbed", SHORT)
     (tmp_path / "sweep").mkdir()
     plan = make_plan(tmp_path / "sweep/storage", *SHORT)
-    with Campaign(tmp_path / "sweep", SHORT, plan, reference, seed=SEED) as campaign:
+    with Campaign(tmp_path / "sweep", (*SHORT, *address), plan, reference, seed=SEED) as campaign:
         campaign.session(kill_worker, second_driver, kill_driver)
         damage_checkpoint(campaign)
         damage_journal(campaign)
@@ -75,13 +79,14 @@ def test_short_form(tmp_path: Path) -> None:
 @pytest.mark.timeout(4 * 3600)
 def test_long_form(tmp_path: Path) -> None:
     reference = undisturbed(tmp_path / "undisturbed", LONG)
-    packs = itertools.cycle(LARGEST_PACKS)
+    packs, addresses = itertools.cycle(LARGEST_PACKS), itertools.cycle(ADDRESSES)
     draw = random.Random(SEED)
     sweep = 0
     while LEDGER.faults.total() < FAULTS:
         folder = tmp_path / f"sweep-{sweep}"
         folder.mkdir()
-        plan, options = make_plan(folder / "storage", *LONG), (*LONG, "--max-pack", str(next(packs)))
+        plan = make_plan(folder / "storage", *LONG)
+        options = (*LONG, "--max-pack", str(next(packs)), *next(addresses))
         with Campaign(folder, options, plan, reference, seed=draw.randrange(2**32)) as campaign:
             while campaign.session(*(draw.choice(DURING) for _ in range(draw.randint(0, 4))), draw.choice(LAST)) != 0:
                 # Stages whose checkpoints are damaged are trained again; in every other sweep none may be.

@@ -16,9 +16,9 @@ from cvit.engine.execution.queue import MOST_DEATHS
 from cvit.engine.planning.progress import Outcome
 from tests.chaos.nodes import Nodes
 from tests.chaos.processes import MARK
-from tests.engine.test_ray_faults import Follower, order, train
+from tests.engine.test_ray_faults import order, train
 from tests.support.misbehaving import MisbehavingTrainer
-from tests.support.plans import make_plan, make_progress
+from tests.support.plans import Lines, make_plan, make_progress
 from tests.support.scripts import ROOT, TINY, sweep_with_ray
 
 INJECT = Path(__file__).parent / "inject"
@@ -82,7 +82,7 @@ def test_a_node_whose_workers_all_die_at_their_start_is_said_and_avoided(
         bad = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU"))
         order(tmp_path, f"start-{bad}")
         long = (*TINY, *GRID[2:], "--min-steps", "600", "--seeds", "8")
-        progress, follower = make_progress(tmp_path / "storage", *long), Follower()
+        progress, follower = make_progress(tmp_path / "storage", *long), Lines()
         assert set(train(progress, tmp_path, follower).values()) == {Outcome("done")}
         (line,) = [line for line in follower.lines if line.startswith("node ")]
         assert bad[:8] in line and "2 workers in a row died at their start, so it is avoided: ActorDiedError" in line

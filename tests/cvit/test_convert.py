@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18
+from torchvision.models import ResNet, mobilenet_v2, resnet18, vgg11
+from torchvision.models.resnet import BasicBlock
 
 from cvit.theorem.conversion import Conversion, convert
 from cvit.theorem.counts import heads_needed
@@ -101,16 +102,17 @@ def convolution_names(network: nn.Module) -> set[str]:
 
 
 def check_the_account(conversion: Conversion, network: nn.Module) -> None:
-    """Every convolution is either replaced or kept, and the converted network agrees."""
-    assert {*conversion.replaced} | {*conversion.kept} == convolution_names(network)
-    assert convolution_names(conversion.network) == {*conversion.kept}
+    """Every convolution is either replaced or kept, max-pooling is listed, and the converted network agrees."""
+    pooling = {name for name, module in network.named_modules() if isinstance(module, nn.MaxPool2d)}
+    assert {*conversion.replaced} | {*conversion.kept} == convolution_names(network) | pooling
+    assert convolution_names(conversion.network) | pooling == {*conversion.kept}
+    assert {*conversion.patches} == {*conversion.replaced}
     modules = dict(conversion.network.named_modules(remove_duplicate=False))
     attention = {name: module.num_heads for name, module in modules.items() if isinstance(module, PatchAttention)}
     assert attention == conversion.replaced
 
 
 KEPT = {
-    "down.0": "stride (2, 2)",
     "valid.0": "padding (0, 0) is not 'same'",
     "unused": "not called on the example, so the size of its images is unknown",
 }
@@ -127,10 +129,12 @@ def test_a_network_computes_the_same_on_photographs(photographs: Tensor, patch_s
     for name, side in too_odd.items():
         kept[name] = f"patch size {patch_size} does not divide its images of {side}x{side} pixels"
     assert conversion.kept == kept
-    # Kernels of 3, 5, 3, 5 (dilated), 1, 3 and 3 pixels a side
-    sizes = {"stem.0": 3, "wide.0": 5, "residual.0.0": 3, "residual.1.0": 5, "residual.2": 1}
-    sizes |= {name: 3 for name in ("fourteen.0", "seven.0") if name not in kept}
-    assert conversion.replaced == {name: heads_needed(size, patch_size) for name, size in sizes.items()}
+    heads = {name: heads_needed(3, patch_size) for name in ("stem.0", "residual.0.0", "fourteen.0")}
+    heads |= {"wide.0": heads_needed(5, patch_size), "residual.1.0": heads_needed(3, patch_size, dilation=2)}
+    heads |= {"residual.2": 1, "down.0": 4, "seven.0": 3}
+    assert conversion.replaced == {name: count for name, count in heads.items() if name not in kept}
+    assert conversion.patches["stem.0"] == (patch_size, patch_size)
+    assert conversion.patches["down.0"] == (max(2, patch_size),) * 2
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
@@ -140,24 +144,76 @@ def test_a_network_computes_the_same_on_digits(digits: Tensor, patch_size: int) 
     conversion = convert(network, digits[:1], patch_size)
     check_the_account(conversion, network)
     assert error(conversion, network, digits) <= 1e-5
-    assert ("seven.0" in conversion.kept) == (patch_size == 2)
+    assert "seven.0" in conversion.replaced and {*conversion.kept} == {"valid.0", "unused"}
 
 
-@pytest.mark.parametrize(("patch_size", "replaced"), [(1, 13), (2, 10)])
-def test_a_resnet_computes_the_same(photographs: Tensor, patch_size: int, replaced: int) -> None:
+NOT_LINEAR = "it is not linear in the pixels, and attention that depends on positions alone is"
+
+
+@pytest.mark.parametrize(("patch_size", "first"), [(1, 16), (2, 16), (4, 9)])
+def test_a_resnet_becomes_attention(photographs: Tensor, patch_size: int, first: int) -> None:
     """20 convolutions, 7 of them strided: the first, and at the start of three stages one on each way."""
     network = as_if_trained(resnet18(num_classes=10))
     conversion = convert(network, photographs[:1], patch_size)
     check_the_account(conversion, network)
     assert error(conversion, network, photographs) <= 1e-4
-    assert len(conversion.replaced) == replaced and set(conversion.replaced.values()) == {9}
-    strided = {name for name, reason in conversion.kept.items() if reason == "stride (2, 2)"}
+    assert len(conversion.replaced) == 20 and conversion.kept == {"maxpool": NOT_LINEAR}
     stages = ("layer2", "layer3", "layer4")
-    assert strided == {"conv1", *(f"{s}.0.conv1" for s in stages), *(f"{s}.0.downsample.0" for s in stages)}
-    # The last stage's images have one pixel.
-    others = {name: reason for name, reason in conversion.kept.items() if name not in strided}
-    names = () if patch_size == 1 else ("layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2")
-    assert others == dict.fromkeys(names, "patch size 2 does not divide its images of 1x1 pixels")
+    strided = {"conv1": first} | {f"{stage}.0.conv1": 4 for stage in stages}
+    strided |= {f"{stage}.0.downsample.0": 1 for stage in stages}
+    assert conversion.replaced == {name: strided.get(name, 9) for name in conversion.replaced}
+
+
+def test_a_resnet_on_one_grid_of_tokens(photographs: Tensor) -> None:
+    """On 64×64 pixels a patch of 32 has 16, 8, 4, 2 and 1 pixels behind each stride, and there are always 2×2 tokens.
+    The channels are fewer than a ResNet's: a patch of 32×32 pixels times 64 channels is a long vector."""
+    network = as_if_trained(ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10))
+    narrow(network, 1 / 16)
+    images = F.interpolate(photographs, scale_factor=2)
+    conversion = convert(as_if_trained(network), images[:1], 32)
+    assert len(conversion.replaced) == 20 and conversion.kept == {"maxpool": NOT_LINEAR}
+    assert error(conversion, network, images) <= 1e-4
+    patches = {"conv1": 32, "layer1": 8, "layer2.0.conv1": 8, "layer2": 4, "layer3.0.conv1": 4, "layer3": 2}
+    patches |= {"layer4.0.conv1": 2, "layer4": 1} | {f"layer{n}.0.downsample.0": 2 ** (5 - n) for n in (2, 3, 4)}
+    for name, patch in conversion.patches.items():
+        assert patch == (patches.get(name) or patches[name.partition(".")[0]],) * 2
+    assert set(conversion.replaced.values()) == {9, 4, 1}
+
+
+def narrow(network: nn.Module, share: float) -> None:
+    """Replaces the layers of a ResNet by ones with a part of the channels, except for the image's and the classes."""
+    for name, module in [*network.named_modules()]:
+        if isinstance(module, nn.Conv2d):
+            before = 3 if module.in_channels == 3 else int(share * module.in_channels)
+            options: Any = {"stride": module.stride, "padding": module.padding, "bias": False}
+            conv = nn.Conv2d(before, int(share * module.out_channels), module.kernel_size, **options)
+            network.set_submodule(name, conv)
+        elif isinstance(module, nn.BatchNorm2d):
+            network.set_submodule(name, nn.BatchNorm2d(int(share * module.num_features)))
+        elif isinstance(module, nn.Linear):
+            network.set_submodule(name, nn.Linear(int(share * module.in_features), module.out_features))
+
+
+@pytest.mark.parametrize("patch_size", [2, 4])
+def test_a_mobilenet_becomes_attention(photographs: Tensor, patch_size: int) -> None:
+    """52 convolutions, 17 of them depthwise; no max-pooling."""
+    network = as_if_trained(mobilenet_v2(num_classes=10, width_mult=0.5))
+    grouped = sum(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+    conversion = convert(network, photographs[:1], patch_size)
+    check_the_account(conversion, network)
+    assert (len(conversion.replaced), grouped, conversion.kept) == (52, 17, {})
+    assert error(conversion, network, photographs) <= 1e-4
+
+
+def test_a_vgg_becomes_attention(photographs: Tensor) -> None:
+    """8 convolutions. Its classifier, 120 million weights, does not concern them: here it is one layer."""
+    network = vgg11(init_weights=False)
+    network.classifier = nn.Sequential(nn.Flatten(), nn.Linear(512 * 7 * 7, 10))
+    conversion = convert(as_if_trained(network), photographs[:1], 2)
+    check_the_account(conversion, network)
+    assert error(conversion, network, photographs) <= 1e-4
+    assert set(conversion.replaced.values()) == {9} and len(conversion.replaced) == 8
+    assert set(conversion.kept.values()) == {NOT_LINEAR} and len(conversion.kept) == 5
 
 
 def test_in_float64_the_difference_is_rounding(digits: Tensor) -> None:
@@ -305,10 +361,29 @@ def test_the_network_may_be_a_convolution() -> None:
     assert isinstance(conversion.network, PatchAttention)
     assert conversion.replaced == {"": 25} and conversion.kept == {}
     assert error(conversion, conv, randn(2, 2, 6, 6).float()) <= 1e-5
-    strided = nn.Conv2d(2, 2, 3, stride=2)
-    conversion = convert(strided, torch.zeros(1, 2, 6, 6), 1)
-    assert conversion.replaced == {} and conversion.kept == {"": "stride (2, 2)"}
-    assert conversion.network is not strided
+    unpadded = nn.Conv2d(2, 2, 3)
+    conversion = convert(unpadded, torch.zeros(1, 2, 6, 6), 1)
+    assert conversion.replaced == {} and conversion.kept == {"": "padding (0, 0) is not 'same'"}
+    assert conversion.network is not unpadded
+
+
+def test_strides_on_images_that_they_do_not_divide() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.Conv2d(2, 2, 3, stride=2, padding=1))
+    conversion = convert(as_if_trained(network), torch.ones(1, 2, 6, 6), 2)
+    assert conversion.replaced == {"0": 4}
+    assert conversion.kept == {"1": "its stride (2, 2) does not divide its images of 3x3 pixels"}
+
+
+def test_a_patch_has_a_side_for_each_axis() -> None:
+    network = as_if_trained(nn.Sequential(nn.Conv2d(2, 3, (3, 5), stride=(1, 2), padding=(1, 2)), nn.ReLU(), same(3)))
+    images = randn(3, 2, 6, 16).float()
+    conversion = convert(network, images, (3, 4))
+    assert conversion.patches == {"0": (3, 4), "2": (3, 2)} and conversion.replaced == {"0": 9, "2": 9}
+    assert error(conversion, network, images) <= 1e-5
+    with pytest.raises(ValueError, match=r"^patch_size must be at least 1, not 0$"):
+        convert(network, images, (3, 0))
+    conversion = convert(network, images, (3,))
+    assert set(conversion.kept.values()) == {"(3,) has 1 sizes for 2 axes"}
 
 
 def test_other_convolutions_are_kept_by_the_name_of_their_class() -> None:
@@ -344,7 +419,7 @@ class Spaces(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize(("patch_size", "heads"), [(1, (27, 25, 5)), (2, (27, 9, 3))])
+@pytest.mark.parametrize(("patch_size", "heads"), [(1, (27, 15, 4)), (2, (27, 9, 3))])
 def test_convolutions_of_any_number_of_axes_are_replaced(patch_size: int, heads: tuple[int, ...]) -> None:
     network = as_if_trained(Spaces()).double()
     conversion = convert(network, torch.zeros(1, 1, 4, 6, 8, dtype=torch.float64), patch_size)

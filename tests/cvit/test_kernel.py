@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvit.geometry import Offset
+from cvit.theorem.convolutions import dense_kernel
 from cvit.theorem.counts import general_kernel_heads, heads_needed
 from cvit.theorem.kernel import error_bound, kernel_heads, offsets, patch_maps, shift_norms, singular_values
-from cvit.theorem.layer import PatchAttention, convolution_as_attention, dense_kernel
+from cvit.theorem.layer import PatchAttention, convolution_as_attention
 from tests.support.convolutions import convolved, operator, randn, random_conv, relative_error
 
 

@@ -17,7 +17,7 @@ from cvit.theorem.counts import general_kernel_heads, half_width, heads_needed
 from cvit.theorem.kernel import error_bound, kernel_heads, offsets, patch_maps, shift_norms, singular_values
 from cvit.theorem.layer import convolution_as_attention
 from cvit.training.fit import attention, relative_error, target
-from tests.support.convolutions import convolved, operator, randn, random_conv_on
+from tests.support.convolutions import convolved, dense_sides, operator, own_count, randn, random_conv_on
 
 # (kernel, patch, grid)
 CASES: list[tuple[tuple[int, ...], tuple[int, ...], Grid]] = [
@@ -155,8 +155,7 @@ def test_attention_computes_the_convolution_on_any_number_of_axes(
     kernel, options, patch, grid = drawn
     conv = random_conv_on(kernel, (4, 2), **options)
     layer = convolution_as_attention(conv, patch, content=content)
-    size = max(options["dilation"] * (taps - 1) + 1 for taps in kernel)
-    assert layer.num_heads == heads_needed(size, patch)
+    assert layer.num_heads == own_count(conv, patch) <= heads_needed(dense_sides(conv), patch)
     images = randn(2, 4, *(length * side for length, side in zip(grid, patch, strict=True)), seed=7)
     with torch.no_grad():
         expected = convolved(conv, images)

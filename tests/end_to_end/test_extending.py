@@ -12,7 +12,7 @@ from cvit import vocabulary as v
 from tests.support.scripts import TINY, journal
 from tests.support.tree import copy_of_tree, insert, run
 
-LOCAL = ("--address", "local", "--min-steps", "8", "--data-fraction", "0.02", "--seeds", "1")
+LOCAL = ("--address", "local", "--workers", "1", "--min-steps", "8", "--data-fraction", "0.02", "--seeds", "1")
 
 FAR_SCHEME = '''"""`far`: attention that starts at the patches furthest away."""
 

@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cvit.results import Reports
 from cvit.stages import TrainingStage
 from cvit.storage import Storage, decode_records
 from cvit.training import loop
-from tests.support.plans import Order, make_progress, train_here
+from tests.support.plans import Lines, make_progress, train_here
 from tests.support.scripts import start, sweep, sweep_with_ray
 
 SMALL = (
@@ -24,7 +24,7 @@ SMALL = (
     *("--batch-size", "16", "--epochs", "0", "--min-steps", "24", "--evaluations", "4"),
     *("--budget-unit", "steps", "--data-fraction", "0.05", "--init-scheme", "random", "two_phase", "--seeds", "2"),
 )
-LOCAL = ("--address", "local")
+LOCAL = ("--address", "local", "--workers", "1")
 STEPS = "storage/stages/*/step-*.json"
 
 
@@ -77,6 +77,13 @@ def test_results_and_journal_are_those_of_a_sweep_with_ray(without_ray: Path, tm
     assert journal(without_ray) == journal(tmp_path)
 
 
+def test_results_and_journal_are_those_of_a_sweep_by_forked_workers(without_ray: Path, tmp_path: Path) -> None:
+    sweep(tmp_path, *SMALL, "--address", "local")
+    assert measured(without_ray) == measured(tmp_path)
+    assert journal(without_ray) == journal(tmp_path)
+    assert "Nothing to train: every trial is done." in sweep(without_ray, *SMALL, "--address", "local")
+
+
 def test_a_finished_sweep_has_nothing_to_train_with_or_without_ray(without_ray: Path) -> None:
     assert "Nothing to train: every trial is done." in sweep(without_ray, *SMALL, "--address", "auto")
 
@@ -103,17 +110,6 @@ def test_ctrl_c_stops_it_cleanly_and_the_same_command_goes_on(tmp_path: Path) ->
     fresh.mkdir()
     sweep(fresh, *long, "--seeds", "1")
     assert stopped == measured(fresh)
-
-
-class Lines(Order):
-    """Keeps what is said about packs that failed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def ended(self, name: str, lines: Iterable[str] = ()) -> None:
-        self.lines += lines
 
 
 def test_an_error_is_tried_three_times_and_costs_its_own_trial_alone(
@@ -147,11 +143,3 @@ def test_no_ray_is_imported(without_ray: Path) -> None:
     command = [sys.executable, "-c", code, *SMALL[:-2], "--seeds", "3", *LOCAL]
     done = subprocess.run(command, cwd=without_ray, capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.splitlines()[-1] == "0 False", done.stdout
-
-
-def test_asha_is_refused(tmp_path: Path) -> None:
-    process = start(tmp_path, "--asha", *LOCAL, script="sweeps/tuned.py")
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 2, output
-    assert errors.count("\n") == 1 and "asha is not valid with address 'local'" in errors
-    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from cvit.engine.terminal.plan_text import kept_text
 from cvit.results import load_result
 from cvit.storage import Storage
 from tests.support.plans import make_progress
-from tests.support.scripts import TINY, call, mlflow_runs, start, sweep, sweep_with_ray
+from tests.support.scripts import TINY, call, mlflow_runs, start, sweep
 
 OPTIONS = (
     *("--embed-dim", "32", "--depth", "2", "--head-dim", "4", "--mlp-ratio", "2", "--batch-size", "16"),
@@ -90,7 +90,7 @@ def test_after_sigkill_the_same_command_ends_as_if_undisturbed(tmp_path: Path, u
     killed_ms = time.time_ns() // 1_000_000
     time.sleep(2)  # Ray's own processes notice that their driver is gone
     assert half_done
-    sweep_with_ray(tmp_path, *OPTIONS)
+    sweep(tmp_path, *OPTIONS)
     assert_equals(tmp_path, undisturbed)
     assert_one_finished_run_per_trial(tmp_path)
     storage = Storage.open(str(tmp_path / "storage"))
@@ -101,7 +101,7 @@ def test_after_sigkill_the_same_command_ends_as_if_undisturbed(tmp_path: Path, u
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, undisturbed: Path) -> None:
-    process = start(tmp_path, *OPTIONS)
+    process = start(tmp_path, *OPTIONS, "--address", "local")
     wait_for_checkpoint(process, tmp_path)
     process.kill()
     process.communicate()
@@ -115,9 +115,15 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, undisturbed: Path) 
     assert_one_finished_run_per_trial(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stop_is_clean_and_names_the_command_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path, *OPTIONS)
+@pytest.mark.parametrize(
+    ("number", "address"),
+    [(signal.SIGINT, ("--address", "local")), (signal.SIGTERM, ())],
+    ids=["Ctrl-C, without Ray", "SIGTERM, with Ray"],
+)
+def test_a_stop_is_clean_and_names_the_command_that_resumes(
+    tmp_path: Path, number: signal.Signals, address: tuple[str, ...]
+) -> None:
+    process = start(tmp_path, *OPTIONS, *address)
     wait_for_checkpoint(process, tmp_path)
     os.kill(process.pid, number)
     output, errors = process.communicate(timeout=90)

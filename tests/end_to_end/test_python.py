@@ -62,8 +62,9 @@ CLOCKS = ("images_per_second", "seconds/convolution", "seconds/attention")
 
 
 def run(folder: Path, *sweeps: cvit.Sweep, **options: Any) -> Frames:
-    """Runs sweeps without Ray and, unless told otherwise, without MLflow."""
-    options = {"storage": folder / "storage", "address": "local", "tracking_uri": "none", "max_pack": 1} | options
+    """Runs sweeps in this process and, unless told otherwise, without MLflow."""
+    here = {"storage": folder / "storage", "address": "local", "workers": 1, "max_pack": 1}
+    options = here | {"tracking_uri": "none"} | options
     return cvit.run(sweeps[0] if len(sweeps) == 1 else sweeps or OWN, **options)
 
 
@@ -182,8 +183,8 @@ def test_several_sweeps_run_one_after_another(tmp_path: Path) -> None:
     assert list(frames.studies["sweep"]) == ["other", "own"]
     assert dict(frames.trials["sweep"].value_counts()) == {"other": 1, "own": 1}
     assert {record["command"] for record in journal_of(tmp_path, "other") if record["type"] == v.RECORD_STUDY} == {
-        f"cvit.run([own, other], storage='{tmp_path}/storage', tracking_uri='none', address='local', max_pack=1, "
-        "init_scheme='random')"
+        f"cvit.run([own, other], storage='{tmp_path}/storage', tracking_uri='none', address='local', workers=1, "
+        "max_pack=1, init_scheme='random')"
     }
 
 

@@ -54,7 +54,7 @@ def test_a_uri_that_no_backend_takes_is_refused_with_what_would_be_taken() -> No
 
 
 def test_a_sweep_without_tracking_leaves_its_storage_alone_and_says_so(tmp_path: Path) -> None:
-    options = ("--data-fraction", "0.1", "--seeds", "1", "--init-scheme", "random", "--address", "local")
+    options = ("--data-fraction", "0.1", "--seeds", "1", "--init-scheme", "random")
     output = sweep(tmp_path, *TINY, *options, "--tracking-uri", "none")
     assert "1 of 1 trials done" in output
     assert [line for line in output.splitlines() if line.startswith("No tracking:  ")] == output.splitlines()[-1:]

@@ -23,7 +23,7 @@ from tests.support.plans import make_plan
 from tests.support.scripts import ROOT, TINY, Ended, as_if_new, call, journal
 
 SMALL = ("--preset", "smoke", "--init-scheme", "random", "--data-fraction", "0.05", *TINY[:-2], "--min-steps", "8")
-LOCAL = ("--address", "local", "--tracking-uri", "none")
+LOCAL = ("--address", "local", "--workers", "1", "--tracking-uri", "none")
 DRY = ("--preset", "smoke", "--dry-run", "--max-pack", "1")
 HEAVY = ("torch", "pandas", "ray", "mlflow")
 

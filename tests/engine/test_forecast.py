@@ -202,8 +202,9 @@ def test_workers_are_foreseen_without_torch() -> None:
         assert request is not None
         return likely_workers(request)
 
-    here = workers("--address", "local", "--device", "cpu")
-    assert (here.device, here.count, here.is_here) == ("cpu", 1, True)
+    assert workers("--address", "local", "--device", "cpu") == workers_here("cpu")
+    alone = workers("--address", "local", "--device", "cpu", "--workers", "1")
+    assert (alone.device, alone.count, alone.is_here) == ("cpu", 1, True)
     there = workers("--address", "ray://there:10001", "--device", "cuda")
     assert (there.device, there.count, there.is_here) == ("cuda", 1, False)
     assert workers("--device", "cpu", "--workers", "1") == workers_here("cpu", Resources(workers=1))

@@ -9,9 +9,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from cvit import vocabulary as v
-from cvit.engine.execution.pruning import AshaPerScheme, may_prune
+from cvit.engine.execution.pruning import STEP, may_prune
 from cvit.engine.execution.queue import StageQueue
-from cvit.engine.execution.worker import STEP
+from cvit.engine.execution.schedulers import AshaPerScheme
 from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.planning.search import validation_accuracy

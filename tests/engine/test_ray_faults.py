@@ -23,24 +23,9 @@ from cvit.engine.recording.journal import Journal
 from cvit.results import Report
 from cvit.storage import Storage
 from tests.support.misbehaving import ORDERS, MisbehavingTrainer
-from tests.support.plans import SMALL, Order, digits, make_progress
+from tests.support.plans import SMALL, Lines, digits, make_progress
 
 SEEDS = ("--data-fraction", "0.05", "--init-scheme", "random", *SMALL[8:], "--seeds")
-
-
-class Follower(Order):
-    """A follower that keeps all lines."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def ended(self, name: str, lines: object = ()) -> None:
-        assert isinstance(lines, (list, tuple))
-        self.lines += lines
-
-    def noticed(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(
-    progress: Progress, folder: Path, follower: Follower, limits: int = 1, timing: Timing | None = None
+    progress: Progress, folder: Path, follower: Lines, limits: int = 1, timing: Timing | None = None
 ) -> dict[str, Outcome]:
     storage = Storage.open(str(folder / "storage"))
     timing = timing or Timing(time.monotonic())
@@ -84,7 +69,7 @@ def test_a_stage_that_kills_its_worker_fails_alone_and_all_others_are_done(
     progress = make_progress(tmp_path / "storage", *SEEDS, "6")
     poison = list(progress.plan.stages)[2]
     order(tmp_path, f"die-{poison}")
-    follower, timing = Follower(), Timing(time.monotonic())
+    follower, timing = Lines(), Timing(time.monotonic())
     outcomes = train(progress, tmp_path, follower, limits=3, timing=timing)
     failed = outcomes.pop(poison)
     assert failed.kind == "failed" and failed.error is not None
@@ -103,7 +88,7 @@ def test_a_hung_worker_is_named_then_killed_and_its_stage_is_done_by_another(
     progress = make_progress(tmp_path / "storage", *SEEDS, "2")
     stage = list(progress.plan.stages)[1]
     order(tmp_path, f"hang-{stage}")
-    follower, timing = Follower(), Timing(time.monotonic())
+    follower, timing = Lines(), Timing(time.monotonic())
     assert train(progress, tmp_path, follower, timing=timing) == dict.fromkeys(progress.plan.stages, Outcome("done"))
     said, lost, *_ = follower.lines
     assert re.fullmatch(
@@ -118,10 +103,10 @@ def test_workers_that_all_die_at_their_start_end_the_sweep_in_a_line(tmp_path: P
     progress = make_progress(tmp_path / "storage", *SEEDS, "2")
     order(tmp_path, "start")
     with pytest.raises(TrainingError, match=r"^on every node workers die at their start, the last time by: ActorDied"):
-        train(progress, tmp_path, Follower())
+        train(progress, tmp_path, Lines())
 
 
-class Fragile(Follower):
+class Fragile(Lines):
     """A follower that breaks, as anything that runs in Tune's loop may."""
 
     def __init__(self, times: int) -> None:
@@ -146,7 +131,7 @@ def test_tune_starts_again_after_an_error_that_nobody_foresaw(tmp_path: Path) ->
 def test_an_error_that_comes_again_and_again_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TuneController, "step", broken)
     with pytest.raises(TrainingError, match=r"^Ray failed: RuntimeError: nobody foresaw this$"):
-        train(make_progress(tmp_path / "storage", *SEEDS, "1"), tmp_path, Follower())
+        train(make_progress(tmp_path / "storage", *SEEDS, "1"), tmp_path, Lines())
 
 
 def broken(_: object) -> None:

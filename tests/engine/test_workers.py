@@ -122,7 +122,7 @@ def test_a_cluster_that_grows_is_limited_and_not_refused() -> None:
         (("--cpus-per-worker", "0"), "cpus_per_worker 0 must be at least 0.01: CPUs, or a share of one"),
         (("--cpus-per-worker", "nan"), "cpus_per_worker nan must be at least 0.01: CPUs, or a share of one"),
         (("--gpus-per-worker", "2"), "gpus_per_worker 2 must lie from 0.01 to 1: a share of one GPU"),
-        (("--workers", "2"), "workers 2 is not valid with address 'local', in this process alone"),
+        (("--workers", "9999"), "workers 9999 is not valid here: this machine has room for "),
         (
             ("--gpus-per-worker", "1", "--device", "cpu"),
             "gpus_per_worker is not valid here: this machine has no GPU, or the device is cpu",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.theorem.layer import Convolution
+from cvit.theorem.convolutions import Convolution
+from cvit.theorem.counts import Size, heads_needed
 
 Conv = TypeVar("Conv", bound=nn.Module)
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -44,6 +45,17 @@ def convolved(conv: Convolution, images: Tensor) -> Tensor:
         sides += [total // 2, total - total // 2]  # F.pad begins with the last dimension
     function = FUNCTIONS[len(conv.kernel_size)]
     return function(F.pad(images, sides), conv.weight, conv.bias, dilation=conv.dilation, groups=conv.groups)
+
+
+def dense_sides(conv: Convolution) -> tuple[int, ...]:
+    """The sides of a convolution's kernel with its dilation."""
+    return tuple(step * (taps - 1) + 1 for taps, step in zip(conv.kernel_size, conv.dilation, strict=True))
+
+
+def own_count(conv: Convolution, patch: Size) -> int:
+    """The heads that the theorem counts for a convolution with padding "same", which torch adds behind if it is odd."""
+    before = tuple((side - 1) // 2 for side in dense_sides(conv))
+    return heads_needed(tuple(conv.kernel_size), patch, dilation=tuple(conv.dilation), padding=before)
 
 
 def operator(layer: Callable[[Tensor], Tensor], channels: int, *shape: int) -> Tensor:

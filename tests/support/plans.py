@@ -84,6 +84,20 @@ class Order:
         raise AssertionError(line)
 
 
+class Lines(Order):
+    """A follower that keeps what is said about packs that failed and workers that hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def ended(self, name: str, lines: Iterable[str] = ()) -> None:
+        self.lines += lines
+
+    def noticed(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def walk(progress: Progress, folder: Path) -> list[Stage]:
     """Trains what is to be trained in this process, one stage at a time, and returns the order."""
     order = Order()

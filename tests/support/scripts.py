@@ -46,7 +46,7 @@ def sweeps_of(script: str) -> list[Sweep]:
 
 
 def sweep(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_code: int = 0) -> str:
-    """Runs a sweep to its end in this process and returns what it printed; without Ray unless it is told an address."""
+    """Runs a sweep to its end and returns what it printed; it trains in this process unless it is told an address."""
     ended = call(folder, *options, script=script)
     assert ended.exit_code == exit_code, ended.output + ended.errors
     return ended.output
@@ -55,9 +55,12 @@ def sweep(folder: Path, *options: str, script: str = "sweeps/low_data.py", exit_
 def call(folder: Path, *options: str, script: str = "sweeps/low_data.py") -> Ended:
     """Runs a script's command line in `folder` but in this process, which has imported torch and MLflow already.
 
-    Without Ray, unless the options have an address. Whatever the script changes about the process is put back.
+    Unless the options have an address, it trains in this process too. Whatever the script changes about the process is
+    put back.
     """
-    places = {"--address": "local", "--tracking-uri": f"sqlite:///{folder / 'mlflow.db'}"}
+    places = {"--tracking-uri": f"sqlite:///{folder / 'mlflow.db'}"}
+    if "--address" not in options:
+        places |= {"--address": "local"} | ({} if "--workers" in options else {"--workers": "1"})
     # MLflow keeps a store that it has opened, by its address; a relative one would stay in the first test's folder.
     added = [part for option, value in places.items() if option not in options for part in (option, value)]
     output, errors, exit_code = io.StringIO(), io.StringIO(), 0

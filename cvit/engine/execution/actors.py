@@ -18,6 +18,7 @@ from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ray.tune.execution import tune_controller
 
+from cvit.engine.execution.lean_ray import replaced
 from cvit.engine.execution.watch import Watch
 
 STARTING = "starting"
@@ -120,20 +121,10 @@ def patient_tune(starts: Watch) -> Iterator[None]:
 
     WatchedActorManager.starts = starts
     with (
-        _replaced(tune_controller, "RayActorManager", WatchedActorManager),
-        _replaced(worker, "print_to_stdstream", _print_nothing),
+        replaced(tune_controller, "RayActorManager", WatchedActorManager),
+        replaced(worker, "print_to_stdstream", _print_nothing),
     ):
         yield
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
 
 
 def _print_nothing(*_: Any, **__: Any) -> None:

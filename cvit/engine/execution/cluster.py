@@ -11,7 +11,10 @@ from typing import Any
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
+from cvit.engine.ahead import imported_meanwhile
 from cvit.engine.execution.attaching import check_cluster
+from cvit.engine.execution.forecast import likely_workers_here
+from cvit.engine.execution.lean_ray import lean_ray, system_config
 from cvit.engine.execution.ray_here import provide_token, session_folder
 from cvit.engine.execution.workers import THIS_MACHINE, WORKERS_TO_COME, Machine, Workers, workers_on
 from cvit.engine.planning.request import NO_WISHES, Resources, named_address
@@ -82,13 +85,15 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         provide_token()
         folder = session_folder()
         place = {"address": "local", "num_cpus": _cpus_here(asked), "include_dashboard": False, "_temp_dir": folder}
+        place["_system_config"] = system_config(likely_workers_here(device, asked))
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 
     if ray.is_initialized():  # by the program that calls cvit.run
         raise ConfigError("this process uses Ray already: call ray.shutdown() first, or train without Ray, at 'local'")
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
+        with imported_meanwhile("torch"), lean_ray() if address is None else contextlib.nullcontext():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
         raise KeyboardInterrupt from error
     # Ray raises any kind of exception, bare ones too, when its processes do not start.

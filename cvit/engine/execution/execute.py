@@ -8,9 +8,7 @@ from typing import Any
 from ray import tune
 from ray.tune.error import TuneError
 from ray.tune.execution import class_cache
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from cvit.engine.execution.actors import patient_tune
 from cvit.engine.execution.callback import TuneCallback
@@ -18,9 +16,10 @@ from cvit.engine.execution.cluster import scratch_folder
 from cvit.engine.execution.faults import TrainingError
 from cvit.engine.execution.follower import Follower
 from cvit.engine.execution.nodes import Nodes
-from cvit.engine.execution.pruning import AshaPerScheme, may_prune
+from cvit.engine.execution.pruning import may_prune
 from cvit.engine.execution.queue import StageQueue
 from cvit.engine.execution.recorder import Recorder
+from cvit.engine.execution.schedulers import AshaPerScheme, InOrder
 from cvit.engine.execution.searcher import PlanSearcher
 from cvit.engine.execution.site import Site
 from cvit.engine.execution.worker import PackTrainer
@@ -67,7 +66,7 @@ def train_stages(progress: Progress, journal: Journal, follower: Follower, site:
     while not queue.is_finished:
         num_reports = recorder.num_reports
         callback = TuneCallback(recorder, queue, site, nodes)
-        scheduler = AshaPerScheme(progress.plan, recorder.pruned) if prunes else _InOrder()
+        scheduler = AshaPerScheme(progress.plan, recorder.pruned) if prunes else InOrder()
         try:
             settings = _settings(progress, site, prunes)
             _fit(_searcher(queue, nodes, recorder, site, settings), scheduler, callback, site)
@@ -143,14 +142,6 @@ def _placement(resources: Mapping[str, float], config: dict[str, Any]) -> tune.P
         return tune.PlacementGroupFactory([dict(resources)])
     others = {NODE_LABEL: f"!in({','.join(config[AVOIDED])})"}
     return tune.PlacementGroupFactory([dict(resources)], bundle_label_selector=[others])
-
-
-class _InOrder(FIFOScheduler):
-    """Starts trials in the order of their arrival. Tune's own scheduler goes through all trials, ended ones too, at
-    every step of its loop: with ten thousand, that takes milliseconds."""
-
-    def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
-        return next((trial for trial in tune_controller.get_live_trials() if trial.status == TuneTrial.PENDING), None)
 
 
 def _own_error_behind(error: BaseException | None) -> StorageError | TrainingError | None:

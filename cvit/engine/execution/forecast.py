@@ -19,7 +19,7 @@ from cvit.engine.execution.queue import StagePack
 from cvit.engine.execution.speed import Speed
 from cvit.engine.execution.workers import THIS_MACHINE, Machine, Workers, workers_on
 from cvit.engine.planning.progress import Progress
-from cvit.engine.planning.request import IN_PROCESS, Request
+from cvit.engine.planning.request import LOCAL, Request, Resources
 from cvit.stages import Stage
 from cvit.storage import Storage
 from cvit.tasks import task_named
@@ -46,13 +46,17 @@ SAMPLES, SAMPLING_S = 5, 0.01
 def likely_workers(request: Request) -> Workers:
     """The workers that a sweep is likely to have, found without torch and Ray; those of a running cluster count as one,
     unless their number is given."""
-    asked = request.resources
-    needs_gpu = request.device == "cuda" or asked.gpus_per_worker is not None
-    num_gpus = 0 if request.device == "cpu" else _visible_gpus() or int(needs_gpu)
-    likely = workers_on([Machine(usable_cores(), num_gpus)], request.device, asked, THIS_MACHINE, may_grow=True)
-    if request.address is None:
+    likely = likely_workers_here(request.device, request.resources)
+    if request.address in (None, LOCAL):
         return likely
-    return replace(likely, count=asked.workers or 1, is_here=request.address == IN_PROCESS)
+    return replace(likely, count=request.resources.workers or 1, is_here=False)
+
+
+def likely_workers_here(device: str, asked: Resources) -> Workers:
+    """The workers that a sweep on this machine is likely to have, found without torch and Ray."""
+    needs_gpu = device == "cuda" or asked.gpus_per_worker is not None
+    num_gpus = 0 if device == "cpu" else _visible_gpus() or int(needs_gpu)
+    return workers_on([Machine(usable_cores(), num_gpus)], device, asked, THIS_MACHINE, may_grow=True)
 
 
 def _visible_gpus() -> int:

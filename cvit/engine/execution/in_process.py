@@ -1,102 +1,62 @@
-"""Training without Ray: this process trains the stages itself, one pack after another (`--address local`).
+"""This process as the one worker of a sweep (`--address local --workers 1`): it trains one pack after another.
 
-The results equal those of a sweep with Ray, on a CPU bit for bit; the journal, the handling of faults and resuming are
-the same. It serves debugging with pdb, tests, and benchmarks.
+It serves debugging with pdb, changes to the code in a notebook, tests, and benchmarks.
 """
 
-import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-import torch
-
-from cvit.engine.execution.faults import fault_of_exception
+from cvit.engine.execution import without_ray
+from cvit.engine.execution.faults import Fault, fault_of_exception
 from cvit.engine.execution.follower import Follower
-from cvit.engine.execution.queue import StagePack, StageQueue
-from cvit.engine.execution.recorder import Recorder
+from cvit.engine.execution.pruning import may_prune
+from cvit.engine.execution.queue import StagePack
 from cvit.engine.execution.site import Site
+from cvit.engine.execution.steps import Bench, Step, Steps
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.recording.journal import Journal
-from cvit.machine import Load
-from cvit.results import Reports
-from cvit.storage import StorageError
-from cvit.tasks import task_named
 from cvit.training.probe import threads
-
-POLL_S = 0.05
-"""Time between two looks at the queue, while all stages that are left rest after a fault."""
 
 
 def train_stages(progress: Progress, journal: Journal, follower: Follower, site: Site) -> dict[str, Outcome]:
-    """Trains the stages that the plan still needs, and records every result as it comes in.
-
-    Returns:
-        The outcome of each of these stages, by key.
-
-    Raises:
-        StorageError: the storage cannot be written any more; nothing that was reported is lost.
-    """
-    queue = StageQueue(progress, site.limits, site.workers.count, site.claims)
-    recorder = Recorder(progress, journal, queue, follower)
-    load = Load()
-    idle_since: float | None = None
-    for number in itertools.count():
-        if queue.is_finished:
-            break
-        name = f"pack-{number}"
-        if queue.next_pack(name) is None:
-            if queue.waiting_line is not None:
-                recorder.waiting(queue.waiting_line)
-            time.sleep(POLL_S)
-            site.timing.looked(queue.num_resting)
-            idle_since = None  # a rest after a fault is lost, not waited
-            continue
-        site.timing.looked(queue.num_resting)
-        recorder.started(name)
-        site.timing.started(name)
-        with threads(site.workers.threads):  # like a worker on a CPU, so that results are the same to the last bit
-            idle_since = _train_pack(name, queue, recorder, site, load, idle_since)
-    if queue.storage_fault is not None:
-        raise StorageError(f"storage {site.storage.url!r} cannot be used: {queue.storage_fault}")
-    return queue.outcomes()
+    """Trains in this process; see `without_ray.train_stages`."""
+    return without_ray.train_stages(progress, journal, follower, site, _ThisProcess(site, may_prune(progress)))
 
 
-def _train_pack(
-    name: str, queue: StageQueue, recorder: Recorder, site: Site, load: Load, idle_since: float | None
-) -> float:
-    """Trains a pack to its end, or to an error.
+class _ThisProcess:
+    """A crew of one, which trains while the driver waits for news of it."""
 
-    Args:
-        idle_since: when the pack before ended; None for the first one.
+    def __init__(self, site: Site, may_be_stopped: bool) -> None:
+        self._bench = Bench(site.dataset, site.storage, site.workers.device, may_be_stopped)
+        self._threads, self._steps = site.workers.threads, Steps()
+        self._name: str | None = None
 
-    Returns:
-        When this pack ended, by the monotonic clock.
-    """
-    training = _training(queue.pack_named(name), site)
-    while True:
-        started_at = time.monotonic()
-        try:
-            reports = next(training, None)
-        # Any exception of the training concerns this pack alone; the sweep continues with the others.
-        except Exception as error:  # noqa: BLE001
-            queue.pack_ended(name)
-            site.timing.failed(name)
-            recorder.failed(name, fault_of_exception(error))
-            return time.monotonic()
-        waited_s = 0.0 if idle_since is None else started_at - idle_since
-        idle_since = time.monotonic()
-        site.timing.add(idle_since - started_at, waited_s)
-        site.timing.reported(name)
-        if reports is None:
-            queue.pack_ended(name)
-            site.timing.ended(name)
-            recorder.ended(name)
-            return idle_since
-        recorder.reported(name, reports)
-        recorder.measured(load.measure())
+    @property
+    def has_room(self) -> bool:
+        return self._name is None
 
+    def give(self, name: str, pack: StagePack) -> None:
+        self._name = name
+        self._steps.take(self._bench.train(pack))
 
-def _training(pack: StagePack, site: Site) -> Iterator[Reports]:
-    """The training of a pack. It is a generator, so that every exception of the task is raised by `next`."""
-    device = torch.device(site.workers.device)
-    yield from task_named(pack[0].task).train(pack, site.dataset, site.storage, device, False)
+    def news(self, most_s: float) -> Iterable[tuple[str, Step | Fault]]:
+        if self._name is None:
+            time.sleep(most_s)
+            self._steps.forget_pause()  # a rest after a fault is lost, not waited
+            return
+        name, step = self._name, self._next_step()
+        if isinstance(step, Fault) or step.reports is None:
+            self._name = None
+        yield name, step
+
+    def _next_step(self) -> Step | Fault:
+        with threads(self._threads):  # like a worker on a CPU, so that results are the same to the last bit
+            try:
+                return self._steps.next()
+            # Any exception of the training concerns this pack alone; the sweep continues with the others.
+            except Exception as error:  # noqa: BLE001
+                return fault_of_exception(error)
+
+    def answer(self, name: str, goes_on: bool) -> None:
+        if not goes_on:
+            self._name = None

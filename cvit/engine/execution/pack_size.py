@@ -1,25 +1,35 @@
-"""The size of packs, measured: as many stages as pay on a CPU, as many as fit the memory of a GPU."""
+"""The size of packs, measured: the smallest with which a worker trains about as fast as it can."""
 
 import math
+import os
+import pickle
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import cvit
 from cvit.engine.execution.faults import TrainingError, fault_of_trial
 from cvit.engine.execution.workers import Workers
 from cvit.stages import Stage
 from cvit.tasks import task_named
 from cvit.training.probe import threads
 
+ROOT = Path(cvit.__file__).parents[1]
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
 """The largest pack tried. On a CPU larger packs gain nothing or lose (docs/PERFORMANCE.md), and small ones keep the
 workers busy to the end."""
+SIZES_ON_A_GPU = (4, 8, 16, 32, 64)
+"""The sizes that are timed on a GPU, up to the largest that the sweep can use and the memory holds: few, since each of
+them captures a graph. An H100 trained a model of width 96 as fast as it can from 16 members on."""
 LEAST_GAIN = 1.03
-"""On a CPU a larger pack is chosen only if it is faster per member by this factor: with larger packs, more cores wait
-for the last one at the end of a sweep."""
+"""A larger pack is chosen only if it is faster per member by this factor: with larger packs, more workers wait for the
+last one at the end of a sweep, and more steps are lost with a worker."""
 MEASURING_S = 20.0
 """On a CPU, the time after which no other kind of step is measured: it gets the smallest size of those before."""
 MEMORY_SHARE = 0.85
@@ -36,7 +46,7 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
         max_pack: the limit for all stages, which are then not measured.
 
     Raises:
-        TrainingError: a worker of the cluster could not measure them.
+        TrainingError: a worker of the cluster, or the process that asks the GPU, could not measure them.
     """
     shapes = {stage.shape: stage for stage in stages}
     if max_pack is not None:
@@ -50,7 +60,7 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
     if not asked:
         return {}
     if workers.is_here:
-        sizes = fitting_packs(asked, workers)
+        sizes = (_in_another_process if workers.device == "cuda" else fitting_packs)(asked, workers)
     else:
         import ray  # in-process training needs no Ray
         from ray.exceptions import RayError
@@ -59,16 +69,31 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
         try:
             sizes = ray.get(ray.remote(fitting_packs).options(**resources).remote(asked, workers))
         except RayError as error:
-            reason = fault_of_trial(error, str(error)).line
-            raise TrainingError(f"the size of packs could not be measured ({reason}); --max-pack sets it") from error
+            raise _not_measured(fault_of_trial(error, str(error)).line) from error
     size_of = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}
     return {shape: size_of.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
+
+
+def _in_another_process(asked: Sequence[tuple[Stage, int]], workers: Workers) -> list[int]:
+    """The sizes of `fitting_packs`. A process that has used a GPU keeps 2 GB of it as long as it lives, and this one
+    lives as long as the sweep."""
+    program = [sys.executable, "-m", "cvit.engine.execution.pack_size"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    ended = subprocess.run(program, input=pickle.dumps((list(asked), workers)), capture_output=True, env=env)
+    if ended.returncode != 0:
+        lines = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"]
+        raise _not_measured(lines[-1])
+    return [int(size) for size in ended.stdout.splitlines()[-1].split()]
+
+
+def _not_measured(reason: str) -> TrainingError:
+    return TrainingError(f"the size of packs could not be measured ({reason}); --max-pack sets it")
 
 
 def fitting_packs(asked: Sequence[tuple[Stage, int]], workers: Workers) -> list[int]:
     """The best pack size on this machine's device, for each (stage, largest size that the sweep can use)."""
     if workers.device == "cuda":
-        return [_fitting_the_memory(stage, most, workers.per_device) for stage, most in asked]
+        return [_fitting_the_gpu(stage, most, workers.per_device) for stage, most in asked]
     started = time.monotonic()
     sizes: list[int] = []
     with threads(workers.threads):
@@ -84,16 +109,32 @@ def _fitting_the_cache(stage: Stage, most: int) -> int:
     """The best size on a CPU, where a worker has few threads: a larger pack starts fewer operations per member, but
     outgrows the cache earlier."""
     sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
-    seconds = task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu"))
-    if math.isnan(seconds[0]):  # too large to be timed
+    return _smallest_fast(sizes, task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu")))
+
+
+def _fitting_the_gpu(stage: Stage, most: int, workers_per_device: int) -> int:
+    """The best size on a GPU: larger packs fill it better until it is full, or its memory is."""
+    task, cuda = task_named(stage.task), torch.device("cuda")
+    most = min(most, _fitting_the_memory(stage, workers_per_device))
+    sizes = sorted({most, *(size for size in SIZES_ON_A_GPU if size < most)})
+    if len(sizes) == 1:
+        return most
+    try:
+        return _smallest_fast(sizes, task.step_seconds(stage, sizes, cuda))
+    except torch.OutOfMemoryError:
+        return sizes[0]
+
+
+def _smallest_fast(sizes: Sequence[int], seconds: Sequence[float]) -> int:
+    """The smallest size whose time of a step and member is close to the best; 1 if steps are too large to be timed."""
+    if math.isnan(seconds[0]):
         return 1
     of_member = {size: of_pack / size for size, of_pack in zip(sizes, seconds, strict=True)}
     return next(size for size in sizes if of_member[size] < LEAST_GAIN * min(of_member.values()))
 
 
-def _fitting_the_memory(stage: Stage, most: int, workers_per_device: int) -> int:
-    """The best size on a GPU, where larger packs are never slower, so that memory alone decides. Every further member
-    needs as much as the second one.
+def _fitting_the_memory(stage: Stage, workers_per_device: int) -> int:
+    """The largest size for which a GPU has room. Every further member needs as much as the second one.
 
     If a pack proves too large after all, the worker halves it (`cvit.training.loop.train_pack`).
     """
@@ -106,4 +147,8 @@ def _fitting_the_memory(stage: Stage, most: int, workers_per_device: int) -> int
         one, two = (peak_bytes(stage, members, cuda) for members in (1, 2))
     except torch.OutOfMemoryError:
         return 1
-    return max(1, min(most, int(1 + (room - one) / max(1, two - one))))
+    return max(1, int(1 + (room - one) / max(1, two - one)))
+
+
+if __name__ == "__main__":
+    print(*fitting_packs(*pickle.load(sys.stdin.buffer)))

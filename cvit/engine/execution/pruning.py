@@ -5,19 +5,23 @@ search may differ; without it, a search depends on its results alone. Finalists 
 """
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-
-from cvit.engine.execution.worker import STEP
+from cvit.engine.execution.queue import StagePack
 from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.progress import Progress
 from cvit.vocabulary import SEARCH_SEED, VAL_ACCURACY
 
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+
 REDUCTION_FACTOR = 2
 FIRST_RUNG = 0.25
 """The share of a trial's steps after which it can be stopped."""
+STEP = "step"
+"""The key under which a Tune result holds the optimiser steps of the trial, both phases together."""
 
 
 def may_prune(progress: Progress) -> bool:
@@ -33,8 +37,9 @@ def _is_of_search(plan: Plan, key: str) -> bool:
     return plan.trials_of[key][0].cell["seed"] == SEARCH_SEED
 
 
-class AshaPerScheme(FIFOScheduler):
-    """One ASHA per init scheme, so that a scheme that learns late is not judged by one that learns early.
+class Asha:
+    """One ASHA per init scheme, so that a scheme that learns late is not judged by one that learns early. It is Ray
+    Tune's, which needs no running Ray.
 
     Trials are compared with those of the same round.
     """
@@ -44,12 +49,31 @@ class AshaPerScheme(FIFOScheduler):
         Args:
             prune: called with the key of a stage that is stopped and its validation accuracy.
         """
-        super().__init__()
         self._plan, self._prune = plan, prune
         self._by_scheme: dict[str, AsyncHyperBandScheduler] = {}
+        self._trials: dict[str, TuneTrial] = {}
 
-    def _scheduler_of(self, trial: TuneTrial) -> AsyncHyperBandScheduler:
-        owner = self._plan.trials_of[trial.config["pack"][0].key][0]
+    def stops(self, name: str, pack: StagePack, step: int, accuracy: float) -> bool:
+        """True if a pack, of one stage, has fallen behind at a step."""
+        from ray.tune.schedulers import TrialScheduler  # takes a second, which other sweeps are spared
+
+        if not _is_of_search(self._plan, pack[0].key):
+            return False
+        scheduler = self._scheduler_of(pack)
+        if name not in self._trials:
+            self._trials[name] = cast("Any", SimpleNamespace(trial_id=name))  # all that the scheduler reads
+            scheduler.on_trial_add(cast("Any", None), self._trials[name])
+        result = {STEP: step, VAL_ACCURACY: accuracy}
+        decision = scheduler.on_trial_result(cast("Any", None), self._trials[name], result)
+        if decision != TrialScheduler.STOP:
+            return False
+        self._prune(pack[0].key, accuracy)
+        return True
+
+    def _scheduler_of(self, pack: StagePack) -> "AsyncHyperBandScheduler":
+        from ray.tune.schedulers import AsyncHyperBandScheduler
+
+        owner = self._plan.trials_of[pack[0].key][0]
         scheme = owner.cell["init_scheme"]
         if scheme not in self._by_scheme:
             self._by_scheme[scheme] = AsyncHyperBandScheduler(
@@ -62,15 +86,3 @@ class AshaPerScheme(FIFOScheduler):
                 stop_last_trials=False,
             )
         return self._by_scheme[scheme]
-
-    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        self._scheduler_of(trial).on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        if VAL_ACCURACY not in result or not _is_of_search(self._plan, trial.config["pack"][0].key):
-            return TrialScheduler.CONTINUE
-        decision = self._scheduler_of(trial).on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP:
-            for stage in trial.config["pack"]:
-                self._prune(stage.key, result[VAL_ACCURACY])
-        return decision

@@ -1,5 +1,6 @@
 """The time that a sweep spends on training, and on everything around it."""
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ class Timing:
 
     Attributes:
         capacity: the largest number of workers so far.
+        begun: set once a worker has trained.
     """
 
     started_at: float
@@ -26,6 +28,7 @@ class Timing:
     waited_s: float = 0.0
     lost_s: float = 0.0
     capacity: int = 1
+    begun: threading.Event = field(default_factory=threading.Event)
     _is_running: bool = False
     _num_missing: int = 0
     _looked_at: float = 0.0
@@ -36,6 +39,7 @@ class Timing:
         """Adds a call of a worker, and the worker's wait since its previous call."""
         if not self._is_running:
             self._is_running = True
+            self.begun.set()
             self.start_up_s = time.monotonic() - self.started_at - busy_s
         self.busy_s += busy_s
         self.waited_s += waited_s

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
-from cvit.engine.planning.request import IN_PROCESS, NO_WISHES, Request, Resources
+from cvit.engine.planning.request import LOCAL, NO_WISHES, Request, Resources
 
 WORKERS_PER_GPU = 2
 """Two, because a pack fills a GPU only while it trains: a second one fills the gaps, when the first writes a checkpoint
@@ -108,7 +108,7 @@ def _times(whole: float, part: float) -> int:
 
 
 def workers_here(device: str, asked: Resources = NO_WISHES) -> Workers:
-    """The workers that Ray would have on this machine, found without starting it.
+    """The workers on this machine, whether Ray starts them or not; found without starting any.
 
     Raises:
         ConfigError: this machine has no room for what is asked for.
@@ -121,15 +121,9 @@ def workers_here(device: str, asked: Resources = NO_WISHES) -> Workers:
     return workers_on([Machine(usable_cores(), num_gpus)], device, asked, THIS_MACHINE, may_grow=False)
 
 
-def this_process(device: str, asked: Resources = NO_WISHES) -> Workers:
-    """The one worker of a sweep that runs without Ray: this process.
-
-    Raises:
-        ConfigError: several are asked for, or more than this machine has.
-    """
-    if asked.workers not in (None, 1):
-        raise ConfigError(f"workers {asked.workers} is not valid with address {IN_PROCESS!r}, in this process alone")
-    return replace(workers_here(device, asked), count=1)
+def this_process(device: str) -> Workers:
+    """The one worker of a sweep that trains in its own process."""
+    return workers_here(device, Resources(workers=1))
 
 
 def planned_workers(request: Request) -> Workers:
@@ -139,9 +133,7 @@ def planned_workers(request: Request) -> Workers:
     Raises:
         ConfigError: this machine is to have them, and has no room.
     """
-    if request.address == IN_PROCESS:
-        return this_process(request.device, request.resources)
-    if request.address is None:
+    if request.address in (None, LOCAL):
         return workers_here(request.device, request.resources)
     here = workers_here(request.device)
     return replace(here, count=request.resources.workers or here.count)

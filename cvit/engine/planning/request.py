@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from cvit.engine.invocation import SCRIPT, Invocation
 
-IN_PROCESS = "local"
-"""The address at which a sweep trains in its own process, without Ray."""
+LOCAL = "local"
+"""The address at which a sweep trains on this machine without Ray."""
 ANY_CLUSTER = "auto"
 """The address by which Ray finds a cluster that runs on this machine."""
 
@@ -39,7 +39,7 @@ class Request:
         grid: the values of every axis but the seed.
         given: the flat parameters given explicitly; they hold for every scheme.
         dataset: name or path; ignored by a task that needs no data.
-        address: the address of a Ray cluster; `local` trains in this process; None starts Ray on this machine.
+        address: the address of a Ray cluster; `local` trains on this machine without Ray; None starts Ray there.
         command: the command line as typed, to be run again.
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
         log_models: the best model of a study goes to the tracking store; ignored by a task that has no models.
@@ -74,6 +74,11 @@ class Request:
     optuna_storage: str | None = None
     as_json: bool = False
     started: Invocation = SCRIPT
+
+    @property
+    def is_in_process(self) -> bool:
+        """True if the driver itself trains, without Ray and without other processes."""
+        return self.address == LOCAL and self.resources.workers == 1
 
 
 def named_address(address: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 from cvit.analysis.answers import answer_text
 from cvit.analysis.claims import verdicts
-from cvit.analysis.display.colours import colour_of
 from cvit.analysis.files import files_of
 from cvit.analysis.questions import curves_of, studies_of, tables_of
 from cvit.analysis.report import report
@@ -18,8 +17,7 @@ from cvit.analysis.store.axes import SCHEME
 from cvit.analysis.store.frames import Frames, LoadError
 from cvit.analysis.store.journal import load_journal
 from cvit.engine.tracking.attachments import Attachment, checksum_of
-from cvit.engine.tracking.run_facts import Surroundings, answer_metric, study_note
-from cvit.init.schemes import SCHEMES
+from cvit.engine.tracking.run_facts import answer_metric, study_note
 from cvit.results import Point
 from cvit.storage import Storage
 from cvit.vocabulary import TAG_ANSWER, TAG_NOTE
@@ -27,11 +25,6 @@ from cvit.vocabulary import TAG_ANSWER, TAG_NOTE
 _ESTIMATE = ("mean", "ci_low", "ci_high", "n")
 _ACCURACY = "accuracy"
 _TEXTS = ("sweep", "study", "dataset", "kind", SCHEME)
-
-
-def surroundings(storage: Storage) -> Surroundings:
-    """The facts about runs that the tracker takes from the storage and from the analysis."""
-    return Surroundings(storage.url, {scheme: colour_of(scheme) for scheme in SCHEMES})
 
 
 def answer_of(storage: Storage, sweep: str, study_key: str) -> Attachment | None:

@@ -11,7 +11,7 @@ from cvit.config import ConfigError, as_text
 from cvit.config import Parameter as ConfigParameter
 from cvit.engine.declaration import Preset, Search, Sweep
 from cvit.engine.invocation import Invocation, of_script
-from cvit.engine.planning.request import IN_PROCESS, Request, Resources
+from cvit.engine.planning.request import LOCAL, Request, Resources
 from cvit.engine.terminal import sources
 from cvit.engine.terminal.options import ALL_PARTS, HELP, HELP_ALL, NOT_OPTIONS, about_text, app_of, dashed, options_of
 from cvit.engine.terminal.usage import explained
@@ -181,7 +181,7 @@ def _resources(given: Mapping[str, Any]) -> Resources:
 def _address_in_environment() -> str | None:
     """The cluster that RAY_ADDRESS names. There, `local` is Ray's own word for starting Ray on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
-    return address if address not in ("", IN_PROCESS) else None
+    return address if address not in ("", LOCAL) else None
 
 
 def _value(parameter: ConfigParameter, given: Any) -> Any:

@@ -110,7 +110,7 @@ def _run_options(preset: Preset, preset_name: str, presets: Sequence[str], parts
             ),
             "address": _option(
                 str,
-                "Ray cluster to run on (or set RAY_ADDRESS); local: in this process, no Ray. Default: Ray starts here.",
+                "Ray cluster to run on (or set RAY_ADDRESS); local: this machine, no Ray. Default: Ray starts here.",
                 None,
                 run,
             ),

@@ -5,12 +5,12 @@ from urllib.parse import urlparse
 
 from cvit.config import ConfigError
 from cvit.engine.execution.workers import planned_workers
-from cvit.engine.planning.request import ANY_CLUSTER, IN_PROCESS, NO_WISHES, Request, named_address
+from cvit.engine.planning.request import ANY_CLUSTER, LOCAL, NO_WISHES, Request, named_address
 from cvit.engine.tracking.backend import backend_for
 from cvit.tracking import CONNECT_TIMEOUT_S, why_unreachable
 
 ANSWER_TIMEOUT_S = 1.0
-_VALID_ADDRESSES = f"give host:port (port 6379 by default), {ANY_CLUSTER}, or {IN_PROCESS}"
+_VALID_ADDRESSES = f"give host:port (port 6379 by default), {ANY_CLUSTER}, or {LOCAL}"
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -30,7 +30,7 @@ def check_reachable(uri: str) -> None:
 
 def check_address(address: str | None) -> None:
     """Raises ConfigError if an address is invalid or nothing listens there; Ray itself would try for minutes."""
-    if address is None or address in (IN_PROCESS, ANY_CLUSTER):
+    if address is None or address in (LOCAL, ANY_CLUSTER):
         return
     name = named_address(address)
     if urlparse(address).scheme in ("http", "https"):
@@ -70,13 +70,11 @@ def check_request(request: Request) -> None:
     check_device(request.device, request.address)
     if request.resources != NO_WISHES:
         planned_workers(request)
-    if request.asha and request.address == IN_PROCESS:
-        raise ConfigError("asha is not valid with address 'local': it stops trials that run beside others, in Ray")
 
 
 def check_device(device: str, address: str | None) -> None:
     """Raises ConfigError if a GPU of this machine is asked for and there is none."""
-    if device == "cuda" and address in (None, IN_PROCESS):
+    if device == "cuda" and address in (None, LOCAL):
         import torch  # takes seconds, which other requests are spared
 
         if not torch.cuda.is_available():

@@ -9,11 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cvit.analysis.answers import answer_text
-from cvit.analysis.files import file_stem, winners_file
-from cvit.analysis.statistics.studies import read_studies
-from cvit.analysis.store.frames import LoadError
-from cvit.analysis.store.journal import load_journal
 from cvit.config import as_text
 from cvit.engine.execution.cost import flops_of, step_seconds
 from cvit.engine.execution.pack_size import Limits, pack_limits
@@ -96,6 +91,13 @@ def print_closing(
     Returns:
         Why the storage does not give the answer; None if it does.
     """
+    # With pandas, which nothing needs before.
+    from cvit.analysis.answers import answer_text
+    from cvit.analysis.files import file_stem, winners_file
+    from cvit.analysis.statistics.studies import read_studies
+    from cvit.analysis.store.frames import LoadError
+    from cvit.analysis.store.journal import load_journal
+
     stopped = stopped_text(progress)
     study, storage_error, answer = progress.plan.study, closing.storage_error, ""
     winners: Mapping[str, bytes] = {}

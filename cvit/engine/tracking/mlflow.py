@@ -22,6 +22,7 @@ from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, Change, Exi
 from cvit.engine.tracking.mlflow_check import check
 from cvit.engine.tracking.mlflow_models import log_model
 from cvit.engine.tracking.mlflow_views import MODE, TABLE, TAG_PREFIX, means_of, note, page, views
+from cvit.engine.tracking.prepared_store import provide_store
 from cvit.engine.tracking.run_facts import DataUse
 from cvit.errors import one_line
 from cvit.records import StudyRecord
@@ -112,6 +113,7 @@ class MlflowBackend:
         for name in ("mlflow", "alembic"):  # they report every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
+        provide_store(self._uri)
         client = MlflowClient(tracking_uri=self._uri)
         experiment = client.get_experiment_by_name(sweep) or _renamed_experiment(client, sweep)
         if experiment is None:

@@ -7,6 +7,7 @@ It reads its orders from the folder CVIT_INJECT again and again, so a test can c
     code-<word>   the training raises an error in stages whose init scheme, phase or key is this word, once for each
                   line of the file
     kill-<word>   it kills its own process, likewise
+    stop-<word>   it stops its own process, which then hangs, likewise
     memory-<word>  it takes more and more memory until it is killed, likewise
     constants.json  {module: {name: value}}: constants of the engine that are other ones here
 """
@@ -57,6 +58,8 @@ def _is_asked(order: str, stage: Any) -> bool:
 def _suffer(stage: Any) -> None:
     if _is_asked("kill", stage):
         os.kill(os.getpid(), signal.SIGKILL)
+    if _is_asked("stop", stage):
+        os.kill(os.getpid(), signal.SIGSTOP)
     if _is_asked("memory", stage):
         taken = []
         while len(taken) < MOST_MEMORY_MIB // 64:
