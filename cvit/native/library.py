@@ -173,10 +173,11 @@ def _raise_remembered(place: Path, compiler: str, anew: bool) -> None:
 def _compile(place: Path, compiler: str) -> None:
     """Compiles and checks the library in a process of its own, which may crash, and moves it to its place."""
     failure = place.with_suffix(".failed")
-    for left in place.parent.glob("compiling-*"):  # of processes that were killed
+    prefix = f"compiling-{place.stem}-"
+    for left in place.parent.glob(f"{prefix}*"):  # of processes that were killed while they held the same lock
         shutil.rmtree(left, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="compiling-", dir=place.parent, ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=place.parent, ignore_cleanup_errors=True) as folder:
             output = _compile_in(folder)
             if output is None:
                 os.replace(Path(folder) / f"{NAME}.so", place)
