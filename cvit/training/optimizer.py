@@ -37,8 +37,8 @@ def decays(name: str, shape: torch.Size) -> bool:
 
 
 class AdamW:
-    """The optimiser of a pack. It works on whole matrices and never waits for the device. On a CPU a step is one operator
-    of `cvit.native` where that is there.
+    """The optimiser of a pack. It works on whole matrices and never waits for the device. On a CPU a step is one
+    operator of `cvit.native` where that is there.
 
     Attributes:
         moments: `exp_avg` and `exp_avg_sq`, each (M, P).
