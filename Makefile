@@ -1,10 +1,13 @@
 # Needs python3 (3.11 or newer, with venv) and make; everything else goes into .venv.
 PYTHON ?= python3
+BIN := .venv/bin
 # Test processes; each takes a core.
 PROCESSES ?= 2
-# Long by nature: those that want the machine for themselves, and simulations, which share it.
-ALONE := benchmark or chaos or cluster or demo
-BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES)
+# A file's tests stay in one process, since they share fixtures.
+BY_FILE := --dist loadfile --no-loadscope-reorder --durations=25
+# Long by nature: those that wait most of their time, and simulations, which compute all of it.
+LONG := benchmark or chaos or cluster or demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all chaos lint docs clean
@@ -15,13 +18,12 @@ help:  ## list the targets
 demo: .venv/.installed  ## the theorem's curve, a part of low_data on embedded data, and the report of both
 	@$(BIN)/python -m cvit.engine.demo
 
-# A file's tests stay in one process, since they share fixtures.
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 -m 'not ($(ALONE) or simulation)'
+	$(PYTEST) $(BY_FILE) -m 'not ($(LONG) or simulation)'
 
 test-all: test  ## then those too: benchmarks' own tests, simulations, sweeps under faults, a cluster over SSH
-	$(BIN)/python -m pytest -n $(PROCESSES) -m simulation
-	$(BIN)/python -m pytest -m '$(ALONE)'
+	$(PYTEST) -m simulation
+	$(PYTEST) $(BY_FILE) -m '$(LONG)'
 
 chaos: .venv/.installed  ## disturb sweeps: 150 faults; all of them as root
 	CVIT_CHAOS_FAULTS=150 $(BIN)/python -m pytest tests/chaos --timeout 14400
