@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ sum rounded once: a training that diverges has to see its NaN."""
 
 _FOLDER = Path(__file__).parent
 _NEEDED = ("avx2", "fma")
-_TIMEOUT_S = 600.0
+_TIMEOUT_S = 1800.0
 _RETRY_S = 3600.0
 """The time for which a failure is remembered, so that a sweep's workers do not all repeat it."""
 _KEY_DIGITS = 16
@@ -195,21 +196,25 @@ def _compile_in(folder: str) -> str | None:
     command = [sys.executable, "-m", "cvit.native.compilation", folder]
     path = os.pathsep.join([str(_FOLDER.parents[1]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it took longer than {_TIMEOUT_S:g} s"
-    if done.returncode == 0:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # so that its compilers can be ended with it
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=_TIMEOUT_S)
+        except BaseException as error:  # noqa: BLE001 (Ctrl-C too)
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return f"it took longer than {_TIMEOUT_S:g} s"
+    if process.returncode == 0:
         return None
-    return done.stdout if done.returncode > 0 else f"{done.stdout}\nit ended by signal {-done.returncode}"
+    return output if process.returncode > 0 else f"{output}\nit ended by signal {-process.returncode}"
 
 
 def _error_in(output: str) -> str:

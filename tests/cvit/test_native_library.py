@@ -112,6 +112,21 @@ def test_a_compiler_whose_work_is_of_no_use(
     assert not list(cache.glob("*.so")) and not list(cache.glob("compiling-*"))
 
 
+def test_a_compiler_that_hangs_is_ended(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(tmp_path, monkeypatch, f"echo $$ >> {tmp_path}/pids; exec sleep 600")
+    pids, patience = tmp_path / "pids", 4.0
+    while not pids.exists():  # a busy machine takes longer to reach the compiler
+        monkeypatch.setattr(module, "_TIMEOUT_S", patience)
+        with pytest.raises(Unavailable, match="they cannot be compiled: it took longer than"):
+            library_file(anew=True)
+        patience *= 2
+    while any(
+        Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()
+        for pid in pids.read_text().split()
+    ):
+        time.sleep(0.05)
+
+
 def test_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(Unavailable, match=r"there is no C\+\+ compiler 'no-such-compiler'"):
