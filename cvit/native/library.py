@@ -207,7 +207,7 @@ def _compile_in(folder: str) -> str | None:
     ) as process:
         try:
             output, _ = process.communicate(timeout=_TIMEOUT_S)
-        except BaseException as error:  # noqa: BLE001 (Ctrl-C too)
+        except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
