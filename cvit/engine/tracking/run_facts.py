@@ -28,13 +28,11 @@ class Surroundings:
         storage: the place of the storage, absolute.
         colours: the colours of init schemes, such as `#0072B2`.
         driver: the identity of the driver's process; empty stands for this process.
-        imports: the modules that the files of a study need, which the end would wait for.
     """
 
     storage: str = ""
     colours: Mapping[str, str] = field(default_factory=dict)
     driver: str = ""
-    imports: tuple[str, ...] = ()
 
 
 NOWHERE = Surroundings()
