@@ -213,7 +213,7 @@ class Tracker:
                 written.result()
 
     def _change(self, run: TrackedRun) -> Change:
-        """What the store does not have of a trial's run."""
+        """The part of a trial's run that the store does not have."""
         status = self._status(run)
         if run.run_id is not None and run.was_copied_before and run.points:
             self._leave_out_copied(run, run.run_id)
