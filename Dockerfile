@@ -2,7 +2,7 @@
 FROM python:3.11-slim
 
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends make \
+    && apt-get install --yes --no-install-recommends g++ make \
     && rm -rf /var/lib/apt/lists/* \
     && pip install --no-cache-dir uv \
     && useradd --create-home cvit \
@@ -22,6 +22,10 @@ RUN uv sync --frozen --no-install-project
 
 COPY --chown=cvit:cvit . .
 # `make` takes the environment as it is; a volume on runs/ gets its owner from here.
-RUN uv sync --frozen && touch .venv/.installed && mkdir runs
+RUN uv sync --frozen \
+    && python -m cvit.native \
+    && python -m cvit.engine.tracking.prepared_store \
+    && touch .venv/.installed \
+    && mkdir runs
 
 CMD ["make", "demo"]

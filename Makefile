@@ -1,10 +1,13 @@
 # Needs python3 (3.11 or newer, with venv) and make; everything else goes into .venv.
 PYTHON ?= python3
+BIN := .venv/bin
 # Test processes; each takes a core.
 PROCESSES ?= 2
-# Long by nature: those that want the machine for themselves, and simulations, which share it.
-ALONE := benchmark or chaos or cluster or demo
-BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES)
+# A file's tests stay in one process, since they share fixtures.
+BY_FILE := --dist loadfile --no-loadscope-reorder --durations=25
+# Long by nature: those that wait most of their time, and simulations, which compute all of it.
+LONG := benchmark or chaos or cluster or demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all chaos lint docs clean
@@ -13,21 +16,14 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.installed  ## the theorem's curve, a part of low_data on embedded data, and the report of both
-	$(BIN)/python sweeps/head_count.py --part expressivity --preset smoke --address local
-	$(BIN)/python sweeps/low_data.py --seeds 3 --data-fraction 0.02 --budget-unit steps --address local
-	$(BIN)/python analysis/make_tables.py --storage storage
-	@echo
-	@$(BIN)/python -m cvit.engine.missing low-data
-	@echo "Every run with its curves: $(BIN)/mlflow ui"
-	@echo "Report: $(CURDIR)/results/report.html"
+	@$(BIN)/python -m cvit.engine.demo
 
-# A file's tests stay in one process, since they share fixtures.
 test: .venv/.installed  ## run the tests, in minutes: all but those that are long by nature
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 -m 'not ($(ALONE) or simulation)'
+	$(PYTEST) $(BY_FILE) -m 'not ($(LONG) or simulation)'
 
 test-all: test  ## then those too: benchmarks' own tests, simulations, sweeps under faults, a cluster over SSH
-	$(BIN)/python -m pytest -n $(PROCESSES) -m simulation
-	$(BIN)/python -m pytest -m '$(ALONE)'
+	$(PYTEST) -m simulation
+	$(PYTEST) $(BY_FILE) -m '$(LONG)'
 
 chaos: .venv/.installed  ## disturb sweeps: 150 faults; all of them as root
 	CVIT_CHAOS_FAULTS=150 $(BIN)/python -m pytest tests/chaos --timeout 14400
@@ -53,5 +49,6 @@ clean:  ## remove .venv and caches; keeps storage/, mlflow.db and results/
 	{ $(BIN)/python -m pip install --quiet uv && \
 	    $(BIN)/uv sync --quiet --frozen --inexact --no-python-downloads --compile-bytecode --extra dev; } \
 	    || $(BIN)/python -m pip install --quiet -e '.[dev]'
+	-@$(BIN)/python -m cvit.native
 	-@$(BIN)/python -m cvit.engine.tracking.prepared_store
 	@touch $@

@@ -5,8 +5,9 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import torch  # where it is not needed it would cost seconds and half a gigabyte
 
 T = TypeVar("T")
+
+PRECISIONS = ("float32", "bfloat16")
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 Json = Annotated[Path | None, Parameter(name="--json", help="File for the machine-readable figures.")]
 Repeats = Annotated[int, Parameter(help="Rounds; in each of them every arm has one turn.")]
@@ -61,8 +65,16 @@ def machine() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if has_gpu else [],
         "load_average_1min": os.getloadavg()[0],
     }
-    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
     return {"hardware": hardware, "versions": versions}
+
+
+def _version(package: str) -> str | None:
+    """None if it is not installed: a machine with a GPU may have torch and a checkout alone."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def available_cores() -> int:
@@ -81,6 +93,63 @@ def chosen_device(name: str) -> "torch.device":
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' is not valid here: this machine has no GPU; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def matrix_rate(precision: str, device: "torch.device", threads: int = 1, products: int = 10) -> float:
+    """Measures the FLOP/s of one large matrix product, the best of several.
+
+    Args:
+        precision: float32 or bfloat16.
+        threads: the threads that compute it on a CPU.
+    """
+    import torch
+
+    side, dtype = MATRIX_SIDE[device.type], getattr(torch, precision)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    clock = clock_for(device) if threads == 1 else time.perf_counter
+    times, threads_before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for _ in range(products):
+        wait_for(device)
+        started = clock()
+        torch.mm(a, b)
+        wait_for(device)
+        times.append(clock() - started)
+    torch.set_num_threads(threads_before)
+    return 2 * side**3 / min(times)
+
+
+def clock_for(device: "torch.device") -> Callable[[], float]:
+    """Returns the clock that neighbours disturb least: on a CPU, where one thread works, that of the processor."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
+
+
+def wait_for(device: "torch.device") -> None:
+    """Waits until the device has done what it was asked for."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def limits(flops: float, rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Returns, for matrix rates by precision, the seconds that these operations take at them: no training is shorter.
+    On a CPU the rates are those of all cores together."""
+    return {name: {"matrix_flops_per_second": rate, "seconds": flops / rate} for name, rate in rates.items()}
+
+
+def matrix_rates(device: "torch.device") -> dict[str, float]:
+    """Measures the FLOP/s of this machine in every precision, on a CPU of all cores together."""
+    return {precision: matrix_rate(precision, device, available_cores()) for precision in PRECISIONS}
+
+
+def limit_line(limits: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns the limits of the same operations in several precisions as a line of text."""
+    rates = (
+        f"{one['seconds']:.1f} s in {precision} ({one['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s)"
+        for precision, one in limits.items()
+    )
+    return f"the limit, operations at the measured matrix rate: {', '.join(rates)}"
 
 
 def check(json_path: Path | None, **counts: int) -> None:

@@ -1,10 +1,12 @@
 """The machine of this process: its hardware, its Python packages, and its load while it trains."""
 
+import ctypes
 import getpass
 import math
 import os
 import platform
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -20,8 +22,7 @@ INTERVAL_S = 10.0
 
 
 def hardware() -> Mapping[str, Any]:
-    """The hardware of this machine and the system on it, by name. GPUs are those that torch sees, once it is imported
-    here."""
+    """The hardware of this machine and the system on it, by name. GPUs are those that torch can use."""
     facts: dict[str, Any] = {
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -31,10 +32,27 @@ def hardware() -> Mapping[str, Any]:
         "usable_cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
+    return facts | {"gpus": _gpu_names()}
+
+
+def num_gpus() -> int:
+    """The number of GPUs that torch can use. It takes seconds to import, and is imported only where the library of
+    NVIDIA's driver is, without which it finds none."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return facts | {"gpus": [torch.cuda.get_device_name(number) for number in range(count)]}
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _gpu_names() -> list[str]:
+    if not (count := num_gpus()):
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(number) for number in range(count)]
 
 
 def user() -> str:

@@ -34,10 +34,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(ENVIRONMENT)
     for name in FOREIGN:
         os.environ.pop(name, None)
+    # Compiled operators are found by tests with a home folder of their own too.
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     # Ray's sockets lie below this folder, and a socket's path may have 107 bytes: pytest's own folders are too deep.
     folder = tempfile.mkdtemp(prefix="cvit-", dir="/tmp")
     os.environ["RAY_TMPDIR"] = folder
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, files without such a test are not imported: a machine lent for its GPU may lack Ray, MLflow and
+    Optuna, and imports take seconds of the loan."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    if is_test and config.getoption("markexpr") == "gpu" and "mark.gpu" not in collection_path.read_text():
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

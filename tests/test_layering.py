@@ -55,6 +55,7 @@ ENGINE = {
     "run": BASE | {"planning", "recording", "execution", "tracking", "terminal", "session", "book"},
     "sync": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
     "run_all": BASE | {"planning", "recording", "execution", "tracking", "terminal", "session", "run"},
+    "demo": {"missing"},
     "missing": BASE | {"loading", "planning", "terminal"},
     "main": BASE | {"planning", "recording", "execution", "tracking", "terminal", "run_all"},
 }

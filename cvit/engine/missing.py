@@ -1,8 +1,5 @@
 """Says how many trials of a question's default grid the storage lacks, and which command trains them: `make demo` ends
-with it.
-
-    python -m cvit.engine.missing low-data
-"""
+with it."""
 
 import os
 import sys
@@ -31,7 +28,3 @@ def missing_line(name: str) -> str:
         f"{progress.num_done} of the {num_trials} trials of {sweep.name} are done; "
         f"`{python} {script}` trains the {num_trials - progress.num_done} that are missing."
     )
-
-
-if __name__ == "__main__":
-    print(missing_line(sys.argv[1]))

@@ -4,8 +4,9 @@ import contextlib
 import functools
 
 from cvit.engine import exit_codes
+from cvit.engine.ahead import import_all
 from cvit.engine.book import Book
-from cvit.engine.execution import forked, in_process
+from cvit.engine.execution import forked
 from cvit.engine.execution.faults import TrainingError
 from cvit.engine.execution.head_watch import watching
 from cvit.engine.execution.pack_size import pack_limits
@@ -19,6 +20,7 @@ from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_failures, take_up_pruned
 from cvit.engine.session import Ending, Session
 from cvit.engine.terminal.display import Display
+from cvit.engine.terminal.operators import ready_operators
 from cvit.engine.terminal.plan_text import print_growth, print_stopped
 from cvit.engine.terminal.report import (
     Closing,
@@ -29,6 +31,9 @@ from cvit.engine.terminal.report import (
 from cvit.engine.terminal.spinner import is_live, spinner
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
 from cvit.storage import StorageError
+
+_TRAINS_WITH_RAY = "cvit.engine.execution.execute"
+"""The module with which Ray Tune and pandas are imported."""
 
 
 def run_sweep(progress: Progress, session: Session) -> Ending:
@@ -51,6 +56,9 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
         if progress.todo:
             with spinner(console, "decoding images", session.forecast) if session.info else contextlib.nullcontext():
                 _ = session.dataset, session.workers  # bad images, no cluster: before anything is recorded
+            ready_operators(session.console, session.workers, session.forecast)
+            if session.cluster is not None:
+                import_all([_TRAINS_WITH_RAY])  # before the book is open, whose thread imports pandas too
         with contextlib.ExitStack() as stack, Book(progress, journal, session) as book:
             book.ending = _train_rounds(progress, journal, book, session)
             if is_live(console):  # shown while the book is closed
@@ -111,13 +119,15 @@ def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, 
     max_pack = session.request.max_pack
     measuring = spinner(session.console, "measuring pack sizes", session.forecast)
     with measuring if max_pack is None else contextlib.nullcontext():
-        limits = pack_limits(progress.todo, session.workers, max_pack)
+        limits = pack_limits(progress.todo, session.workers, max_pack, session.warm)
     claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
     site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
     with Display(progress, session.console, session.forecast) as display:
         if session.warm is not None:
             return forked.train_stages(progress, journal, display, site, session.warm)
         if session.cluster is None:
+            from cvit.engine.execution import in_process  # imports torch
+
             return in_process.train_stages(progress, journal, display, site)
         from cvit.engine.execution import execute  # imports Ray
 

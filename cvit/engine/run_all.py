@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -196,22 +196,20 @@ def _run_each(
     cluster: "Cluster | None" = None,
     warm: WarmProcess | None = None,
 ) -> list[Ended]:
-    with (
-        contextlib.nullcontext()
-        if planned[0].request.dry_run
-        else spinner(common.console, "loading torch", planned[0].forecast)
-    ):
-        import torch
+    with contextlib.ExitStack() as stack:
+        with (
+            contextlib.nullcontext()
+            if planned[0].request.dry_run
+            else spinner(common.console, "loading torch", planned[0].forecast)
+        ):
+            if warm is None:  # else only the workers and the warm process need torch
+                stack.enter_context(_threads_of_torch())
+            from cvit.engine.execution.timing import Timing
+            from cvit.engine.run import run_sweep
+            from cvit.engine.session import Session
 
-        from cvit.engine.execution.timing import Timing
-        from cvit.engine.run import run_sweep
-        from cvit.engine.session import Session
-
-    num_threads, started_at = torch.get_num_threads(), common.started_at
-    # torch by itself sees the cores of the machine, less those that affinity excludes.
-    torch.set_num_threads(min(num_threads, usable_cores()))
-    ended: list[Ended] = []
-    try:
+        started_at = common.started_at
+        ended: list[Ended] = []
         for each, own_lease in itertools.zip_longest(planned, leases):
             timing = Timing(started_at)
             if ended:
@@ -224,9 +222,21 @@ def _run_each(
             if ended[-1].ending.exit_code == exit_codes.INTERRUPTED:
                 break
             started_at = time.monotonic()
+        return ended
+
+
+@contextlib.contextmanager
+def _threads_of_torch() -> Iterator[None]:
+    """Within the context, torch has a thread for each core that this process may use. By itself it sees those of the
+    machine, less those that affinity excludes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, usable_cores()))
+    try:
+        yield
     finally:
-        torch.set_num_threads(num_threads)
-    return ended
+        torch.set_num_threads(before)
 
 
 def _say(line: str) -> None:

@@ -76,9 +76,13 @@ class FusedModels:
         """One matrix (M, P) from tensors (M, ...) of all parameters, in their order."""
         parts, end = [], 0
         for place, tensor in zip(self._places, tensors, strict=True):
-            parts += [tensor.new_zeros(len(self), place.start - end), tensor.flatten(1)]
+            parts += [*self._gap(end, place.start), tensor.flatten(1)]
             end = place.columns.stop
-        return torch.cat([*parts, self.matrix.new_zeros(len(self), self.matrix.shape[1] - end)], dim=1)
+        return torch.cat([*parts, *self._gap(end, self.matrix.shape[1])], dim=1)
+
+    def _gap(self, start: int, end: int) -> list[Tensor]:
+        """The zeros of these columns, if there are any."""
+        return [self.matrix.new_zeros(len(self), end - start)] if end > start else []
 
     def mask(self, names: Sequence[str]) -> Tensor:
         """(1, P) bool: the columns of these parameters."""

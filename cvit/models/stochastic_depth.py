@@ -25,12 +25,3 @@ def branch_scales(is_kept: Tensor, probabilities: Tensor) -> Tensor:
         probabilities: (M, branches), of dropping.
     """
     return (is_kept / (1 - probabilities[..., None])).transpose(0, 1)
-
-
-def scaled(outputs: Tensor, scales: Tensor | None, branch: int) -> Tensor:
-    """The outputs (B, N, D) of a branch, in a pack (M, B, N, D), times its factors; without factors, as they are.
-
-    Args:
-        scales: (branches, B), in a pack (branches, M, B).
-    """
-    return outputs if scales is None else outputs * scales[branch][..., None, None]

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from cvit.config import ConvolutionForm, ModelConfig
 from cvit.models.attention import RelativeAttention
+from cvit.models.branch import add_branch
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.embedding import PatchEmbedding
 from cvit.models.layers import LayerNorm, Linear
 from cvit.models.pixel import PixelConvolution, PixelEmbedding, PixelLinear, PixelNorm
-from cvit.models.stochastic_depth import BRANCHES_PER_BLOCK, scaled
+from cvit.models.stochastic_depth import BRANCHES_PER_BLOCK
 from cvit.vocabulary import ATTENTION
 
 
@@ -45,12 +46,9 @@ def run_block(block: Block, tokens: Tensor, scales: Tensor | None, outputs: list
         scales: the factors of both branches, (2, B), in a pack (2, M, B); None stands for ones.
         outputs: if given, the outputs of both branches are appended to it.
     """
-    for branch, (norm, layer) in enumerate(((block.mixing_norm, block.mixing), (block.mlp_norm, block.mlp))):
-        output = scaled(layer(norm(tokens)), scales, branch)
-        tokens = tokens + output
-        if outputs is not None:
-            outputs.append(output)
-    return tokens
+    of_mixing, of_mlp = (None, None) if scales is None else (scales[0], scales[1])
+    tokens = add_branch(tokens, block.mixing_norm, block.mixing, of_mixing, outputs)
+    return add_branch(tokens, block.mlp_norm, block.mlp, of_mlp, outputs)
 
 
 class VisionTransformer(nn.Module):

@@ -65,7 +65,8 @@ def convert(network: nn.Module, example: Tensor, patch_size: Size) -> Conversion
     The network stays on one grid of tokens where it can: a patch has P pixels a side on images of the example's size,
     and P/s behind layers whose strides multiply to s. Where images have fewer pixels than that grid has tokens, a token
     is one output pixel. So all 20 convolutions of a ResNet-18 become attention, with any patch size that divides the
-    example's sides. Where an image's side is no part of the example's, a patch has P pixels.
+    example's sides. Where an image's side is no part of the example's, a patch has P pixels. A layer holds heads ×
+    tokens² numbers of attention and heads × channels² × P⁴ of weights: on large images, P in between takes least.
 
     The result is run once on the example. A convolution is kept if the network does not work without it: because code
     reads its weights, say, or asks for its class. If the outputs differ from those of the original by more than

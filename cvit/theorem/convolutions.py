@@ -10,7 +10,7 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The modules that attention can replace."""
 Causal = bool | tuple[bool, ...]
-"""Whether a kernel is causal, along all axes or each."""
+"""True for a kernel that sees its own pixel and those before it, along all axes or for each."""
 
 
 class KernelOptions(TypedDict):

@@ -121,12 +121,14 @@ def convolution_as_deep_attention(
     between the first and the last. The rest is the tensor train of the maps. Source: see the module.
 
     Args:
+        conv: as in `cvit.theorem.convolution_as_attention`.
+        patch_size: in pixels along each axis; an int is the same along all.
         layers: for each axis; an int is the same for all.
         widths: of the tokens between the layers; an int is the same everywhere, None as many as needed.
         image_size: with smaller widths, the size of images for which the error is to be small, for axes with one layer;
             None: large images.
         skip: without skip connections a layer has one head more, for the offset 0.
-        conv, patch_size, causal: as `cvit.theorem.convolution_as_attention`.
+        causal: as in `cvit.theorem.convolution_as_attention`.
 
     Raises:
         ValueError: as there, or several layers along an axis with offsets of both signs, or widths that are not one

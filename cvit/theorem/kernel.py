@@ -94,8 +94,8 @@ def singular_values(
 
     Args:
         weight: (D_out, C, K_1, ..., K_d).
-        patch_size, image_size: in pixels along each axis; an int is the same along all. None: an image so large that
-            its borders do not count, ‖S_δ‖_F = 1.
+        patch_size: in pixels along each axis; an int is the same along all.
+        image_size: likewise; None: an image so large that its borders do not count, ‖S_δ‖_F = 1.
         options: as `cvit.theorem.counts.Options`.
 
     Returns:

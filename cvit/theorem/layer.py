@@ -60,7 +60,8 @@ class PatchAttention(nn.Module):
             patch: pixels along each axis of a patch.
             half_widths: patches along each axis, as many as `patch` has.
             out_patch: pixels along each axis of a patch of the output; None: as many as `patch`.
-            window_size, window_shift: patches along each axis; None: attention to all patches, windows without a shift.
+            window_size: patches along each axis of a window; None: attention to all patches.
+            window_shift: patches along each axis; None: 0.
         """
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels

@@ -60,9 +60,11 @@ def window_error(
 
     Args:
         weight: (D_out, C, K_1, ..., K_d).
-        patch_size, image_size: in pixels along each axis; an int is the same along all.
+        patch_size: in pixels along each axis; an int is the same along all.
         num_heads: heads of the layer.
-        window_size, window_shift: in patches, likewise.
+        image_size: like patch_size.
+        window_size: in patches along each axis.
+        window_shift: likewise; windows begin at every multiple of their size less the shift.
         options: as `cvit.theorem.counts.Options`.
 
     Returns:
@@ -110,8 +112,11 @@ def window_attention(
     attention in these windows has a smaller one.
 
     Args:
-        window_size, window_shift: in patches along each axis; an int is the same along all.
-        conv, patch_size, causal: as `cvit.theorem.convolution_as_attention`.
+        conv: as in `cvit.theorem.convolution_as_attention`.
+        patch_size: in pixels along each axis; an int is the same along all.
+        window_size: in patches along each axis.
+        window_shift: likewise; windows begin at every multiple of their size less the shift.
+        causal: as in `cvit.theorem.convolution_as_attention`.
 
     Raises:
         ValueError: as there, or a window is below 1.
@@ -150,8 +155,10 @@ def convolution_as_two_window_layers(
     are Π (2r + 1) times as wide as the output.
 
     Args:
-        conv, patch_size, causal: as `cvit.theorem.convolution_as_attention`.
-        window_size: in patches along each axis; an int is the same along all.
+        conv: as in `cvit.theorem.convolution_as_attention`.
+        patch_size: in pixels along each axis; an int is the same along all.
+        window_size: in patches along each axis.
+        causal: as in `cvit.theorem.convolution_as_attention`.
 
     Returns:
         The layers `windows` and `shifted`, with parameters of their own, of the convolution's dtype and device.

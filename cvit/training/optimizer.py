@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cvit import native
 from cvit.config import TrainingConfig
 from cvit.models.pack import FusedModels
 from cvit.training.groups import MOMENT_NAMES, POSITION_TERMS, Group
@@ -36,7 +37,8 @@ def decays(name: str, shape: torch.Size) -> bool:
 
 
 class AdamW:
-    """The optimiser of a pack. It works on whole matrices and never waits for the device.
+    """The optimiser of a pack. It works on whole matrices and never waits for the device. On a CPU a step is one
+    operator of `cvit.native` where that is there.
 
     Attributes:
         moments: `exp_avg` and `exp_avg_sq`, each (M, P).
@@ -101,11 +103,16 @@ class AdamW:
             factors: (M, G, 3), from `coefficients`.
             is_moving: bool, (M, 1), or (M, P) if only some parameters of a member move.
         """
+        clipping = (self._clip_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0)
+        if parameters.device.type == "cpu" and native.is_available():
+            moments = (self.moments[name] for name in MOMENT_NAMES)
+            terms = (factors, is_moving, self._spared, self._group_of_column, self._start)
+            torch.ops.cvit.adamw_(parameters, *moments, gradient, clipping, *terms, *BETAS, EPSILON)
+            return
         # No torch.where with a number: it would copy the number to the device, which a CUDA graph does not allow.
         shrinkage, step_size, root_correction = map(self._by_column, factors.unbind(-1))
         mean, square = self.moments["exp_avg"], self.moments["exp_avg_sq"]
         is_still = ~is_moving
-        clipping = (self._clip_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0)
         gradient = (gradient * clipping).masked_fill_(is_still, 0.0)
         mean.lerp_(gradient, torch.full_like(is_still, 1 - BETAS[0], dtype=norm.dtype).masked_fill_(is_still, 0.0))
         square.mul_(torch.full_like(is_still, BETAS[1], dtype=norm.dtype).masked_fill_(is_still, 1.0))

@@ -185,8 +185,9 @@ def narrow(network: nn.Module, share: float) -> None:
     for name, module in [*network.named_modules()]:
         if isinstance(module, nn.Conv2d):
             before = 3 if module.in_channels == 3 else int(share * module.in_channels)
+            size: Any = module.kernel_size
             options: Any = {"stride": module.stride, "padding": module.padding, "bias": False}
-            conv = nn.Conv2d(before, int(share * module.out_channels), module.kernel_size, **options)
+            conv = nn.Conv2d(before, int(share * module.out_channels), size, **options)
             network.set_submodule(name, conv)
         elif isinstance(module, nn.BatchNorm2d):
             network.set_submodule(name, nn.BatchNorm2d(int(share * module.num_features)))

@@ -139,7 +139,7 @@ def deep(draw: st.DrawFn) -> tuple[Convolution, tuple[int, ...], tuple[int, ...]
     return conv, patch, layers, causal, grid
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(deep(), st.booleans())
 def test_layers_compute_the_convolution(drawn: Any, skip: bool) -> None:
     conv, patch, layers, causal, grid = drawn

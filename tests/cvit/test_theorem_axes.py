@@ -193,10 +193,17 @@ def test_the_error_of_a_fit_is_that_of_the_best_layer_as_dense_operators(
 
 def test_the_names_of_the_theorem_come_from_its_package() -> None:
     """Whatever was imported before: no submodule hides a name."""
-    from cvit.theorem import conversion, counts, kernel, layer
+    from cvit.theorem import conversion, counts, depth, kernel, layer, windows
 
-    for name, module in zip(cvit.theorem.__all__, (conversion, layer, kernel, counts, kernel), strict=True):
+    assert {"convert", "convolution_as_attention", "error_bound", "heads_needed"} <= {*cvit.theorem.__all__}
+    for name in cvit.theorem.__all__:
+        (module,) = (
+            module
+            for module in (conversion, counts, depth, kernel, layer, windows)
+            if getattr(getattr(module, name, None), "__module__", None) == module.__name__
+        )
         assert getattr(cvit.theorem, name) is getattr(module, name) and callable(getattr(cvit.theorem, name))
+        assert (getattr(module, name).__doc__ or "").strip()
     with pytest.raises(AttributeError, match="has no attribute 'heads'"):
         _ = cvit.theorem.heads  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -12,7 +12,8 @@ from cvit import vocabulary as v
 from tests.support.scripts import TINY, journal
 from tests.support.tree import copy_of_tree, insert, run
 
-LOCAL = ("--address", "local", "--workers", "1", "--min-steps", "8", "--data-fraction", "0.02", "--seeds", "1")
+ALONE = ("--address", "local", "--workers", "1", "--tracking-uri", "none")
+LOCAL = (*ALONE, "--min-steps", "8", "--data-fraction", "0.02", "--seeds", "1")
 
 FAR_SCHEME = '''"""`far`: attention that starts at the patches furthest away."""
 
@@ -217,12 +218,12 @@ def test_a_task_is_a_file_and_its_name(tree: Path, tmp_path: Path) -> None:
 
     script = str(tree / "sweeps/toy.py")
     assert "--descent-steps" in run(tree, tmp_path, script, "--help-all")
-    run(tree, tmp_path, script, "--address", "local", "--descent-steps", "10")
+    run(tree, tmp_path, script, *ALONE, "--descent-steps", "10")
     found = {trial["params"]["rate"]: trial for trial in trials_of(tmp_path, "toy")}
     assert set(found) == {0.1, 0.25, 0.5} and {trial["status"] for trial in found.values()} == {v.STATUS_OK}
     for rate, trial in found.items():
         assert trial["last"]["toy/distance"] == pytest.approx((1 - 2 * rate) ** 10, rel=1e-5)
-    again = run(tree, tmp_path, script, "--address", "local", "--descent-steps", "10")
+    again = run(tree, tmp_path, script, *ALONE, "--descent-steps", "10")
     assert "Nothing to train" in again
 
 

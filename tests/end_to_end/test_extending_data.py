@@ -1,7 +1,6 @@
 """A data format is added as CONTRIBUTING says, in one file of a copy of the code; a sweep is planned on its data."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.scripts import ROOT
+from tests.support.tree import copy_of_tree
+
 FORMAT = """
 \"\"\"Images in NumPy archives: arrays `images` (N, C, H, W) uint8 and `labels` (N,), one pool.\"\"\"
 
@@ -37,10 +38,9 @@ FORMAT = Format(open=open_archive, suffix=".npz", paths=("an .npz file",), conte
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for package in ("cvit", "sweeps", "analysis"):
-        shutil.copytree(ROOT / package, tmp_path / "tree" / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tree/cvit/data/formats/archive.py").write_text(FORMAT)
-    return tmp_path / "tree"
+    tree = copy_of_tree(tmp_path)
+    (tree / "cvit/data/formats/archive.py").write_text(FORMAT)
+    return tree
 
 
 @pytest.fixture

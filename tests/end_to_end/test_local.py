@@ -13,11 +13,15 @@ import pytest
 from cvit import vocabulary as v
 from cvit.cores import usable_cores
 from tests.chaos.processes import MARK, processes_of, workers_of
-from tests.end_to_end.test_in_process import SMALL, STEPS
-from tests.support.scripts import Ended, journal, start, sweep
+from tests.end_to_end.test_in_process import STEPS
+from tests.support.scripts import TINY, Ended, journal, start, sweep
 
 LOCAL = ("--address", "local", "--tracking-uri", "none")
-LONG = (*(({"24": "2000", "4": "200"}).get(option, option) for option in SMALL), *LOCAL, "--max-pack", "1")
+LONG = (
+    *(*TINY[:-4], "--evaluations", "200", "--budget-unit", "steps", "--min-steps", "4000", "--data-fraction", "0.05"),
+    *("--init-scheme", "random", "two_phase", "--seeds", "2", *LOCAL, "--max-pack", "1"),
+)
+"""Stages of several seconds each."""
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def test_a_wheel_has_one_package_with_the_sweeps_in_it(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"cvit"}
     for path in [*sorted((ROOT / "sweeps").glob("*.py")), *sorted((ROOT / "sweeps/settings").glob("*.json"))]:
         assert f"cvit/{path.relative_to(ROOT)}" in names
+    assert {f"cvit/native/{path.name}" for path in (ROOT / "cvit/native").iterdir() if path.is_file()} <= set(names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "cvit = cvit.command:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cvit.engine.demo import COMMANDS
 from cvit.engine.missing import missing_line
 from cvit.engine.planning.progress import Progress
 from tests.support.plans import make_plan
@@ -20,8 +21,7 @@ LOW_DATA = "sweeps/low_data.py"
 
 def commands() -> list[list[str]]:
     """The words of the demo's commands, without the interpreter."""
-    recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0]
-    return [shlex.split(line)[1:] for line in recipe.splitlines() if line.startswith("\t$(BIN)/python ")]
+    return [shlex.split(command) for command in COMMANDS]
 
 
 def test_the_demo_trains_a_part_of_the_default_sweep(tmp_path: Path) -> None:

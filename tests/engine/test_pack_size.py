@@ -130,15 +130,6 @@ def test_a_gpu_is_asked_by_another_process_whose_fault_is_one_line(tmp_path: Pat
     assert not torch.cuda.is_initialized()
 
 
-@pytest.mark.gpu
-def test_on_a_gpu_the_pack_fits_the_memory(tmp_path: Path) -> None:
-    """The size that is found can be trained, and twice a huge one's memory share is not exceeded."""
-    stage = make_progress(tmp_path, *SMALL).todo[0]
-    assert isinstance(stage, TrainingStage)
-    (size,) = fitting_packs([(stage, 16)], Workers("cuda", 2, is_here=True))
-    assert size in (4, 8, 16), "16 tiny models fit any GPU"
-
-
 def test_a_sweep_in_packs_ends_as_one_without(tmp_path: Path) -> None:
     """From the command line: the same measurements for every stage, each trial one finished run."""
     found = []

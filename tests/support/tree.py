@@ -12,10 +12,10 @@ from tests.support.scripts import ROOT
 
 
 def copy_of_tree(folder: Path) -> Path:
-    """A copy of the packages in `folder`/tree."""
+    """A copy of the packages in `folder`/tree, with what is compiled of them: Python compiles the files that differ."""
     tree = folder / "tree"
     for package in ("cvit", "sweeps", "analysis"):
-        shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, tree / package)
     return tree
 
 

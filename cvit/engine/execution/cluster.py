@@ -16,10 +16,18 @@ from cvit.engine.execution.attaching import check_cluster
 from cvit.engine.execution.forecast import likely_workers_here
 from cvit.engine.execution.lean_ray import lean_ray, system_config
 from cvit.engine.execution.ray_here import provide_token, session_folder
-from cvit.engine.execution.workers import THIS_MACHINE, WORKERS_TO_COME, Machine, Workers, workers_on
+from cvit.engine.execution.workers import (
+    THIS_MACHINE,
+    WORKERS_TO_COME,
+    Machine,
+    Workers,
+    may_have_gpus,
+    workers_on,
+)
 from cvit.engine.planning.request import NO_WISHES, Resources, named_address
 from cvit.engine.signals import stop_on_sigterm, stopping_on_sigterm
 from cvit.errors import one_line
+from cvit.machine import num_gpus
 
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head among its nodes."""
@@ -86,6 +94,7 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         folder = session_folder()
         place = {"address": "local", "num_cpus": _cpus_here(asked), "include_dashboard": False, "_temp_dir": folder}
         place["_system_config"] = system_config(likely_workers_here(device, asked))
+        place["num_gpus"] = num_gpus() if may_have_gpus(device) else 0
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 

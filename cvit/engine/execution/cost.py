@@ -6,13 +6,10 @@ import time
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from cvit.engine.execution.pack_size import Limits
 from cvit.engine.execution.workers import Workers
 from cvit.stages import Stage
 from cvit.tasks import task_named
-from cvit.training.probe import threads
 
 MEASURING_S = 10.0
 """The time after which no other kind of step is measured; those that are left count as the mean of the others."""
@@ -64,6 +61,10 @@ def step_seconds(stages: Iterable[Stage], limits: Limits, workers: Workers) -> S
 
 def _seconds_of_step(stage: Stage, pack_size: int, workers: Workers) -> float:
     """Seconds of one member's step in a pack."""
+    import torch
+
+    from cvit.training.probe import threads
+
     device = torch.device(workers.device)
     with threads(workers.threads):
         try:

@@ -26,6 +26,7 @@ from cvit.engine.execution.without_ray import Hang
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.wording import duration
+from cvit.machine import num_gpus
 from cvit.provenance import code_version, source_hash
 
 LOOK_INTERVAL_S = 1.0
@@ -172,7 +173,8 @@ class ForkedCrew:
             self._num_killed_for_memory = num_killed_for_memory
             line = f"killed for memory ({place}); try --max-pack or fewer workers"
             return Fault("machine", line, worker_died=True, for_memory=True)
-        return Fault("machine", f"its worker died: {_ending(exit_code)} ({place})", worker_died=True)
+        printed = f": {line}" if (line := self._warm.last_line()) else ""
+        return Fault("machine", f"its worker died: {_ending(exit_code)} ({place}){printed}", worker_died=True)
 
     def _end(self, worker: _Worker) -> int | None:
         """Ends a worker for good, if it has not ended by itself; returns its exit code."""
@@ -192,9 +194,7 @@ def _ending(exit_code: int | None) -> str:
 
 def _visible_gpus() -> list[str]:
     """The GPUs of this process, by the names that CUDA_VISIBLE_DEVICES has for them."""
-    import torch
-
-    count = torch.cuda.device_count()
+    count = num_gpus()
     names = [name.strip() for name in os.environ.get(GPUS_OF_PROCESS, "").split(",") if name.strip()]
     return names[:count] or [str(number) for number in range(count)]
 

@@ -39,8 +39,8 @@ GPUS_OF_PROCESS = "CUDA_VISIBLE_DEVICES"
 
 
 def work(connection: Connection, files: Sequence[int], settings: Settings, gpu: str, data: Layout) -> None:
-    """Trains packs until the connection ends. It sends each step and takes the next one if the answer is True, so that
-    it stands still while the driver sleeps. After a fault it ends: what an error leaves behind harms no other pack.
+    """Trains packs until the connection ends. It sends each step, and takes the next if the answer is True, so that it
+    stands still while the driver sleeps. After a fault it ends: what an error leaves behind harms no other pack.
 
     Args:
         gpu: the GPU that it has, by the name that CUDA_VISIBLE_DEVICES has for it; empty on a CPU.

@@ -1,35 +1,46 @@
 """Ray on this machine with the processes that a sweep uses, and no others.
 
 By itself, a Ray on one machine also starts an autoscaler, a dashboard without pages, a reader of logs and an agent with
-a web server: four Python processes, which take 3 s of the processor before the first worker starts. A sweep asks none
-of them. Ray has no options for this, so the function reaches into modules that are not public;
-`tests/engine/test_lean_ray.py` runs it against a real Ray and lists its processes.
+open ports: four Python processes, which take 3 s of the processor before the first worker starts. A sweep asks none of
+them anything. Ray has no options for this, so `lean_ray` reaches into modules that are not public, in the versions for
+which it is tested; any other Ray starts as usual. `tests/engine/test_lean_ray.py` lists the processes of a real one.
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from cvit.engine.execution import agent_stand_in
 from cvit.engine.execution.workers import Workers
 
-IDLE_S = 3600
-"""The time that an unused worker process is kept. Ray ends it after a second as soon as placement groups have taken all
-CPUs, which is just before the workers of Tune that could use it."""
+TESTED = ("2.60",)
+"""The versions of Ray whose inner modules are known."""
+KEPT_S = 3600
+"""The seconds for which an unused worker process is kept. By itself, Ray ends it after one second once placement groups
+have taken all CPUs, which is just before Tune's workers ask for it."""
+_SPARED: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
 IMPORTED_BEFOREHAND = ("torch", "ray.tune")
 """The libraries that take a worker seconds to import. Its process imports them while this one measures packs."""
 
 
 @contextlib.contextmanager
 def lean_ray() -> Iterator[None]:
-    """Within the context, `ray.init` starts no autoscaler, no dashboard and no reader of logs, and the agent without
-    which Ray does not start opens no server, as in an installation of Ray without the dashboard's libraries."""
-    from ray._private import node, parameter, utils
+    """Within the context, `ray.init` starts no autoscaler, no dashboard, no reader of logs and no agent."""
+    import ray
+    from ray._private import node, parameter, services, utils
 
-    lean = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    if ray.__version__.rpartition(".")[0] not in TESTED:
+        yield
+        return
+    lean = functools.partial(parameter.RayParams, **_SPARED)
     with (
         replaced(parameter, "RayParams", lean),
         replaced(node.Node, "start_api_server", _start_none),
+        replaced(services, "start_ray_process", _without_agent(services.start_ray_process)),
         replaced(utils, "get_dashboard_dependency_error", _is_not_installed),
     ):
         yield
@@ -45,7 +56,7 @@ def system_config(likely: Workers) -> dict[str, Any]:
     if likely.device != "cpu":
         return {}
     return {
-        "idle_worker_killing_time_threshold_ms": IDLE_S * 1000,
+        "idle_worker_killing_time_threshold_ms": KEPT_S * 1000,
         "preload_python_modules": list(IMPORTED_BEFOREHAND),
     }
 
@@ -65,5 +76,22 @@ def _start_none(node: Any, **_: Any) -> None:
     node._webui_url = ""
 
 
+def _without_agent(start: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that starts a process of Ray's; the raylet gets the stand-in in place of the dashboard agent."""
+
+    @functools.wraps(start)
+    def started(command: list[str], kind: str, *args: Any, **options: Any) -> Any:
+        flags = {name: text for name, equals, text in (part.partition("=") for part in command) if equals}
+        if (agent := "--dashboard_agent_command") in flags:
+            script = str(Path(agent_stand_in.__file__))
+            stand_in = [sys.executable, "-I", "-S", script, flags["--session_dir"], flags["--node_id"]]
+            command = [part for part in command if not part.startswith(f"{agent}=")]
+            command.append(f"{agent}={subprocess.list2cmdline(stand_in)}")
+        return start(command, kind, *args, **options)
+
+    return started
+
+
 def _is_not_installed() -> ImportError:
-    return ImportError("the dashboard is not asked for")
+    """The answer to Ray's question for the dashboard's libraries, which it would import to find them."""
+    return ImportError("no dashboard is asked for")

@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import cvit
 from cvit.engine.execution.faults import TrainingError, fault_of_trial
+from cvit.engine.execution.warm import WarmProcess
 from cvit.engine.execution.workers import Workers
 from cvit.stages import Stage
 from cvit.tasks import task_named
-from cvit.training.probe import threads
 
 ROOT = Path(cvit.__file__).parents[1]
 LARGEST_PACK = {"cuda": 64, "cpu": 4}
@@ -39,11 +37,14 @@ Limits = dict[Any, int]
 """The largest number of stages in a pack, by their shape; 1 for a shape that is not named."""
 
 
-def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None) -> Limits:
+def pack_limits(
+    stages: Sequence[Stage], workers: Workers, max_pack: int | None, warm: WarmProcess | None = None
+) -> Limits:
     """The limits for the given stages, measured on a worker's device, once for each kind of training step.
 
     Args:
         max_pack: the limit for all stages, which are then not measured.
+        warm: the process from which the workers are forked; then one of them measures, and this process needs no torch.
 
     Raises:
         TrainingError: a worker of the cluster, or the process that asks the GPU, could not measure them.
@@ -59,7 +60,12 @@ def pack_limits(stages: Sequence[Stage], workers: Workers, max_pack: int | None)
     asked = [(stage, most) for stage, most in kinds.values() if most > 1]
     if not asked:
         return {}
-    if workers.is_here:
+    if warm is not None:
+        try:
+            sizes = warm.call(fitting_packs, asked, workers)
+        except TrainingError as error:
+            raise _not_measured(str(error)) from error
+    elif workers.is_here:
         sizes = (_in_another_process if workers.device == "cuda" else fitting_packs)(asked, workers)
     else:
         import ray  # in-process training needs no Ray
@@ -94,6 +100,8 @@ def fitting_packs(asked: Sequence[tuple[Stage, int]], workers: Workers) -> list[
     """The best pack size on this machine's device, for each (stage, largest size that the sweep can use)."""
     if workers.device == "cuda":
         return [_fitting_the_gpu(stage, most, workers.per_device) for stage, most in asked]
+    from cvit.training.probe import threads
+
     started = time.monotonic()
     sizes: list[int] = []
     with threads(workers.threads):
@@ -108,12 +116,16 @@ def fitting_packs(asked: Sequence[tuple[Stage, int]], workers: Workers) -> list[
 def _fitting_the_cache(stage: Stage, most: int) -> int:
     """The best size on a CPU, where a worker has few threads: a larger pack starts fewer operations per member, but
     outgrows the cache earlier."""
+    import torch
+
     sizes = sorted({most, *(2**i for i in range(most.bit_length()))})
     return _smallest_fast(sizes, task_named(stage.task).step_seconds(stage, sizes, torch.device("cpu")))
 
 
 def _fitting_the_gpu(stage: Stage, most: int, workers_per_device: int) -> int:
     """The best size on a GPU: larger packs fill it better until it is full, or its memory is."""
+    import torch
+
     task, cuda = task_named(stage.task), torch.device("cuda")
     most = min(most, _fitting_the_memory(stage, workers_per_device))
     sizes = sorted({most, *(size for size in SIZES_ON_A_GPU if size < most)})
@@ -138,6 +150,8 @@ def _fitting_the_memory(stage: Stage, workers_per_device: int) -> int:
 
     If a pack proves too large after all, the worker halves it (`cvit.training.loop.train_pack`).
     """
+    import torch
+
     peak_bytes = task_named(stage.task).peak_bytes
     if peak_bytes is None:
         return 1

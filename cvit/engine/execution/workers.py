@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
 from cvit.engine.planning.request import LOCAL, NO_WISHES, Request, Resources
+from cvit.machine import num_gpus
 
 WORKERS_PER_GPU = 2
 """Two, because a pack fills a GPU only while it trains: a second one fills the gaps, when the first writes a checkpoint
@@ -13,6 +15,8 @@ or ends."""
 WORKERS_TO_COME = 16
 """The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
 THIS_MACHINE = "this machine"
+_DRIVERS = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
+"""The devices of NVIDIA's drivers (on servers, on boards, on Windows) and of AMD's."""
 _TOLERANCE = 1e-6
 """Shares such as 1/3 are typed with a few digits, and Ray itself counts in ten-thousandths."""
 
@@ -72,12 +76,12 @@ def workers_on(machines: Sequence[Machine], device: str, asked: Resources, place
     Raises:
         ConfigError: there is no room for what is asked for.
     """
-    num_gpus = sum(int(machine.gpus) for machine in machines)
+    has_gpus = any(int(machine.gpus) for machine in machines)
     if device == "auto":
-        device = "cuda" if num_gpus else "cpu"
+        device = "cuda" if has_gpus else "cpu"
     if device == "cpu" and asked.gpus_per_worker is not None:
         raise ConfigError(f"gpus_per_worker is not valid here: {place} has no GPU, or the device is cpu")
-    if device == "cuda" and not num_gpus and not may_grow:
+    if device == "cuda" and not has_gpus and not may_grow:
         raise ConfigError(f"device 'cuda' is not valid here: {place} has no GPU; use cpu or auto")
     cpus, gpus = asked.cpus_per_worker or 1.0, asked.gpus_per_worker or 1 / WORKERS_PER_GPU
     room = sum(_room(machine, device, cpus, gpus) for machine in machines)
@@ -113,12 +117,13 @@ def workers_here(device: str, asked: Resources = NO_WISHES) -> Workers:
     Raises:
         ConfigError: this machine has no room for what is asked for.
     """
-    num_gpus = 0
-    if device != "cpu":
-        import torch  # imported elsewhere by then; importing it above would delay the start of Ray
+    gpus = num_gpus() if may_have_gpus(device) else 0
+    return workers_on([Machine(usable_cores(), gpus)], device, asked, THIS_MACHINE, may_grow=False)
 
-        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return workers_on([Machine(usable_cores(), num_gpus)], device, asked, THIS_MACHINE, may_grow=False)
+
+def may_have_gpus(device: str) -> bool:
+    """True if a sweep on this machine may run on a GPU; False, without importing torch, where no driver of one is."""
+    return device == "cuda" or (device == "auto" and any(glob(pattern) for pattern in _DRIVERS))
 
 
 def this_process(device: str) -> Workers:

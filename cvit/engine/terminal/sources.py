@@ -14,14 +14,16 @@ from cyclopts.config import Env, Toml, Yaml
 
 from cvit.config import ConfigError
 from cvit.errors import one_line
+from cvit.native.library import SWITCH
 
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection
 
 PREFIX = "CVIT_"
 CONFIG = "config"
-_OF_TESTS = ("CVIT_CHAOS_", "CVIT_HOST", "CVIT_INJECT", "CVIT_SCALE_")
-"""Variables of the project's own tests and benchmarks, which sweeps inherit from them."""
+_NO_OPTIONS = (SWITCH, "CVIT_CHAOS_", "CVIT_HOST", "CVIT_INJECT", "CVIT_SCALE_")
+"""Variables that are no options: one of the fused operators, and those of the project's own tests and benchmarks, which
+sweeps inherit from them."""
 _SUFFIXES = {".toml": Toml, ".yaml": Yaml, ".yml": Yaml}
 
 ConfigFile = Toml | Yaml
@@ -108,7 +110,7 @@ def unknown_variables(options: Collection[str]) -> list[str]:
     Raises:
         ConfigError: the name of one of them is a misspelt option.
     """
-    names = [name for name in sorted(os.environ) if name.startswith(PREFIX) and not name.startswith(_OF_TESTS)]
+    names = [name for name in sorted(os.environ) if name.startswith(PREFIX) and not name.startswith(_NO_OPTIONS)]
     unknown = [name for name in names if name.removeprefix(PREFIX).lower() not in options]
     for name in unknown:
         if nearest := difflib.get_close_matches(name.removeprefix(PREFIX).lower(), options, n=1, cutoff=_SIMILAR):
