@@ -22,6 +22,10 @@ RUN uv sync --frozen --no-install-project
 
 COPY --chown=cvit:cvit . .
 # `make` takes the environment as it is; a volume on runs/ gets its owner from here.
-RUN uv sync --frozen && python -m cvit.native && touch .venv/.installed && mkdir runs
+RUN uv sync --frozen \
+    && python -m cvit.native \
+    && python -m cvit.engine.tracking.prepared_store \
+    && touch .venv/.installed \
+    && mkdir runs
 
 CMD ["make", "demo"]

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -65,8 +65,16 @@ def machine() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if has_gpu else [],
         "load_average_1min": os.getloadavg()[0],
     }
-    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
     return {"hardware": hardware, "versions": versions}
+
+
+def _version(package: str) -> str | None:
+    """None if it is not installed: a machine with a GPU may have torch and a checkout alone."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def available_cores() -> int:

@@ -1,17 +1,17 @@
 """Measures the gain of packs: images per second of one worker against the number of stages that it trains together.
 
 python benchmarks/packing.py                                              # CPU: one thread, the smaller models
-python benchmarks/packing.py --device cuda --json packing.json           # all models, packs of 1 to 64
+python benchmarks/packing.py --device cuda --json packing.json           # all models, packs of 1 to 32
 python benchmarks/packing.py --model-size digits --pack-size 1 16 --steps 50
 
-The stages have one shape and different seeds, and the trainer of the engine's workers trains them on made-up images. A
-rate comes from the difference between a training of a few steps and one of `--steps` more, so starting, evaluating and
-saving do not count. The pack sizes are the arms and take turns.
+The stages have one shape and different seeds, and the trainer of the engine's workers trains them on made-up images.
+All members start from the same weights, which are drawn once. A rate is that of `--steps` steps after as many others,
+in which a GPU captures its graph; starting, evaluating and saving do not count. The pack sizes are the arms and take
+turns; those for which a GPU has no room are left out.
 """
 
 import sys
-import tempfile
-import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,16 +19,17 @@ from typing import Annotated, Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 import torch
 from cyclopts import Parameter
+from torch import Tensor
 
 from benchmarks import common
 from cvit.config import ConfigError, TrialConfig
-from cvit.data.datasets import Dataset, Images
-from cvit.stages import stages_of
-from cvit.storage import Storage
-from cvit.training.loop import train_pack
+from cvit.data.augment import channel_statistics
+from cvit.init.registry import initial_model
+from cvit.stages import TrainingStage, stages_of
+from cvit.training.batches import LabelledImages, PackData
+from cvit.training.pack import TrainingPack
 
 DIGITS = {"image_size": 8, "in_channels": 1, "patch_size": 2, "augmentation": "shift"}
 CIFAR = {"image_size": 32, "in_channels": 3, "patch_size": 4, "augmentation": "crop_flip"}
@@ -40,8 +41,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Models with 9 heads: `digits` and `small` are those of the presets `laptop` and `photographs` of sweeps/low_data.py,
 `vit_s` has the depth and width of ViT-S, and `medium` lies between."""
-DEFAULTS = {"cpu": (("digits", "small"), (1, 2, 4, 8, 16)), "cuda": (tuple(MODELS), (1, 2, 4, 8, 16, 32, 64))}
-FEW_STEPS = 3
+DEFAULTS = {"cpu": (("digits", "small"), (1, 2, 4, 8, 16)), "cuda": (tuple(MODELS), (1, 4, 16, 32))}
+STEPS_TO_COME = 40
+"""Steps after those that are timed: with as many, a GPU captures a graph, and does not compile it."""
 NUM_IMAGES = 640
 
 app = common.new_app()
@@ -68,10 +70,10 @@ def packing(
     torch.set_num_threads(1)
     figures, rows = {}, []
     for model in models:
-        for size in packs:
-            _seconds(model, size, FEW_STEPS, where)  # what happens once a process or a shape
-        arms = {str(size): partial(_images_per_second, model, size, steps, where) for size in packs}
-        measured = {size: common.figure(rates) for size, rates in common.interleaved(arms, repeats).items()}
+        weights = initial_model(_stages(model, 1, steps, where)[0], None)[0].state_dict()
+        arms = {str(size): partial(_images_per_second, model, size, steps, weights, where) for size in packs}
+        rates = common.interleaved(arms, 1 + repeats)  # the first turn has what happens once in a process
+        measured = {size: common.figure(of_size[1:]) for size, of_size in rates.items() if all(of_size)}
         first = measured[str(packs[0])]["median"]
         ratios = {size: rate["median"] / first for size, rate in measured.items()}
         figures[model] = {"images_per_second": measured, f"ratio_vs_pack_of_{packs[0]}": ratios}
@@ -83,36 +85,35 @@ def packing(
     common.write_json(json, "packing", before, {"device": where.type, "n": repeats, "steps": steps, "models": figures})
 
 
-def _images_per_second(model: str, pack_size: int, steps: int, device: torch.device) -> float:
-    few, many = (_seconds(model, pack_size, FEW_STEPS + more, device) for more in (0, steps))
-    return pack_size * MODELS[model]["batch_size"] * steps / (many - few)
+def _images_per_second(
+    model: str, pack_size: int, steps: int, weights: dict[str, Tensor], device: torch.device
+) -> float:
+    """0 if the device has no room."""
+    stages, data = _stages(model, pack_size, steps, device), _made_up_data(model, pack_size, device)
+    try:
+        pack = TrainingPack(stages, data, [weights] * pack_size, device)
+        pack.train(0)
+        measured = pack.train(steps)
+    except torch.OutOfMemoryError:
+        return 0.0
+    return pack_size * MODELS[model]["batch_size"] * steps / measured.seconds
 
 
-def _seconds(model: str, pack_size: int, steps: int, device: torch.device) -> float:
-    """Returns the seconds of a whole training, start, evaluation and saving included."""
+def _stages(model: str, pack_size: int, steps: int, device: torch.device) -> list[TrainingStage]:
+    """Stages with an evaluation after every `steps` steps."""
     precision = "bfloat16" if device.type == "cuda" else "float32"
-    flat = {"min_steps": steps, "epochs": 0, "evaluations": 1, "max_validation_images": 64, "max_test_images": 64}
-    trials = [
-        TrialConfig.from_flat(MODELS[model] | flat | {"precision": precision, "seed": seed})
-        for seed in range(pack_size)
-    ]
-    stages = [stage for trial in trials for stage in stages_of(trial, NUM_IMAGES)]
-    with tempfile.TemporaryDirectory(prefix="cvit-bench-") as folder:
-        started = time.perf_counter()
-        for _ in train_pack(stages, _made_up_images(model), Storage.open(folder), device):
-            pass
-        return time.perf_counter() - started
+    flat = MODELS[model] | {"min_steps": 2 * steps + STEPS_TO_COME, "epochs": 0, "precision": precision}
+    trials = [TrialConfig.from_flat(flat | {"seed": seed}) for seed in range(pack_size)]
+    return [replace(stages_of(trial, NUM_IMAGES)[0], evaluation_interval=steps) for trial in trials]
 
 
-def _made_up_images(model: str) -> Dataset:
-    draw = np.random.default_rng(0)
+def _made_up_data(model: str, pack_size: int, device: torch.device) -> PackData:
     channels, size = MODELS[model]["in_channels"], MODELS[model]["image_size"]
-
-    def images() -> Images:
-        pixels = draw.integers(0, 256, (NUM_IMAGES, channels, size, size), dtype=np.uint8)
-        return Images(pixels, np.arange(NUM_IMAGES) % 10)
-
-    return Dataset(images(), images())
+    source = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (NUM_IMAGES, channels, size, size), dtype=torch.uint8, generator=source).to(device)
+    images = LabelledImages(pixels, torch.arange(NUM_IMAGES, device=device) % 10)
+    mean, std = (statistic.repeat(pack_size, 1) for statistic in channel_statistics(pixels))
+    return PackData(images, (torch.arange(NUM_IMAGES),) * pack_size, images, images, mean, std)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,9 @@ def _multiples(patch_size: int, image_size: int) -> str:
     return f"{below} or {below + patch_size}" if below else str(patch_size)
 
 
-def option(help_text: str, default: Any, *, neutral: Any = dataclasses.MISSING, unset: Any = None) -> Any:
+def option(
+    help_text: str, default: Any, *, neutral: Any = dataclasses.MISSING, unset: Any = None, by_machine: bool = False
+) -> Any:
     """A field of a configuration.
 
     Args:
@@ -104,9 +106,12 @@ def option(help_text: str, default: Any, *, neutral: Any = dataclasses.MISSING, 
         neutral: the value that keys leave out, the first default of the field. It is given once the default changes:
             without it, trainings at the old default and at the new one would have the same key.
         unset: the number that earlier versions used in place of None; keys and stores hold it.
+        by_machine: the command line takes `auto` for it too, which a machine replaces by a value when a plan is made.
     """
     neutral = default if neutral is dataclasses.MISSING else neutral
-    return field(default=default, metadata={"help": help_text, "neutral": neutral, "unset": unset})
+    return field(
+        default=default, metadata={"help": help_text, "neutral": neutral, "unset": unset, "by_machine": by_machine}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +327,9 @@ class TrainingConfig:
     stochastic_depth: float = option(
         "Probability that the last block's branches are dropped for an image; falls linearly to 0 at the first.", 0.0
     )
-    precision: Precision = option("Arithmetic of the forward pass: float32, or bfloat16 autocast.", "float32")
+    precision: Precision = option(
+        "Arithmetic of products: float32 or bfloat16; auto: the faster one of this machine.", "float32", by_machine=True
+    )
     evaluations: int = option("Evaluations on the validation images per trial, evenly spaced.", 10)
 
     def __post_init__(self) -> None:
@@ -444,6 +451,7 @@ class Parameter:
         part: its part of the configuration, which is a group of options on the command line.
         neutral: the value that keys leave out; see `option`.
         unset: the number that earlier versions used in place of None.
+        by_machine: the command line takes `auto` for it too; see `option`.
     """
 
     name: str
@@ -453,6 +461,7 @@ class Parameter:
     part: str
     neutral: Any = None
     unset: Any = None
+    by_machine: bool = False
 
     def parse(self, text: str) -> Any:
         """The value of a text, from a tracking store or from a user."""

@@ -10,7 +10,7 @@ from cvit.engine.planning.progress import Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_known_results
 from cvit.engine.session import Ending, Session
-from cvit.engine.terminal.surroundings import NEEDED_FOR_ANSWERS, NEEDED_FOR_FIGURES, surroundings
+from cvit.engine.terminal.surroundings import NEEDED_AT_THE_END, NEEDED_FOR_FILES, surroundings
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED
 from cvit.engine.tracking.tracker_process import Copy, tracker_for
@@ -21,7 +21,6 @@ from cvit.records import SessionRecord
 from cvit.redaction import redacted
 from cvit.storage import StorageError
 from cvit.vocabulary import (
-    NO_TRACKING,
     TAG_CODE_VERSION,
     TAG_DATA_FINGERPRINT,
     TAG_GIT_COMMIT,
@@ -66,9 +65,8 @@ class Book:
         if progress.todo:
             journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
         journal.flush()  # the tracker reads it
-        copy = Copy(
-            session.request.tracking_uri, study.sweep, self._keys(), session.storage, surroundings(session.storage)
-        )
+        uri, needed = session.request.tracking_uri, NEEDED_FOR_FILES if progress.todo else NEEDED_AT_THE_END
+        copy = Copy(uri, study.sweep, self._keys(), session.storage, surroundings(session.storage), needed)
         self.tracker = tracker_for(copy, self._check_before_copying)
         journal.listen(self.tracker.feed)
 
@@ -76,15 +74,14 @@ class Book:
         return self
 
     def _check_before_copying(self) -> None:
-        """Raises LeaseLost if this driver may not write any more; the tracker's thread calls it before it writes.
+        """Raises LeaseLost if this driver may not write any more; a thread calls it before the tracker writes.
 
-        Before the first time, the thread waits for the first training step, which it would delay by the imports of
-        MLflow; then it imports what the end of the sweep needs, and the workers go on training meanwhile.
+        The first answer waits for the first training step, which the tracker's process would delay by its imports.
+        Then the thread imports what the end of the sweep needs here, and the workers go on training meanwhile.
         """
         if not self._is_ready:
             self._session.timing.begun.wait(LONGEST_START_S)
-            is_tracked = self._session.request.tracking_uri != NO_TRACKING
-            import_all([NEEDED_FOR_ANSWERS, *([NEEDED_FOR_FIGURES] if is_tracked else [])])
+            import_all(NEEDED_AT_THE_END)
             self._is_ready = True
         self._session.check()
 
@@ -123,8 +120,7 @@ class Book:
                 self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _attach_answer(self) -> None:
-        import_all([NEEDED_FOR_ANSWERS])  # the tracker's thread may be about to
-        from cvit.engine.terminal.answer import answer_of
+        from cvit.engine.terminal.answer import answer_of  # with pandas, which nothing needs before
 
         study = self._progress.plan.study
         self.tracker.attach(study.key, answer_of(self._session.storage, study.sweep, study.key))

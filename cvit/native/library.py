@@ -83,6 +83,16 @@ def is_compiled() -> bool:
     return _place().exists()
 
 
+def multiplies_halves() -> bool:
+    """True if training on this machine multiplies bfloat16 by the operators, as far as can be told without loading or
+    compiling them."""
+    try:
+        _check_machine()
+        return "avx512_bf16" in processor_flags() and (_place().exists() or bool(_compiler()))
+    except Unavailable:
+        return False
+
+
 def is_switched_off() -> bool:
     """True if the user wants torch to compute everything."""
     return os.environ.get(SWITCH, "").strip() == "0"
@@ -163,10 +173,11 @@ def _raise_remembered(place: Path, compiler: str, anew: bool) -> None:
 def _compile(place: Path, compiler: str) -> None:
     """Compiles and checks the library in a process of its own, which may crash, and moves it to its place."""
     failure = place.with_suffix(".failed")
-    for left in place.parent.glob("compiling-*"):  # of processes that were killed
+    prefix = f"compiling-{place.stem}-"
+    for left in place.parent.glob(f"{prefix}*"):  # of processes that were killed while they held the same lock
         shutil.rmtree(left, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="compiling-", dir=place.parent, ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=place.parent, ignore_cleanup_errors=True) as folder:
             output = _compile_in(folder)
             if output is None:
                 os.replace(Path(folder) / f"{NAME}.so", place)

@@ -240,8 +240,10 @@ def general_kernel_heads(
     large enough image, and is smaller otherwise. A given kernel may need still fewer: see
     `cvit.theorem.kernel.kernel_heads`.
 
-    With a dilation D, offsets that differ by no multiple of D/gcd(P, D) have no entry in common, so the rank is a sum
-    over the classes of offsets; with a stride s there are 2P − s diagonals instead of 2P − 1.
+    With a stride s there are 2P − s diagonals instead of 2P − 1. With a dilation D, offsets that differ by no multiple
+    of D/gcd(P, D) have no entry in common, so the number is a sum over the classes of offsets. Along several axes that
+    is an upper bound: a kernel with few taps may have maps that depend on each other (two polynomials f and g in
+    several variables have f·g − g·f = 0).
 
     Args:
         grid_size: patches along each axis of the image; None for a large image.

@@ -8,7 +8,7 @@ import pytest
 from cvit import vocabulary as v
 from cvit.engine.execution.faults import CODE_RETRIES
 from tests.chaos.processes import MARK
-from tests.support.scripts import ROOT, TINY, mlflow_runs, sweep_with_ray
+from tests.support.scripts import ROOT, TINY, mlflow_runs, sweep, sweep_with_ray
 
 INJECT = Path(__file__).parent / "inject"
 
@@ -35,6 +35,6 @@ def test_a_trial_whose_training_raises_fails_alone(tmp_path: Path, monkeypatch: 
         by_scheme.setdefault(run.data.params["init_scheme"], set()).add((run.info.status, shown))
     assert by_scheme == {"random": {("FAILED", "ValueError: injected into random")}, "two_phase": {("FINISHED", "")}}
     (folder / "code-random").unlink()
-    sweep_with_ray(tmp_path, *TINY, *grid)
+    sweep(tmp_path, *TINY, *grid)
     assert {run.info.status for run in mlflow_runs(tmp_path, v.ROLE_TRIAL)} == {"FINISHED"}
     assert len(mlflow_runs(tmp_path, v.ROLE_TRIAL)) == 4

@@ -19,7 +19,7 @@ from tests.chaos.processes import MARK
 from tests.engine.test_ray_faults import order, train
 from tests.support.misbehaving import MisbehavingTrainer
 from tests.support.plans import Lines, make_plan, make_progress
-from tests.support.scripts import ROOT, TINY, sweep_with_ray
+from tests.support.scripts import ROOT, TINY, sweep, sweep_with_ray
 
 INJECT = Path(__file__).parent / "inject"
 ROOM_BYTES = 2.5e9
@@ -55,7 +55,7 @@ def test_a_worker_killed_for_memory_costs_no_other_trial_and_the_next_run_does_i
     assert "1 of 3 trials failed; running the command again retries them." in said
     assert "Traceback" not in said and "Top 10 memory users" not in said and "lost to faults" in said
     (inject / f"memory-{greedy}").unlink()
-    assert "3 of 3 trials done" in sweep_with_ray(tmp_path, *options)
+    assert "3 of 3 trials done" in sweep(tmp_path, *options)
 
 
 def test_a_stage_that_kills_its_worker_in_a_pack_costs_no_other_trial(tmp_path: Path, inject: Path) -> None:

@@ -146,12 +146,13 @@ def test_values_and_gradients_in_single_precision(case: Case) -> None:
 @given(cases())
 @settings(max_examples=60)
 def test_products_in_bfloat16(case: Case) -> None:
-    """Factors with 8 binary digits, all else in float32."""
+    """Factors with 8 binary digits, all else in float32: hardly ever further from the truth than torch's autocast."""
     model, tokens, scale = case.make(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = results(model, tokens, scale)
+        found, in_torch = results(model, tokens, scale), torch_results(model, tokens, scale)
     assert all(each.dtype == torch.float32 for each in found)
-    assert_close(found, torch_results(*case.make()), 0.03)
+    for one, other, exact in zip(found, in_torch, torch_results(*case.make()), strict=True):
+        assert distance(one, exact) <= max(0.03 * (1 + exact.norm()), 3 * distance(other, exact))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -61,13 +61,15 @@ def test_processes_that_start_together_compile_once(
     copying: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = compiler(tmp_path, monkeypatch, copying)
+    of_another_version = cache / "compiling-cvit_native-0123456789abcdef-x"
+    of_another_version.mkdir(parents=True)
     processes = [subprocess.Popen(ASK, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     printed = {process.communicate()[0] for process in processes}
     (place,) = cache.glob("*.so")
     assert printed == {f"{place}\n"} and is_compiled() and library_file() == place
     made = sorted(calls.read_text().split())
     assert made == sorted([*(f"{path.stem}.o" for path in module.sources()), f"{module.NAME}.so"])
-    assert not list(cache.glob("compiling-*")) and not list(cache.glob("*.failed"))
+    assert list(cache.glob("compiling-*")) == [of_another_version] and not list(cache.glob("*.failed"))
 
 
 def test_after_a_killed_compilation_the_next_process_compiles(

@@ -15,6 +15,8 @@ import pytest
 from cvit.data.datasets import load
 from cvit.engine.execution import forked, queue, warm, watch
 from cvit.engine.execution.faults import TrainingError
+from cvit.engine.execution.forked import ForkedCrew
+from cvit.engine.execution.forked_worker import Settings
 from cvit.engine.execution.queue import StagePack
 from cvit.engine.execution.shared import attach, share
 from cvit.engine.execution.site import Site
@@ -98,14 +100,45 @@ def test_it_is_known_how_a_process_has_ended(process: WarmProcess, exit_code: in
     assert process.end_of(child) == exit_code
 
 
+def test_the_last_words_of_a_process_are_kept(process: WarmProcess) -> None:
+    process.last_line()
+    for words, line in (("", ""), ("terminate called\n  what():  bad\n\n", "what():  bad"), ("", "")):
+        child = process.fork(in_fork.end, 1, words)
+        with child.connection as connection, pytest.raises(EOFError):
+            connection.recv()
+        assert process.end_of(child) == 1
+        assert process.last_line() == line
+
+
+def test_a_function_is_called_in_a_process_of_its_own(process: WarmProcess) -> None:
+    assert process.call(in_fork.double, 2.0) == 4.0
+    with pytest.raises(TrainingError, match=r"^ValueError: of two lines$"):
+        process.call(in_fork.double, -1.0)
+    with pytest.raises(TrainingError, match=r"^its process died$"):
+        process.call(in_fork.double, float("nan"))
+    assert process.call(in_fork.double, 3.0) == 6.0
+
+
+def test_workers_are_spread_over_the_gpus_of_this_process(
+    tmp_path: Path, process: WarmProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked, "num_gpus", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    site = Site(None, Storage.open(str(tmp_path)), Workers("cuda", 4, is_here=True), {}, Timing(0.0))
+    settings = Settings("low_data", str(tmp_path), "cpu", 1, may_be_stopped=False, code=("", ""))
+    with ForkedCrew(process, site, settings) as crew:
+        for number, stage in enumerate(make_progress(tmp_path, *SEEDS, "4").todo):
+            assert crew.has_room
+            crew.give(str(number), (stage,))
+        assert not crew.has_room
+        assert sorted(worker.gpu for worker in crew._workers.values()) == ["3", "3", "5", "5"]
+
+
 def test_a_warm_process_that_cannot_start_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "_START", "raise SystemExit")
-    with (
-        WarmProcess() as process,
-        pytest.raises(TrainingError, match=r"^the process that workers are forked from") as error,
-    ):
+    monkeypatch.setattr(warm, "_START", "raise SystemExit('no room')")
+    line = r"^the process that workers are forked from does not start: no room$"
+    with WarmProcess() as process, pytest.raises(TrainingError, match=line):
         process.fork(in_fork.wait)
-    assert "\n" not in str(error.value)
 
 
 # --- shared memory ------------------------------------------------------------------------------------------------

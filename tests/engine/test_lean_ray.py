@@ -79,14 +79,19 @@ def test_workers_are_processes_that_have_imported_torch_already(found: dict[str,
 
 
 def test_the_stand_in_ends_with_its_raylet(tmp_path: Path) -> None:
+    """It answers Ray once the other agent has, so that a busy machine has the time of both to start that one."""
     command = [sys.executable, "-I", "-S", agent_stand_in.__file__, str(tmp_path), "node"]
     start = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", start, *command], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         stand_in = psutil.Process(int(parent.stdout.readline()))
-        while len(list(tmp_path.glob("*_node"))) < len(agent_stand_in.PORTS):
+        time.sleep(0.3)
+        assert list(tmp_path.iterdir()) == []
+        other = tmp_path / "runtime_env_agent_port_node"
+        other.write_text("1234")
+        while len(list(tmp_path.glob("*_node"))) < len(agent_stand_in.PORTS) + 1:
             time.sleep(0.01)
-        assert {path.read_text() for path in tmp_path.iterdir()} == {"-1"}
+        assert {path.read_text() for path in tmp_path.iterdir() if path != other} == {"-1"}
         parent.kill()
     stand_in.wait(60)
 

@@ -173,7 +173,8 @@ class ForkedCrew:
             self._num_killed_for_memory = num_killed_for_memory
             line = f"killed for memory ({place}); try --max-pack or fewer workers"
             return Fault("machine", line, worker_died=True, for_memory=True)
-        return Fault("machine", f"its worker died: {_ending(exit_code)} ({place})", worker_died=True)
+        printed = f": {line}" if (line := self._warm.last_line()) else ""
+        return Fault("machine", f"its worker died: {_ending(exit_code)} ({place}){printed}", worker_died=True)
 
     def _end(self, worker: _Worker) -> int | None:
         """Ends a worker for good, if it has not ended by itself; returns its exit code."""

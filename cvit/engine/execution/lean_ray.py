@@ -22,6 +22,7 @@ TESTED = ("2.60",)
 KEPT_S = 3600
 """The seconds for which an unused worker process is kept. By itself, Ray ends it after one second once placement groups
 have taken all CPUs, which is just before Tune's workers ask for it."""
+_SPARED: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
 IMPORTED_BEFOREHAND = ("torch", "ray.tune")
 """The libraries that take a worker seconds to import. Its process imports them while this one measures packs."""
 
@@ -35,7 +36,7 @@ def lean_ray() -> Iterator[None]:
     if ray.__version__.rpartition(".")[0] not in TESTED:
         yield
         return
-    lean = functools.partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    lean = functools.partial(parameter.RayParams, **_SPARED)
     with (
         replaced(parameter, "RayParams", lean),
         replaced(node.Node, "start_api_server", _start_none),

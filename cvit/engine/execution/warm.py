@@ -1,7 +1,7 @@
 """The warm process: it imports torch and the training once, and every worker on this machine is forked from it.
 
 A fork of the driver itself would not do: its other threads (display, tracker, lease) are not in a copy of it, but the
-locks that they hold are. The warm process has one thread and never looks for a GPU, so that its copies may. It starts
+locks that they hold are. The warm process starts no thread and never looks for a GPU, so that its copies may. It starts
 while the driver plans, asks nothing of the driver's main module, and ends with the driver, however that ends.
 """
 
@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any, Self
 
 from cvit.engine.execution.faults import TrainingError
 from cvit.engine.execution.process_title import ROOM, end_with_parent, set_title
-from cvit.errors import one_line
+from cvit.errors import one_line, printable
 
 PRELOADED = ("cvit.training.loop", "cvit.training.fit", "cvit.engine.execution.forked_worker")
 """Modules that workers need. What is not among them is imported by each worker, if it needs it."""
@@ -37,9 +38,12 @@ LOOK_S = 1.0
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cvit.engine.execution.warm import serve; serve()"
 )
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""Otherwise numpy starts a thread for each core when it is imported, and each worker does so again."""
 _REQUEST, _ANSWER = struct.Struct("<cq"), struct.Struct("<q")
 _FORK, _WAIT = b"f", b"w"
 _MOST_FILES = 8
+_MOST_PRINTED = 4096
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,21 @@ class Forked:
 
 
 class WarmProcess:
-    """The driver's handle of its warm process."""
+    """The driver's handle of its warm process. What that process and those forked from it print would disturb the
+    display; it goes to a file without a name, which is read when one of them dies."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process may print
+        self._num_read = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._printed.close()
 
     def start(self) -> None:
         """Starts the process, unless it runs; it imports what workers need while this one goes on."""
@@ -80,9 +88,10 @@ class WarmProcess:
                 [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid()), ROOM],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdout=self._printed,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=_ONE_THREAD | os.environ,
             )
 
     def fork(self, function: Callable[..., None], *arguments: Any, files: Sequence[int] = ()) -> Forked:
@@ -130,6 +139,13 @@ class WarmProcess:
         except (OSError, EOFError):
             return None
 
+    def last_line(self) -> str:
+        """The last line that it and its forked processes have printed since the last call; empty if there is none."""
+        size = os.fstat(self._printed.fileno()).st_size
+        self._num_read, start = size, max(self._num_read, size - _MOST_PRINTED)
+        lines = os.pread(self._printed.fileno(), size - start, start).decode(errors="replace").split("\n")
+        return next((printable(line.strip()) for line in reversed(lines) if line.strip()), "")
+
     def close(self) -> None:
         """Ends the warm process, and all that were forked from it."""
         if self._control is not None:
@@ -147,8 +163,8 @@ class WarmProcess:
             except (OSError, EOFError) as error:
                 self.close()
                 if attempt == MOST_STARTS:
-                    reason = f"the process that workers are forked from does not start: {one_line(error)}"
-                    raise TrainingError(reason) from error
+                    reason = self.last_line() or one_line(error)
+                    raise TrainingError(f"the process that workers are forked from does not start: {reason}") from error
         raise AssertionError
 
     def _ask_once(self, request: bytes, number: int, files: Sequence[int]) -> int:

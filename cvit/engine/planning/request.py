@@ -48,6 +48,7 @@ class Request:
         upgrade_store: a tracking store of an older version may be changed so that this one can use it.
         as_json: the plan is printed as JSON.
         started: the way the sweep was started, which other commands that it prints follow.
+        notes: lines for the plan about values that this machine has chosen.
     """
 
     preset: str
@@ -74,6 +75,7 @@ class Request:
     optuna_storage: str | None = None
     as_json: bool = False
     started: Invocation = SCRIPT
+    notes: tuple[str, ...] = ()
 
     @property
     def is_in_process(self) -> bool:

@@ -14,6 +14,7 @@ from cvit.engine.invocation import Invocation, of_script
 from cvit.engine.planning.request import LOCAL, Request, Resources
 from cvit.engine.terminal import sources
 from cvit.engine.terminal.options import ALL_PARTS, HELP, HELP_ALL, NOT_OPTIONS, about_text, app_of, dashed, options_of
+from cvit.engine.terminal.precision import with_precision
 from cvit.engine.terminal.usage import explained
 from cvit.tasks import TASK_NAMES, task_named
 from cvit.tracking import chosen_uri
@@ -136,6 +137,8 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
     if max_pack is not None and max_pack < 1:
         raise ConfigError(f"max_pack {max_pack} must be at least 1")
     resources = _resources(given)
+    device, address = given.get("device", "auto"), given.get("address") or _address_in_environment()
+    given, grid, notes = with_precision(given, grid, device, resources)
     if given.get("json", False) and not given.get("dry_run", False):
         raise ConfigError("--json prints the plan of --dry-run: give both")
     return Request(
@@ -151,8 +154,8 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         image_size=given.get("image_size"),
         storage=given.get("storage", "storage"),
         tracking_uri=chosen_uri(given.get("tracking_uri")),
-        address=given.get("address") or _address_in_environment(),
-        device=given.get("device", "auto"),
+        address=address,
+        device=device,
         max_pack=max_pack,
         resources=resources,
         optuna_storage=given.get("optuna_storage"),
@@ -163,6 +166,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         as_json=given.get("json", False),
         command=command,
         started=started,
+        notes=notes,
     )
 
 

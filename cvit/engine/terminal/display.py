@@ -46,7 +46,6 @@ class Display:
         self._progress, self._console, self._forecast = progress, console, forecast
         self._todo = {stage.key: stage for stage in progress.todo}
         self._steps_before = progress.num_steps_kept
-        self._num_done_before = progress.num_done - progress.num_ended_here
         plan = progress.plan
         num_steps = sum(stage.steps for stage in plan.stages.values())
         self._num_steps = num_steps + round(num_steps * plan.num_trials_to_come / len(plan.trials))
@@ -150,7 +149,7 @@ class Display:
     def _headline(self) -> str:
         """The time left first, so that no terminal is too narrow for it."""
         speed = sum(list(self._speed.values()))
-        num_done, num_trials = self._num_done_before + self._progress.num_ended_here, len(self._progress.plan.trials)
+        num_done, num_trials = self._figures.num_done, len(self._progress.plan.trials)
         parts = [
             *([] if num_done == num_trials else [f"about {duration(self._forecast.left_s())} left"]),
             *([] if self._live is not None else [self._steps_text()]),

@@ -66,11 +66,12 @@ class LiveFigures:
         axes = [axis for axis in progress.plan.trials[0].cell if axis != SEED]
         self.axes = [self._task.compared_by] if progress.plan.search is not None else axes
         self._latest: dict[str, float] = {}
+        self._num_done = 0
         self._cells: dict[tuple[Any, ...], _Cell] = {}
         for trial in progress.plan.trials:
             self._cells.setdefault(self._cell_of(trial), _Cell()).num_trials += 1
             self._note(trial)
-        self._num_pruned = len(progress.pruned)
+        self._state = self._state_now()
         self._changed: dict[tuple[Any, ...], None] = {}
 
     def _cell_of(self, trial: Trial) -> tuple[Any, ...]:
@@ -81,8 +82,17 @@ class LiveFigures:
         """The name of the metric, in words."""
         return self._metric.replace("val/", "validation ").replace("/", " ")
 
+    @property
+    def num_done(self) -> int:
+        """The number of trials that are finished."""
+        self._catch_up()
+        return self._num_done
+
     def reported(self, key: str, points: Iterable[Point]) -> None:
         """Takes the measurements of a stage."""
+        num_results, num_pruned = self._state
+        if key in self._progress.results and self._state_now() == (num_results + 1, num_pruned):
+            self._state = num_results + 1, num_pruned
         values = [value for name, _, value, _ in points if name == self._metric]
         if values:
             self._latest[key] = values[-1]
@@ -102,6 +112,7 @@ class LiveFigures:
             if (running := self._running_value(trial)) is not None:
                 cell.running[trial.key] = running
             return
+        self._num_done += 1
         cell.running.pop(trial.key, None)
         cell.done[trial.key] = value = self._value(trial)
         if value is not None:
@@ -121,11 +132,18 @@ class LiveFigures:
             for axis, value in zip(self.axes, cell, strict=True)
         )
 
-    def _figure(self, cell: tuple[Any, ...]) -> Figure:
-        if len(self._progress.pruned) != self._num_pruned:  # nobody reports that a trial is stopped early
-            self._num_pruned = len(self._progress.pruned)
+    def _catch_up(self) -> None:
+        """Notes what has ended without a report, such as trials that were stopped early."""
+        if self._state != (state := self._state_now()):
+            self._state = state
             for trial in self._progress.plan.trials:
                 self._note(trial)
+
+    def _state_now(self) -> tuple[int, int]:
+        return len(self._progress.results), len(self._progress.pruned)
+
+    def _figure(self, cell: tuple[Any, ...]) -> Figure:
+        self._catch_up()
         of = self._cells[cell]
         if of.num_values:
             return Figure(of.total / of.num_values, of.best, len(of.done), of.num_trials)

@@ -209,7 +209,8 @@ def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
 
 
 def _type(parameter: ConfigParameter) -> Any:
-    return parameter.type | Literal[AUTO] if parameter.default is None else parameter.type
+    takes_auto = parameter.default is None or parameter.by_machine
+    return parameter.type | Literal[AUTO] if takes_auto else parameter.type
 
 
 def _option(kind: Any, help_text: str, default: Any, group: Group, converter: Any = None) -> Any:

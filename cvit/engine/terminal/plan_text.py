@@ -33,7 +33,7 @@ def print_plan(console: Console, progress: Progress, request: Request, forecast:
         *(f"            {note}" for note in (plan.study.info.notes if plan.study.info is not None else ())),
         *(f"  {axis.removeprefix('data_'):<9} {_values(axis, v)}" for axis, v in _grid(plan).items()),
         *_image_lines(plan),
-        *_after("settings", plan.study.notes),
+        *_after("settings", [*request.notes, *plan.study.notes]),
         f"  trials    {len(plan.trials)}, {progress.num_done} of them done",
         f"  stages    {len(plan.stages)}, {len(todo)} to train ({_saved(plan)})",
         f"  steps     {progress.num_steps_to_train:,} optimiser steps to train",

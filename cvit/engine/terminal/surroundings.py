@@ -5,10 +5,10 @@ from cvit.engine.tracking.run_facts import Surroundings
 from cvit.init.schemes import SCHEMES
 from cvit.storage import Storage
 
-NEEDED_FOR_ANSWERS = "cvit.engine.terminal.answer"
-"""The module that the end of a sweep needs, with pandas."""
-NEEDED_FOR_FIGURES = "cvit.analysis.display.narrow_figure"
-"""The module that it needs to give the figures to a tracking store, with matplotlib."""
+NEEDED_AT_THE_END = ("cvit.engine.terminal.answer",)
+"""The modules that the end of a sweep needs, with pandas."""
+NEEDED_FOR_FILES = (*NEEDED_AT_THE_END, "cvit.analysis.display.narrow_figure")
+"""Those that the tracker needs for the files of an answer, with matplotlib too."""
 
 
 def surroundings(storage: Storage) -> Surroundings:

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from cvit.engine.ahead import import_all
 from cvit.engine.recording.journal import read_records
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.tracking.tracker import Tracker
 from cvit.engine.tracking.tracker_process import ANSWER, ASK, ATTACH, CLOSE, CLOSED, EXPECT, FEED, Copy
 
-PATIENCE_S = 5.0
-"""MLflow's import takes more than a second of a core. The first steps of the training come first, as their first
-measurement tells; but after so long, a person may want to look."""
 _SET_DEATH_SIGNAL = 1
 
 
@@ -37,8 +35,10 @@ def serve() -> None:
 
 
 def _copy(connection: Connection, copy: Copy) -> None:
-    connection.poll(PATIENCE_S)
     driver = _Driver(connection)
+    early = driver.messages_before_first_answer()
+    # In this thread, before the tracker's imports MLflow: what both import is to be imported by one at a time.
+    import_all(copy.imports)
     records = read_records(copy.storage, copy.sweep)
     tracker = Tracker(copy.uri, copy.sweep, copy.planned, records, driver.check, copy.surroundings)
 
@@ -52,6 +52,8 @@ def _copy(connection: Connection, copy: Copy) -> None:
         CLOSE: close,
         ANSWER: driver.answered,
     }
+    for kind, *news in early:
+        actions[kind](*news)
     while True:
         kind, *news = connection.recv()
         actions[kind](*news)
@@ -70,6 +72,15 @@ class _Driver:
     def __init__(self, connection: Connection) -> None:
         self._connection, self._asking, self._telling = connection, threading.Lock(), threading.Lock()
         self._answers: queue.SimpleQueue[tuple[str | None, bool]] = queue.SimpleQueue()
+
+    def messages_before_first_answer(self) -> list[Any]:
+        """Asks the driver whether anything may be written, which it answers once training has begun. Whatever the
+        answer is: the tracker asks again."""
+        self.tell((ASK,))
+        messages = []
+        while (message := self._connection.recv())[0] != ANSWER:
+            messages.append(message)
+        return messages
 
     def tell(self, message: tuple[Any, ...]) -> None:
         with self._telling:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -63,6 +63,7 @@ class Copy:
         planned: keys of this driver's study and trials.
         storage: where the sweep's journal is.
         surroundings: what the journal does not say about its runs.
+        imports: modules that attachments need, which a process imports as soon as it may write.
     """
 
     uri: str
@@ -70,6 +71,7 @@ class Copy:
     planned: set[str]
     storage: Storage
     surroundings: Surroundings = field(default_factory=Surroundings)
+    imports: Sequence[str] = ()
 
 
 def tracker_for(copy: Copy, check: Callable[[], None]) -> Copier:
