@@ -13,7 +13,6 @@ import hashlib
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+
+import psutil
 
 SWITCH = "CVIT_NATIVE"
 """The environment variable that, at 0, makes torch compute everything."""
@@ -203,18 +204,25 @@ def _compile_in(folder: str) -> str | None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that its compilers can be ended with it
     ) as process:
         try:
             output, _ = process.communicate(timeout=_TIMEOUT_S)
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
+            _end(process.pid)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             return f"it took longer than {_TIMEOUT_S:g} s"
     if process.returncode == 0:
         return None
     return output if process.returncode > 0 else f"{output}\nit ended by signal {-process.returncode}"
+
+
+def _end(pid: int) -> None:
+    """Ends a process and everything that it has started: ninja gives its compilers process groups of their own."""
+    started = psutil.Process(pid)
+    for each in [started, *started.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def _error_in(output: str) -> str:
