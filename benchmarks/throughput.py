@@ -18,8 +18,8 @@ bash        the training of plain, by `xargs -P` over `python train.py` (benchma
 loop        our training of single stages without Ray and MLflow, one process per core (benchmarks/arms/loop.py)
 loop_torch  the same with torch's operators in place of those in cvit/native
 
-Plain, fractional, lightning, optuna and bash train with torch's operators, which is what their users have. Options that
-are not listed below are those of sweeps/low_data.py and describe the grid.
+Plain, fractional, lightning, optuna and bash train in float32 with torch's operators, which is what their users have.
+Options that are not listed below are those of sweeps/low_data.py and describe the grid; --precision concerns our arms.
 """
 
 import importlib.util
@@ -163,6 +163,7 @@ def throughput(
     options = _with_defaults(grid)
     progress, _, request = planned(options)
     plan = progress.plan
+    options = _without_auto(options, plan.trials[0].params["precision"])
     if given := {"--storage", "--tracking-uri", "--address"} & {option.partition("=")[0] for option in options}:
         raise ConfigError(f"{min(given)[2:]} is no option here: the arms have their own, new ones for every turn")
     device = common.chosen_device(request.device)
@@ -214,6 +215,13 @@ def _with_defaults(given: Sequence[str]) -> list[str]:
     names = {option.partition("=")[0] for option in given}
     added = [part for name, values in DEFAULTS.items() if name not in names for part in (name, *values)]
     return [*given, *added]
+
+
+def _without_auto(options: Sequence[str], precision: str) -> list[str]:
+    """The options with this precision in place of `auto`, for which arms with and without fused operators would choose
+    different ones."""
+    joined = "\0".join(options).replace("--precision\0auto", f"--precision\0{precision}")
+    return joined.replace("--precision=auto", f"--precision={precision}").split("\0")
 
 
 def _run(name: str, arm: Arm, options: Sequence[str]) -> Turn:

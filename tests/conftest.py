@@ -22,16 +22,17 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # torch reads it at import; one thread, so that results don't depend on the machine
 }
 FOREIGN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AWS_PROFILE")  # no test may reach the user's own services
+# Now, since the conftest of a folder that is named on the command line imports torch before pytest_configure.
+os.environ.update(ENVIRONMENT)
 
 settings.register_profile("cvit", deadline=None)  # a busy machine is no failure
 settings.load_profile("cvit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sets the environment before any test module imports torch, Ray or MLflow."""
+    """Sets what else tests need before any of their modules is imported."""
     # A suite started in the background inherits an ignored SIGINT, and would hand it on to the sweeps it interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.update(ENVIRONMENT)
     for name in FOREIGN:
         os.environ.pop(name, None)
     # Compiled operators are found by tests with a home folder of their own too.
