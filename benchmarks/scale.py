@@ -3,14 +3,22 @@ journal, tracker and display. The workers only wait, so what they do not wait fo
 
 python benchmarks/scale.py --trials 10000 --workers 64
 python benchmarks/scale.py --trials 10000 --workers 64 --stage-seconds 20
+python benchmarks/scale.py --driver-only --trials 1000 10000 100000 --no-tracking
+python benchmarks/scale.py --driver-only --trials 2000 --rate 50
+
+With `--driver-only` there is neither Ray nor a worker: results come as fast as the driver takes them, or `--rate` of
+them a second, so that only the processor time of the driver's process and of the tracker's is measured.
 """
 
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # workers import benchmarks.arms.scale_worker
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,7 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cyclopts import Parameter
 
 from benchmarks import common
+from cvit.config import ConfigError
 from cvit.engine import environment
+
+if TYPE_CHECKING:
+    from benchmarks.arms.scale_without_ray import Driven
 
 app = common.new_app()
 
@@ -26,14 +38,22 @@ app = common.new_app()
 @app.default
 def scale(
     *,
-    trials: Annotated[int, Parameter(help="Trials, about: a multiple of three schemes.")] = 10_000,
+    trials: Annotated[
+        tuple[int, ...], Parameter(consume_multiple=True, help="Trials, in threes; several numbers with --driver-only.")
+    ] = (10_000,),
     workers: Annotated[int, Parameter(help="Simulated workers.")] = 64,
     stage_seconds: Annotated[float, Parameter(help="How long a stage takes; it uses no processor.")] = 5.0,
     tracking: Annotated[bool, Parameter(help="Copy to MLflow, in an SQLite store.")] = True,
+    driver_only: Annotated[bool, Parameter(help="Without Ray: the driver's own processor time.", negative="")] = False,
+    rate: Annotated[float, Parameter(help="Stages a second with --driver-only; 0: as many as the driver takes.")] = 0.0,
     json: common.Json = None,
 ) -> None:
     """Runs the simulation and prints what it took."""
-    common.check(json, trials=trials, workers=workers)
+    common.check(json, trials=min(trials, default=0) // 3, workers=workers)
+    if driver_only:
+        return _drive_each(trials, workers, rate, tracking, json)
+    if len(trials) != 1:
+        raise ConfigError("trials: give one number, or --driver-only")
     before = common.machine()
     json = json.absolute() if json is not None else None
     environment.prepare()
@@ -42,7 +62,7 @@ def scale(
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cvit-scale-") as folder:
         os.chdir(folder)
-        measured = simulate(trials, workers, stage_seconds, tracking)
+        measured = simulate(trials[0], workers, stage_seconds, tracking)
         os.chdir("/")
     for name, seconds, memory_mb in measured.laps:
         print(f"{name:<44} {seconds:8.1f} s   peak memory {memory_mb:6.0f} MB")
@@ -71,6 +91,49 @@ def scale(
         "driver_peak_memory_bytes": int(max(memory_mb for _, _, memory_mb in measured.laps) * 2**20),
     }
     common.write_json(json, "scale", before, {"n": 1, **figures})
+
+
+def _drive_each(trials: tuple[int, ...], workers: int, rate: float, tracking: bool, json: Path | None) -> None:
+    """Measures the driver alone with each number of trials, each in a fresh process."""
+    before = common.machine()
+    driven = [_in_folder_of_its_own(count, workers, rate, tracking) for count in trials]
+    rows = {
+        "stages/s": [each.stages / each.seconds for each in driven],
+        **{
+            f"{part}, ms a trial": [1000 * each.cpu_s[part] / each.trials for each in driven]
+            for part in driven[0].cpu_s
+        },
+        "while trials ran: first tenth, ms a stage": [each.parts_ms[0] for each in driven],
+        "last tenth, ms a stage": [each.parts_ms[-1] for each in driven],
+        "tracker's process, ms a stage": [1000 * each.tracker_cpu_s / each.stages for each in driven],
+        "from the last result to a complete store, s": [each.drain_s for each in driven],
+        "memory beside that of the imports, MB": [
+            max(each.memory_mb.values()) - each.memory_mb["imports"] for each in driven
+        ],
+        "journal, MB": [each.journal_mb for each in driven],
+        "MLflow store, MB": [each.store_mb for each in driven],
+    }
+    common.show(
+        "The driver alone, processor time",
+        ["", *(f"{each.trials:,} trials" for each in driven)],
+        [[name, *(f"{value:,.2f}" for value in values)] for name, values in rows.items()],
+    )
+    common.write_json(json, "scale", before, {"n": 1, "rate": rate, "driven": [asdict(each) for each in driven]})
+
+
+def _in_folder_of_its_own(count: int, workers: int, rate: float, tracking: bool) -> "Driven":
+    with (
+        tempfile.TemporaryDirectory(prefix="cvit-scale-") as folder,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.chdir, (folder,)) as pool,
+    ):
+        return pool.submit(_drive, count, workers, rate, tracking).result()
+
+
+def _drive(count: int, workers: int, rate: float, tracking: bool) -> "Driven":
+    environment.prepare()
+    from benchmarks.arms.scale_without_ray import drive
+
+    return drive(count, workers, rate, tracking)
 
 
 if __name__ == "__main__":

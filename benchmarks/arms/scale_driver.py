@@ -166,7 +166,7 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
     _put_in_place(measured.clock, plan, done_at)
     console = Console(file=sys.stderr, soft_wrap=True)
     forecast = Forecast(progress, Workers("cpu", workers, is_here=False), Speed())
-    session = Session(request, info, storage, console, None, measured.timing, forecast)
+    session = Session(request, info, storage, console, None, None, measured.timing, forecast)
     site = Site(None, storage, Workers("cpu", workers, is_here=False), limits={}, timing=measured.timing)
     with lease(storage, plan.study.sweep, print):
         journal = Journal(storage, plan.study.sweep)

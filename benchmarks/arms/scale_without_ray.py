@@ -69,6 +69,7 @@ def drive(trials: int, workers: int, rate: float, tracking: bool) -> Driven:
     """
     driven = Driven()
     cpu_before = time.process_time()
+    driven.memory_mb["imports"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     def lap(name: str) -> None:
         nonlocal cpu_before
@@ -78,7 +79,7 @@ def drive(trials: int, workers: int, rate: float, tracking: bool) -> Driven:
 
     books.CLOSE_TIMEOUT_S = TRACKING_TIMEOUT_S
     storage = Storage.open("storage")
-    options = ("--seeds", str(-(-trials // len(SCHEMES))), "--data-fraction", "0.05", "--init-scheme", *SCHEMES)
+    options = ("--seeds", str(trials // len(SCHEMES)), "--data-fraction", "0.05", "--init-scheme", *SCHEMES)
     uri = "sqlite:///mlflow.db" if tracking else v.NO_TRACKING
     request = parse(SWEEP, (*options, "--budget-unit", "steps", "--tracking-uri", uri))
     assert request is not None
@@ -89,11 +90,12 @@ def drive(trials: int, workers: int, rate: float, tracking: bool) -> Driven:
     console = Console(file=io.StringIO(), soft_wrap=True, force_terminal=True, width=100, height=40)
     simulated = Workers("cpu", workers, is_here=False)
     forecast = Forecast(progress, simulated, Speed())
-    session = Session(request, info, storage, console, None, Timing(time.monotonic()), forecast)
+    session = Session(request, info, storage, console, None, None, Timing(time.monotonic()), forecast)
     with lease(storage, progress.plan.study.sweep, print):
         journal = Journal(storage, progress.plan.study.sweep)
         with books.Book(progress, journal, session) as book:
             lap("journal of the plan")
+            session.timing.begun.set()  # the tracker need not wait for a first step
             started_at = time.monotonic()
             with Display(progress, console, forecast) as display:
                 queue = StageQueue(progress, {}, workers)

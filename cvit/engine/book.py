@@ -120,7 +120,8 @@ class Book:
                 self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _attach_answer(self) -> None:
-        from cvit.engine.terminal.answer import answer_of  # with pandas, which nothing needs before
+        import_all(NEEDED_AT_THE_END)  # a thread may be about to, and two at once may break pandas
+        from cvit.engine.terminal.answer import answer_of
 
         study = self._progress.plan.study
         self.tracker.attach(study.key, answer_of(self._session.storage, study.sweep, study.key))

@@ -19,7 +19,7 @@ struct AdamW {
     bool moves_by_column;
     const bool *spared;  // (P), those without weight decay
     const float *start;  // what weight decay pulls towards, or null for zero
-    float beta1, beta2, epsilon;
+    double beta1, beta2, epsilon;
 };
 void adamw(const AdamW &, int64_t member);
 

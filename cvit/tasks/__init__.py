@@ -49,6 +49,10 @@ def _weights(stage: Stage) -> tuple[str, ...]:
     return (WEIGHTS,)
 
 
+def _no_seconds(seconds: float, device: str) -> float:
+    return 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[StageType]):
     """A kind of trial: its parameters, its stages, and how they are trained and timed.
@@ -70,6 +74,7 @@ class Task(Generic[StageType]):
         learning_rate_sum: stage → the sum of the learning rates of its steps; None for a task without such stages.
         expected_seconds: (stage, numbers of images or None, device) → seconds of one worker that the stage is expected
             to take, evaluation included, found without torch before anything is measured.
+        compile_seconds: (seconds that a worker trains steps of one kind, device) → seconds for which it compiles them.
         step_seconds: (stage, sizes of packs, device) → seconds of an optimiser step of a pack of each size.
         starts_from: stage → the parts of its parent that it starts from: weights, or weights and moments.
         peak_bytes: (stage, size of a pack, CUDA device) → memory of the pack; None if stages are never packed.
@@ -92,6 +97,7 @@ class Task(Generic[StageType]):
     step_flops: Callable[[StageType], float]
     step_seconds: "Callable[[StageType, Sequence[int], torch.device], list[float]]"
     expected_seconds: "Callable[[StageType, ImageCounts | None, str], float]" = _of_unknown_steps
+    compile_seconds: Callable[[float, str], float] = _no_seconds
     learning_rate_sum: Callable[[StageType], float] | None = None
     starts_from: Callable[[StageType], tuple[str, ...]] = _weights
     peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None

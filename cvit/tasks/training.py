@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cvit.config import PARAMETERS, ConfigError, DataConfig, TrialConfig
-from cvit.cost import FORWARD_AND_BACKWARD, expected_step_seconds
+from cvit.cost import FORWARD_AND_BACKWARD, compile_seconds, expected_step_seconds
 from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, possible_fraction
 from cvit.results import MOMENTS, WEIGHTS
 from cvit.stages import TrainingStage, stages_of
@@ -171,6 +171,7 @@ TASK = Task(
     step_flops=_step_flops,
     learning_rate_sum=learning_rate_sum,
     expected_seconds=_expected_seconds,
+    compile_seconds=compile_seconds,
     step_seconds=_step_seconds,
     peak_bytes=_peak_bytes,
     defaults_of_data=_defaults_of_data,

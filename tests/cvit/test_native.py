@@ -282,3 +282,28 @@ def arguments_of(
     model(tokens, scale)
     monkeypatch.undo()
     return next(each for each in calls if each[0].namespace == "cvit")
+
+
+def test_a_masked_pair_takes_no_part() -> None:
+    model, tokens, _ = Case("attention", (2, 3), 20, 2, 5, 3, 2, is_scaled=False).make()
+    layer, norm = model.layer, model.norm
+    assert isinstance(layer, RelativeAttention) and isinstance(norm, LayerNorm)
+    weights = [projection.weight for projection in (layer.query, layer.key, layer.value)]
+    output = (layer.output.weight, layer.output.bias)
+
+    def attention(table: Tensor, index: Tensor) -> list[Tensor]:
+        arguments = (tokens, norm.weight, norm.bias, norm.eps, *weights, table, index, *output)
+        mixed = torch.ops.cvit.attention_block(*arguments)
+        return [mixed, *torch.autograd.grad(mixed.square().sum(), [tokens, *model.parameters()], allow_unused=True)]
+
+    index = layer.get_buffer("_bias_index")
+    far = int(index.view(6, 7)[0, 5])  # the last patch as a key of the first
+    is_far = torch.arange(layer.relative_bias.shape[-1]) == far
+    by_bias = attention(layer.relative_bias.masked_fill(is_far, -math.inf), index)
+    by_index = attention(layer.relative_bias, index.where(index != far, -1))
+    unlikely = attention(layer.relative_bias.masked_fill(is_far, -1e4), index)
+    for one, other, third in zip(by_bias, by_index, unlikely, strict=True):
+        assert torch.isfinite(one).all()
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    assert not torch.equal(by_bias[0], attention(layer.relative_bias, index)[0])

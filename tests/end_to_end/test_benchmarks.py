@@ -19,7 +19,7 @@ pytestmark = pytest.mark.benchmark
 
 HAS_LIGHTNING = importlib.util.find_spec("lightning") is not None
 SCRIPTS = (
-    *("throughput", "limit", "packing", "regularisation", "step", "overhead"),
+    *("throughput", "limit", "packing", "accuracy", "regularisation", "step", "overhead"),
     *("tracking", "outage", "scale", "start"),
 )
 TINY_GRID = (
@@ -31,6 +31,7 @@ TINY = {
     "throughput": TINY_GRID,
     "limit": ("--preset", "smoke", "laptop", "--repeats", "2", "--max-pack", "1", *TINY_GRID),
     "packing": ("--model-size", "digits", "--pack-size", "1", "2", "--steps", "4", "--repeats", "1", "--device", "cpu"),
+    "accuracy": ("--init-scheme", "random", "--seeds", "2"),
     "regularisation": ("--steps", "1", "--repeats", "1", "--device", "cpu"),
     "step": ("--model-size", "small", "--batch-size", "2", "--steps", "1", "--repeats", "3", "--device", "cpu"),
     "tracking": ("--runs", "20"),
@@ -150,6 +151,16 @@ def test_steps_and_packs_are_compared_by_their_own_figures(tmp_path: Path) -> No
     digits = content["models"]["digits"]
     rates = {size: figure["median"] for size, figure in digits["images_per_second"].items()}
     assert digits["ratio_vs_pack_of_1"] == {"1": 1.0, "2": rates["2"] / rates["1"]}
+
+
+def test_accuracies_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """The operators in float32 end where torch's do; a fault would show in the loss."""
+    content = figures_of("accuracy", tmp_path)
+    arms = content["schemes"]["random"]
+    torch_loss, fused_loss, half_loss = (arm["loss"] for arm in arms.values())
+    assert [len(arm["accuracy"]) for arm in arms.values()] == [2, 2, 2]
+    assert fused_loss == pytest.approx(torch_loss, rel=0.02) and half_loss == pytest.approx(torch_loss, rel=0.1)
+    assert min(accuracy for arm in arms.values() for accuracy in arm["accuracy"]) > 0.2
 
 
 def test_regularisation_is_compared_with_none_of_it(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cvit import cost
+from cvit.cost import COMPILE_S
 from cvit.engine.declaration import Sweep
 from cvit.engine.execution import forecast
 from cvit.engine.execution.forecast import CLOSING_S, Forecast, contention, likely_workers
@@ -126,6 +128,22 @@ def test_a_worker_that_does_not_report_makes_the_time_left_longer(tmp_path: Path
     before = forecast.left_s()
     clock.now += 300
     assert forecast.left_s() > 2 * before
+
+
+def test_a_gpu_compiles_the_steps_of_a_long_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each kind of step, unless a worker has begun it; a short sweep is not compiled."""
+    gpu = Workers("cuda", 2, is_here=False)
+    for steps, compile_s in (("1000", 0.0), ("50000000", COMPILE_S)):
+        progress = make_progress(tmp_path / steps, "--seeds", "1", "--min-steps", steps, "--epochs", "0")
+        kinds = {stage.cost_kind for stage in progress.todo}
+        with monkeypatch.context() as without:
+            without.setattr(cost, "SHARE_SAVED", 0.0)
+            plain = Forecast(progress, gpu, Speed(), Clock()).left_s()
+        told = Forecast(progress, gpu, Speed(), Clock())
+        assert told.left_s() - plain == pytest.approx(len(kinds) * compile_s)
+        told.started("pack-0", (progress.todo[0],))
+        told.follow(progress)
+        assert sum(told._compiling.values()) == (len(kinds) - 1) * compile_s
 
 
 def test_stages_that_start_from_one_that_diverged_are_not_waited_for(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +102,7 @@ class Forecast:
         self.pace_before = speed.pace * self.busy
         self._start_up_s, self._closing_s = speed.start_up_s * self.busy, CLOSING_S * self.busy
         self._began_at, self._is_first = clock(), True
-        self._has_trained = False
+        self._has_trained, self._begun_kinds = False, set[Hashable]()
         self._reports: deque[tuple[float, float, float]] = deque()
         self._sums = [0.0, 0.0]
         self._running: dict[str, tuple[StagePack, float]] = {}
@@ -126,6 +126,7 @@ class Forecast:
             key: self._expected[key] * (1 - progress.steps.get(key, 0) / stage.steps)
             for key, stage in self._todo.items()
         }
+        self._compiling = self._seconds_to_compile()
         self._children: dict[str, list[str]] = {}
         for stage in self._todo.values():
             if stage.parent is not None:
@@ -138,8 +139,20 @@ class Forecast:
         images = progress.plan.trials_of[stage.key][0].images
         return task_named(stage.task).expected_seconds(stage, images, self.workers.device)
 
+    def _seconds_to_compile(self) -> dict[Hashable, float]:
+        """The seconds for which each worker compiles, by the kind of its steps; the workers share the work evenly."""
+        of_kind: dict[Hashable, float] = {}
+        for key, stage in self._todo.items():
+            if stage.cost_kind in self._begun_kinds:
+                continue
+            of_kind[stage.cost_kind] = of_kind.get(stage.cost_kind, 0.0) + self._left[key] / self.workers.count
+        tasks = {stage.cost_kind: task_named(stage.task) for stage in self._todo.values()}
+        return {kind: tasks[kind].compile_seconds(left, self.workers.device) for kind, left in of_kind.items()}
+
     def started(self, name: str, pack: StagePack) -> None:
         """A worker has begun a pack."""
+        self._begun_kinds.add(pack[0].cost_kind)
+        self._compiling.pop(pack[0].cost_kind, None)
         self._has_trained = True
         self._running[name] = pack, self._clock()
 
@@ -200,7 +213,7 @@ class Forecast:
             credit, longest = credit + trained, max(longest, of_pack - trained + after * pace)
         work = (sum(list(self._left.values())) + self._to_come_s) * pace - credit
         start = self._start_left(now) if self._todo else 0.0
-        return start + max(work / self.workers.count, longest) + self._closing_s
+        return start + max(work / self.workers.count, longest) + sum(self._compiling.values()) + self._closing_s
 
     def _start_left(self, now: float) -> float:
         if self._has_trained:

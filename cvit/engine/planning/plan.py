@@ -14,7 +14,7 @@ from cvit.engine.planning.request import Request
 from cvit.engine.planning.trials import Study, Trial, study_of
 from cvit.stages import Stage
 
-MOST_TRIALS = 50_000
+MOST_TRIALS = 100_000
 """The largest number of trials in a plan: the journal and the tracking store of so many take gigabytes
 (docs/FAULTS.md, "Scale")."""
 FRACTION = "data_fraction"

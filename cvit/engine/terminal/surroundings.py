@@ -8,7 +8,7 @@ from cvit.storage import Storage
 NEEDED_AT_THE_END = ("cvit.engine.terminal.answer",)
 """The modules that the end of a sweep needs, with pandas."""
 NEEDED_FOR_FILES = (*NEEDED_AT_THE_END, "cvit.analysis.display.narrow_figure")
-"""Those that the tracker needs for the files of an answer, with matplotlib too."""
+"""The modules that the tracker needs for the files of an answer, with matplotlib too."""
 
 
 def surroundings(storage: Storage) -> Surroundings:

@@ -67,7 +67,7 @@ class ExistingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What is new of one run.
+    """The news of one run.
 
     Attributes:
         run_id: None for a run that is still to be created, which `new` describes.

@@ -333,7 +333,7 @@ def _dataset(data: DataUse) -> mlflow_sql.DatasetRow:
 
 
 def _rows(change: Change) -> mlflow_sql.RunRows:
-    """What is new of a run as MLflow takes it."""
+    """The news of a run as MLflow takes them."""
     return mlflow_sql.RunRows(
         run_id=change.run_id,
         new=replace(change.new, tags=_tags_of_new(change.new)) if change.new is not None else None,

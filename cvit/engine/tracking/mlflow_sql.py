@@ -45,7 +45,7 @@ class DatasetRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRows:
-    """What is new of one run, in MLflow's own words.
+    """The news of one run, in MLflow's own words.
 
     Attributes:
         run_id: None for a run that is still to be created, which `new` then describes.

@@ -1,7 +1,8 @@
 """The tracker copies the journal to a tracking backend: a run per study, and one below it per trial.
 
-One thread of the driver does all the writing, off the training path. A store that cannot be reached delays the copy,
-never the training; sending a record again adds nothing, so after any interruption the copy simply goes on.
+One thread does all the writing, in a process of its own (`tracker_process.py`), off the training path. A store that
+cannot be reached delays the copy, never the training; sending a record again adds nothing, so after any interruption
+the copy simply goes on.
 """
 
 import json
@@ -212,7 +213,7 @@ class Tracker:
                 written.result()
 
     def _change(self, run: TrackedRun) -> Change:
-        """What the store does not have of a trial's run."""
+        """The part of a trial's run that the store does not have."""
         status = self._status(run)
         if run.run_id is not None and run.was_copied_before and run.points:
             self._leave_out_copied(run, run.run_id)

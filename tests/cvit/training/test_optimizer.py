@@ -8,15 +8,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from cvit import native
 from cvit.config import ModelConfig, TrainingConfig
 from cvit.data.datasets import Dataset
 from cvit.models.pack import FusedModels
 from cvit.models.vit import VisionTransformer
+from cvit.randomness import generator
 from cvit.storage import Storage
+from cvit.training.groups import Group
 from cvit.training.optimizer import AdamW, decays
 from cvit.training.schedule import learning_rate
 from tests.cvit.training.tiny import CPU, learning_rates, stages, train_all
+
+MODEL = ModelConfig(image_size=8, patch_size=2, embed_dim=12, depth=1, num_heads=3, head_dim=4)
 
 
 @given(
@@ -107,3 +113,41 @@ def test_weight_decay_spares_biases_norms_and_position_terms(phase: str, form: A
     for name, parameter in start.items():
         torch.testing.assert_close(decayed[name], parameter.detach() * (0.95 if name in names else 1.0))
         assert torch.equal(spared[name], parameter.detach())
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"no operators here: {native.problem()}")
+@pytest.mark.parametrize("has_groups", [False, True])
+@pytest.mark.parametrize("moves_by_column", [False, True])
+@pytest.mark.parametrize("has_start", [False, True])
+def test_the_native_step_is_that_of_torch(has_groups: bool, moves_by_column: bool, has_start: bool) -> None:
+    names = [name for name, _ in VisionTransformer(MODEL, "attention").named_parameters()]
+    groups = [{name: Group(rate_factor=0.5 if has_groups and "mlp" in name else 1.0) for name in names}] * 3
+    draws = generator(0, "optimizer")
+
+    def trained(size: int, member: int = 0) -> Tensor:
+        models = FusedModels(VisionTransformer(MODEL, "attention"), size, CPU)
+        rows = slice(member, member + size)
+        configs = [TrainingConfig(weight_decay=0.1 * i, gradient_clip_norm=1.0) for i in range(3)][rows]
+        optimizer = AdamW(models, configs, groups[rows])
+        draws.manual_seed(0)
+
+        def random() -> Tensor:
+            return torch.randn(3, models.matrix.shape[1], generator=draws)[rows]
+
+        models.matrix.copy_(random())
+        if has_start:
+            optimizer.decay_towards(random())
+        for step in range(3):
+            gradient = random()
+            is_moving = torch.tensor([True, step != 1, True])[rows, None]
+            if moves_by_column:
+                is_moving = is_moving & (random() > 0)
+            factors = torch.tensor(optimizer.coefficients([0.1, 0.2, 0.3][rows], step))
+            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            optimizer.step(models.matrix, gradient, norm, factors, is_moving)
+        return torch.cat([models.matrix, *optimizer.moments.values()])
+
+    fused = trained(3)
+    with native.switched_off():
+        torch.testing.assert_close(fused, trained(3), rtol=1e-5, atol=1e-6)
+    assert torch.equal(fused[1::3], trained(1, member=1))
