@@ -155,7 +155,7 @@ def table(config: dict[str, Any], cases: Sequence[tuple[dict[str, Any], int]], i
 
 
 def ceilings() -> Figures:
-    """What the device can do: copying, and products of the sizes that occur."""
+    """The rates of the device: copying, and products of the sizes that occur."""
     yield "device", torch.cuda.get_device_name()
     yield "versions", [torch.__version__, torch.version.cuda, torch.backends.cudnn.version()]
     source = torch.randn(1 << 30, device=CUDA)
@@ -307,7 +307,7 @@ def real() -> Figures:
 
 
 def start() -> Figures:
-    """What the host does before and beside the steps: initial models of 30 members, and draws of 128 steps."""
+    """The host's time before and beside the steps: initial models of 30 members, and draws of 128 steps."""
     for scheme in ("random", "mimetic", "conv_structured"):
         flat = REFERENCE | {"init_scheme": scheme}
         stages = [stages_of(TrialConfig.from_flat(flat | {"seed": seed}), NUM_IMAGES)[0] for seed in range(30)]
@@ -330,7 +330,7 @@ def start() -> Figures:
 
 
 def memory() -> Figures:
-    """What packs leave behind, one after the other: with a stream for each, cuBLAS kept 67 MB each time."""
+    """The memory that packs leave behind, one after the other: with a stream for each, cuBLAS kept 67 MB each time."""
     for number in range(4):
         step_figures(new_pack(REFERENCE, 2, depth=2, **ATTENTION))
         release()

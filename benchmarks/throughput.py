@@ -26,7 +26,7 @@ import importlib.util
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,8 @@ from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
 DEFAULTS = {"--preset": ["laptop"], "--budget-unit": ["steps"]}
 """The grid without other options: that of `python sweeps/low_data.py --budget-unit steps`."""
 OURS, LOCAL = "engine", "local"
+BY_US = (OURS, LOCAL, "loop", "loop_torch")
+"""The arms that our trainer trains."""
 GPU_SHARE = 0.25
 TORCH = {"CVIT_NATIVE": "0"}
 """Environment in which models are computed by torch's operators, although there are faster ones (cvit/native)."""
@@ -168,6 +170,7 @@ def throughput(
         raise ConfigError(f"{min(given)[2:]} is no option here: the arms have their own, new ones for every turn")
     device = common.chosen_device(request.device)
     chosen, left_out = _chosen(_arms(device.type == "cuda"), arm, device.type == "cuda")
+    _require_trainable(plan.stages.values(), chosen)
     before = common.machine()
     problem = native.problem() if device.type == "cpu" else None  # compiles the operators before anything is measured
     flops = flops_of(plan.stages.values())
@@ -201,6 +204,15 @@ def _chosen(arms: dict[str, Arm], names: Sequence[str], on_gpu: bool) -> tuple[d
     chosen = {name: one for name, one in arms.items() if name not in reasons and (not names or name in names)}
     lines = [f"without the arm {name}: {reason}" for name, reason in reasons.items()]
     return chosen, [] if names else lines
+
+
+def _require_trainable(stages: Iterable[Any], chosen: Mapping[str, Arm]) -> None:
+    """Raises ConfigError if the grid has something that the training of others' arms does not have."""
+    from benchmarks.arms.plain_training import reason_not_trained
+
+    by_others = [name for name in chosen if name not in BY_US]
+    if by_others and (reason := reason_not_trained(stages)):
+        raise ConfigError(f"arm {by_others[0]!r} has no {reason}; --arm chooses others: {', '.join(BY_US)}")
 
 
 def _reason_against(arm: Arm, on_gpu: bool) -> str | None:

@@ -7,7 +7,7 @@ that no loader's process starts twice; no checkpoint is saved.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from cvit.data.subsets import subset_size
 from cvit.init.registry import initial_model
 from cvit.stages import TrainingStage, stages_of
 from cvit.training.batches import LabelledImages, pack_data
+from cvit.training.groups import groups_of
 from cvit.training.optimizer import decays
-from cvit.training.schedule import learning_rate
+from cvit.training.schedule import rate_at
 from cvit.vocabulary import GRAD_NORM, LEARNING_RATE, TRAIN_ACCURACY, TRAIN_LOSS, VAL_ACCURACY, VAL_LOSS
 
 GPU_PROCESSES = 4
@@ -122,21 +123,61 @@ def train_one(config: Mapping[str, Any], dataset: Dataset, place: Place, report:
     return _evaluate(model, images.test, place.device)[1]
 
 
+class AdamWTowardsStart(torch.optim.AdamW):
+    """torch's AdamW with decay towards the weights at the start (L2-SP) instead of towards zero."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups)
+        self._starts = [[p.detach().clone() for p in group["params"]] for group in self.param_groups]
+
+    def step(self, closure: Any = None) -> Any:
+        """Takes torch's step, which subtracts the share lr · weight_decay of a weight, and adds that of its start."""
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group, starts in zip(self.param_groups, self._starts, strict=True):
+                if group["weight_decay"]:
+                    share = group["lr"] * group["weight_decay"]
+                    torch._foreach_add_(group["params"], starts, alpha=share)  # pyright: ignore[reportPrivateImportUsage]
+        return loss
+
+
 def optimizer_of(stage: TrainingStage, model: nn.Module) -> torch.optim.AdamW:
-    """Returns torch's AdamW, which spares the parameters that ours spares from weight decay."""
-    decay_of = {True: stage.trial.training.weight_decay, False: 0.0}
+    """Returns torch's AdamW with the learning rates and the decay that ours gives each parameter."""
+    parameters, decay = dict(model.named_parameters()), stage.trial.training.weight_decay
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, group in groups_of(stage, parameters).items():
+        decayed = decays(name, parameters[name].shape)
+        members.setdefault((group.rate_factor, decayed), []).append(parameters[name])
     groups = [
-        {"params": [p for n, p in model.named_parameters() if decays(n, p.shape) == decayed], "weight_decay": decay}
-        for decayed, decay in decay_of.items()
+        {"params": params, "lr": stage.learning_rate * factor, "weight_decay": decay if decayed else 0.0}
+        for (factor, decayed), params in members.items()
     ]
-    return torch.optim.AdamW(groups, lr=stage.learning_rate)
+    return AdamWTowardsStart(groups) if stage.decays_towards_start else torch.optim.AdamW(groups)
 
 
 def schedule_of(stage: TrainingStage, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
     """Returns the learning rate's schedule."""
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(step, stage.steps, 1.0, stage.warmup_fraction)
-    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(stage, step) / stage.learning_rate)
+
+
+def reason_not_trained(stages: Iterable[TrainingStage]) -> str | None:
+    """Returns an option that this training does not have although some stage uses it, and its value; None if it has
+    all."""
+    for stage in stages:
+        data, training = stage.trial.data, stage.trial.training
+        used = {
+            "augmentation_policy": data.augmentation_policy != "none" and data.augmentation_policy,
+            "mixup_alpha": data.mixup_alpha,
+            "cutmix_alpha": data.cutmix_alpha,
+            "erasing_probability": data.erasing_probability,
+            "stochastic_depth": training.stochastic_depth,
+            "optimizer_state": stage.carries_moments and training.optimizer_state,
+            "init_scheme": stage.num_readings > 1 and stage.trial.init.init_scheme,
+        }
+        for name, value in used.items():
+            if value:
+                return f"{name} {value}"
+    return None
 
 
 def training_loader(stage: TrainingStage, train: TransformedImages, place: Place) -> data.DataLoader[Any]:

@@ -197,3 +197,9 @@ def test_bad_input_ends_in_one_line(name: str) -> None:
     done = benchmark(name, "--json", "no/such/folder.json")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
     assert "no/such" in done.stderr
+
+
+def test_what_others_cannot_train_is_refused_before_anything_is_measured() -> None:
+    done = benchmark("throughput", "--arm", "plain", "--mixup-alpha", "0.2")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert "mixup_alpha 0.2" in done.stderr and "loop" in done.stderr

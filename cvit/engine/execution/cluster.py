@@ -21,7 +21,6 @@ from cvit.engine.execution.workers import (
     WORKERS_TO_COME,
     Machine,
     Workers,
-    may_have_gpus,
     workers_on,
 )
 from cvit.engine.planning.request import NO_WISHES, Resources, named_address
@@ -94,7 +93,7 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
         folder = session_folder()
         place = {"address": "local", "num_cpus": _cpus_here(asked), "include_dashboard": False, "_temp_dir": folder}
         place["_system_config"] = system_config(likely_workers_here(device, asked))
-        place["num_gpus"] = num_gpus() if may_have_gpus(device) else 0
+        place["num_gpus"] = 0 if device == "cpu" else num_gpus()
         logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # the log of a process that did not start
     import ray  # takes seconds, which a script that trains nothing saves
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from glob import glob
 
 from cvit.config import ConfigError
 from cvit.cores import usable_cores
@@ -15,8 +14,6 @@ or ends."""
 WORKERS_TO_COME = 16
 """The number of workers assumed for an autoscaled cluster that has none yet: it grows with the demand."""
 THIS_MACHINE = "this machine"
-_DRIVERS = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
-"""The devices of NVIDIA's drivers (on servers, on boards, on Windows) and of AMD's."""
 _TOLERANCE = 1e-6
 """Shares such as 1/3 are typed with a few digits, and Ray itself counts in ten-thousandths."""
 
@@ -117,13 +114,8 @@ def workers_here(device: str, asked: Resources = NO_WISHES) -> Workers:
     Raises:
         ConfigError: this machine has no room for what is asked for.
     """
-    gpus = num_gpus() if may_have_gpus(device) else 0
+    gpus = 0 if device == "cpu" else num_gpus()
     return workers_on([Machine(usable_cores(), gpus)], device, asked, THIS_MACHINE, may_grow=False)
-
-
-def may_have_gpus(device: str) -> bool:
-    """True if a sweep on this machine may run on a GPU; False, without importing torch, where no driver of one is."""
-    return device == "cuda" or (device == "auto" and any(glob(pattern) for pattern in _DRIVERS))
 
 
 def this_process(device: str) -> Workers:
