@@ -24,8 +24,8 @@ template <bool HAS_START> void step(const AdamW &o, const Run &run) {
         const float change = mean[i] / (std::sqrt(square[i]) * per_root + epsilon) * run.rate;
         if constexpr (HAS_START)
             parameters[i] = (parameters[i] - start[i]) * run.shrinkage + start[i] - change;
-        else
-            parameters[i] = parameters[i] * run.shrinkage - change;
+        else  // rounded twice, as with a start of zero: a member is not to depend on what the others decay towards
+            parameters[i] = std::fma(parameters[i], run.shrinkage, 0.f) - change;
     }
 }
 

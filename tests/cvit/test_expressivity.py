@@ -1,6 +1,7 @@
 """Gradient descent on attention against the bound, and the error it reports against the dense operators."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ CLOSE = 1e-4
 """What counts as having reached the convolution; descent gets below 1e-6."""
 
 
-def last(points: list[Point], metric: str) -> float:
+def last(points: Sequence[Point], metric: str) -> float:
     return [value for name, _, value, _ in points if name == metric][-1]
 
 

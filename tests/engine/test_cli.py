@@ -12,6 +12,7 @@ import pytest
 
 from cvit.config import PARAMETERS, ConfigError
 from cvit.engine.declaration import Sweep
+from cvit.engine.demo import COMMANDS
 from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.rounds import first_round
 from cvit.engine.terminal.cli import parse
@@ -288,4 +289,5 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     for target in ("demo", "test", "test-all"):
         assert f"make {target}" in readme
         assert f"\n{target}: " in makefile
-    assert "sweeps/low_data.py" in makefile.split("demo:")[1].split("\n\n")[0]
+    assert "-m cvit.engine.demo" in makefile.split("demo:")[1].split("\n\n")[0]
+    assert any(command.startswith("sweeps/low_data.py ") for command in COMMANDS)

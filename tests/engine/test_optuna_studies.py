@@ -158,9 +158,8 @@ def test_states_of_trials_that_did_not_go_well(tmp_path: Path) -> None:
     first, second = study.trials
     assert (first.value, first.intermediate_values) == (0.25, {2: 0.125, 4: 0.25})
     assert (second.value, second.user_attrs[v.TAG_TRIAL_KEY]) == (None, failed.key)
-    # The next session trains both, and one of them diverges.
-    progress.pruned.clear()
-    progress.failed.clear()
+    # The next session trains both without --asha, and one of them diverges.
+    progress = make_progress(tmp_path, *TINY, "--init-scheme", "random", "--search-trials", "4", sweep=SWEEP)
     train_here(progress, tmp_path, Order())
     key = pruned.stages[0].key
     progress.results[key] = dataclasses.replace(progress.results[key], diverged_step=4, status=v.STATUS_DIVERGED)

@@ -45,7 +45,6 @@ class Driven:
         stage = own[number].stages[0]
         if stage.key not in self._trials:
             self._trials[stage.key] = TuneTrial("pack", config={"pack": (stage,)}, stub=True)
-            self._scheduler.on_trial_add(None, self._trials[stage.key])
         measured: dict[str, Any] = {} if accuracy is None else {STEP: step, v.VAL_ACCURACY: accuracy}
         return self._scheduler.on_trial_result(None, self._trials[stage.key], measured)
 

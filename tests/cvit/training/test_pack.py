@@ -211,10 +211,12 @@ def test_a_member_that_does_not_move_keeps_weights_and_moments_whatever_its_grad
 def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digits: Dataset, tmp_path: Path) -> None:
     members = varied(size, scheme)
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
+    # Packed convolutions round otherwise; where that lets a ReLU of the ResNet pass, its gradient jumps by 0.2 %.
+    tolerance = 2 * TOLERANCE if scheme == "resnet" else TOLERANCE
     train(members, digits, together)
     for member in members[:: max(1, size // 4)]:
         train([member], digits, alone)
-        assert_same(member, together, alone)
+        assert_same(member, together, alone, tolerance)
     assert len({outcome(member, together)[0].initial_loss for member in members}) == size
 
 
