@@ -69,6 +69,9 @@ WRONG = [
     (["--image-size", "13"], "an image size of 12 or 16 would do"),
     (["--image-size", "13", "--patch-size", "4"], "one of 1, 13; or an image size of 12 or 16"),
     (["--image-size", "1"], "an image size of 4 would do"),
+    (["--device", "none"], "--device does not take none"),
+    (["--seeds", "null"], "--seeds does not take none"),
+    (["--learning-rate", "none"], "--learning-rate does not take none"),
 ]
 
 

@@ -74,6 +74,9 @@ def parse(
         raise ConfigError(explained(error, argv, list(axes)) + _place(error, sweep, script, parts)) from error
     if given is None:
         return None
+    for option, value in given.items():
+        if value is None or (isinstance(value, (list, tuple)) and None in value):  # cyclopts reads none and null so
+            raise ConfigError(f"--{dashed(option)} does not take none; without the option, its default is used")
     variables = sources.used_variables(options, argv)
     return _request(sweep, with_presets[sweep.name][1], given, started, started.command(argv, variables))
 
