@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,7 +83,7 @@ class Campaign:
         self.clock_is_right = True
         self.others: list[subprocess.Popen[str]] = []
         self.had_others = False
-        self.saved: dict[str, list[Point]] = {}
+        self.saved: dict[str, Sequence[Point]] = {}
         LEDGER.sweeps += 1
 
     def __enter__(self) -> Self:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def results(storage: Storage) -> dict[str, Measured]:
     return found
 
 
-def saved_points(storage: Storage) -> dict[str, list[Point]]:
+def saved_points(storage: Storage) -> dict[str, Sequence[Point]]:
     """Reads the measurements in every stage's result or newest whole checkpoint."""
     found = {}
     for key in storage.names(v.STAGES_FOLDER):
@@ -147,11 +148,11 @@ def _mlflow(folder: Path, sweep: str) -> tuple[dict[str, list[Any]], dict[str, C
     return runs, histories
 
 
-def _timeless(points: list[Point]) -> Measured:
+def _timeless(points: Sequence[Point]) -> Measured:
     return {(name, step): value for name, step, value, _ in points if name != v.IMAGES_PER_SECOND}
 
 
-def assert_nothing_saved_was_trained_again(storage: Storage, before: dict[str, list[Point]]) -> None:
+def assert_nothing_saved_was_trained_again(storage: Storage, before: Mapping[str, Sequence[Point]]) -> None:
     """Checks that everything in checkpoints and results before is still there, time stamps included."""
     now = saved_points(storage)
     for key, points in before.items():
