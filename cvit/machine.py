@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from cvit.cores import usable_cores
+from cvit.native.library import is_there
 from cvit.results import Point
 
 INTERVAL_S = 10.0
@@ -22,8 +23,10 @@ INTERVAL_S = 10.0
 
 
 def hardware() -> Mapping[str, Any]:
-    """The hardware of this machine and the system on it, by name. GPUs are those that torch can use."""
+    """The hardware of this machine and the system on it, by name. GPUs are those that torch can use; the fused
+    operators for CPUs round otherwise than torch's."""
     facts: dict[str, Any] = {
+        "fused_operators": is_there(),
         "host": socket.gethostname(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -14,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from cvit import native
 from cvit import vocabulary as v
 from cvit.analysis.display.colours import colour_of
 from cvit.engine import sync as sync_module
@@ -136,7 +137,8 @@ def test_a_study_has_answer_report_and_environment_as_files(folder: Path, tmp_pa
     assert (place / "answer/low_data.png").read_bytes().startswith(b"\x89PNG")
     packages = (place / "environment/requirements.txt").read_text().splitlines()
     assert f"mlflow=={metadata.version('mlflow')}" in packages and packages == sorted(packages, key=str.lower)
-    assert json.loads((place / "environment/hardware.json").read_text())["cores"] >= 1
+    hardware = json.loads((place / "environment/hardware.json").read_text())
+    assert hardware["cores"] >= 1 and hardware["fused_operators"] == native.is_available()
     assert "| training data |" in parent.data.tags[v.TAG_NOTE]
 
 
