@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from cvit.data.datasets import load
+from cvit.data.datasets import Dataset, Images, load
 from cvit.engine.execution import forked, queue, warm, watch
 from cvit.engine.execution.faults import TrainingError
 from cvit.engine.execution.forked import ForkedCrew
@@ -145,18 +145,20 @@ def test_a_warm_process_that_cannot_start_is_an_error_of_one_line(monkeypatch: p
 
 
 def test_arrays_are_shared_and_a_process_that_changes_one_changes_a_copy(process: WarmProcess) -> None:
-    array = np.arange(100_000, dtype=np.float32)
-    layout, file = share({"array": array, "name": "x", "empty": array[:0]})
+    pixels = np.arange(100_000, dtype=np.float32).reshape(10, 1, 100, 100)
+    train, test = Images(pixels, np.arange(10)), Images(pixels[:0], np.arange(0))
+    layout, file = share(Dataset(train, test))
     with file:
-        assert len(layout.pickled) < 1000, "the array lies in the file"
         before, after = answer_of(process, in_fork.change, layout, files=[file.fileno()])
-        assert before == array.sum() and after == (array + 1).sum()
+        assert before == pixels.sum() and after == (pixels + 1).sum()
         again = attach(layout, file.fileno())
-        np.testing.assert_array_equal(again["array"], array)
-        assert again["name"] == "x" and again["empty"].shape == (0,)
+        assert again is not None
+        np.testing.assert_array_equal(again.train.images, pixels)
+        np.testing.assert_array_equal(again.train.labels, train.labels)
+        assert (again.test.images.shape, again.test.labels.shape) == ((0, 1, 100, 100), (0,))
 
 
-def test_an_object_without_arrays_is_shared_too() -> None:
+def test_without_a_data_set_nothing_is_shared() -> None:
     layout, file = share(None)
     with file:
         assert attach(layout, file.fileno()) is None

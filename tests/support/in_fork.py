@@ -37,8 +37,10 @@ def wait(connection: Connection, files: Sequence[int]) -> None:
 
 
 def change(connection: Connection, files: Sequence[int], layout: Layout) -> None:
-    """Changes an array of the driver's, and sends its sum before and after."""
-    array = attach(layout, files[0])["array"]
+    """Changes the images of the driver's, and sends its sum before and after."""
+    dataset = attach(layout, files[0])
+    assert dataset is not None
+    array = dataset.train.images
     before = array.sum()
     array += 1
     connection.send((before, array.sum()))

@@ -1,13 +1,15 @@
 """The size of packs, measured: the smallest with which a worker trains about as fast as it can."""
 
+import contextlib
 import math
 import os
-import pickle
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,21 @@ def pack_limits(
 def _in_another_process(asked: Sequence[tuple[Stage, int]], workers: Workers) -> list[int]:
     """The sizes of `fitting_packs`. A process that has used a GPU keeps 2 GB of it as long as it lives, and this one
     lives as long as the sweep."""
-    program = [sys.executable, "-m", "cvit.engine.execution.pack_size"]
+    ours, theirs = Pipe()
+    program = [sys.executable, "-m", "cvit.engine.execution.pack_size", str(theirs.fileno())]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    ended = subprocess.run(program, input=pickle.dumps((list(asked), workers)), capture_output=True, env=env)
-    if ended.returncode != 0:
-        lines = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"]
+    process = subprocess.Popen(
+        program, pass_fds=[theirs.fileno()], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with ours, process:
+        theirs.close()
+        with contextlib.suppress(OSError):  # it has died already, as its exit code says
+            ours.send((list(asked), workers))
+        output, errors = process.communicate()
+    if process.returncode != 0:
+        lines = errors.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
         raise _not_measured(lines[-1])
-    return [int(size) for size in ended.stdout.splitlines()[-1].split()]
+    return [int(size) for size in output.splitlines()[-1].split()]
 
 
 def _not_measured(reason: str) -> TrainingError:
@@ -165,4 +175,4 @@ def _fitting_the_memory(stage: Stage, workers_per_device: int) -> int:
 
 
 if __name__ == "__main__":
-    print(*fitting_packs(*pickle.load(sys.stdin.buffer)))
+    print(*fitting_packs(*Connection(int(sys.argv[1])).recv()))

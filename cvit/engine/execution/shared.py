@@ -2,49 +2,53 @@
 
 import mmap
 import os
-import pickle
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvit.data.datasets import Dataset, Images
 
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The description of an object whose arrays lie in a file: what is needed to have it in another process.
+class Span:
+    """The place of an array in a file: where it begins, bytes, its type, and its shape."""
 
-    Attributes:
-        pickled: the object without its arrays.
-        spans: (offset, size) of each array in the file, bytes.
-    """
-
-    pickled: bytes
-    spans: Sequence[tuple[int, int]]
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
-def share(value: Any) -> tuple[Layout, BinaryIO]:
-    """Copies the arrays of an object into a file in memory."""
-    buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    file, spans = _file_in_memory(), []
-    for buffer in buffers:
-        raw = buffer.raw()
+Layout = Sequence[Span]
+"""The places of images and labels for training, then of those of the test; empty without a data set."""
+
+
+def share(dataset: Dataset | None) -> tuple[Layout, BinaryIO]:
+    """Copies the arrays of a data set into a file in memory."""
+    parts = () if dataset is None else (dataset.train, dataset.test)
+    file, layout = _file_in_memory(), []
+    for array in (array for part in parts for array in (part.images, part.labels)):
         offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
         file.seek(offset)
-        file.write(raw)
-        spans.append((offset, raw.nbytes))
-    file.flush()
-    return Layout(pickled, spans), file
+        file.write(np.ascontiguousarray(array).data)
+        layout.append(Span(offset, array.dtype.str, array.shape))
+    file.truncate()  # here, behind the space before a last array that is empty
+    return layout, file
 
 
-def attach(layout: Layout, descriptor: int) -> Any:
-    """The object in this process. A process that writes to an array changes a copy of its own."""
-    if not layout.spans:
-        return pickle.loads(layout.pickled)
-    memory = memoryview(mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
-    return pickle.loads(layout.pickled, buffers=[memory[offset : offset + size] for offset, size in layout.spans])
+def attach(layout: Layout, descriptor: int) -> Dataset | None:
+    """The data set in this process. A process that writes to an array changes a copy of its own."""
+    if not layout:
+        return None
+    memory = mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    arrays: list[NDArray] = [np.ndarray(span.shape, span.dtype, memory, span.offset) for span in layout]
+    images, labels, test_images, test_labels = arrays
+    return Dataset(train=Images(images, labels), test=Images(test_images, test_labels))
 
 
 def _file_in_memory() -> BinaryIO:
