@@ -34,13 +34,15 @@ FRONT_DOOR = ("cvit/__init__.py", "cvit/__main__.py", "cvit/api.py", "cvit/comma
 SCRIPTS = [path for path in sorted((ROOT / "sweeps").glob("*.py")) if path.name != "__init__.py"]
 
 # The rooms of the engine, and the rooms and files of the engine that each of them may import. Nothing else is allowed.
-BASE = {"ahead", "declaration", "environment", "exit_codes", "invocation", "scripts", "signals", "wording"}
+LIGHT = {"environment", "exit_codes", "invocation", "own_process", "scripts", "signals", "wording"}
+BASE = LIGHT | {"ahead", "declaration"}
 ENGINE = {
     "ahead": set(),
     "declaration": {"scripts"},
     "environment": set(),
     "exit_codes": set(),
     "invocation": set(),
+    "own_process": set(),
     "loading": BASE,
     "scripts": set(),
     "signals": set(),

@@ -8,10 +8,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cvit.engine.execution.faults import Fault, fault_of_exception
-from cvit.engine.execution.process_title import set_title
 from cvit.engine.execution.queue import named
 from cvit.engine.execution.shared import Layout, attach
 from cvit.engine.execution.steps import Bench, Step, Steps
+from cvit.engine.own_process import set_title
 from cvit.provenance import announce_code_version
 
 _OOM_SCORE = 500

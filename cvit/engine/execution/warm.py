@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Self
 
 from cvit.engine.execution.faults import TrainingError
-from cvit.engine.execution.process_title import ROOM, end_with_parent, set_title
+from cvit.engine.own_process import ROOM, end_with_parent, set_title
 from cvit.errors import one_line, printable
 
 PRELOADED = ("cvit.training.loop", "cvit.training.fit", "cvit.engine.execution.forked_worker")

@@ -5,7 +5,6 @@ cannot be reached delays the copy, never the training; sending a record again ad
 the copy simply goes on.
 """
 
-import json
 import queue
 import threading
 import time
@@ -13,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cvit import vocabulary as v
-from cvit.config import as_text
 from cvit.engine.recording.lease import LeaseLost
-from cvit.engine.recording.process_identity import is_dead, is_here, this_process
+from cvit.engine.recording.process_identity import is_dead, is_here
 from cvit.engine.tracking.attachments import Attachment, Attachments, environment_of
 from cvit.engine.tracking.backend import (
     FAILED,
@@ -26,24 +24,15 @@ from cvit.engine.tracking.backend import (
     Backend,
     Change,
     ExistingRun,
-    NewRun,
     Refused,
     Together,
     backend_for,
 )
-from cvit.engine.tracking.run_facts import (
-    NOWHERE,
-    Surroundings,
-    data_of,
-    facts_of_end,
-    facts_of_study,
-    facts_of_trial,
-    load_points,
-    study_note,
-)
+from cvit.engine.tracking.journal_runs import JournalRuns
+from cvit.engine.tracking.run_facts import NOWHERE, Surroundings
 from cvit.engine.tracking.tracked_run import TrackedRun
 from cvit.errors import short_line
-from cvit.records import EndRecord, PointsRecord, Record, SessionRecord, StudyRecord, SystemRecord, TrialRecord
+from cvit.records import Record, SessionRecord
 
 _FLUSH_INTERVAL_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -51,7 +40,6 @@ _LONGEST_PAUSE_AT_THE_END_S = 2.0
 _LONGEST_ERROR = 200
 _MOST_RUNS_TOGETHER, _MOST_POINTS_TOGETHER = 200, 20_000
 """The most that is written at once: less than a second of a database, which others read meanwhile."""
-_OF_STUDIES = (StudyRecord, SessionRecord, SystemRecord)
 
 
 class Tracker:
@@ -83,15 +71,11 @@ class Tracker:
         Raises:
             ConfigError: the URI is not valid.
         """
-        self._backend, self._sweep, self._planned = backend_for(uri), sweep, planned
-        self._check, self._is_complete, self._surroundings = check, False, surroundings
+        self._backend, self._sweep, self._check = backend_for(uri), sweep, check
+        self._is_complete, self._surroundings = False, surroundings
         self.place = f"{self._backend.title} at {uri}"
         self._inbox: queue.SimpleQueue[list[Record] | tuple[str, Attachment] | None] = queue.SimpleQueue()
-        self._runs: dict[str, TrackedRun] = {}
-        self._studies: dict[str, StudyRecord] = {}
-        """The first record of each study."""
-        self._code_versions: dict[str, dict[str, None]] = {}
-        """The code versions that trained the trials of each study."""
+        self._journal = JournalRuns(sweep, planned, surroundings)
         self._attachments = Attachments()
         self._is_connected = False
         self._final_status: str | None = None
@@ -100,7 +84,7 @@ class Tracker:
         self._refusal: str | None = None
         self.error: str | None = None
         for record in records:
-            self._remember_if_whole(record)
+            self._add_if_whole(record)
         self._thread = threading.Thread(target=self._copy, name="tracker", daemon=True)
         self._thread.start()
 
@@ -116,7 +100,7 @@ class Tracker:
 
     def expect(self, planned: set[str]) -> None:
         """Takes more keys of this driver's, before records of them are fed."""
-        self._planned = self._planned | planned
+        self._journal.planned = self._journal.planned | planned
 
     def how_to_look(self) -> list[str]:
         """The lines that tell a person where to look at the sweep's runs."""
@@ -175,7 +159,8 @@ class Tracker:
 
     def _write_changed(self) -> None:
         """Brings all runs up to date: studies first, since each trial's run is below its study's."""
-        changed = [run for run in self._runs.values() if run.changed and run.study_key in self._runs]
+        runs = self._journal.by_key
+        changed = [run for run in runs.values() if run.changed and run.study_key in runs]
         for run in changed:
             if run.is_study:
                 self._write_unless_refused(run)
@@ -190,8 +175,8 @@ class Tracker:
     def _write_together(self, runs: Sequence[TrackedRun], backend: Together) -> None:
         """Brings runs up to date at once; what cannot be written so is written run by run."""
         for study_key in {run.study_key for run in runs if run.run_id is None}:
-            if self._runs[study_key].run_id is None:
-                self._create(self._runs[study_key])
+            if self._journal.by_key[study_key].run_id is None:
+                self._create(self._journal.by_key[study_key])
         changes = [self._change(run) for run in runs]
         self._check()
         try:
@@ -201,7 +186,7 @@ class Tracker:
             ids = [None] * len(runs)  # if it is an outage, the next call says so
         for run, run_id in zip(runs, ids, strict=True):
             if run_id is not None:
-                run.run_id, run.is_open = run_id, self._status(run) == RUNNING
+                run.run_id, run.is_open = run_id, self._journal.status_of(run) == RUNNING
                 run.settle()
         remaining = [run for run, run_id in zip(runs, ids, strict=True) if run_id is None]
         if backend.calls_at_once == 1:
@@ -214,12 +199,12 @@ class Tracker:
 
     def _change(self, run: TrackedRun) -> Change:
         """The part of a trial's run that the store does not have."""
-        status = self._status(run)
+        status = self._journal.status_of(run)
         if run.run_id is not None and run.was_copied_before and run.points:
             self._leave_out_copied(run, run.run_id)
         return Change(
             run_id=run.run_id,
-            new=self._new(run) if run.run_id is None else None,
+            new=self._journal.new_run(run) if run.run_id is None else None,
             params=run.params,
             tags=run.tags,
             points=run.points,
@@ -253,93 +238,20 @@ class Tracker:
                 self._attachments.take(*records)
                 continue
             for record in records:
-                self._remember_if_whole(record)
+                self._add_if_whole(record)
 
-    def _remember_if_whole(self, record: Record) -> None:
+    def _add_if_whole(self, record: Record) -> None:
         """Adds a record; one that makes no sense holds up no other."""
         try:
-            self._remember(record)
+            if isinstance(record, SessionRecord):
+                self._attachments.take(record.study_key, environment_of(record))
+            else:
+                self._journal.add(record)
         except Exception as error:  # noqa: BLE001
             self._refusal = f"a record of the journal: {type(error).__name__}: {short_line(error, _LONGEST_ERROR)}"
 
-    def _remember(self, record: Record) -> None:
-        """Adds a record to what is to be written of its run."""
-        key = record.study_key if isinstance(record, _OF_STUDIES) else record.trial_key
-        run = self._runs.setdefault(key, TrackedRun(key))
-        match record:
-            case StudyRecord():
-                self._remember_study(run, record)
-            case TrialRecord():
-                self._remember_trial(run, record)
-                return  # nothing to copy until something is measured
-            case PointsRecord():
-                run.points += record.points
-                run.start_time_ms = run.start_time_ms or record.points[0][3]
-            case SessionRecord():
-                self._attachments.take(key, environment_of(record))
-                return
-            case SystemRecord():
-                run.points += load_points(record, run.start_time_ms)
-            case EndRecord():
-                run.status, run.end_time_ms = record.status, record.time_ms
-                run.tags |= facts_of_end(record, run.planned_tags, self._surroundings)
-                run.tags |= {**record.tags, v.TAG_STATUS: record.status, v.TAG_NOTE: record.note}
-                self._remember_code_versions(run)
-        run.changed = True
-
-    def _remember_trial(self, run: TrackedRun, record: TrialRecord) -> None:
-        if not run.study_key:
-            run.study_key, run.params, run.planned_tags = record.study_key, record.params, record.tags
-            run.tags |= {
-                **record.tags,
-                v.TAG_ROLE: v.ROLE_TRIAL,
-                v.TAG_TRIAL_KEY: run.key,
-                v.TAG_STUDY_KEY: run.study_key,
-                v.TAG_SWEEP: self._sweep,
-                **facts_of_trial(record, self._studies.get(run.study_key), self._surroundings),
-            }
-            run.data = data_of(run.params, record.tags)
-
-    def _remember_code_versions(self, run: TrackedRun) -> None:
-        """Adds the code versions that trained a trial to those of its study; until then, the study has the version that
-        planned it."""
-        study, joined = self._runs.get(run.study_key), run.tags.get(v.TAG_CODE_VERSION)
-        if study is None or joined is None:
-            return
-        versions = self._code_versions.setdefault(run.study_key, {})
-        new = [version for version in joined.split(", ") if version not in versions]
-        if new:
-            versions.update(dict.fromkeys(new))
-            study.tags[v.TAG_CODE_VERSION] = ", ".join(versions)
-            study.changed = True
-
-    def _remember_study(self, run: TrackedRun, record: StudyRecord) -> None:
-        self._studies.setdefault(run.key, record)
-        if not run.study_key:
-            run.study_key, run.params, run.start_time_ms = run.key, record.params, record.start_time_ms
-            run.data = data_of(run.params, record.tags)
-            run.tags |= {
-                **record.tags,
-                v.TAG_ROLE: v.ROLE_STUDY,
-                v.TAG_STUDY_KEY: run.key,
-                v.TAG_SWEEP: record.sweep,
-                v.TAG_QUESTION: record.question,
-                **facts_of_study(record, self._surroundings),
-            }
-            if run.key in self._planned:
-                run.tags[v.TAG_DRIVER] = self._surroundings.driver or this_process()
-        if preset := record.tags.get(v.TAG_PRESET):  # a study may grow by another one
-            presets = [*filter(None, run.tags.get(v.TAG_PRESET, "").split(", ")), preset]
-            run.tags[v.TAG_PRESET] = ", ".join(dict.fromkeys(presets))
-        run.cells += [grid for grid in record.cells if grid not in run.cells]
-        run.tags |= {
-            v.TAG_COMMAND: record.command,
-            v.TAG_GRID: json.dumps(run.cells),
-            v.TAG_NOTE: study_note(record.question, record.command),
-        }
-
     def _connect(self) -> None:
-        study = next((study for key, study in self._studies.items() if key in self._planned), None)
+        study = next((study for key, study in self._journal.studies.items() if key in self._journal.planned), None)
         if study is None:
             raise LookupError("the journal's record of the study is damaged")
         if isinstance(self._backend, Archive):
@@ -354,16 +266,16 @@ class Tracker:
         A run that has ended as the journal says is left alone. A run that a dead driver left RUNNING is continued
         where this driver's plan has it, else ended as KILLED. The runs of a living driver are left alone.
         """
-        runs = self._store.existing(self._planned)
+        runs = self._store.existing(self._journal.planned)
         drivers = {r.tags.get(v.TAG_STUDY_KEY, ""): r.tags[v.TAG_DRIVER] for r in runs if v.TAG_DRIVER in r.tags}
         for existing in runs:
-            run = self._runs.get(existing.key)
+            run = self._journal.by_key.get(existing.key)
             if run is not None:
                 self._adopt_run(run, existing)
             study_key = existing.tags.get(v.TAG_STUDY_KEY, "")
-            is_orphan = study_key in self._planned or self._is_gone(drivers.get(study_key, ""), study_key)
+            is_orphan = study_key in self._journal.planned or self._is_gone(drivers.get(study_key, ""), study_key)
             is_unfinished = run is None or run.status is None
-            if existing.status == RUNNING and is_unfinished and existing.key not in self._planned and is_orphan:
+            if existing.status == RUNNING and is_unfinished and existing.key not in self._journal.planned and is_orphan:
                 self._store.set_status(existing.id, KILLED)
 
     def _adopt_run(self, run: TrackedRun, existing: ExistingRun) -> None:
@@ -371,7 +283,7 @@ class Tracker:
         # A store may refuse another text for a parameter, and a version before may have written one: 0 for auto.
         run.params = {name: value for name, value in run.params.items() if name not in existing.params}
         if run.status is None:
-            is_settled = run.key not in self._planned
+            is_settled = run.key not in self._journal.planned
         else:
             names = (v.TAG_STATUS, v.TAG_ROLE, v.TAG_STUDY_KEY)  # somebody may have removed one
             is_whole = all(existing.tags.get(name) == run.tags.get(name) for name in names)
@@ -396,11 +308,11 @@ class Tracker:
     def _is_gone(self, driver: str, study_key: str) -> bool:
         """True if a study's driver is dead. Who runs a study of this journal holds its lease, and that is this driver:
         unless the same study is run from another storage too, on this machine, an earlier driver is dead."""
-        return not driver or is_dead(driver) or (study_key in self._runs and not is_here(driver))
+        return not driver or is_dead(driver) or (study_key in self._journal.by_key and not is_here(driver))
 
     def _write(self, run: TrackedRun) -> None:
         """Brings one run up to date. Each part may be repeated without harm."""
-        status = self._status(run)
+        status = self._journal.status_of(run)
         run_id = run.run_id
         if run_id is None:
             run_id = self._create(run)
@@ -419,7 +331,8 @@ class Tracker:
         run.settle()
 
     def _write_attachments(self) -> None:
-        run_ids = {key: run.run_id for key, run in self._runs.items() if run.run_id and key in self._planned}
+        runs, planned = self._journal.by_key, self._journal.planned
+        run_ids = {key: run.run_id for key, run in runs.items() if run.run_id and key in planned}
         self._attachments.write(lambda: self._store, run_ids)
         self._refusal = self._refusal or self._attachments.error
 
@@ -430,20 +343,12 @@ class Tracker:
             copied[metric] = set(self._store.written_steps(run_id, metric))
         run.points = [point for point in run.points if point[1] not in copied[point[0]]]
 
-    def _status(self, run: TrackedRun) -> str:
-        """The status of a run in the store while this driver works."""
-        if run.status is not None:
-            return FAILED if run.status == v.STATUS_FAILED else FINISHED
-        if run.key in self._planned:
-            return RUNNING
-        return FINISHED if run.is_study else KILLED
-
     def _create(self, run: TrackedRun) -> str:
         """Gives a run, and before it its study's, an id in the store."""
-        if not run.is_study and self._runs[run.study_key].run_id is None:
-            self._create(self._runs[run.study_key])
+        if not run.is_study and self._journal.by_key[run.study_key].run_id is None:
+            self._create(self._journal.by_key[run.study_key])
         try:
-            run.run_id = self._store.create(self._new(run))
+            run.run_id = self._store.create(self._journal.new_run(run))
         except Refused:
             raise
         except Exception:
@@ -451,31 +356,14 @@ class Tracker:
             raise
         return run.run_id
 
-    def _new(self, run: TrackedRun) -> NewRun:
-        return NewRun(
-            key=run.key,
-            name=self._name(run),
-            parent_id=None if run.is_study else self._runs[run.study_key].run_id,
-            start_time_ms=run.start_time_ms,
-            tags=dict(run.tags),
-        )
-
-    def _name(self, run: TrackedRun) -> str:
-        if run.is_study:
-            return " ".join([self._sweep, *([run.params["dataset"]] if "dataset" in run.params else []), run.key[:8]])
-        place = {axis: run.params[axis] for axis in self._runs[run.study_key].cells[0]}
-        # The scheme first: a table's column of names is narrow.
-        scheme = [str(place["init_scheme"])] if "init_scheme" in place else []
-        return " ".join(scheme + [f"{axis}={as_text(value)}" for axis, value in place.items() if axis != "init_scheme"])
-
     def _end_open_runs(self) -> None:
         assert self._final_status is not None
-        for run in self._runs.values():
-            if run.is_open and run.run_id is not None and run.key in self._planned:
+        for run in self._journal.by_key.values():
+            if run.is_open and run.run_id is not None and run.key in self._journal.planned:
                 self._store.set_status(run.run_id, self._final_status)
                 run.is_open = False
         if self._may_have_duplicates:
-            self._store.existing(self._planned)  # which leaves one for each key
+            self._store.existing(self._journal.planned)  # which leaves one for each key
 
 
 def _parts(runs: Sequence[TrackedRun]) -> Iterator[list[TrackedRun]]:

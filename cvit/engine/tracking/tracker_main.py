@@ -1,6 +1,5 @@
 """The tracker's process: it copies the journal, then what the driver sends, and ends with the driver in any case."""
 
-import ctypes
 import os
 import queue
 import signal
@@ -11,20 +10,18 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from cvit.engine.ahead import import_all
+from cvit.engine.own_process import end_with_parent
 from cvit.engine.recording.journal import read_records
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.tracking.tracker import Tracker
 from cvit.engine.tracking.tracker_process import ANSWER, ASK, ATTACH, CLOSE, CLOSED, EXPECT, FEED, Copy
-
-_SET_DEATH_SIGNAL = 1
 
 
 def serve() -> None:
     """Copies until the driver closes it or dies. Its arguments are a descriptor and the driver's process id."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the driver says when it ends
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != int(sys.argv[3]):
         return  # the driver had died before
     connection = Connection(int(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""The title of a process, by which `ps` and `top` show it."""
+"""This process as the system sees it: the title that `ps` and `top` show, and the end with its parent."""
 
 import ctypes
 import signal
