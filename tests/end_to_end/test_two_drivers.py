@@ -26,7 +26,8 @@ SMALL = (*TINY, "--data-fraction", "0.05", "--init-scheme", "random", "two_phase
 EXPIRY_S = 3.0
 
 # A driver that does not wait long for another one; its first argument is the identity that it claims, if any. That of
-# another machine makes its lease the only sign of its life.
+# another machine makes its lease the only sign of its life. Its second one is how long each of its trainings waits, in
+# seconds, so that it is not done before somebody has looked.
 DRIVER = f"""
 import sys, time
 from cvit.training.pack import TrainingPack
@@ -37,13 +38,16 @@ lease.BEAT_S, drivers.EXPIRY_S = 0.2, {EXPIRY_S}
 sys.argv[0] = "low_data.py"
 if identity := sys.argv.pop(1):
     lease.this_process = lambda: identity
+if wait_s := float(sys.argv.pop(1)):
     train = TrainingPack.train
-    TrainingPack.train = lambda pack, first: (time.sleep(3), train(pack, first))[1]  # it is not done too soon
+    TrainingPack.train = lambda pack, first: (time.sleep(wait_s), train(pack, first))[1]
 main(SWEEP)
 """
 ELSEWHERE = "elsewhere:7:x:1"
-NUM_RUNS = 5
-"""Runs of the small sweep: the study and four trials."""
+ONE_PACK = (*TINY, "--data-fraction", "0.05", "--init-scheme", "random", "--seeds", "2", "--min-steps", "240")
+"""A sweep whose trials all start at once, so that its driver has made all its runs long before it is done."""
+NUM_RUNS = 3
+"""Runs of that sweep: the study and two trials."""
 
 
 def test_two_sweeps_at_once_train_each_stage_that_they_share_once(tmp_path: Path) -> None:
@@ -68,7 +72,7 @@ def test_two_sweeps_at_once_train_each_stage_that_they_share_once(tmp_path: Path
 
 
 def test_a_driver_that_wakes_after_a_takeover_touches_nothing(tmp_path: Path) -> None:
-    with driver(tmp_path, ELSEWHERE) as slept:
+    with driver(tmp_path, ELSEWHERE, wait_s=2.0) as slept:
         put_to_sleep(slept, tmp_path)
         with driver(tmp_path) as second:
             _, errors = second.communicate(timeout=200)
@@ -91,10 +95,10 @@ def test_a_driver_that_wakes_after_a_takeover_touches_nothing(tmp_path: Path) ->
 
 @pytest.mark.chaos
 def test_a_driver_that_wakes_while_another_runs_leaves_its_runs_alone(tmp_path: Path) -> None:
-    with driver(tmp_path, ELSEWHERE) as slept:
+    with driver(tmp_path, ELSEWHERE, wait_s=2.0) as slept:
         put_to_sleep(slept, tmp_path)
         before = files(tmp_path / "storage/journal")
-        with driver(tmp_path) as second:
+        with driver(tmp_path, wait_s=0.5) as second:
             wait_until(lambda: files(tmp_path / "storage/journal") != before or second.poll() is not None)
             assert second.poll() is None, second.communicate()
             slept.send_signal(signal.SIGCONT)
@@ -111,12 +115,12 @@ def test_a_driver_that_wakes_while_another_runs_leaves_its_runs_alone(tmp_path: 
 
 
 @contextlib.contextmanager
-def driver(folder: Path, identity: str = "") -> Iterator[subprocess.Popen[str]]:
+def driver(folder: Path, identity: str = "", wait_s: float = 0.0) -> Iterator[subprocess.Popen[str]]:
     """Runs a small sweep in a process of its own."""
-    options = (*SMALL, "--min-steps", "120", "--address", "local")
+    options = (*ONE_PACK, "--address", "local", "--workers", "1")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-c", DRIVER, identity, *options]
+    command = [sys.executable, "-c", DRIVER, identity, str(wait_s), *options]
     with subprocess.Popen(command, cwd=folder, text=True, env=environment, **pipes) as process:
         try:
             yield process
