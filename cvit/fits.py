@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from cvit.config import LARGEST_LEARNING_RATE, Parameter, option, parameters_of, require, require_divisor, require_known
 from cvit.stages import stage_key
@@ -54,12 +54,31 @@ class ExpressivityConfig:
         return cls(**flat)
 
 
-@dataclass(frozen=True)
-class FitStage:
-    """The single stage of an expressivity trial."""
+class FitConfig(Protocol):
+    """The configuration of a fit, a frozen dataclass with a `seed`."""
 
-    trial: ExpressivityConfig
-    task: ClassVar[str] = EXPRESSIVITY
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def fit_steps(self) -> int:
+        """Steps of gradient descent."""
+        ...
+
+    def flat(self) -> dict[str, Any]:
+        """Every field, by name."""
+        ...
+
+
+FitConfigType = TypeVar("FitConfigType", bound=FitConfig)
+
+
+@dataclass(frozen=True)
+class SingleStage(Generic[FitConfigType]):
+    """The single stage of a fit. The stage of a task is a subclass with the task's name and parameters."""
+
+    trial: FitConfigType
+    task: ClassVar[str]
+    parameters: ClassVar[Mapping[str, Parameter]]
     phase: str = FIT
     parent: None = None
 
@@ -70,7 +89,7 @@ class FitStage:
 
     @cached_property
     def _key(self) -> str:
-        return stage_key(EXPRESSIVITY, self.trial.flat(), PARAMETERS)
+        return stage_key(self.task, self.trial.flat(), self.parameters)
 
     @property
     def shape(self) -> Hashable:
@@ -98,3 +117,10 @@ class FitStage:
 
 PARAMETERS: Mapping[str, Parameter] = parameters_of({"fit": ExpressivityConfig})
 """Every flat parameter of a fit, by name."""
+
+
+class FitStage(SingleStage[ExpressivityConfig]):
+    """The single stage of an expressivity trial."""
+
+    task: ClassVar[str] = EXPRESSIVITY
+    parameters: ClassVar[Mapping[str, Parameter]] = PARAMETERS
