@@ -16,9 +16,9 @@ from scipy.stats import binom
 from cvit import vocabulary as names
 from cvit.analysis.claims import all_claims
 from cvit.analysis.questions import DECADES, PAIRED_UNITS, Claim
-from cvit.analysis.questions.expressivity import ZERO_ERROR
 from cvit.analysis.questions.low_data import OF_EQUAL_FLOPS
 from cvit.analysis.statistics.cost import Costing, in_flops, in_seconds
+from cvit.analysis.statistics.fits import ZERO_ERROR
 from cvit.analysis.statistics.learning_rates import RANGE_MARGIN
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, MARGIN, judge

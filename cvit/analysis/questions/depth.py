@@ -19,7 +19,7 @@ from cvit.analysis.display.text import error_text, latex, latex_table, markdown_
 from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import heads_text, joined
 from cvit.analysis.questions import HEADS, RELATIVE_ERROR, Claim, Question
-from cvit.analysis.questions.expressivity import ROUNDING, ZERO_ERROR
+from cvit.analysis.statistics.fits import ROUNDING, ZERO_ERROR
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED, Judged
