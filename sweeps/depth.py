@@ -2,7 +2,7 @@
 
 python sweeps/depth.py                                          # 9, 16 and 27 causal taps in 1 to 4 layers
 python sweeps/depth.py --kernel-size 81 --depth 4 --num-heads 1 2 --fit-image-size 96 --fit-channels 16
-python sweeps/depth.py --dimensions 2 --kernel-size 3 --causal False --fit-image-size 6 --depth 1 2 3 --seeds 20
+python sweeps/depth.py --dimensions 2 --kernel-size 3 --padding same --fit-image-size 6 --depth 1 2 3 --seeds 20
 
 Layers with skip connections are a sum of (H + 1)^L products, so no layers with (H + 1)^L below the number of a kernel's
 maps are exact; wide enough layers at that frontier are, for causal kernels (docs/THEOREMS.md).

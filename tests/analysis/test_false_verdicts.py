@@ -16,14 +16,14 @@ from scipy.stats import binom
 from cvit import vocabulary as names
 from cvit.analysis.claims import all_claims
 from cvit.analysis.questions import DECADES, PAIRED_UNITS, Claim
-from cvit.analysis.questions.expressivity import ZERO_ERROR
 from cvit.analysis.questions.low_data import OF_EQUAL_FLOPS
 from cvit.analysis.statistics.cost import Costing, in_flops, in_seconds
+from cvit.analysis.statistics.fits import ZERO_ERROR
 from cvit.analysis.statistics.learning_rates import RANGE_MARGIN
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, MARGIN, judge
 from cvit.config import TrialConfig
-from cvit.theorem.counts import heads_needed
+from cvit.theorem.counts import heads_by_layer, heads_needed
 from tests.support.random_studies import Cell, measured_curve, study_in_memory
 
 SCHEMES = ["random", "two_phase"]
@@ -236,6 +236,28 @@ def _as_counted(draws: Draws, restarts: int) -> Study:
     return fits(draws, restarts, heads_needed)
 
 
+def deep_fits(draws: Draws, restarts: int, fewer: int, shared_by: int = 1) -> Study:
+    """Fits of layers to causal kernels that come more or less close to their bound, which is zero from so many heads a
+    layer fewer than the frontier on; in one layer, from a part of the frontier's heads on."""
+
+    def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
+        taps, layers, heads = cell["kernel_size"], cell["depth"], cell["num_heads"]
+        frontier = max(heads_by_layer(taps, layers))
+        needed = frontier - fewer if layers > 1 else frontier // shared_by - fewer
+        bound = 0.0 if heads >= needed else ZERO_ERROR * (1 + abs(draws.shared(taps, layers, heads)))
+        reached = bound + 10 ** draws.rng.uniform(-8, -1)
+        settings = {"patch_size": 1, "dimensions": 1, "padding": "causal", "fit_channels": 8, "fit_image_size": 32}
+        return reached, {}, {names.EXPRESSIVITY_BOUND: bound, **settings}
+
+    grid = {
+        "kernel_size": [9, 16],
+        "depth": [1, 2, 4],
+        "num_heads": [*range(1, 5), 7, 8, 9, 14, 15, 16],
+        "seed": list(range(restarts)),
+    }
+    return study_in_memory("depth", grid, outcome)
+
+
 GAIN, NO_LOSS = (0.0, MARGIN), (-MARGIN, 0.0)
 Truth = Callable[[Draws, int], Study]
 
@@ -269,6 +291,9 @@ TRUTHS: dict[str, tuple[Truth, Truth]] = {
     "heads_enough": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) + 1), _as_counted),
     "heads_necessary": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) - 1), _as_counted),
     "patches_save_heads": (lambda draws, n: fits(draws, n, lambda *case: 9), _as_counted),
+    "frontier_enough": ((lambda draws, n: deep_fits(draws, n, -1)), (lambda draws, n: deep_fits(draws, n, 0))),
+    "frontier_necessary": ((lambda draws, n: deep_fits(draws, n, 1)), (lambda draws, n: deep_fits(draws, n, 0))),
+    "layers_save_heads": ((lambda draws, n: deep_fits(draws, n, 0, 4)), (lambda draws, n: deep_fits(draws, n, 0))),
 }
 """Claim → studies in which it is not true, but only just, and studies in which it is, but only just. After a comma
 stands what a second kind of studies is about."""

@@ -8,7 +8,7 @@ finished restarts; none can lie below `bound`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cvit import vocabulary as names
 from cvit.analysis.display.csv_text import csv_text
@@ -19,15 +19,14 @@ from cvit.analysis.display.text import error_text, latex, latex_table, markdown_
 from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import heads_text, joined
 from cvit.analysis.questions import HEADS, RELATIVE_ERROR, Claim, Question
-from cvit.analysis.questions.expressivity import ROUNDING, ZERO_ERROR
+from cvit.analysis.statistics.fits import ROUNDING, ZERO_ERROR
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED, Judged
 from cvit.analysis.store.axes import DEPTH, KERNEL_SIZE, NUM_HEADS, PATCH_SIZE
-from cvit.deep_fits import PARAMETERS
-from cvit.theorem.counts import Options, general_kernel_heads, heads_by_layer, heads_needed, maps_of
+from cvit.theorem.counts import Options, Padding, general_kernel_heads, heads_by_layer, heads_needed, maps_of
 
-CSV_COLUMNS = (KERNEL_SIZE, PATCH_SIZE, "dimensions", "causal", DEPTH, NUM_HEADS, "bound", "reached", "restarts")
+CSV_COLUMNS = (KERNEL_SIZE, PATCH_SIZE, "dimensions", "padding", DEPTH, NUM_HEADS, "bound", "reached", "restarts")
 _HEAD = (
     "convolution",
     "maps",
@@ -48,17 +47,17 @@ _RULES = (
 
 
 class Case(NamedTuple):
-    """A convolution: its kernel, the patches, the number of axes, and whether it is causal."""
+    """A convolution: its kernel, the patches, the number of axes, and its padding."""
 
     kernel_size: int
     patch_size: int
     dimensions: int
-    causal: bool
+    padding: Padding
 
     @property
     def options(self) -> Options:
         """The options of the convolution."""
-        return {"padding": "causal"} if self.causal else {}
+        return {"padding": self.padding}
 
     @property
     def maps(self) -> int:
@@ -77,7 +76,7 @@ class Case(NamedTuple):
     @property
     def place(self) -> str:
         """The case as the place of a verdict, such as `K9-P1-1D-causal`."""
-        return f"K{self.kernel_size}-P{self.patch_size}-{self.dimensions}D" + "-causal" * self.causal
+        return f"K{self.kernel_size}-P{self.patch_size}-{self.dimensions}D-{self.padding}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def fits_by_case(study: Study) -> dict[Case, Fits]:
     """The fits of a study, by case, layers and heads a layer, ascending."""
     restarts: dict[tuple[Case, int, int], list[tuple[float, float]]] = {}
     for result in study.results:
-        values = {**_defaults(), **study.params, **(result.trial or {}), **result.place}
+        values = {**study.params, **(result.trial or {}), **result.place}
         case = Case(*(values[name] for name in Case._fields))
         errors = restarts.setdefault((case, values[DEPTH], values[NUM_HEADS]), [])
         if result.trial and math.isfinite(result.value):
@@ -189,11 +188,6 @@ def contradictions(cases: Mapping[Case, Fits]) -> list[str]:
         for case, layers, heads, fit in _all_fits(cases)
         if fit.contradicts
     ]
-
-
-def _defaults() -> dict[str, Any]:
-    """The defaults of the parameters, for stores of a version that did not have one."""
-    return {name: PARAMETERS[name].default for name in Case._fields}
 
 
 def _all_fits(cases: Mapping[Case, Fits]) -> Iterator[tuple[Case, int, int, Fit]]:

@@ -17,6 +17,7 @@ from cvit.analysis.display.text import error_text, latex, latex_table, markdown_
 from cvit.analysis.display.titles import named_title
 from cvit.analysis.display.wording import heads_text
 from cvit.analysis.questions import HEADS, RELATIVE_ERROR, Claim, Question
+from cvit.analysis.statistics.fits import ROUNDING, ZERO_ERROR
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED, Judged
@@ -25,10 +26,6 @@ from cvit.theorem.counts import general_kernel_heads, heads_needed
 
 AXES = (KERNEL_SIZE, PATCH_SIZE, NUM_HEADS)
 CSV_COLUMNS = (*AXES, "bound", "reached", "restarts")
-ROUNDING = 1e-9
-"""An error below the bound by more than this contradicts the theorem; an error up to this is zero up to rounding."""
-ZERO_ERROR = 1e-3
-"""The largest distance from a convolution, relative to its norm, that counts as zero."""
 
 _RULES = (
     "Distance of an attention layer with H heads from the convolution of a random K×K kernel on P×P patches, relative "

@@ -20,7 +20,8 @@ from cvit.analysis.display.figure_style import (
     new_figure,
 )
 from cvit.analysis.display.wording import heads_text
-from cvit.analysis.questions.expressivity import ROUNDING, Fit, by_case, fits
+from cvit.analysis.questions.expressivity import Fit, by_case, fits
+from cvit.analysis.statistics.fits import ROUNDING
 from cvit.analysis.statistics.studies import TREATMENT, Study
 from cvit.theorem.counts import heads_needed
 
