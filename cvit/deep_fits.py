@@ -4,7 +4,6 @@ A trial is an attempt to fit layers to a random convolution; see `cvit.training.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -73,10 +72,11 @@ class DepthConfig:
                 f"{self.dimensions} axes: at most {MOST_TOKENS} are fitted, with a fit_image_size of "
                 f"{self.patch_size * _root(MOST_TOKENS, self.dimensions)} or less"
             )
-        if self.depth > math.log2(MOST_TERMS) or self.terms > MOST_TERMS:
+        if 2**self.depth > MOST_TERMS or self.terms > MOST_TERMS:
+            most_heads, most_layers = _root(MOST_TERMS, self.depth) - 1, MOST_TERMS.bit_length() - 1
             raise CombinationError(
                 f"num_heads {self.num_heads} in {self.depth} layers have more than {MOST_TERMS} products of heads: at "
-                f"most {_root(MOST_TERMS, self.depth) - 1} heads in so many layers"
+                + (f"most {most_heads} heads in so many layers" if most_heads else f"most {most_layers} layers")
             )
 
     @property

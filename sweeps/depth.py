@@ -30,7 +30,7 @@ DEPTH = Sweep(
             description="does it run? 16 fits, 15 seconds",
             grid={"kernel_size": (9,), "depth": (1, 2), "num_heads": (1, 2, 7, 8)},
             seeds=2,
-            settings={"fit_image_size": 16},
+            settings={},
         ),
         "reference": Preset(
             description="more kernels, layers and restarts; hours on two cores",
