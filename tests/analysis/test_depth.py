@@ -92,7 +92,7 @@ def test_an_error_below_the_bound_refutes_and_stands_out(tmp_path: Path) -> None
     line = "VIOLATION: K = 9, P = 1, 1-D, causal, 2 layers of 1 head: reached 5.00e-01 lies below the bound 6.00e-01."
     files = {name: data.decode("utf-8", "replace") for name, data in files_of(frames, "depth").by_name.items()}
     assert line in answer_text(frames, KEY) and f"**{line}**" in files["depth.md"]
-    assert files["depth.csv"].splitlines()[1:] == ["9,1,1,causal,2,1,0.6,0.5,2", "9,1,1,causal,2,2,0.1,0.2,1"]
+    assert files["depth.csv"].splitlines()[1:] == ["9,1,1,causal,32,8,2,1,0.6,0.5,2", "9,1,1,causal,32,8,2,2,0.1,0.2,1"]
     by_name = {verdict.claim: verdict.verdict for verdict in verdicts(frames)}
     assert by_name["frontier_necessary/K9-P1-1D-causal-L2"] == "does not hold"
     assert by_name["frontier_enough/K9-P1-1D-causal-L2"] == "does not hold"
@@ -102,7 +102,18 @@ def test_a_study_that_has_just_begun_is_shown(tmp_path: Path) -> None:
     frames = frames_of(tmp_path, {(1, 8): (0.0, []), (2, 2): (0.0, [])})
     assert "Missing: 4 of 4 trials." in answer_text(frames, KEY)
     files = files_of(frames, "depth").by_name
-    assert len(files) == 6 and b"9,1,1,causal,1,8,,,0" in files["depth.csv"]
+    assert len(files) == 6 and b"9,1,1,causal,32,8,1,8,,,0" in files["depth.csv"]
+
+
+def test_on_a_small_image_or_few_channels_the_frontier_is_that_of_fewer_maps() -> None:
+    """On six tokens 27 causal taps have six offsets; with two channels their maps have four dimensions."""
+    usual = depth.Case(27, 1, 1, "causal", 32, 8)
+    small, narrow = usual._replace(fit_image_size=6), usual._replace(fit_channels=2)
+    assert [case.maps for case in (usual, small, narrow)] == [27, 6, 4]
+    assert [case.frontier(2) for case in (usual, small, narrow)] == [5, 2, 1]
+    assert [case.text for case in (usual, small, narrow)] == [
+        "K = 27, P = 1, 1-D, causal", "K = 27, P = 1, 1-D, causal, N = 6", "K = 27, P = 1, 1-D, causal, C = 2"
+    ]  # fmt: skip
 
 
 def test_the_figure_has_the_frontier_and_a_mark_for_each_fit(tmp_path: Path) -> None:
