@@ -27,6 +27,7 @@ MOST_TOKENS = 256
 MOST_TERMS = 128
 """The largest numbers of tokens and of products of heads in a fit, whose least squares have a row for each pair of
 tokens and a column for each product."""
+MOST_LAYERS = MOST_TERMS.bit_length() - 1
 MOST_DIMENSIONS = 3
 
 
@@ -72,11 +73,11 @@ class DepthConfig:
                 f"{self.dimensions} axes: at most {MOST_TOKENS} are fitted, with a fit_image_size of "
                 f"{self.patch_size * _root(MOST_TOKENS, self.dimensions)} or less"
             )
-        if 2**self.depth > MOST_TERMS or self.terms > MOST_TERMS:
-            most_heads, most_layers = _root(MOST_TERMS, self.depth) - 1, MOST_TERMS.bit_length() - 1
+        require(self.depth <= MOST_LAYERS, "depth", self.depth, f"must be at most {MOST_LAYERS}")
+        if self.terms > MOST_TERMS:  # without the number of heads, so that a plan lists a depth's combinations together
             raise CombinationError(
-                f"num_heads {self.num_heads} in {self.depth} layers have more than {MOST_TERMS} products of heads: at "
-                + (f"most {most_heads} heads in so many layers" if most_heads else f"most {most_layers} layers")
+                f"depth {self.depth} takes a num_heads of at most {_root(MOST_TERMS, self.depth) - 1}: there may be "
+                f"up to {MOST_TERMS} products of heads, (num_heads + 1)^depth"
             )
 
     @property

@@ -122,6 +122,7 @@ def test_the_figure_has_the_frontier_and_a_mark_for_each_fit(tmp_path: Path) -> 
     assert frontier == [[0.5, 7.5], [1.5, 7.5], [1.5, 1.5], [2.5, 1.5], [3.5, 0.5], [4.5, 0.5]]
     assert exact == [[1, 8], [2, 2]]
     assert others == [[1, 7], [2, 1], [4, 1]]
+    assert [text.get_text() for text in axes.texts] == ["study dddddddd; 9 maps", "K = 9\nP = 1\n1-D\ncausal"]
     assert axes.get_yscale() == "log" and axes.get_xlabel() == "layers"
 
 

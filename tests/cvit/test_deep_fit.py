@@ -168,12 +168,9 @@ def test_a_fit_is_stored_once_under_a_key_that_never_changes(tmp_path: Path) -> 
         ),
         (
             {"depth": 3, "num_heads": 5},
-            "num_heads 5 in 3 layers have more than 128 products of heads: at most 4 heads in so many layers",
+            "depth 3 takes a num_heads of at most 4: there may be up to 128 products of heads, (num_heads + 1)^depth",
         ),
-        (
-            {"depth": 1000, "num_heads": 1},
-            "num_heads 1 in 1000 layers have more than 128 products of heads: at most 7 layers",
-        ),
+        ({"depth": 8, "num_heads": 1}, "depth 8 must be at most 7"),
         ({"seed": -1}, "seed -1 must be at least 0"),
         ({"mlp_ratio": 2}, "unknown parameter 'mlp_ratio'; valid are kernel_size,"),
     ],
