@@ -4,7 +4,6 @@ A trial is an attempt to fit layers to a random convolution; see `cvit.training.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,17 +15,19 @@ from cvit.config import (
     option,
     parameters_of,
     require,
+    require_choice,
     require_divisor,
     require_known,
 )
 from cvit.fits import SingleStage
-from cvit.theorem.counts import Options, Size, heads_needed, maps_of
+from cvit.theorem.counts import Options, Padding, heads_needed, maps_of
 from cvit.vocabulary import DEPTH
 
 MOST_TOKENS = 256
 MOST_TERMS = 128
 """The largest numbers of tokens and of products of heads in a fit, whose least squares have a row for each pair of
 tokens and a column for each product."""
+MOST_LAYERS = MOST_TERMS.bit_length() - 1
 MOST_DIMENSIONS = 3
 
 
@@ -37,7 +38,7 @@ class DepthConfig:
     kernel_size: int = option("Taps of the convolution's kernel along each axis, pixels.", 9)
     patch_size: int = option("Side of a patch, pixels; divides the image size.", 1)
     dimensions: int = option("Axes of the images: 1 for series, 2 for images, 3 for volumes.", 1)
-    causal: bool = option("No output sees a pixel behind its own along any axis, as in a causal convolution.", True)
+    padding: Padding = option("Zeros before the first pixel along each axis: all (causal) or half (same).", "causal")
     depth: int = option("Layers of attention, with a skip connection around each.", 2)
     num_heads: int = option("Heads of each layer.", 2)
     fit_image_size: int = option("Side of the images that the operators act on, pixels.", 32)
@@ -56,6 +57,7 @@ class DepthConfig:
             self.dimensions,
             f"must be between 1 and {MOST_DIMENSIONS}",
         )
+        require_choice(self, "padding", Padding)
         require_divisor("patch_size", self.patch_size, self.fit_image_size)
         require(
             0 < self.fit_learning_rate <= LARGEST_LEARNING_RATE,
@@ -71,16 +73,22 @@ class DepthConfig:
                 f"{self.dimensions} axes: at most {MOST_TOKENS} are fitted, with a fit_image_size of "
                 f"{self.patch_size * _root(MOST_TOKENS, self.dimensions)} or less"
             )
-        if self.depth > math.log2(MOST_TERMS) or self.terms > MOST_TERMS:
+        require(self.depth <= MOST_LAYERS, "depth", self.depth, f"must be at most {MOST_LAYERS}")
+        if self.terms > MOST_TERMS:  # without the number of heads, so that a plan lists a depth's combinations together
             raise CombinationError(
-                f"num_heads {self.num_heads} in {self.depth} layers have more than {MOST_TERMS} products of heads: at "
-                f"most {_root(MOST_TERMS, self.depth) - 1} heads in so many layers"
+                f"depth {self.depth} takes a num_heads of at most {_root(MOST_TERMS, self.depth) - 1}: there may be "
+                f"up to {MOST_TERMS} products of heads, (num_heads + 1)^depth"
             )
 
     @property
     def terms(self) -> int:
         """Π (H_l + 1), the number of maps that the layers can have between them."""
         return maps_of((self.num_heads,) * self.depth)
+
+    @property
+    def maps(self) -> int:
+        """R, the number of maps between patches that the theorem counts for the convolution."""
+        return heads_needed(self.kernel_shape, self.patch_size, **self.options)
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
@@ -90,7 +98,7 @@ class DepthConfig:
     @property
     def options(self) -> Options:
         """The convolution's options."""
-        return {"padding": "causal"} if self.causal else {}
+        return {"padding": self.padding}
 
     def flat(self) -> dict[str, Any]:
         """Every field, by name."""
@@ -116,12 +124,6 @@ class DeepFitStage(SingleStage[DepthConfig]):
 
     task: ClassVar[str] = DEPTH
     parameters: ClassVar[Mapping[str, Parameter]] = PARAMETERS
-
-
-def maps_needed(config: Mapping[str, Any]) -> int:
-    """R, the number of maps between patches that a general kernel of a configuration has."""
-    kernel: Size = (config["kernel_size"],) * config["dimensions"]
-    return heads_needed(kernel, config["patch_size"], **({"padding": "causal"} if config["causal"] else {}))
 
 
 def _root(number: int, degree: int) -> int:

@@ -2,7 +2,7 @@
 
 python sweeps/depth.py                                          # 9, 16 and 27 causal taps in 1 to 4 layers
 python sweeps/depth.py --kernel-size 81 --depth 4 --num-heads 1 2 --fit-image-size 96 --fit-channels 16
-python sweeps/depth.py --dimensions 2 --kernel-size 3 --causal False --fit-image-size 6 --depth 1 2 3 --seeds 20
+python sweeps/depth.py --dimensions 2 --kernel-size 3 --padding same --fit-image-size 6 --depth 1 2 3 --seeds 20
 
 Layers with skip connections are a sum of (H + 1)^L products, so no layers with (H + 1)^L below the number of a kernel's
 maps are exact; wide enough layers at that frontier are, for causal kernels (docs/THEOREMS.md).
@@ -30,7 +30,7 @@ DEPTH = Sweep(
             description="does it run? 16 fits, 15 seconds",
             grid={"kernel_size": (9,), "depth": (1, 2), "num_heads": (1, 2, 7, 8)},
             seeds=2,
-            settings={"fit_image_size": 16},
+            settings={},
         ),
         "reference": Preset(
             description="more kernels, layers and restarts; hours on two cores",

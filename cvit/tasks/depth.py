@@ -7,7 +7,7 @@ torch.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cvit.deep_fits import PARAMETERS, DeepFitStage, DepthConfig, maps_needed
+from cvit.deep_fits import PARAMETERS, DeepFitStage, DepthConfig
 from cvit.tasks import Task
 from cvit.vocabulary import DEPTH, EXPRESSIVITY_ERROR
 
@@ -56,7 +56,7 @@ def _expected_seconds(stage: DeepFitStage, images: "ImageCounts | None", device:
     the products of attention matrices."""
     config = stage.trial
     tokens = (config.fit_image_size // config.patch_size) ** config.dimensions
-    of_pair = 3 * config.terms * (config.terms + maps_needed(config.flat()) + tokens)
+    of_pair = 3 * config.terms * (config.terms + config.maps + tokens)
     return stage.steps * (STEP_S + 2 * tokens**2 * of_pair / FLOPS_PER_SECOND)
 
 

@@ -1,6 +1,6 @@
 """The sweep depth: the error of L layers of H heads fitted to a convolution, beside the exact frontier (H + 1)^L ≥ R.
 
-R is the number of maps that the theorem counts for the kernel, and each layer has a skip connection. Errors are
+R is the number of maps that a general kernel has, and each layer has a skip connection. Errors are
 distances of the two operators relative to the convolution's Frobenius norm. `reached` is the least error over the
 finished restarts; none can lie below `bound`.
 """
@@ -8,7 +8,7 @@ finished restarts; none can lie below `bound`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cvit import vocabulary as names
 from cvit.analysis.display.csv_text import csv_text
@@ -23,11 +23,11 @@ from cvit.analysis.statistics.fits import ROUNDING, ZERO_ERROR
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED, Judged
-from cvit.analysis.store.axes import DEPTH, KERNEL_SIZE, NUM_HEADS, PATCH_SIZE
-from cvit.deep_fits import PARAMETERS
-from cvit.theorem.counts import Options, general_kernel_heads, heads_by_layer, heads_needed, maps_of
+from cvit.analysis.store.axes import DEPTH, NUM_HEADS
+from cvit.tasks import task_named
+from cvit.theorem.counts import Padding, general_kernel_heads, heads_by_layer, maps_of
 
-CSV_COLUMNS = (KERNEL_SIZE, PATCH_SIZE, "dimensions", "causal", DEPTH, NUM_HEADS, "bound", "reached", "restarts")
+_DEFAULTS = task_named(names.DEPTH).parameters
 _HEAD = (
     "convolution",
     "maps",
@@ -48,36 +48,39 @@ _RULES = (
 
 
 class Case(NamedTuple):
-    """A convolution: its kernel, the patches, the number of axes, and whether it is causal."""
+    """A convolution, by the parameters of its fits."""
 
     kernel_size: int
     patch_size: int
     dimensions: int
-    causal: bool
-
-    @property
-    def options(self) -> Options:
-        """The options of the convolution."""
-        return {"padding": "causal"} if self.causal else {}
+    padding: Padding
+    fit_image_size: int
+    fit_channels: int
 
     @property
     def maps(self) -> int:
-        """R, the number of maps that the theorem counts."""
-        return heads_needed((self.kernel_size,) * self.dimensions, self.patch_size, **self.options)
+        """R, the number of maps that a general kernel has on these images."""
+        kernel_size, patch_size, axes, padding, image_size, channels = self
+        grid = image_size // patch_size
+        return general_kernel_heads(kernel_size, patch_size, channels, channels, grid, axes, padding=padding)
 
     def frontier(self, layers: int) -> int:
         """The least heads of each of L layers that have R maps between them."""
         return max(heads_by_layer(self.maps, layers))
 
     @property
+    def place(self) -> str:
+        """The case as the place of a verdict, such as `K9-P1-1D-causal`, with what differs from the defaults."""
+        parts = [f"K{self.kernel_size}", f"P{self.patch_size}", f"{self.dimensions}D", self.padding]
+        for letter, name in (("N", "fit_image_size"), ("C", "fit_channels")):
+            if getattr(self, name) != _DEFAULTS[name].default:
+                parts.append(f"{letter}{getattr(self, name)}")
+        return "-".join(parts)
+
+    @property
     def text(self) -> str:
         """The case in words, such as `K = 9, P = 1, 1-D, causal`."""
         return _place_text(self.place)
-
-    @property
-    def place(self) -> str:
-        """The case as the place of a verdict, such as `K9-P1-1D-causal`."""
-        return f"K{self.kernel_size}-P{self.patch_size}-{self.dimensions}D" + "-causal" * self.causal
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Fit:
         return self.reached <= ZERO_ERROR
 
 
+CSV_COLUMNS = (*Case._fields, DEPTH, NUM_HEADS, "bound", "reached", "restarts")
+
 Fits = Mapping[int, Mapping[int, Fit]]
 """The fits of a case by number of layers and of heads a layer, ascending."""
 
@@ -107,7 +112,7 @@ def fits_by_case(study: Study) -> dict[Case, Fits]:
     """The fits of a study, by case, layers and heads a layer, ascending."""
     restarts: dict[tuple[Case, int, int], list[tuple[float, float]]] = {}
     for result in study.results:
-        values = {**_defaults(), **study.params, **(result.trial or {}), **result.place}
+        values = {**study.params, **(result.trial or {}), **result.place}
         case = Case(*(values[name] for name in Case._fields))
         errors = restarts.setdefault((case, values[DEPTH], values[NUM_HEADS]), [])
         if result.trial and math.isfinite(result.value):
@@ -191,11 +196,6 @@ def contradictions(cases: Mapping[Case, Fits]) -> list[str]:
     ]
 
 
-def _defaults() -> dict[str, Any]:
-    """The defaults of the parameters, for stores of a version that did not have one."""
-    return {name: PARAMETERS[name].default for name in Case._fields}
-
-
 def _all_fits(cases: Mapping[Case, Fits]) -> Iterator[tuple[Case, int, int, Fit]]:
     for case, by_layers in cases.items():
         for layers, by_heads in by_layers.items():
@@ -219,7 +219,7 @@ def _markdown_section(study: Study) -> str:
                 rows.append(
                     [str(layers), f"{heads}{mark}", terms, error_text(fit.bound), error_text(fit.reached) + flag]
                 )
-        lines += [f"### {case.text}", "", f"The theorem counts {case.maps} maps.", ""]
+        lines += [f"### {case.text}", "", f"A general kernel has {case.maps} maps.", ""]
         lines += [*markdown_table(["L", "H", "(H + 1)^L", "bound", "reached"], rows), ""]
     counts = [fit.restarts for *_, fit in _all_fits(cases)]
     least, most = min(counts), max(counts)
@@ -246,27 +246,24 @@ def _layers_text(layers: int) -> str:
     return f"{layers} layer{'' if layers == 1 else 's'}"
 
 
-def _at_the_frontier(study: Study, fewer: int = 0) -> Iterator[tuple[str, Case, Fit]]:
-    """The place, the case and the fit with so many heads fewer than the frontier, for each number of layers."""
+def _at_the_frontier(study: Study, fewer: int = 0) -> Iterator[tuple[str, Fit]]:
+    """The place of a verdict and the fit with so many heads fewer than the frontier, for each number of layers."""
     for case, by_layers in fits_by_case(study).items():
         for layers, by_heads in by_layers.items():
             if (fit := by_heads.get(case.frontier(layers) - fewer)) is not None:
-                yield f"{case.place}-L{layers}", case, fit
+                yield f"{case.place}-L{layers}", fit
 
 
 def _frontier_enough(study: Study) -> Iterator[Family]:
-    for place, _, fit in _at_the_frontier(study):
+    for place, fit in _at_the_frontier(study):
         zero = HOLDS if fit.is_exact else FAILS if fit.bound > ZERO_ERROR else UNDECIDED
         yield [(place, _judged(fit, zero))]
 
 
 def _frontier_necessary(study: Study) -> Iterator[Family]:
-    """Judges the cases in which a general kernel has all the maps that the theorem counts; on few channels or on a
-    small image it has fewer."""
-    for place, case, fit in _at_the_frontier(study, fewer=1):
-        if _general_maps(study, case) == case.maps:
-            above = FAILS if fit.is_exact else HOLDS if fit.bound > ZERO_ERROR else UNDECIDED
-            yield [(place, _judged(fit, above))]
+    for place, fit in _at_the_frontier(study, fewer=1):
+        above = FAILS if fit.is_exact else HOLDS if fit.bound > ZERO_ERROR else UNDECIDED
+        yield [(place, _judged(fit, above))]
 
 
 def _layers_save_heads(study: Study) -> Iterator[Family]:
@@ -296,20 +293,13 @@ def _judged(fit: Fit, verdict: str) -> Judged:
     return Judged(verdict, fit.reached, fit.bound, fit.reached, fit.restarts)
 
 
-def _general_maps(study: Study, case: Case) -> int:
-    settings = next(iter(study.trials), study.params)
-    channels, grid_size = settings["fit_channels"], settings["fit_image_size"] // case.patch_size
-    kernel, axes = case.kernel_size, case.dimensions
-    return general_kernel_heads(kernel, case.patch_size, channels, channels, grid_size, axes, **case.options)
-
-
 def _place_text(place: str) -> str:
     """The place of a claim in words, such as `K = 9, P = 1, 1-D, causal, 2 layers`."""
     return ", ".join(map(_part_text, place.split("-")))
 
 
 def _part_text(part: str) -> str:
-    if part[0] in "KP":
+    if part[0] in "KPNC":
         return f"{part[0]} = {part[1:]}"
     if part[0] == "L":
         return _layers_text(int(part[1:]))
@@ -336,8 +326,7 @@ QUESTION = Question(
         Claim(
             order=35,
             name="frontier_necessary",
-            statement="With one head a layer fewer no layers express it, where a general kernel has as many maps: the "
-            "error stays clearly above zero",
+            statement="With one head a layer fewer no layers express it: the error stays clearly above zero",
             unit=RELATIVE_ERROR,
             place_text=_place_text,
             least_n=1,

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from cvit.analysis.display.colours import colour_of
 from cvit.analysis.display.figure_style import (
+    REMARK,
     STUDIES_SHOWN,
     draw_heading,
     draw_subtitle,
@@ -38,7 +39,7 @@ def draw(studies: Sequence[Study]) -> Figure:
         for i, (study, cases) in enumerate(recent):
             panels_of_study = panels[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
             for axes, (case, by_layers) in zip(panels_of_study, cases.items(), strict=False):
-                title = f"{case.text}: {case.maps} maps"
+                title = f"{case.maps} maps"
                 if axes is panels_of_study[0]:
                     draw_heading(axes, study, title)
                 else:
@@ -69,6 +70,7 @@ def _draw_case(axes: Axes, case: Case, by_layers: Fits) -> None:
             markerfacecolor=face,
             label=name,
         )
+    axes.annotate(case.text.replace(", ", "\n"), (1.0, 1.0), xycoords="axes fraction", ha="right", va="top", **REMARK)
     axes.set_yscale("log")
     most = max((heads for fits in by_layers.values() for heads in fits), default=1)
     axes.set_ylim(_HALF / _ROOM, max(most, case.frontier(layers[0])) * _ROOM)
