@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,11 @@ from cvit.geometry import num_relative_positions
 from cvit.results import Point, load_result
 from cvit.storage import Storage
 from cvit.theorem.counts import heads_needed
-from cvit.training.fit import Target, attention, descend, fit, kernel, least_error, relative_error, target
+from cvit.training.fit import attention, descend, fit, kernel, least_error, relative_error, target, target_of
 from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR
 
 CLOSE = 1e-4
 """What counts as having reached the convolution; descent gets below 1e-6."""
-
-
-def target_of(config: ExpressivityConfig) -> Target:
-    goal = target(kernel(config), config.patch_size, config.fit_image_size, **config.options)
-    return replace(goal, window_size=config.window_size)
 
 
 def last(points: Sequence[Point], metric: str) -> float:
