@@ -43,6 +43,8 @@ EXPRESSIVITY = Sweep(
             settings={},
         ),
     },
+    further_axes=("dimensions", "stride", "dilation", "causal", "window_size"),
+    drop_invalid=True,
 )
 
 HEAD_COUNT = Sweep(

@@ -6,6 +6,9 @@ per offset and one for the zero slot. For given attention, the best value–outp
 problem; it is solved exactly in every step (variable projection; Golub and Pereyra, 1973), so heads may have any width.
 The distance is the Frobenius norm of the difference of the operators: the root of the expected squared error on white
 noise.
+
+Attention in windows is zero outside them; the bound then has the energy that crosses them too. A layer that takes
+tokens to smaller ones, as a stride does, has value and output maps of that shape; its attention is the same.
 """
 
 import dataclasses
@@ -21,13 +24,21 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvit.fits import ExpressivityConfig, SingleStage
-from cvit.geometry import Grid, num_relative_positions, occurs, relative_position, relative_position_index
+from cvit.geometry import (
+    Grid,
+    num_relative_positions,
+    occurs,
+    patch_places,
+    relative_position,
+    relative_position_index,
+)
 from cvit.provenance import provenance
 from cvit.randomness import generator
 from cvit.results import Point, Report, StageResult, load_result
 from cvit.storage import Storage
 from cvit.theorem.counts import Options, Size, per_axis
 from cvit.theorem.kernel import error_bound, grid_of, offsets, patch_maps
+from cvit.theorem.windows import window_error
 from cvit.training import checkpoint as ckpt
 from cvit.training.schedule import learning_rate
 from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR, STATUS_OK
@@ -51,16 +62,18 @@ class Target:
         shifts: (N², R) float64, the shift matrices S_δ as columns, for the offsets that occur on the grid.
         basis: (R, R) float64, basis · basisᵀ is the Gram matrix of the M_δ, scaled to a convolution of norm 1.
         grid: patches along each axis, N in all.
+        window_size: the side of the windows to which attention is confined, in patches; None: no windows.
     """
 
     shifts: Tensor
     basis: Tensor
     grid: Grid
+    window_size: int | None = None
 
 
 def kernel(config: ExpressivityConfig) -> Tensor:
     """The convolution's kernel (fit_channels, fit_channels, K, K), standard normal, float64; the same for all seeds."""
-    shape = (config.fit_channels, config.fit_channels, config.kernel_size, config.kernel_size)
+    shape = (config.fit_channels, config.fit_channels, *config.kernel_shape)
     return torch.randn(shape, generator=generator(0, "expressivity/kernel"), dtype=torch.float64)
 
 
@@ -78,19 +91,26 @@ def target(weight: Tensor, patch_size: Size, image_size: Size, **options: Unpack
     return Target(shifts, basis / (shifts @ basis).norm(), grid)
 
 
-def attention(logits: Tensor, grid: Grid) -> Tensor:
+def attention(logits: Tensor, grid: Grid, window_size: int | None = None) -> Tensor:
     """The attention matrices as columns (N², H), without the zero slot.
 
     Args:
         logits: (H, R + 1) biases: a column for each of the grid's R relative positions, then one for the zero slot.
+        window_size: the side of windows, in patches, outside which attention is zero; None: no windows.
     """
     index = F.pad(relative_position_index(grid), (0, 1), value=num_relative_positions(grid))
-    return logits[:, index].softmax(dim=-1)[..., :-1].flatten(1).T
+    scores = logits[:, index]
+    if window_size is not None:
+        windows = patch_places(grid) // window_size
+        is_outside = (windows[:, None] != windows[None, :]).any(dim=-1)
+        scores = scores.masked_fill(F.pad(is_outside, (0, 1), value=False), -math.inf)
+    return scores.softmax(dim=-1)[..., :-1].flatten(1).T
 
 
 def relative_error(logits: Tensor, goal: Target) -> float:
     """The error of the best layer with this attention, relative to the convolution's norm, by orthogonal projection."""
-    return float((goal.shifts - projection(attention(logits, goal.grid), goal)).matmul(goal.basis).norm())
+    columns = attention(logits, goal.grid, goal.window_size)
+    return float((goal.shifts - projection(columns, goal)).matmul(goal.basis).norm())
 
 
 def projection(columns: Tensor, goal: Target) -> Tensor:
@@ -109,7 +129,15 @@ def log_squared_error(columns: Tensor, goal: Target) -> Tensor:
 
 
 def _loss(logits: Tensor, goal: Target) -> Tensor:
-    return log_squared_error(attention(logits, goal.grid), goal)
+    return log_squared_error(attention(logits, goal.grid, goal.window_size), goal)
+
+
+def least_error(config: ExpressivityConfig) -> float:
+    """The theorem's bound: no layer with so many heads, and in such windows, comes closer to the convolution."""
+    sizes = (kernel(config), config.patch_size, config.num_heads, config.fit_image_size)
+    if config.window_size is None:
+        return error_bound(*sizes, **config.options)
+    return window_error(*sizes, config.window_size, **config.options)
 
 
 def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
@@ -119,14 +147,13 @@ def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
         The measured errors and the bound; and the biases (num_heads, R + 1), for the grid's R relative positions and
         the zero slot.
     """
-    weight = kernel(config)
-    goal = target(weight, config.patch_size, config.fit_image_size)
+    goal = target(kernel(config), config.patch_size, config.fit_image_size, **config.options)
+    goal = dataclasses.replace(goal, window_size=config.window_size)
     shape = (config.num_heads, num_relative_positions(goal.grid) + 1)
     draws = generator(config.seed, "expressivity/attention")
     logits = torch.randn(shape, generator=draws, dtype=torch.float64).requires_grad_()
     points = follow_gradient(logits, _loss, relative_error, goal, steps=config.fit_steps, rate=config.fit_learning_rate)
-    bound = error_bound(weight, config.patch_size, config.num_heads, config.fit_image_size)
-    points.append(point(EXPRESSIVITY_BOUND, config.fit_steps, bound))
+    points.append(point(EXPRESSIVITY_BOUND, config.fit_steps, least_error(config)))
     return points, logits.detach()
 
 
