@@ -21,17 +21,12 @@ from cvit.config import (
     require_known,
 )
 from cvit.stages import stage_key
-from cvit.theorem.counts import Options, axes_of
+from cvit.theorem.counts import Options, Padding, axes_of
 from cvit.vocabulary import EXPRESSIVITY, FIT
 
 MOST_DIMENSIONS = 3
 MOST_TOKENS = 1024
 """The most patches of a fit, whose attention has a number for each pair of them and each head."""
-
-
-def options_of(stride: int, dilation: int, causal: bool) -> Options:
-    """The options of a convolution, as the theorem takes them."""
-    return {"stride": stride, "dilation": dilation, "padding": "causal" if causal else "same"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +100,8 @@ class ExpressivityConfig:
     @property
     def options(self) -> Options:
         """The options of the convolution."""
-        return options_of(self.stride, self.dilation, self.causal)
+        padding: Padding = "causal" if self.causal else "same"
+        return {"stride": self.stride, "dilation": self.dilation, "padding": padding}
 
     def flat(self) -> dict[str, Any]:
         """Every field, by name."""

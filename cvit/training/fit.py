@@ -63,12 +63,14 @@ class Target:
         basis: (R, R) float64, basis · basisᵀ is the Gram matrix of the M_δ, scaled to a convolution of norm 1.
         grid: patches along each axis, N in all.
         window_size: the side of the windows to which attention is confined, in patches; None: no windows.
+        reachable: the share of the convolution's energy between patches that may attend to each other.
     """
 
     shifts: Tensor
     basis: Tensor
     grid: Grid
     window_size: int | None = None
+    reachable: float = 1.0
 
 
 def kernel(config: ExpressivityConfig) -> Tensor:
@@ -101,10 +103,27 @@ def attention(logits: Tensor, grid: Grid, window_size: int | None = None) -> Ten
     index = F.pad(relative_position_index(grid), (0, 1), value=num_relative_positions(grid))
     scores = logits[:, index]
     if window_size is not None:
-        windows = patch_places(grid) // window_size
-        is_outside = (windows[:, None] != windows[None, :]).any(dim=-1)
-        scores = scores.masked_fill(F.pad(is_outside, (0, 1), value=False), -math.inf)
+        is_outside = F.pad(~_is_in_window(grid, window_size), (0, 1), value=False)
+        scores = scores.masked_fill(is_outside, -math.inf)
     return scores.softmax(dim=-1)[..., :-1].flatten(1).T
+
+
+def _is_in_window(grid: Grid, window_size: int) -> Tensor:
+    """(N, N): True where two patches lie in one window."""
+    windows = patch_places(grid) // window_size
+    return (windows[:, None] == windows[None, :]).all(dim=-1)
+
+
+def in_windows(goal: Target, window_size: int) -> Target:
+    """A convolution to which attention in windows is fitted."""
+    inside = goal.shifts * _is_in_window(goal.grid, window_size).flatten()[:, None]
+    return dataclasses.replace(goal, window_size=window_size, reachable=float((inside @ goal.basis).square().sum()))
+
+
+def target_of(config: ExpressivityConfig) -> Target:
+    """The convolution of a configuration."""
+    goal = target(kernel(config), config.patch_size, config.fit_image_size, **config.options)
+    return goal if config.window_size is None else in_windows(goal, config.window_size)
 
 
 def relative_error(logits: Tensor, goal: Target) -> float:
@@ -120,12 +139,12 @@ def projection(columns: Tensor, goal: Target) -> Tensor:
 
 def log_squared_error(columns: Tensor, goal: Target) -> Tensor:
     """The logarithm of the squared relative error of the best maps for columns (N², n), whose gradient does not vanish
-    while the attention sharpens."""
+    while the attention sharpens. What crosses windows is left out, as no attention changes it."""
     gram = columns.T @ columns
     ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram), dtype=gram.dtype)
     overlap = columns.T @ (goal.shifts @ goal.basis)
     explained = (overlap * torch.linalg.solve(gram + ridge, overlap)).sum()
-    return (1.0 - explained).clamp_min(_LEAST_SQUARED_ERROR).log()
+    return (goal.reachable - explained).clamp_min(_LEAST_SQUARED_ERROR).log()
 
 
 def _loss(logits: Tensor, goal: Target) -> Tensor:
@@ -147,8 +166,7 @@ def descend(config: ExpressivityConfig) -> tuple[list[Point], Tensor]:
         The measured errors and the bound; and the biases (num_heads, R + 1), for the grid's R relative positions and
         the zero slot.
     """
-    goal = target(kernel(config), config.patch_size, config.fit_image_size, **config.options)
-    goal = dataclasses.replace(goal, window_size=config.window_size)
+    goal = target_of(config)
     shape = (config.num_heads, num_relative_positions(goal.grid) + 1)
     draws = generator(config.seed, "expressivity/attention")
     logits = torch.randn(shape, generator=draws, dtype=torch.float64).requires_grad_()

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from cvit import vocabulary as names
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.axes import NUM_HEADS, sort_key
-from cvit.fits import PARAMETERS, options_of
-from cvit.theorem.counts import Options, axes_of, general_kernel_heads
+from cvit.tasks import parameters_of_task
+from cvit.theorem.counts import Options, Padding, axes_of, general_kernel_heads
 
 ROUNDING = 1e-9
 """An error below the bound by more than this contradicts the theorem; an error up to this is zero up to rounding."""
@@ -31,7 +31,8 @@ class Case(NamedTuple):
     @property
     def options(self) -> Options:
         """The options of the convolution."""
-        return options_of(self.stride, self.dilation, self.causal)
+        padding: Padding = "causal" if self.causal else "same"
+        return {"stride": self.stride, "dilation": self.dilation, "padding": padding}
 
     @property
     def heads(self) -> int:
@@ -87,7 +88,8 @@ Cases = Mapping[Case, Mapping[int, Fit]]
 def fits(study: Study) -> list[Fit]:
     """The fits of a study, one per case and number of heads, ascending; dimensions vary fastest, then causality."""
     restarts: dict[tuple[Case, int], list[tuple[float, float]]] = {}
-    defaults = {name: PARAMETERS[name].default for name in Case._fields}
+    parameters = parameters_of_task(names.EXPRESSIVITY)
+    defaults = {name: parameters[name].default for name in Case._fields}
     for result in study.results:
         values = {**defaults, **study.params, **result.place}
         case = Case(*(values[name] for name in Case._fields))
