@@ -278,7 +278,7 @@ def test_an_option_goes_to_every_part_that_has_it() -> None:
 def test_a_further_axis_is_one_only_with_several_values(options: str, grid: dict[str, Any], given: Any) -> None:
     (request,) = requests_of(HEAD_COUNT, ["--part", "expressivity", *options.split()]).values()
     assert request is not None and request.given == given
-    assert request.grid == EXPRESSIVITY.presets["laptop"].grid | grid
+    assert request.grid == {**EXPRESSIVITY.presets["laptop"].grid, **grid}
 
 
 def test_a_further_axis_needs_valid_values() -> None:

@@ -143,6 +143,32 @@ def test_cells_that_ask_for_the_same_training_share_its_stages_and_are_trials_of
     assert by_cell[9, None] == by_cell[9, 72] and by_cell[4, None] != by_cell[4, 72]
 
 
+@pytest.mark.parametrize(
+    ("options", "is_same"),
+    [
+        ((), True),
+        (("--dimensions", "2", "--stride", "1", "--dilation", "1", "--causal", "False", "--window-size", "auto"), True),
+        (("--dimensions", "1"), False),
+        (("--dimensions", "2", "3"), False),
+        (("--causal",), False),
+        (("--window-size", "4"), False),
+    ],
+)
+def test_further_axes_at_their_neutral_values_change_no_key(
+    tmp_path: Path, options: tuple[str, ...], is_same: bool
+) -> None:
+    """The keys are those of a journal that an earlier version wrote, tests/engine/fixtures/expressivity.jsonl."""
+    plan = make_progress(tmp_path, "--preset", "smoke", *options, sweep=EXPRESSIVITY).plan
+    assert (plan.study.key == "c4edec16eb174b1d") is is_same
+    assert ("d003a3e60cbadc0e" in {trial.key for trial in plan.trials}) is is_same
+
+
+def test_impossible_strides_are_left_out_and_listed(tmp_path: Path) -> None:
+    plan = make_progress(tmp_path, "--preset", "smoke", "--stride", "1", "2", sweep=EXPRESSIVITY).plan
+    assert len(plan.trials) == 18
+    assert {reason for _, reason in plan.dropped} == {"stride 2 must divide the patch size 1"}
+
+
 def test_a_plan_of_fits_needs_no_data(tmp_path: Path) -> None:
     options = ("--kernel-size", "3", "5", "--patch-size", "2", "--num-heads", "8", "9", "--seeds", "2")
     progress = make_progress(tmp_path, *options, sweep=EXPRESSIVITY)
