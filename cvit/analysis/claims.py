@@ -1,4 +1,4 @@
-"""The paper's claims, each judged on its sweep: on the most recent study of each data set.
+"""The paper's claims, each judged on its sweep: on the most recent study of each data set that has the place.
 
 The claims and their judges are part of the question of their sweep (`questions/`). A claim without a study in the
 store has n = 0.
@@ -8,8 +8,9 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-from cvit.analysis.questions import Claim, all_questions, studies_of
+from cvit.analysis.questions import Claim, all_questions, question_of, studies_of
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import UNDECIDED, Judged
 from cvit.analysis.store.frames import Frames
@@ -58,7 +59,11 @@ def verdicts(frames: Frames, sweeps: Collection[str] | None = None) -> list[Verd
     studies = {sweep: latest_studies(frames, sweep) for sweep in dict.fromkeys(sweep for sweep, _ in claims)}
     rows = []
     for sweep, claim in claims:
-        rows_of_claim = [verdict for study in studies[sweep] for verdict in verdicts_on(claim, study)]
+        newest: dict[tuple[str, str], Verdict] = {}
+        for study in studies[sweep]:
+            for verdict in verdicts_on(claim, study):
+                newest.setdefault((study.dataset, verdict.claim), verdict)
+        rows_of_claim = list(newest.values())
         empty = "; ".join(f"nothing to compare in {source_of(study)}" for study in studies[sweep])
         rows += rows_of_claim or [_verdict(claim.name, Judged(UNDECIDED), empty or f"{_NO_STUDY}{sweep}")]
     return rows
@@ -81,15 +86,17 @@ def sweep_of(verdict: Verdict) -> str:
 
 
 def latest_studies(frames: Frames, sweep: str) -> list[Study]:
-    """The most recent study per data set of a sweep."""
-    return latest_of(studies_of(frames, sweep))
+    """The most recent study of a sweep per data set, and per kind where some of its studies vary further axes."""
+    return latest_of(studies_of(frames, sweep), question_of(sweep).further_axes)
 
 
-def latest_of(studies: Iterable[Study]) -> list[Study]:
-    """The first study per data set; those of a sweep come most recent first."""
-    latest: dict[str, Study] = {}
+def latest_of(studies: Iterable[Study], further_axes: Collection[str] = ()) -> list[Study]:
+    """The first study per data set and kind; those of a sweep come most recent first. Studies are of one kind if they
+    vary the same of the further axes and share the same values of the others."""
+    latest: dict[tuple[Any, ...], Study] = {}
     for study in studies:
-        latest.setdefault(study.dataset, study)
+        kind = [(axis, axis in study.axes, study.params.get(axis)) for axis in further_axes]
+        latest.setdefault((study.dataset, *kind), study)
     return list(latest.values())
 
 

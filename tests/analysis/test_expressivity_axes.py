@@ -43,8 +43,8 @@ def study(errors: dict[int, tuple[float, float]], shared: dict[str, Any] | None 
     return FakeStudy(KEY, "expressivity", [grid], trials, constant, task=names.EXPRESSIVITY)
 
 
-def frames_of(folder: Path, fake: FakeStudy) -> Frames:
-    write_journal(folder / "storage", [fake])
+def frames_of(folder: Path, *fakes: FakeStudy) -> Frames:
+    write_journal(folder / "storage", fakes)
     return load_journal(Storage.open(str(folder / "storage")))
 
 
@@ -98,6 +98,21 @@ def test_strides_and_dilations_have_their_verdicts(tmp_path: Path) -> None:
     assert found["strides_save_heads/K3-P2-S2"] == HOLDS
     assert found["dilation_adds_no_heads/K3-P2-D2"] == HOLDS
     assert "dilation_adds_no_heads/K3-P2" not in found
+
+
+def test_a_place_is_judged_on_the_most_recent_study_that_has_it(tmp_path: Path) -> None:
+    """A study of strides does not hide the verdicts of one of dilations; where both have a place, the later counts."""
+    strides, dilations = study(MISSED, stride=[1, 2]), study(MISSED, dilation=[1, 2])
+    for fake, key, start in ((strides, "a" * 16, TIME_MS), (dilations, "b" * 16, TIME_MS + 1)):
+        fake.key, fake.start_time_ms = key, start
+    frames = frames_of(tmp_path, strides, dilations)
+    sources = {found.claim: found.source[-8:] for found in verdicts(frames) if "/" in found.claim}
+    assert sources == {
+        "heads_enough/K3-P2": "b" * 8, "heads_necessary/K3-P2": "b" * 8,
+        "heads_enough/K3-P2-D2": "b" * 8, "heads_necessary/K3-P2-D2": "b" * 8,
+        "heads_enough/K3-P2-S2": "a" * 8, "heads_necessary/K3-P2-S2": "a" * 8,
+        "dilation_adds_no_heads/K3-P2-D2": "b" * 8, "strides_save_heads/K3-P2-S2": "a" * 8,
+    }  # fmt: skip
 
 
 def test_what_all_trials_share_names_their_place_too(tmp_path: Path) -> None:
