@@ -128,7 +128,8 @@ def report(frames: Frames, sections: Mapping[str, SweepFiles], verdicts: Sequenc
 
 
 def _question(studies: Sequence[Study], files: SweepFiles, verdicts: Sequence[Verdict]) -> _QuestionPart:
-    sweep, recent = studies[0].sweep, latest_of(studies)
+    sweep = studies[0].sweep
+    recent = latest_of(studies, question_of(sweep).further_axes)
     own = [verdict for verdict in verdicts if sweep_of(verdict) == sweep]
     sentences = [(study, question_of(sweep).sentence(study)) for study in recent]
     return _QuestionPart(
