@@ -22,7 +22,6 @@ from cvit.engine.execution.warm import WarmProcess
 from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.request import LOCAL, Request, named_address
 from cvit.engine.planning.rounds import first_round
-from cvit.engine.planning.trials import fitted_request
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import Lease, lease
 from cvit.engine.recording.record import take_up_pruned
@@ -160,7 +159,6 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
     if task_named(sweep.task).needs_data:
         may_download = request.download and not request.dry_run
         info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
-        request = fitted_request(sweep, request, info)
     progress = first_round(sweep, request, info, storage)
     take_up_pruned(progress, Journal(storage, sweep.name))
     workers = likely_workers(request)

@@ -3,6 +3,7 @@
 Training itself is in `cvit.training.loop`, which is imported only when it is needed: a sweep is planned without torch.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,12 @@ def _defaults_of_data(info: "DatasetInfo") -> dict[str, Any]:
 
 
 def _default_patch_size(info: "DatasetInfo") -> int:
-    least, tokens = (1, TOKENS_PER_SEQUENCE) if info.dimensions == 1 else (LEAST_PATCH_SIZE, TOKENS_PER_SIDE)
     length = info.image_size
-    divisors = [size for size in range(least, length + 1) if length % size == 0] or [length]
-    return min(divisors, key=lambda size: abs(length / size - tokens))
+    if info.dimensions == 1:  # by ratios, so that a prime length is not one patch
+        sizes = [size for size in range(1, length + 1) if length % size == 0]
+        return min(sizes, key=lambda size: abs(math.log(length / size / TOKENS_PER_SEQUENCE)))
+    divisors = [size for size in range(LEAST_PATCH_SIZE, length + 1) if length % size == 0] or [length]
+    return min(divisors, key=lambda size: abs(length / size - TOKENS_PER_SIDE))
 
 
 def _fitted(settings: Mapping[str, Any], info: "DatasetInfo") -> dict[str, Any]:

@@ -92,8 +92,10 @@ class Study:
         return Trial(key, cell, config.flat(), stages, images)
 
 
-def fitted_request(sweep: Sweep, request: Request, info: DatasetInfo) -> Request:
+def fitted_request(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Request:
     """The request with those axes of its preset that its user left as they are as the data set needs them."""
+    if info is None:
+        return request
     own = {axis: values for axis, values in request.grid.items() if axis not in request.typed_axes}
     return replace(request, grid={**request.grid, **task_named(sweep.task).fitted(own, info)})
 
