@@ -178,6 +178,9 @@ class ModelConfig:
     position_encoding: PositionEncoding = option(
         "Relative bias alone, or beside a learned absolute embedding.", "relative"
     )
+    attention_blocks: int | None = option(
+        "Hybrid: only the last so many blocks become attention, those before them stay convolutions; auto: all.", None
+    )
 
     def __post_init__(self) -> None:
         for name in ("image_size", "in_channels", "patch_size", "embed_dim", "depth", "num_heads", "head_dim"):
@@ -202,6 +205,11 @@ class ModelConfig:
                 f"{others}"
             )
         require_choice(self, "position_encoding", PositionEncoding)
+        require_at_least_1_or_auto("attention_blocks", self.attention_blocks)
+        if self.attention_blocks is not None and self.attention_blocks > self.depth:
+            raise CombinationError(
+                f"attention_blocks {self.attention_blocks} must be at most {self.depth}, the number of blocks (depth)"
+            )
         require_at_least_1_or_auto("inner_dim", self.inner_dim)
         if self.inner_dim is not None:
             object.__setattr__(self, "head_dim", max(1, round(self.inner_dim / self.num_heads)))
@@ -210,6 +218,16 @@ class ModelConfig:
     def grid_size(self) -> int:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def num_attention_blocks(self) -> int:
+        """The number of blocks, the last ones, that mix tokens by attention in the attention phase."""
+        return self.depth if self.attention_blocks is None else self.attention_blocks
+
+    @property
+    def is_hybrid(self) -> bool:
+        """True if the attention phase has convolutions too, in its first blocks."""
+        return self.num_attention_blocks < self.depth
 
     @property
     def has_position_embedding(self) -> bool:
@@ -381,7 +399,7 @@ class TrialConfig:
             self.data.augmentation_policy,
             f"is defined for images of 1 or 3 channels, and these have {self.model.in_channels}",
         )
-        ignored = SCHEMES[self.init.init_scheme].ignores
+        ignored = SCHEMES[self.init.init_scheme].ignored(self.model.is_hybrid)
         if self.init.convolution_form == "pixel" and "convolution_form" not in ignored:
             _require_whole_pixels(self.model)
 

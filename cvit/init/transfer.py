@@ -40,8 +40,10 @@ def transfer(twin: VisionTransformer, model: VisionTransformer, sharpness: float
     errors = [0.0]
     for source, target in zip(twin.blocks, model.blocks, strict=True):
         assert isinstance(source, Block) and isinstance(target, Block)
-        assert isinstance(target.mixing, RelativeAttention)
-        errors.append(_transfer_mixing(source.mixing, target.mixing, sharpness))
+        if isinstance(target.mixing, RelativeAttention):
+            errors.append(_transfer_mixing(source.mixing, target.mixing, sharpness))
+        else:  # a block of a hybrid that stays a convolution
+            target.mixing.load_state_dict(source.mixing.state_dict())
     return max(errors)
 
 
