@@ -70,7 +70,7 @@ class VisionTransformer(nn.Module):
         self.is_pixel_twin = phase != ATTENTION and convolution_form == "pixel"
         # Of the pixel twin, a hybrid has the layers up to the last convolution.
         pixels = math.prod(config.patch) if convolution_form == "pixel" else None
-        embedding = PixelEmbedding if pixels and self.num_convolutions else PatchEmbedding
+        embedding = PatchEmbedding if pixels is None or not self.num_convolutions else PixelEmbedding
         self.patch_embedding = embedding(config.in_channels, config.embed_dim, config.patch)
         self.position_embedding = (
             nn.Parameter(torch.zeros(1, math.prod(config.grid), config.embed_dim))
@@ -81,8 +81,8 @@ class VisionTransformer(nn.Module):
             Block(config.embed_dim, self._mixing(place), config.mlp_ratio, pixels if self._convolves(place) else None)
             for place in range(config.depth)
         )
-        is_tied = pixels and self.is_pixel_twin
-        self.norm = PixelNorm(config.embed_dim, pixels) if is_tied else LayerNorm(config.embed_dim)
+        width, ends_in_attention = config.embed_dim, phase == ATTENTION
+        self.norm = LayerNorm(width) if pixels is None or ends_in_attention else PixelNorm(width, pixels)
         self.head = Linear(config.embed_dim, config.num_classes)
         self.training_block: Callable[[Block, Tensor, Tensor | None], Tensor] = run_block
 
