@@ -1,6 +1,6 @@
 """How many of the blocks have to be attention? (hybrids of convolution and attention, which the paper leaves open)
 
-python sweeps/hybrids.py                                                # digits, an estimated 7 minutes on two cores
+python sweeps/hybrids.py                                                # digits, an estimated 5 minutes on two cores
 python sweeps/hybrids.py --attention-blocks 1 4 --data-fraction 0.02
 python sweeps/hybrids.py --depth 6 --attention-blocks 1 3 6
 python sweeps/hybrids.py --preset photographs --dataset cifar10 --data-dir ../shared/data
@@ -32,7 +32,7 @@ SWEEP = Sweep(
     question="How many of the last blocks have to be attention, and how much data does each of them ask for?",
     presets={
         "laptop": Preset(
-            description="the default: digits, 240 trials of 165 trainings, about 7 minutes on 2 cores (an estimate)",
+            description="the default: digits, 240 trials of 165 trainings, about 5 minutes on 2 cores (an estimate)",
             grid={
                 "data_fraction": (0.02, 0.05, 0.2),
                 "attention_blocks": (1, 2, 3, 4),

@@ -13,7 +13,8 @@ from cvit.config import PARAMETERS
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from tests.support.scripts import ROOT, journal, mlflow_runs, sweep, sweep_with_ray
 
-TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
+SMALL = ("--preset", "smoke", "--embed-dim", "16", "--batch-size", "16", "--epochs", "0")
+TINY = (*SMALL, "--depth", "1")
 HEAD_COUNT = (
     *(*TINY, "--min-steps", "8", "--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72"),
     *("--kernel-size", "3", "--patch-size", "2", "--seeds", "2", "--fit-steps", "300"),
@@ -52,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
     head_count = sweep_with_ray(folder, *HEAD_COUNT, "--address", ray_address, script="sweeps/head_count.py")
     (folder / "head_count.txt").write_text(head_count)
     for name, options in OTHERS.items():
-        output = sweep(folder, *TINY, *options, "--seeds", "1", script=f"sweeps/{name}.py")
+        sizes = SMALL if "--depth" in options else TINY
+        output = sweep(folder, *sizes, *options, "--seeds", "1", script=f"sweeps/{name}.py")
         (folder / f"{name}.txt").write_text(output)
     tables = subprocess.run(
         [sys.executable, str(ROOT / "analysis/make_tables.py")], cwd=folder, capture_output=True, text=True, check=False
