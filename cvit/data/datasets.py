@@ -72,6 +72,7 @@ class DatasetInfo:
         stored: the source of the images.
         resize: True if images are cropped and resized.
         notes: lines that a user has to know about the data: what is not used, and how pixels are changed.
+        dimensions: axes of an image: 2 for pictures; 1 for sequences, whose image_size is their length in samples.
     """
 
     name: str
@@ -86,6 +87,7 @@ class DatasetInfo:
     stored: Stored = field(repr=False)
     resize: bool = field(repr=False)
     notes: tuple[str, ...] = ()
+    dimensions: int = 2
 
     @cached_property
     def train_counts(self) -> NDArray[np.integer]:

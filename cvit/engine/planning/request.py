@@ -1,7 +1,7 @@
 """The request: everything that a user asks of a sweep, whether on the command line or from Python."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ class Request:
 
     Attributes:
         grid: the values of every axis but the seed.
+        typed_axes: the axes among them whose values the user gave; the others have those of the preset.
         given: the flat parameters given explicitly; they hold for every scheme.
         dataset: name or path; ignored by a task that needs no data.
         address: the address of a Ray cluster; `local` trains on this machine without Ray; None starts Ray there.
@@ -75,6 +76,7 @@ class Request:
     optuna_storage: str | None = None
     as_json: bool = False
     started: Invocation = SCRIPT
+    typed_axes: Collection[str] = ()
     notes: tuple[str, ...] = ()
 
     @property

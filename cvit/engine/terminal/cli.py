@@ -124,7 +124,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"--{dashed(name)} is empty: give a value, or leave the option out")
     given = {name: _value(parameters[name], value) if name in parameters else value for name, value in given.items()}
-    grid = {}
+    grid, typed_axes = {}, preset.grid.keys() & given.keys()
     for axis, default in preset.grid.items():
         values = tuple(dict.fromkeys(given.pop(axis, default)))
         if not values:
@@ -169,6 +169,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         as_json=given.get("json", False),
         command=command,
         started=started,
+        typed_axes=frozenset(typed_axes),
         notes=notes,
     )
 

@@ -20,8 +20,8 @@ DATA_DIR_VARIABLE = sources.variable_of("data_dir")
 ALL_PARTS = "all"
 
 # These are set by the data set or by another option.
-NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
-_CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8, at least 2"}
+NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "dimensions", "seed"}
+_CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8, at least 2; length / 64"}
 _GROUPS = {
     "run": Group("Run", sort_key=0),
     "grid": Group("Grid (several values each)", sort_key=1),
