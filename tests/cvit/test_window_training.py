@@ -210,7 +210,7 @@ def test_the_transfer_says_which_energy_it_loses(form: ConvolutionForm) -> None:
             units = torch.eye(16 * 12, dtype=torch.float64).unflatten(1, (16, 12))
             matrices.append(layer(units) - layer(torch.zeros_like(units)))
         lost = (matrices[0] - matrices[1]).square().sum() / matrices[0].square().sum()
-        assert share == pytest.approx(float(lost), rel=1e-8)
+        assert share == pytest.approx(float(lost.detach()), rel=1e-8)
         if form == "pixel":
             weight = source.mixing.get_parameter("weight").detach()
             assert share == pytest.approx(crossing_energy(weight, 2, 8, 2, model.config.window_shift_of(block)))
