@@ -259,6 +259,8 @@ class ModelConfig:
         require_at_least_1_or_auto("window_size", size)
         require(shift is None or shift >= 0, "window_shift", shift, f"must be at least 0, or {AUTO}")
         if size is None:
+            if shift:
+                raise CombinationError(f"window_shift {shift} shifts windows, and there are none: give a window_size")
             return
         valid = [divisor for divisor in range(1, self.grid_size + 1) if self.grid_size % divisor == 0]
         if size not in valid:

@@ -52,7 +52,7 @@ INVALID: dict[str, list[Any]] = {
     "position_encoding": ["absolute", "relative "],
     "attention_blocks": [0, -1, 7],
     "window_size": [0, -1, 3, 4],
-    "window_shift": [-1],
+    "window_shift": [-1, 1],
     "init_scheme": ["", "twophase", "Random"],
     "attention_sharpness": [0.0, -4.0, NAN],
     "attention_leak": [0.0, 0.5, -0.1, NAN],

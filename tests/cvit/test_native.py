@@ -177,7 +177,7 @@ def test_a_member_computes_as_alone_bit_for_bit(case: Case) -> None:
     pack, tokens, scale = case.make(torch.float32)
     assert case.members is not None
     together = results(pack, tokens, scale)
-    alone = Branch(case.kind, case.grid, case.embed_dim, case.num_heads, case.head_dim)
+    alone = Branch(case.kind, case.grid, case.embed_dim, case.num_heads, case.head_dim, case.windows)
     weights = torch.randn(tokens.shape, generator=generator(1, "native"), dtype=torch.float64).float()
     for member in range(case.members):
         alone.load_state_dict({name: parameter[member] for name, parameter in pack.named_parameters()})

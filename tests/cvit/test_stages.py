@@ -99,7 +99,7 @@ OTHER: dict[str, Any] = {
     "position_encoding": "relative+absolute",
     "attention_blocks": 1,
     "window_size": 2,
-    "window_shift": 1,
+    "window_shift": 0,
     "init_scheme": "conv_structured",
     "attention_sharpness": 8.0,
     "attention_leak": 0.01,

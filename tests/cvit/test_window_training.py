@@ -102,6 +102,7 @@ def test_windows_are_shifted_by_half_in_every_second_block_or_by_a_number_in_all
     [
         ({"window_size": 3}, "window_size 3 must divide 4, the number of patches along an axis: one of 1, 2, 4"),
         ({"window_size": 8}, "window_size 8 must divide 4, the number of patches along an axis: one of 1, 2, 4"),
+        ({"window_shift": 1}, "window_shift 1 shifts windows, and there are none: give a window_size"),
         ({"window_size": 2, "window_shift": 2}, "window_shift 2 must be less than window_size, 2"),
     ],
 )
@@ -118,11 +119,11 @@ def test_the_convolution_phase_is_shared_by_all_windows(form: str) -> None:
     sizes: dict[str, Any] = {"init_scheme": "two_phase", "convolution_form": form}
     found = {
         windows: trained_stages(**sizes, window_size=windows[0], window_shift=windows[1])
-        for windows in ((None, None), (None, 1), (4, 0), (4, None), (2, None), (2, 0), (2, 1), (1, None), (1, 0))
+        for windows in ((None, None), (None, 0), (4, 0), (4, None), (2, None), (2, 0), (2, 1), (1, None), (1, 0))
     }
     assert len({first.key for first, _ in found.values()}) == len({first.shape for first, _ in found.values()}) == 1
     keys = {windows: last.key for windows, (_, last) in found.items()}
-    assert keys[None, None] == keys[None, 1] == keys[4, 0] and keys[1, None] == keys[1, 0]
+    assert keys[None, None] == keys[None, 0] == keys[4, 0] and keys[1, None] == keys[1, 0]
     assert len(set(keys.values())) == 6
     assert len({last.architecture for _, last in found.values()}) == 6
 
