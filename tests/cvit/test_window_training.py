@@ -106,7 +106,7 @@ def test_windows_are_shifted_by_half_in_every_second_block_or_by_a_number_in_all
         ({"window_size": 2, "window_shift": 2}, "window_shift 2 must be less than window_size, 2"),
     ],
 )
-def test_windows_that_do_not_fit_are_refused_in_one_line(values: dict[str, int], message: str) -> None:
+def test_windows_that_do_not_fit_are_refused_in_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(CombinationError) as refused:
         ModelConfig(**SMALL, **values)
     assert str(refused.value) == message
