@@ -64,7 +64,8 @@ _NEVER_DECISIVE = {
     "evaluations",
 }
 _IGNORED_BY_CONVOLUTION_PHASE = {
-    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state", "attention_blocks")
+    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state", "attention_blocks"),
+    *("window_size", "window_shift"),
 }
 
 
@@ -150,6 +151,7 @@ class TrainingStage:
         ignored = _IGNORED_BY_CONVOLUTION_PHASE if self.phase == CONVOLUTION else scheme.ignored(model.is_hybrid)
         flat = self.trial.flat() | {"attention_sharpness": self.trial.attention_sharpness}
         flat |= {} if model.is_hybrid else {"attention_blocks": None}
+        flat["window_size"], flat["window_shift"] = model.windows
         if self.phase != ATTENTION and not model.has_position_embedding:
             ignored = ignored | {"position_learning_rate_factor"}
         if not self.decays_towards_start:
@@ -208,7 +210,8 @@ class TrainingStage:
         is_hybrid = self.phase == ATTENTION and self.trial.model.is_hybrid
         form = self.convolution_form if is_hybrid or self.phase != ATTENTION else ""
         unset = {"inner_dim": None} if is_hybrid else {"inner_dim": None, "attention_blocks": None}
-        return self.phase, kind, replace(self.trial.model, **unset), form
+        size, shift = self.trial.model.windows if self.phase == ATTENTION else (None, None)
+        return self.phase, kind, replace(self.trial.model, **unset, window_size=size, window_shift=shift), form
 
     @property
     def convolution_form(self) -> ConvolutionForm:
@@ -267,6 +270,7 @@ def depends_on(init_scheme: str, parameter: str, settings: Mapping[str, Any] | N
         "attention_sharpness": fixed.get("attention_leak") is not None,
         "position_learning_rate_factor": scheme.is_twin and fixed.get("position_encoding") == "relative",
         "decay_towards": fixed.get("weight_decay") == 0,
+        "window_shift": "window_size" in fixed and fixed["window_size"] is None,
     }
     return parameter not in scheme.ignored(is_hybrid) and not without_influence.get(parameter, False)
 

@@ -15,6 +15,9 @@ _OF_TWO_PHASES = frozenset(
 )
 """The parameters that have an influence only where a convolution phase precedes the attention phase."""
 
+_OF_ATTENTION = frozenset({"decay_towards", "attention_blocks", "window_size", "window_shift"})
+"""The parameters that have an influence only on an attention phase."""
+
 
 @dataclass(frozen=True)
 class InitScheme:
@@ -41,7 +44,7 @@ class InitScheme:
 
     def __post_init__(self) -> None:
         without = frozenset() if self.has_convolution_phase else _OF_TWO_PHASES
-        without |= {"decay_towards", "attention_blocks"} if self.is_reference else frozenset()
+        without |= _OF_ATTENTION if self.is_reference else frozenset()
         without |= (
             {"budget_unit"}
             if not (self.is_reference or self.has_convolution_phase or self.has_two_readings)

@@ -93,7 +93,8 @@ class VisionTransformer(nn.Module):
         """The mixing of the block at a place, from 0 on."""
         c = self.config
         if not self._convolves(place):
-            return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid)
+            windows = (c.window_size, c.window_shift_of(place))
+            return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid, *windows)
         if self.convolution_form == "factorized":
             return FactorizedConvolution(c.embed_dim, c.num_heads, c.head_dim, c.grid)
         if self.convolution_form == "pixel":

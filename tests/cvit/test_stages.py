@@ -43,6 +43,8 @@ FLAT: dict[str, Any] = {
     "mlp_ratio": 4.0,
     "position_encoding": "relative",
     "attention_blocks": None,
+    "window_size": None,
+    "window_shift": None,
     "init_scheme": "two_phase",
     "attention_sharpness": 4.0,
     "attention_leak": None,
@@ -96,6 +98,8 @@ OTHER: dict[str, Any] = {
     "mlp_ratio": 2.0,
     "position_encoding": "relative+absolute",
     "attention_blocks": 1,
+    "window_size": 2,
+    "window_shift": 0,
     "init_scheme": "conv_structured",
     "attention_sharpness": 8.0,
     "attention_leak": 0.01,
@@ -170,9 +174,10 @@ def test_a_parameter_changes_the_keys_where_it_changes_the_outcome(name: str) ->
     """
     convolution, attention = keys()
     other_convolution, other_attention = keys(**{name: OTHER[name]})
-    without_influence = {"dataset"}
+    without_influence = {"dataset", "window_shift"}  # there are no windows here
     first_phase_only = {"attention_sharpness", "attention_leak", "position_learning_rate_factor"}
     first_phase_only |= {"transferred_learning_rate_factor", "optimizer_state", "decay_towards", "attention_blocks"}
+    first_phase_only |= {"window_size"}
     assert (other_attention != attention) == (name not in without_influence)
     assert (other_convolution != convolution) == (name not in without_influence | first_phase_only)
 
@@ -223,7 +228,7 @@ def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
 
 
 STAGE_ONLY = {"dataset", "convolution_fraction", "convolution_learning_rate", "convolution_warmup_fraction"}
-STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule"}
+STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule", "window_shift"}
 """Without influence on the stages of any scheme of one phase."""
 START = {"attention_sharpness", "attention_leak"}
 NOT_USED: dict[str, set[str]] = {
@@ -232,10 +237,10 @@ NOT_USED: dict[str, set[str]] = {
     "impulse": {"convolution_form", "budget_unit"},
     "local": START | {"convolution_form", "budget_unit"},
     # It has no position term here, and no attention.
-    "convolution": START | {"decay_towards", "position_learning_rate_factor", "attention_blocks"},
+    "convolution": START | {"decay_towards", "position_learning_rate_factor", "attention_blocks", "window_size"},
     "resnet": START
     | {"convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim", "position_encoding"}
-    | {"decay_towards", "position_learning_rate_factor", "stochastic_depth", "attention_blocks"},
+    | {"decay_towards", "position_learning_rate_factor", "stochastic_depth", "attention_blocks", "window_size"},
 }
 
 
@@ -344,7 +349,7 @@ def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
     ignored |= {"augmentation_policy", "mixup_alpha", "cutmix_alpha", "erasing_probability", "stochastic_depth"}
     ignored |= {"noise_std", "dimensions"}
     ignored |= {"attention_leak", "position_learning_rate_factor", "transferred_learning_rate_factor"}  # added since
-    ignored |= {"optimizer_state", "schedule", "decay_towards", "attention_blocks"}
+    ignored |= {"optimizer_state", "schedule", "decay_towards", "attention_blocks", "window_size", "window_shift"}
     decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}
     place = {"phase": "attention", "steps": 100, "first_step": 0, "evaluation_interval": 10, "parent": None}
     assert stage.key == short_hash({"science_version": 1} | decisive | place, 24)
@@ -440,6 +445,11 @@ def test_a_leak_is_the_sharpness_that_it_asks_for() -> None:
         ("joint", "convolution_form", {"attention_blocks": 1, "depth": 2}, False),
         ("convolution", "attention_blocks", {"depth": 2}, False),
         ("random", "attention_blocks", {"depth": 2}, True),
+        ("random", "window_size", {}, True),
+        ("resnet", "window_size", {}, False),
+        ("random", "window_shift", {"window_size": 2}, True),
+        ("random", "window_shift", {"window_size": None}, False),
+        ("convolution", "window_shift", {"window_size": 2}, False),
     ],
 )
 def test_a_search_varies_what_has_an_influence(

@@ -114,6 +114,10 @@ def test_so_does_a_pack_of_hybrids(form: str) -> None:
     assert_fused(stage("random", convolution_form=form, attention_blocks=1))
 
 
+def test_so_does_a_pack_in_windows() -> None:
+    assert_fused(stage("random", window_size=2))
+
+
 def assert_fused(one: TrainingStage) -> None:
     torch.manual_seed(0)
     members = [blank_model(one) for _ in range(3)]
