@@ -16,6 +16,7 @@ from cvit.data.noise import NUM_NORMAL, draw_windows, noisy, normal_row
 from cvit.init.random import initialise
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.transfer import logit_error
+from cvit.models.convolution import FullConvolution
 from cvit.models.reference import ResidualNetwork
 from cvit.models.sizes import network_size, stem_kernel, stem_stride
 from cvit.models.vit import VisionTransformer
@@ -229,11 +230,14 @@ def test_trials_share_a_full_twin_of_sequences_only_where_its_offsets_are_the_sa
     keys = {heads: stages("two_phase", convolution_form="full", num_heads=heads)[0].key for heads in (1, 2, 3, 4, 9)}
     assert keys[1] == keys[2] == keys[3]
     assert len(set(keys.values())) == 3
-    offsets = {
-        heads: blank_model(stages("two_phase", convolution_form="full", num_heads=heads)[0]).blocks[0].mixing.offsets
-        for heads in keys
-    }
-    assert offsets[1] == offsets[3] != offsets[4]
+
+    def offsets(heads: int) -> tuple[Any, ...]:
+        twin = blank_model(stages("two_phase", convolution_form="full", num_heads=heads)[0])
+        convolution = twin.get_submodule("blocks.0.mixing")
+        assert isinstance(convolution, FullConvolution)
+        return convolution.offsets
+
+    assert offsets(1) == offsets(3) != offsets(4)
 
 
 def test_images_of_every_kind_have_the_shape_of_their_dimensions() -> None:

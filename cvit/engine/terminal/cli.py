@@ -155,6 +155,8 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         data_dir=given.get("data_dir", "data"),
         download=not given.get("no_download", False),
         image_size=given.get("image_size"),
+        label_pattern=given.get("label_pattern"),
+        test_pattern=given.get("test_pattern"),
         storage=given.get("storage", "storage"),
         tracking_uri=chosen_uri(given.get("tracking_uri")),
         address=address,
