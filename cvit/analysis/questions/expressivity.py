@@ -126,9 +126,11 @@ def contradictions(all_fits: Iterable[Fit]) -> list[str]:
     ]
 
 
-def case_text(case: Case) -> str:
-    """A case in words, such as `K = 3, P = 1`, or `K = 3, P = 2, 1-D, stride 2`."""
-    return place_text(case.place)
+def case_text(case: Case, among: Iterable[Case] = ()) -> str:
+    """A case in words, such as `K = 3, P = 1`, or `K = 3, P = 2, 1-D, stride 2`; 2-D is named among others."""
+    kernel, patch, *others = map(_part_text, case.place.split("-"))
+    is_named = case.dimensions == Case(1, 1).dimensions and any(c.dimensions != case.dimensions for c in among)
+    return ", ".join([kernel, patch, *([f"{case.dimensions}-D"] if is_named else []), *others])
 
 
 def place_text(place: str) -> str:
@@ -150,14 +152,15 @@ def _markdown_section(study: Study) -> str:
     lines = heading_lines(study)
     for line in contradictions(all_fits):
         lines += [f"**{line}**", ""]
-    for case, by_heads in by_case(all_fits).items():
+    cases = by_case(all_fits)
+    for case, by_heads in cases.items():
         count = case.heads
         rows = []
         for heads, fit in by_heads.items():
             mark = " (theorem)" if heads == count else ""
             flag = " **below the bound**" if fit.contradicts else ""
             rows.append([f"{heads}{mark}", error_text(fit.bound), error_text(fit.reached) + flag])
-        lines += [f"### {case_text(case)}", "", *markdown_table(["H", "bound", "reached"], rows)]
+        lines += [f"### {case_text(case, cases)}", "", *markdown_table(["H", "bound", "reached"], rows)]
         lines += ["", _sentence(count, by_heads), ""]
     lines += [f"Restarts that have finished: {restarts_text(all_fits)}."]
     lines += listed(study, "Missing", study.missing)

@@ -47,7 +47,7 @@ def draw(studies: Sequence[Study]) -> Figure:
         for i, (study, cases) in enumerate(recent):
             panels_of_study = panels[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
             for axes, (case, by_heads) in zip(panels_of_study, cases.items(), strict=False):
-                title = case_text(case)
+                title = case_text(case, cases)
                 if axes is panels_of_study[0]:
                     draw_heading(axes, study, title)
                 else:
