@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from cvit.config import ModelConfig
 from cvit.geometry import neighbourhood, num_relative_positions, radius_of
-from cvit.models.sizes import WIDENING, network_size
+from cvit.models.sizes import KERNEL_SIZE, WIDENING, network_size, stem_kernel, stem_stride
 from cvit.vocabulary import ATTENTION, CONVOLUTION
 
 Architecture = tuple[str, str, ModelConfig, str]
@@ -122,15 +122,16 @@ def _pixel_twin(config: ModelConfig) -> int:
 def _resnet(config: ModelConfig) -> int:
     """The operations of an image in `cvit.models.reference.ResidualNetwork`."""
     num_blocks, width = network_size(config)
-    side, channels, blocks = config.image_size, width, 0
-    stem = _product(side**2, 9 * config.in_channels, width)
+    axes, taps = config.dimensions, KERNEL_SIZE**config.dimensions
+    side, channels, blocks = -(-config.image_size // stem_stride(config)), width, 0
+    stem = _product(side**axes, stem_kernel(config) ** axes * config.in_channels, width)
     for factor in WIDENING:
         for block in range(num_blocks):
             before, channels = channels, factor * width
             stride = 2 if block == 0 and factor > 1 else 1
             side = -(-side // stride)
-            blocks += _product(side**2, 9 * before + 9 * channels, channels)
-            blocks += _product(side**2, before, channels) if before != channels else 0
+            blocks += _product(side**axes, taps * before + taps * channels, channels)
+            blocks += _product(side**axes, before, channels) if before != channels else 0
     head = _product(1, channels, config.num_classes)
     return WITHOUT_GRADIENT_OF_INPUT * stem + FORWARD_AND_BACKWARD * (blocks + head)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-from cvit.config import OFFSETS_OF_3X3, PARAMETERS, ConfigError, ModelConfig, Parameter, TrialConfig
+from cvit.config import PARAMETERS, ConfigError, ModelConfig, Parameter, TrialConfig
 from cvit.cost import step_flops
 from cvit.init.schemes import SCHEMES
 from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, REFERENCE, TRAINING
@@ -157,7 +157,7 @@ class TrainingStage:
         is_twin = self.phase == CONVOLUTION or scheme.is_twin
         if is_twin and self.trial.init.convolution_form == "full":
             # A full convolution has no heads, only a neighbourhood: trials with fewer heads than offsets share it.
-            decisive["num_heads"] = max(OFFSETS_OF_3X3, decisive["num_heads"])
+            decisive["num_heads"] = max(3**self.trial.model.dimensions, decisive["num_heads"])
             del decisive["head_dim"]
         if is_twin and self.trial.init.convolution_form == "pixel":
             del decisive["num_heads"], decisive["head_dim"]

@@ -126,3 +126,8 @@ RECORD_SYSTEM = "system"
 def is_accuracy(metric: str) -> bool:
     """True for a metric that is a share of images and is shown as a percentage."""
     return metric.endswith("accuracy")
+
+
+def noun_of(dimensions: int | str | None) -> str:
+    """The word for an example of a data set: a sequence is a recording; anything else is an image."""
+    return "recording" if str(dimensions) == "1" else "image"

@@ -184,4 +184,5 @@ def _images(stage: TrainingStage, count: int, device: torch.device) -> LabelledI
     model = stage.trial.model
     shape = (count, model.in_channels, *model.shape)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
-    return LabelledImages(torch.zeros(shape, dtype=torch.uint8, device=device), labels)
+    values = torch.float32 if model.is_of_sequences else torch.uint8
+    return LabelledImages(torch.zeros(shape, dtype=values, device=device), labels)

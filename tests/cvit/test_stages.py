@@ -28,9 +28,11 @@ FLAT: dict[str, Any] = {
     "mixup_alpha": 0.0,
     "cutmix_alpha": 0.0,
     "erasing_probability": 0.0,
+    "noise_std": 0.0,
     "image_size": 8,
     "in_channels": 1,
     "num_classes": 10,
+    "dimensions": 2,
     "patch_size": 2,
     "embed_dim": 32,
     "depth": 2,
@@ -78,9 +80,11 @@ OTHER: dict[str, Any] = {
     "mixup_alpha": 0.2,
     "cutmix_alpha": 1.0,
     "erasing_probability": 0.1,
+    "noise_std": 0.1,
     "image_size": 16,
     "in_channels": 3,
     "num_classes": 9,
+    "dimensions": 3,
     "patch_size": 1,
     "embed_dim": 48,
     "depth": 3,
@@ -318,6 +322,7 @@ def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
     ignored = {"attention_sharpness", "convolution_form", "max_test_images", "dataset", "inner_dim", "epochs"}
     ignored |= {"min_steps", "budget_unit", "evaluations", *(name for name in FLAT if name.startswith("convolution_"))}
     ignored |= {"augmentation_policy", "mixup_alpha", "cutmix_alpha", "erasing_probability", "stochastic_depth"}
+    ignored |= {"noise_std", "dimensions"}
     ignored |= {"attention_leak", "position_learning_rate_factor", "transferred_learning_rate_factor"}  # added since
     ignored |= {"optimizer_state", "schedule", "decay_towards"}
     decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}

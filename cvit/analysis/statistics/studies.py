@@ -91,6 +91,11 @@ class Study:
         widths = widths or {self.params.get("head_dim")}
         return next(iter(widths)) if len(widths) == 1 else None
 
+    @property
+    def needed_heads(self) -> int:
+        """The heads that a convolution of width 3 needs: 9 on images, 3 on sequences."""
+        return 3 ** int(self.params.get("dimensions", 2))
+
     def values(self, axis: str) -> list[Any]:
         """The distinct values of one of the `axes`, ascending."""
         return sorted({result.place[axis] for result in self.results}, key=sort_key)
