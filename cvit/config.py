@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from cvit.geometry import by_axis, num_relative_positions
 from cvit.init.schemes import SCHEMES
 from cvit.init.sharpness import sharpness_of
 
@@ -41,7 +42,9 @@ LARGEST_RATE_FACTOR = 1000.0
 POLICY_CHANNELS = (1, 3)
 """The numbers of channels for which the operations of an augmentation policy are defined."""
 OFFSETS_OF_3X3 = 9
-"""The number of offsets of a 3×3 neighbourhood, the fewest that a convolutional twin of full rank has."""
+"""The number of offsets of a 3×3 neighbourhood, the fewest that a convolutional twin of full rank has on images."""
+FLIPS_FOR = 2
+"""The number of axes of the images that `crop_flip` flips."""
 AUTO = "auto"
 """The text for None: on the command line, in MLflow and on the screen."""
 
@@ -76,12 +79,12 @@ def require_at_least_1_or_auto(name: str, value: int | None) -> None:
     require(value is None or value >= 1, name, value, f"must be at least 1, or {AUTO}")
 
 
-def require_divisor(name: str, value: int, image_size: int) -> None:
-    """Raises ConfigError if a value does not divide the image size."""
+def require_divisor(name: str, value: int, image_size: int, noun: str = "image size") -> None:
+    """Raises ConfigError if a value does not divide the image size, which the noun names."""
     divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
     valid = ", ".join(map(str, divisors))
     others = f"; or an image size of {_multiples(value, image_size)}" if _is_indivisible(image_size) else ""
-    require(value in divisors, name, value, f"must divide the image size {image_size}: one of {valid}{others}")
+    require(value in divisors, name, value, f"must divide the {noun} {image_size}: one of {valid}{others}")
 
 
 def _is_indivisible(image_size: int) -> bool:
@@ -135,7 +138,13 @@ class DataConfig:
     cutmix_alpha: float = option(
         "CutMix: alpha of the Beta distribution of its shares; beside MixUp, each batch gets one of the two.", 0.0
     )
-    erasing_probability: float = option("Share of training images in which a random rectangle is erased.", 0.0)
+    erasing_probability: float = option(
+        "Share of training images in which a random rectangle is erased; of sequences, a stretch of time is masked.",
+        0.0,
+    )
+    noise_std: float = option(
+        "Noise added to training images or sequences, in standard deviations of a channel; 0 adds none.", 0.0
+    )
 
     def __post_init__(self) -> None:
         require(0 < self.data_fraction <= 1, "data_fraction", self.data_fraction, "must lie in (0, 1]")
@@ -146,7 +155,7 @@ class DataConfig:
         require_at_least_1_or_auto("max_test_images", self.max_test_images)
         require_choice(self, "augmentation", Augmentation)
         require_choice(self, "augmentation_policy", AugmentationPolicy)
-        for name in ("mixup_alpha", "cutmix_alpha"):
+        for name in ("mixup_alpha", "cutmix_alpha", "noise_std"):
             value = getattr(self, name)
             require(value >= 0 and math.isfinite(value), name, value, "must be at least 0 and finite")
         require(
@@ -161,15 +170,22 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture, shared by both phases. The first three fields come from the data set."""
+    """The architecture, shared by both phases. The first four fields come from the data set.
+
+    Images have as many axes as `dimensions` says, all of `image_size` pixels. A sequence has one: `image_size` is its
+    length in samples, and `patch_size` that of a patch.
+    """
 
     image_size: int = 8
     in_channels: int = 1
     num_classes: int = 10
-    patch_size: int = option("Side of a patch, pixels; divides the image size.", 4)
+    dimensions: int = 2
+    patch_size: int = option("Side of a patch, pixels; of sequences its length; divides the image size or length.", 4)
     embed_dim: int = option("Width of a token.", 128)
     depth: int = option("Number of transformer blocks.", 6)
-    num_heads: int = option("Attention heads per block; 9 express a 3x3 convolution of patches.", 9)
+    num_heads: int = option(
+        "Attention heads per block; 9 express a 3x3 convolution of patches, 3 one of width 3 on sequences.", 9
+    )
     head_dim: int = option("Width of a head, independent of embed_dim / num_heads.", 16)
     inner_dim: int | None = option(
         "Width of all heads together: head_dim is its share, rounded; auto leaves head_dim as it is.", None, unset=0
@@ -178,9 +194,28 @@ class ModelConfig:
     position_encoding: PositionEncoding = option(
         "Relative bias alone, or beside a learned absolute embedding.", "relative"
     )
+    attention_blocks: int | None = option(
+        "Hybrid: only the last so many blocks become attention, those before them stay convolutions; auto: all.", None
+    )
+    window_size: int | None = option(
+        "Attention in windows of so many patches along each axis; divides the patches of a side; auto: no windows.",
+        None,
+    )
+    window_shift: int | None = option(
+        "Patches by which windows are shifted, in every block; auto: 0 and half a window in turn, as in Swin.", None
+    )
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "in_channels", "patch_size", "embed_dim", "depth", "num_heads", "head_dim"):
+        for name in (
+            "image_size",
+            "in_channels",
+            "dimensions",
+            "patch_size",
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "head_dim",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(self.num_classes >= 2, "num_classes", self.num_classes, "must be at least 2")
         require(
@@ -189,27 +224,96 @@ class ModelConfig:
             self.mlp_ratio,
             "must be finite and make the MLP's hidden width, mlp_ratio * embed_dim, at least 1",
         )
-        require_divisor("patch_size", self.patch_size, self.image_size)
-        most = (2 * self.grid_size - 1) ** 2
+        require_divisor(
+            "patch_size", self.patch_size, self.image_size, "length" if self.is_of_sequences else "image size"
+        )
+        most = num_relative_positions(self.grid)
         if self.num_heads > most:
-            grid = f"{self.grid_size}x{self.grid_size}"
+            grid = by_axis(self.grid)
             others = ""
             if self.grid_size == 1 and _is_indivisible(self.image_size):
                 sizes = _multiples(4, self.image_size)
-                others = f": no patch divides images of {self.image_size} pixels; an image size of {sizes} would do"
+                whole = (
+                    f"sequences of {self.image_size} samples"
+                    if self.is_of_sequences
+                    else f"images of {self.image_size} pixels"
+                )
+                others = f": no patch divides {whole}; an image size of {sizes} would do"
             raise CombinationError(
                 f"num_heads {self.num_heads} must be at most {most}, the number of offsets on a grid of {grid} patches"
                 f"{others}"
             )
         require_choice(self, "position_encoding", PositionEncoding)
+        require_at_least_1_or_auto("attention_blocks", self.attention_blocks)
+        if self.attention_blocks is not None and self.attention_blocks > self.depth:
+            raise CombinationError(
+                f"attention_blocks {self.attention_blocks} must be at most {self.depth}, the number of blocks (depth)"
+            )
+        self._require_valid_windows()
         require_at_least_1_or_auto("inner_dim", self.inner_dim)
         if self.inner_dim is not None:
             object.__setattr__(self, "head_dim", max(1, round(self.inner_dim / self.num_heads)))
+
+    def _require_valid_windows(self) -> None:
+        size, shift = self.window_size, self.window_shift
+        require_at_least_1_or_auto("window_size", size)
+        require(shift is None or shift >= 0, "window_shift", shift, f"must be at least 0, or {AUTO}")
+        if size is None:
+            if shift:
+                raise CombinationError(f"window_shift {shift} shifts windows, and there are none: give a window_size")
+            return
+        valid = [divisor for divisor in range(1, self.grid_size + 1) if self.grid_size % divisor == 0]
+        if size not in valid:
+            raise CombinationError(
+                f"window_size {size} must divide {self.grid_size}, the number of patches along an axis: one of "
+                f"{', '.join(map(str, valid))}"
+            )
+        if shift is not None and shift >= size:
+            raise CombinationError(f"window_shift {shift} must be less than window_size, {size}")
+
+    @property
+    def is_of_sequences(self) -> bool:
+        """True if images have one axis."""
+        return self.dimensions == 1
 
     @property
     def grid_size(self) -> int:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def num_attention_blocks(self) -> int:
+        """The number of blocks, the last ones, that mix tokens by attention in the attention phase."""
+        return self.depth if self.attention_blocks is None else self.attention_blocks
+
+    @property
+    def is_hybrid(self) -> bool:
+        """True if the attention phase has convolutions too, in its first blocks."""
+        return self.num_attention_blocks < self.depth
+
+    def window_shift_of(self, block: int) -> int:
+        """The patches by which the windows of a block, from 0 on, are shifted along each axis."""
+        if self.window_shift is not None:
+            return self.window_shift
+        return 0 if self.window_size is None or block % 2 == 0 else self.window_size // 2
+
+    @property
+    def windows(self) -> tuple[int | None, int | None]:
+        """`window_size` and `window_shift`, the same for all values of the two that are the same attention: without
+        windows, in a single window, or where `window_shift` says what its default does."""
+        if self.window_size is None:
+            return None, None
+        first = self.depth - self.num_attention_blocks
+        shifts = {self.window_shift_of(block) for block in range(first, self.depth)}
+        if self.window_size == self.grid_size and shifts == {0}:
+            return None, None
+        return self.window_size, shifts.pop() if len(shifts) == 1 else None
+
+    @property
+    def num_visible(self) -> int:
+        """The number of patches that a query sees, itself included: those of a window, or all."""
+        size = self.window_size
+        return math.prod(self.grid) if size is None else size ** len(self.grid)
 
     @property
     def has_position_embedding(self) -> bool:
@@ -219,12 +323,12 @@ class ModelConfig:
     @property
     def shape(self) -> tuple[int, ...]:
         """Pixels along each axis of the image."""
-        return (self.image_size, self.image_size)
+        return (self.image_size,) * self.dimensions
 
     @property
     def patch(self) -> tuple[int, ...]:
         """Pixels along each axis of a patch."""
-        return (self.patch_size, self.patch_size)
+        return (self.patch_size,) * self.dimensions
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -381,15 +485,17 @@ class TrialConfig:
             self.data.augmentation_policy,
             f"is defined for images of 1 or 3 channels, and these have {self.model.in_channels}",
         )
-        ignored = SCHEMES[self.init.init_scheme].ignores
+        _require_augmentation_of_axes(self.data, self.model)
+        ignored = SCHEMES[self.init.init_scheme].ignored(self.model.is_hybrid)
         if self.init.convolution_form == "pixel" and "convolution_form" not in ignored:
             _require_whole_pixels(self.model)
 
     @property
     def attention_sharpness(self) -> float:
-        """The sharpness at which heads start: as given, or as `attention_leak` asks for on this trial's grid."""
+        """The sharpness at which heads start: as given, or as `attention_leak` asks for with this trial's patches, in
+        windows those of one."""
         leak = self.init.attention_leak
-        return self.init.attention_sharpness if leak is None else sharpness_of(leak, math.prod(self.model.grid))
+        return self.init.attention_sharpness if leak is None else sharpness_of(leak, self.model.num_visible)
 
     def flat(self) -> dict[str, Any]:
         """Every field on one level, by its own name."""
@@ -418,6 +524,17 @@ def require_known(flat: Mapping[str, Any], parameters: Mapping[str, "Parameter"]
     unknown = sorted(set(flat) - set(parameters))
     if unknown:
         raise ConfigError(f"unknown parameter {unknown[0]!r}; valid are {', '.join(parameters)}")
+
+
+def _require_augmentation_of_axes(data: DataConfig, model: ModelConfig) -> None:
+    """Raises ConfigError if an augmentation is not defined for images of so many axes."""
+    if model.dimensions == FLIPS_FOR:
+        return
+    kind = "sequences" if model.is_of_sequences else f"images of {model.dimensions} axes"
+    valid = ", ".join(each for each in choices(Augmentation) if each != "crop_flip")
+    rule = f"is defined for images of two axes, and these are {kind}"
+    require(data.augmentation != "crop_flip", "augmentation", data.augmentation, f"{rule}: one of {valid}")
+    require(data.augmentation_policy == "none", "augmentation_policy", data.augmentation_policy, rule)
 
 
 def _require_whole_pixels(model: ModelConfig) -> None:

@@ -21,7 +21,7 @@ from cvit.errors import one_line
 from cvit.init.schemes import SCHEMES
 
 FORMAT = 1
-OF_THE_DATA = frozenset({"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes"})
+OF_THE_DATA = frozenset({"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "dimensions"})
 """The parameters that the data set decides."""
 NOT_SETTINGS = OF_THE_DATA | {"init_scheme", "seed"}
 """The parameters that no scheme can have of its own."""

@@ -21,6 +21,7 @@ GRAD_NORM_MAX = "stability/grad_norm_max"
 GRAD_NORM_MAX_STEP = "stability/grad_norm_max_step"
 LOSS_SPIKES = "stability/loss_spikes"
 TRANSFER_WEIGHT_ERROR = "transfer/weight_error"
+TRANSFER_LOST_ENERGY = "transfer/lost_energy"  # the largest of the blocks; then /block0, /block1, … of each
 TRANSFER_LOGIT_ERROR = "transfer/logit_error"
 TRANSFER_VAL_ACCURACY = "transfer/val_accuracy"
 CONVOLUTION_TEST_ACCURACY = "convolution/test_accuracy"
@@ -126,3 +127,8 @@ RECORD_SYSTEM = "system"
 def is_accuracy(metric: str) -> bool:
     """True for a metric that is a share of images and is shown as a percentage."""
     return metric.endswith("accuracy")
+
+
+def noun_of(dimensions: int | str | None) -> str:
+    """The word for an example of a data set: a sequence is a recording; anything else is an image."""
+    return "recording" if str(dimensions) == "1" else "image"

@@ -27,9 +27,9 @@ def draw_augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, ge
 
     Args:
         shape: pixels along each axis.
-        kind: "none"; "shift", a translation by up to max(1, pixels // 8) along each axis; "crop_flip", for images of
-            two axes, the same translation (a random crop of the zero-padded image), then a horizontal flip with
-            probability 1/2.
+        kind: "none"; "shift", a translation by up to max(1, pixels // 8) along each axis (in time, for sequences);
+            "crop_flip", for images of two axes, the same translation (a random crop of the zero-padded image), then a
+            horizontal flip with probability 1/2.
         generator: CPU generator; "none" draws nothing from it.
     """
     if kind == "none":
@@ -49,8 +49,11 @@ def draw_augmentation(count: int, shape: tuple[int, ...], kind: Augmentation, ge
 
 def apply_augmentation(images: Tensor, draws: Tensor) -> Tensor:
     """Moves images (B, C, *shape) of any type and flips them along their last axis, by the draws (B, axes + 1) of
-    `draw_augmentation`. Pixels from outside an image are 0."""
+    `draw_augmentation`. Pixels from outside an image are 0. A sequence keeps its first or last value there: with zeros
+    it would jump, since 0 is nothing special among the values of a sensor."""
     shape = images.shape[2:]
+    if len(shape) == 1:
+        return _moved_in_time(images, draws[:, 0].to(images.device))
     margins = [_margin(length) for length in shape]
     padded = F.pad(images, [margin for margin in reversed(margins) for _ in range(2)])
     *moves, flip = draws.to(images.device).unsqueeze(-1).unbind(1)
@@ -62,6 +65,13 @@ def apply_augmentation(images: Tensor, draws: Tensor) -> Tensor:
         sources = (sources.unsqueeze(2) * length + along_axis.unsqueeze(1)).flatten(1)
     sources = sources.unsqueeze(1).expand(-1, images.shape[1], -1)
     return padded.flatten(2).gather(2, sources).view_as(images)
+
+
+def _moved_in_time(sequences: Tensor, moves: Tensor) -> Tensor:
+    """Sequences (B, C, length) moved by (B,) samples to the right."""
+    length = sequences.shape[2]
+    sources = (torch.arange(length, device=sequences.device) - moves[:, None]).clamp(0, length - 1)
+    return sequences.gather(2, sources[:, None].expand(-1, sequences.shape[1], -1))
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

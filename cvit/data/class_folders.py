@@ -20,6 +20,7 @@ class Listing:
 
     Attributes:
         root: the folder, links resolved.
+        suffixes: the endings of the names of images, in lower case.
         images: the images, sorted; the last part is the file's name.
         others: all other files.
         folders: all folders.
@@ -28,6 +29,7 @@ class Listing:
     """
 
     root: str
+    suffixes: frozenset[str]
     images: list[Parts] = field(default_factory=list)
     others: list[Parts] = field(default_factory=list)
     folders: list[Parts] = field(default_factory=list)
@@ -35,13 +37,14 @@ class Listing:
     linked: dict[Parts, str] = field(default_factory=dict)
 
 
-def list_images(root: Path) -> Listing:
-    """Lists a folder. Below each folder in the root, no folder is listed twice, so that links in a circle end.
+def list_images(root: Path, suffixes: frozenset[str] = SUFFIXES) -> Listing:
+    """Lists a folder; files with one of the suffixes count as images. Below each folder in the root, no folder is
+    listed twice, so that links in a circle end.
 
     Raises:
         DataError: a link leads nowhere, or a file or folder cannot be read.
     """
-    listing = Listing(os.path.realpath(root))
+    listing = Listing(os.path.realpath(root), suffixes)
     above = real_and_above(root)
     try:
         for entry in _entries(root):
@@ -99,7 +102,7 @@ def _entries(path: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _add_file(listing: Listing, parts: Parts, entry: os.DirEntry[str]) -> None:
-    is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    is_image = os.path.splitext(entry.name)[1].lower() in listing.suffixes
     if not entry.is_file():
         if entry.is_symlink() and not os.path.exists(entry.path):
             raise DataError(f"{entry.path} is a link to {os.readlink(entry.path)}, which does not exist")

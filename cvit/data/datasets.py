@@ -1,4 +1,4 @@
-"""Finds image data sets by name or path, describes them without decoding a pixel, and loads them.
+"""Finds data sets of images or sequences by name or path, describes them without decoding a pixel, and loads them.
 
 Only torchvision's data sets need torch: a description serves planning and dry runs, and a loaded data set consists of
 numpy arrays, which travel between processes.
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from cvit.config import Augmentation
 from cvit.data.formats import Place, all_formats
+from cvit.data.formats.wav import has_recordings
 from cvit.data.images import DataError, Target, check_size
 from cvit.data.notes import class_notes, double_notes, pixel_notes
+from cvit.data.sequences import check_not_constant, common_length
 from cvit.data.splits import other_splits, split_name
 from cvit.data.stored import Labels, Part, Stored
 from cvit.data.subsets import holdout
@@ -72,6 +74,7 @@ class DatasetInfo:
         stored: the source of the images.
         resize: True if images are cropped and resized.
         notes: lines that a user has to know about the data: what is not used, and how pixels are changed.
+        dimensions: axes of an image: 2 for pictures; 1 for sequences, whose image_size is their length in samples.
     """
 
     name: str
@@ -86,6 +89,7 @@ class DatasetInfo:
     stored: Stored = field(repr=False)
     resize: bool = field(repr=False)
     notes: tuple[str, ...] = ()
+    dimensions: int = 2
 
     @cached_property
     def train_counts(self) -> NDArray[np.integer]:
@@ -101,16 +105,25 @@ class DatasetInfo:
 
 
 def describe(
-    dataset: str, data_dir: str | os.PathLike[str], *, download: bool, image_size: int | None = None
+    dataset: str,
+    data_dir: str | os.PathLike[str],
+    *,
+    download: bool,
+    image_size: int | None = None,
+    label_pattern: str | None = None,
+    test_pattern: str | None = None,
 ) -> DatasetInfo:
     """Finds a data set and reads everything but its pixels.
 
     Args:
-        dataset: one of NAMES, the name of a Parquet file, a folder of Parquet files or an image folder in `data_dir`,
-            or a path to one.
+        dataset: one of NAMES, the name of a Parquet file, a folder of Parquet files, an image folder, an .npz or
+            .ts file or a folder of WAV recordings in `data_dir`, or a path to one.
         data_dir: the folder of the data sets, also for downloads.
         download: True if torchvision may download a missing data set.
-        image_size: side in pixels to which all images are cropped and resized; None leaves them as they are.
+        image_size: side in pixels to which all images are cropped and resized; None leaves them as they are. Sequences
+            are cut or padded to this length; None pads them to the longest.
+        label_pattern, test_pattern: regular expressions for the paths of WAV recordings below their folder: one finds
+            the class, the other the test recordings.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
@@ -118,7 +131,9 @@ def describe(
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size {image_size} must be at least 1")
     with _one_line(dataset):
-        return _described(dataset, *_find(dataset, Path(data_dir).expanduser(), download), image_size)
+        name, stored = _find(Place(dataset, None, Path(data_dir).expanduser(), download, label_pattern, test_pattern))
+        _check_patterns(dataset, stored, label_pattern, test_pattern)
+        return _described(dataset, name, stored, image_size)
 
 
 def load(info: DatasetInfo) -> Dataset:
@@ -140,7 +155,9 @@ def load(info: DatasetInfo) -> Dataset:
             train = Images(pool.images[first], pool.labels[first])
             test = Images(pool.images[second], pool.labels[second])
     for part, images in (("training", train.images), ("test", test.images)):
-        if (deviation := _deviation(images)) < BLANK:
+        if info.dimensions == 1:
+            check_not_constant(info.name, part, images)
+        elif (deviation := _deviation(images)) < BLANK:
             raise DataError(
                 f"dataset {info.name!r} has blank {part} images: the values of their pixels deviate by {deviation:.2g} "
                 "of 255 from their mean, so there is nothing to learn from"
@@ -167,14 +184,17 @@ def _described(dataset: str, name: str, stored: Stored, image_size: int | None) 
         train, test = _own_test_split(stored.train)
     num_test = len(test if stored.test is None else stored.test.labels)
     if num_test == 0:
-        raise DataError(f"dataset {dataset!r} has too few images to hold some out for testing")
+        raise DataError(f"dataset {dataset!r} has too few {stored.noun}s to hold some out for testing")
     train_labels = stored.train.labels if stored.test is not None else stored.train.labels[train]
     for part in stored.parts:
         _check_labels(dataset, part, len(stored.class_names))
     sizes, channels = _sizes_and_channels(stored)
-    size = image_size or _common_side(dataset, sizes)
-    for part in stored.parts:
-        _check_sizes(part, Target(channels, size, image_size is not None))
+    if is_of_sequences := stored.dimensions == 1:
+        size, length_notes = common_length(stored, image_size)
+    else:
+        size, length_notes = image_size or _common_side(dataset, sizes), []
+        for part in stored.parts:
+            _check_sizes(part, Target(channels, size, image_size is not None))
     test_labels = stored.train.labels[test] if stored.test is None else stored.test.labels
     return DatasetInfo(
         name=name,
@@ -184,15 +204,19 @@ def _described(dataset: str, name: str, stored: Stored, image_size: int | None) 
         class_names=stored.class_names,
         train_labels=train_labels,
         num_test=num_test,
-        augmentation=AUGMENTATIONS.get(name, "shift" if channels == 1 else "crop_flip"),
-        fingerprint=_fingerprint(stored, None if sizes == [(size, size)] else size),
+        augmentation=AUGMENTATIONS.get(name, "shift" if channels == 1 or is_of_sequences else "crop_flip"),
+        fingerprint=_fingerprint(
+            stored, None if not length_notes and (is_of_sequences or sizes == [(size, size)]) else size
+        ),
         stored=stored,
         resize=image_size is not None,
+        dimensions=stored.dimensions,
         notes=tuple(
             printable(note)
             for note in (
                 *stored.notes,
-                *class_notes(stored.class_names, train_labels, test_labels),
+                *length_notes,
+                *class_notes(stored.class_names, train_labels, test_labels, stored.noun),
                 *pixel_notes(stored, channels),
                 *double_notes(stored, train, test),
             )
@@ -200,13 +224,16 @@ def _described(dataset: str, name: str, stored: Stored, image_size: int | None) 
     )
 
 
-def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
+def _find(asked: Place) -> tuple[str, Stored]:
     """The data set's name, which is the last part of its path, and the stored data set."""
-    for place in _places(dataset, data_dir, download):
+    dataset, data_dir = asked.name, asked.data_dir
+    for place in _places(asked):
         for format in all_formats():
             if stored := format.open(place):
                 if place.path is None or dataset in format.known:
                     return dataset, stored
+                if stored.name is not None:
+                    return stored.name, stored
                 return _name(place.path), replace(stored, notes=(*stored.notes, *_beside(place.path)))
     if dataset and Path(dataset).expanduser().exists():
         contents = " nor ".join(format.contents for format in all_formats() if format.contents)
@@ -220,19 +247,20 @@ def _find(dataset: str, data_dir: Path, download: bool) -> tuple[str, Stored]:
     )
 
 
-def _places(dataset: str, data_dir: Path, download: bool) -> Iterator[Place]:
+def _places(asked: Place) -> Iterator[Place]:
     """The places where a data set may be. For a name: in the data folder, then without a path, for formats that know
     the name. Last, the text as a path."""
+    dataset, data_dir = asked.name, asked.data_dir
     if not dataset:
         return
     is_name = os.path.basename(dataset) == dataset and not dataset.startswith((".", "~"))
     if is_name:
         for suffix in ("", *(format.suffix for format in all_formats() if format.suffix)):
             if (path := data_dir / f"{dataset}{suffix}").exists():
-                yield Place(dataset, path, data_dir, download)
-        yield Place(dataset, None, data_dir, download)
+                yield replace(asked, path=path)
+        yield asked
     if (path := Path(dataset).expanduser()).exists():
-        yield Place("", path, data_dir, download)
+        yield replace(asked, name="", path=path)
 
 
 def _name(path: Path) -> str:
@@ -266,9 +294,14 @@ def _sizes_and_channels(stored: Stored) -> tuple[list[tuple[int, int]], int]:
     return sorted(sizes), max(form.channels for each in forms for form in each)
 
 
+def _check_patterns(dataset: str, stored: Stored, *patterns: str | None) -> None:
+    if any(pattern is not None for pattern in patterns) and not has_recordings(stored):
+        raise DataError(f"dataset {dataset!r} has no WAV recordings: --label-pattern and --test-pattern are for these")
+
+
 def _check_labels(dataset: str, part: Part, num_classes: int) -> None:
     if len(part.survey.forms) != len(part.labels):
-        raise DataError(f"dataset {dataset!r} has {len(part.survey.forms)} images and {len(part.labels)} labels")
+        raise DataError(f"dataset {dataset!r} has {len(part.survey.forms)} examples and {len(part.labels)} labels")
     if part.labels.min() < 0 or part.labels.max() >= num_classes:
         raise DataError(f"dataset {dataset!r} has labels outside 0..{num_classes - 1}")
 

@@ -9,12 +9,12 @@ from cvit.data.stored import Labels, Stored
 from cvit.errors import counted, some_of
 
 
-def class_notes(class_names: Sequence[str], train_labels: Labels, test_labels: Labels) -> Iterator[str]:
-    """Lines about classes without images."""
+def class_notes(class_names: Sequence[str], train_labels: Labels, test_labels: Labels, noun: str) -> Iterator[str]:
+    """Lines about classes without images, which the noun names."""
     for part, labels in (("training", train_labels), ("test", test_labels)):
         counts = np.bincount(labels, minlength=len(class_names))
         if missing := [name for name, count in zip(class_names, counts, strict=True) if not count]:
-            yield f"no {part} images of {some_of(missing)}"
+            yield f"no {part} {noun}s of {some_of(missing)}"
 
 
 def pixel_notes(stored: Stored, channels: int) -> Iterator[str]:
@@ -47,4 +47,5 @@ def double_notes(stored: Stored, train: np.ndarray, test: np.ndarray) -> Iterato
     known = {digests[i] for i in train}
     tested = [digests[i] for i in test] if stored.test is None else stored.test.survey.digests
     if doubles := sum(digest in known for digest in tested):
-        yield f"of {counted(len(tested), 'test image')}, {doubles} are training images too (equal files)"
+        noun = stored.noun
+        yield f"of {counted(len(tested), f'test {noun}')}, {doubles} are training {noun}s too (equal files)"

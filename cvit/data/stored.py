@@ -15,6 +15,7 @@ from cvit.data.deep import ValueRange
 from cvit.data.images import DataError, Pixels, Target, decode_images, resize_images
 from cvit.data.survey import Survey, joined_range, survey_array, survey_images
 from cvit.errors import one_line
+from cvit.vocabulary import noun_of
 
 Labels = NDArray[np.int64]
 
@@ -40,8 +41,8 @@ class Part(ABC):
         """The name of an image, for errors."""
 
     @abstractmethod
-    def pixels(self, target: Target) -> Pixels:
-        """All images, (N, C, S, S) uint8.
+    def pixels(self, target: Target) -> Pixels | NDArray[np.float32]:
+        """All images, (N, C, S, S) uint8, or sequences, (N, C, S) float32.
 
         Raises:
             DataError: an image cannot be converted to the target, or is another one than at the survey.
@@ -106,6 +107,8 @@ class Stored:
     Attributes:
         content: a hash of its content, independent of where it is stored.
         notes: lines about files that are not used, and the like.
+        dimensions: axes of an image: 2 for pictures, 1 for sequences.
+        name: the name of the data set, where the format knows it better than the path.
     """
 
     train: Part
@@ -113,10 +116,17 @@ class Stored:
     class_names: tuple[str, ...]
     content: str
     notes: tuple[str, ...] = ()
+    dimensions: int = 2
+    name: str | None = None
 
     @property
     def parts(self) -> list[Part]:
         return [part for part in (self.train, self.test) if part is not None]
+
+    @property
+    def noun(self) -> str:
+        """The word for one of its images."""
+        return noun_of(self.dimensions)
 
     @property
     def value_range(self) -> ValueRange | None:

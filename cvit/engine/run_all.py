@@ -158,7 +158,14 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
     info = None
     if task_named(sweep.task).needs_data:
         may_download = request.download and not request.dry_run
-        info = describe(request.dataset, request.data_dir, download=may_download, image_size=request.image_size)
+        info = describe(
+            request.dataset,
+            request.data_dir,
+            download=may_download,
+            image_size=request.image_size,
+            label_pattern=request.label_pattern,
+            test_pattern=request.test_pattern,
+        )
     progress = first_round(sweep, request, info, storage)
     take_up_pruned(progress, Journal(storage, sweep.name))
     workers = likely_workers(request)

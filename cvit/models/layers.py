@@ -77,13 +77,23 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(input, self.weight, self.bias, self.eps)
 
 
-class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` with the same stride and the same padding on both axes, alone or as a pack."""
+class Convolution(nn.Module):
+    """torch's convolution of images of 1 to 3 axes with the same kernel size, stride and zero padding along each, and
+    without a bias; alone or as a pack.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H', W'); in a pack (M, ...)."""
-        assert not isinstance(self.padding, str)
-        return convolve(input, self.weight, self.bias, 2, self.stride[0], self.padding[0])
+    Attributes:
+        weight: (out_channels, in_channels, *kernel).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, axes: int, kernel_size: int, stride: int) -> None:
+        """The padding leaves ⌈pixels / stride⌉ places along an axis; the kernel size is odd."""
+        super().__init__()
+        self.axes, self.stride, self.padding = axes, stride, kernel_size // 2
+        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, *(kernel_size,) * axes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, *shape) → (B, out_channels, *shape / stride, rounded up); in a pack (M, ...)."""
+        return convolve(images, self.weight, None, self.axes, self.stride, self.padding)
 
 
 class GroupNorm(nn.GroupNorm):

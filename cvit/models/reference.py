@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvit.config import ModelConfig
-from cvit.models.layers import Conv2d, GroupNorm, Linear
-from cvit.models.sizes import NORM_GROUPS, WIDENING, network_size
+from cvit.models.layers import Convolution, GroupNorm, Linear
+from cvit.models.sizes import KERNEL_SIZE, NORM_GROUPS, WIDENING, network_size, stem_kernel, stem_stride
 
 
 class ResidualNetwork(nn.Module):
@@ -15,44 +15,46 @@ class ResidualNetwork(nn.Module):
     Its depth and width follow from the transformer's: n = depth / 3, rounded, at least 1, gives about as many blocks. w
     is the multiple of 4 for which the blocks have about as many weights as a transformer whose heads are together as
     wide as a token, (4 + 2 · mlp_ratio) · depth · embed_dim². Heads, patches and position encoding have no influence.
+
+    On sequences convolutions have 3 taps. The first one of a long sequence has a stride that leaves 128 to 255 places,
+    and a kernel that reaches one stride both ways.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         num_blocks, width = network_size(config)
-        self.stem = nn.Sequential(*_convolution(config.in_channels, width, 3, 1), nn.ReLU())
+        self.axes = config.dimensions
+        stem = Convolution(config.in_channels, width, self.axes, stem_kernel(config), stem_stride(config))
+        self.stem = nn.Sequential(stem, GroupNorm(NORM_GROUPS, width), nn.ReLU())
         blocks, channels = [], width
         for factor in WIDENING:
             for i in range(num_blocks):
                 stride = 2 if i == 0 and factor > 1 else 1
-                blocks.append(ResidualBlock(channels, factor * width, stride))
+                blocks.append(ResidualBlock(channels, factor * width, self.axes, stride))
                 channels = factor * width
         self.blocks = nn.Sequential(*blocks)
         self.head = Linear(channels, config.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, in_channels, image_size, image_size) → class logits (B, num_classes)."""
-        return self.head(self.blocks(self.stem(images)).mean(dim=(-2, -1)))
+        """Normalised images (B, in_channels, *shape) → class logits (B, num_classes); in a pack (M, ...)."""
+        return self.head(self.blocks(self.stem(images)).mean(dim=tuple(range(-self.axes, 0))))
 
 
 class ResidualBlock(nn.Module):
     """relu(images + two normed 3×3 convolutions of them); a 1×1 convolution on the shortcut if the shape changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, axes: int, stride: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            *_convolution(in_channels, out_channels, 3, stride),
+            Convolution(in_channels, out_channels, axes, KERNEL_SIZE, stride),
+            GroupNorm(NORM_GROUPS, out_channels),
             nn.ReLU(),
-            *_convolution(out_channels, out_channels, 3, 1),
+            Convolution(out_channels, out_channels, axes, KERNEL_SIZE, 1),
+            GroupNorm(NORM_GROUPS, out_channels),
         )
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(in_channels, out_channels, 1, stride))
+        shortcut = (Convolution(in_channels, out_channels, axes, 1, stride), GroupNorm(NORM_GROUPS, out_channels))
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Sequential(*shortcut)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        """(B, in_channels, *shape) → (B, out_channels, *shape / stride, rounded up)."""
         return F.relu(self.shortcut(images) + self.residual(images))
-
-
-def _convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    convolution = Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-    return convolution, GroupNorm(NORM_GROUPS, out_channels)

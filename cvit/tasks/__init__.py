@@ -41,6 +41,10 @@ def _no_defaults(info: "DatasetInfo") -> dict[str, Any]:
     return {}
 
 
+def _as_they_are(settings: Mapping[str, Any], info: "DatasetInfo") -> dict[str, Any]:
+    return dict(settings)
+
+
 def _of_unknown_steps(stage: Stage, images: "ImageCounts | None", device: str) -> float:
     return UNKNOWN_STEP_S * stage.steps
 
@@ -79,6 +83,8 @@ class Task(Generic[StageType]):
         starts_from: stage → the parts of its parent that it starts from: weights, or weights and moments.
         peak_bytes: (stage, size of a pack, CUDA device) → memory of the pack; None if stages are never packed.
         defaults_of_data: description of a data set → the parameters that it sets.
+        fitted: (parameters or values of axes that a preset sets and the user did not, description of a data set) → the
+            same as this data set needs them; presets are written for images.
         image_counts: (configuration, description of the data set) → the numbers of images that a trial uses; None for a
             task whose trials do not take a share of the images.
         trained_model: (stage, storage) → its trained model, and images as it takes them; None if the storage does not
@@ -102,6 +108,7 @@ class Task(Generic[StageType]):
     starts_from: Callable[[StageType], tuple[str, ...]] = _weights
     peak_bytes: "Callable[[StageType, int, torch.device], int] | None" = None
     defaults_of_data: "Callable[[DatasetInfo], dict[str, Any]]" = _no_defaults
+    fitted: "Callable[[Mapping[str, Any], DatasetInfo], dict[str, Any]]" = _as_they_are
     image_counts: "Callable[[Any, DatasetInfo], ImageCounts] | None" = None
     trained_model: "Callable[[StageType, Storage], tuple[torch.nn.Module, torch.Tensor] | None] | None" = None
 

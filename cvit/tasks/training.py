@@ -1,13 +1,14 @@
-"""The task `training`: training a vision transformer, or a model to compare it with, on images.
+"""The task `training`: training a vision transformer, or a model to compare it with, on images or sequences.
 
 Training itself is in `cvit.training.loop`, which is imported only when it is needed: a sweep is planned without torch.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cvit.config import PARAMETERS, ConfigError, DataConfig, TrialConfig
+from cvit.config import OFFSETS_OF_3X3, PARAMETERS, ConfigError, DataConfig, TrialConfig
 from cvit.cost import FORWARD_AND_BACKWARD, compile_seconds, expected_step_seconds
 from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, possible_fraction
 from cvit.results import MOMENTS, WEIGHTS
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 TOKENS_PER_SIDE = 8
 LEAST_PATCH_SIZE = 2
 """By default, images are cut into about 8 × 8 patches of at least 2 × 2 pixels."""
+TOKENS_PER_SEQUENCE = 64
+"""By default, sequences are cut into about as many patches as images; a patch may be a single sample, which often has
+several channels."""
+HEADS_ON_SEQUENCES = 3
+"""The heads that express a convolution of width 3: what 9 are on images."""
 
 STAGE_S = 0.1
 """The seconds that a stage is expected to take beside its steps: its model, its first step, its result."""
@@ -40,14 +46,46 @@ def _defaults_of_data(info: "DatasetInfo") -> dict[str, Any]:
         "image_size": info.image_size,
         "in_channels": info.in_channels,
         "num_classes": info.num_classes,
+        "dimensions": info.dimensions,
         "augmentation": info.augmentation,
-        "patch_size": _default_patch_size(info.image_size),
-    }
+        "patch_size": _default_patch_size(info),
+    } | ({"num_heads": HEADS_ON_SEQUENCES} if info.dimensions == 1 else {})
 
 
-def _default_patch_size(image_size: int) -> int:
-    divisors = [size for size in range(LEAST_PATCH_SIZE, image_size + 1) if image_size % size == 0] or [image_size]
-    return min(divisors, key=lambda size: abs(image_size / size - TOKENS_PER_SIDE))
+def _default_patch_size(info: "DatasetInfo") -> int:
+    length = info.image_size
+    if info.dimensions == 1:  # by ratios, so that a prime length is not one patch
+        sizes = [size for size in range(1, length + 1) if length % size == 0]
+        return min(sizes, key=lambda size: abs(math.log(length / size / TOKENS_PER_SEQUENCE)))
+    divisors = [size for size in range(LEAST_PATCH_SIZE, length + 1) if length % size == 0] or [length]
+    return min(divisors, key=lambda size: abs(length / size - TOKENS_PER_SIDE))
+
+
+def _fitted(settings: Mapping[str, Any], info: "DatasetInfo") -> dict[str, Any]:
+    """Parameters of a preset, or values of its axes, that fit a data set of sequences.
+
+    Where the preset has the 9 heads of a 3×3 neighbourhood, sequences get 3, together as wide; where its patches do not
+    divide their length, patches of the default length. Axes are tuples of values.
+    """
+    if info.dimensions != 1:
+        return dict(settings)
+    fitted = dict(settings)
+    if settings.get("num_heads") == OFFSETS_OF_3X3 and "head_dim" in settings:
+        fitted["head_dim"] = settings["head_dim"] * OFFSETS_OF_3X3 // HEADS_ON_SEQUENCES
+    for name, fit in (("num_heads", _fitted_heads), ("patch_size", _fitted_patch)):
+        if isinstance(value := settings.get(name), tuple):
+            fitted[name] = tuple(sorted({fit(each, info) for each in value}))
+        elif value is not None:
+            fitted[name] = fit(value, info)
+    return fitted
+
+
+def _fitted_heads(num_heads: int, info: "DatasetInfo") -> int:
+    return HEADS_ON_SEQUENCES if num_heads == OFFSETS_OF_3X3 else num_heads
+
+
+def _fitted_patch(patch_size: int, info: "DatasetInfo") -> int:
+    return _default_patch_size(info) if info.image_size % patch_size else patch_size
 
 
 def _stages(flat: Mapping[str, Any], info: "DatasetInfo | None") -> tuple[TrialConfig, tuple[TrainingStage, ...]]:
@@ -154,7 +192,7 @@ def _trained_model(stage: TrainingStage, storage: "Storage") -> "tuple[torch.nn.
         return None
     model, size = blank_model(stage), stage.trial.model
     model.load_state_dict(weights)
-    return model.eval(), torch.zeros(2, size.in_channels, size.image_size, size.image_size)
+    return model.eval(), torch.zeros(2, size.in_channels, *size.shape)
 
 
 TASK = Task(
@@ -176,5 +214,6 @@ TASK = Task(
     peak_bytes=_peak_bytes,
     defaults_of_data=_defaults_of_data,
     trained_model=_trained_model,
+    fitted=_fitted,
     image_counts=lambda config, info: _image_counts(config.data, info),
 )

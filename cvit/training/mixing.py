@@ -2,9 +2,12 @@
 label.
 
 The other image is the one before it in the batch, whose order is random; the first one's is the last. As in torchvision
-all images of a step are mixed alike: MixUp adds them up with weights, CutMix replaces a rectangle. A *mixture* is six
-numbers: the weight of an image's own label, the weight of its own pixels, and the rectangle of the other image.
+all images of a step are mixed alike: MixUp adds them up with weights, CutMix replaces a rectangle, of a sequence a
+stretch. A *mixture* is a row of numbers: the weight of an image's own label, the weight of its own pixels, and the box
+of the other image, where it begins along each axis and where it ends.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -16,27 +19,31 @@ from cvit.data.erasing import inside
 
 NUM_UNIFORM = 4
 """The number of uniform draws from which the mixture of a step is made."""
-UNMIXED = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def unmixed(axes: int) -> tuple[float, ...]:
+    """The mixture of images of so many axes that are not mixed: full weights, and an empty box."""
+    return (1.0, 1.0, *(0.0,) * (2 * axes))
 
 
 def mixtures(uniform: Tensor, mixup_alpha: float, cutmix_alpha: float, shape: tuple[int, ...]) -> Tensor:
-    """The mixtures of steps, (S, 6) float32 on the CPU.
+    """The mixtures of steps, (S, 2 + 2 · axes) float32 on the CPU.
 
     With both alphas, each step takes either way with probability 1/2; with neither, nothing is mixed.
 
     Args:
         uniform: (S, NUM_UNIFORM) float64 in [0, 1).
-        shape: pixels along each axis of an image; CutMix needs two.
+        shape: pixels along each axis of an image, of which it has one or two.
     """
     coin, quantile, down, right = uniform.numpy().T
-    found = np.tile(UNMIXED, (len(uniform), 1))
+    found = np.tile(unmixed(len(shape)), (len(uniform), 1))
     takes_cutmix = coin < 0.5 if mixup_alpha and cutmix_alpha else np.full(len(coin), bool(cutmix_alpha))
     if mixup_alpha:
         found[:, :2] = _share(quantile, mixup_alpha)[:, None]
     if cutmix_alpha:
-        box = _cutmix_boxes(_share(quantile, cutmix_alpha), down, right, shape)
-        top, left, bottom, right = box.T
-        own = 1 - (bottom - top) * (right - left) / (shape[0] * shape[1])
+        box = _cutmix_boxes(_share(quantile, cutmix_alpha), (down, right)[: len(shape)], shape)
+        first, after = np.split(box, 2, axis=1)
+        own = 1 - np.prod(after - first, axis=1) / math.prod(shape)
         found[takes_cutmix] = np.column_stack([own, np.ones_like(own), box])[takes_cutmix]
     return torch.from_numpy(found).float()
 
@@ -47,12 +54,17 @@ def _share(quantile: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
 
 
 def _cutmix_boxes(
-    share: NDArray[np.float64], down: NDArray[np.float64], right: NDArray[np.float64], shape: tuple[int, ...]
+    share: NDArray[np.float64], places: tuple[NDArray[np.float64], ...], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Rectangles (S, 4) around a random pixel, cut off at the edge of the image: first row, first column, and the row
-    and the column after the last. Before that, their share of the image is 1 − share."""
-    halves = [np.floor(0.5 * np.sqrt(1 - share) * length) for length in shape]
-    middles = [np.floor(uniform * length) for uniform, length in zip((down, right), shape, strict=True)]
+    """Boxes (S, 2 · axes) around a random pixel, cut off at the edge of the image: the first row and column, and the
+    row and the column after the last. Before that, their share of the image is 1 − share.
+
+    Args:
+        places: (S,) uniform draws in [0, 1) for each axis.
+    """
+    side = np.sqrt(1 - share) if len(shape) == 2 else 1 - share
+    halves = [np.floor(0.5 * side * length) for length in shape]
+    middles = [np.floor(uniform * length) for uniform, length in zip(places, shape, strict=True)]
     ends = [
         np.clip(middle + sign * half, 0, length)
         for sign in (-1, 1)
@@ -66,14 +78,12 @@ def mixed(images: Tensor, mixture: Tensor) -> Tensor:
 
     Args:
         images: (M, B, C, *shape), normalised.
-        mixture: (M, 6), by `mixtures`.
+        mixture: (M, 2 + 2 · axes), by `mixtures`.
     """
     others = images.roll(1, dims=1)
     weight = mixture[:, 1].view(-1, *(1,) * (images.ndim - 1))
     images_mixed = others * (1 - weight) + images * weight
-    if images.ndim != 5:
-        return images_mixed
-    return torch.where(inside(mixture[:, 2:], tuple(images.shape[-2:]))[:, None, None], others, images_mixed)
+    return torch.where(inside(mixture[:, 2:], tuple(images.shape[3:]))[:, None, None], others, images_mixed)
 
 
 def partners(labels: Tensor) -> Tensor:

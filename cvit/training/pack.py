@@ -270,7 +270,7 @@ class TrainingPack:
 
     def _step(self, reading: Reading) -> None:
         images, labels = self._batch()
-        inputs = self._regularisation.erased_and_mixed(self._data.normalised(images), self._row)
+        inputs = self._regularisation.changed(self._data.normalised(images), self._row)
         logits = self._logits(reading.model, inputs, self._regularisation.branch_scales(self._row))
         losses = _cross_entropy(logits, labels, self._label_smoothing)
         weights = self._regularisation.label_weights(self._row)

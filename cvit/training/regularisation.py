@@ -1,5 +1,5 @@
-"""The regularisation of a pack by random changes beyond moves and flips: augmentation policies, erasing, mixing, and
-stochastic depth.
+"""The regularisation of a pack by random changes beyond moves and flips: augmentation policies, erasing, mixing, noise,
+and stochastic depth.
 
 Every draw is addressed by seed and step, so every scheme gets the same. A pack draws and computes only what some member
 uses; the other members get draws that change nothing. Draws of a range of steps go to the device as tables with a row
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cvit.config import AugmentationPolicy, ConfigError
 from cvit.data import erasing
+from cvit.data.noise import draw_windows, noisy, normal_row
 from cvit.data.policies import OPERATIONS_PER_IMAGE, apply_policy, code_table, draw_policy
 from cvit.models.stochastic_depth import branch_scales, drop_probabilities
 from cvit.randomness import generator
@@ -23,7 +24,8 @@ from cvit.training import mixing
 Draws = Mapping[str, Tensor]
 """For each kind of regularisation that some member uses, (steps, M, ...) on the CPU."""
 
-_POLICY, _ERASING, _MIXING, _DEPTH = "augmentation policy", "erasing", "mixing", "stochastic depth"
+_POLICY, _ERASING, _MIXING, _NOISE = "augmentation policy", "erasing", "mixing", "noise"
+_DEPTH = "stochastic depth"
 """The kinds, which are the purposes of their draws too."""
 
 
@@ -49,11 +51,19 @@ class Regularisation:
             for kind, rows in first.items()
         }
         self._codes = code_table(self._shape[0]).to(device) if _POLICY in self._kinds else None
+        self._noise_std = torch.tensor([stage.trial.data.noise_std for stage in stages], device=device)
+        self._noise = normal_row(device) if _NOISE in self._kinds else None
         self._drop_probabilities = torch.tensor(self._probabilities(), device=device)
 
     def draw(self, steps: range) -> Draws:
         """The draws of consecutive steps, counted within the trial; they depend on the members and the steps alone."""
-        draws = {_POLICY: self._policies, _ERASING: self._boxes, _MIXING: self._mixtures, _DEPTH: self._kept_branches}
+        draws = {
+            _POLICY: self._policies,
+            _ERASING: self._boxes,
+            _MIXING: self._mixtures,
+            _NOISE: self._windows,
+            _DEPTH: self._kept_branches,
+        }
         return {kind: torch.stack(draws[kind](steps), dim=1) for kind in self._kinds}
 
     def fill(self, draws: Draws) -> None:
@@ -68,12 +78,16 @@ class Regularisation:
             return images
         return apply_policy(images, codes.flatten(0, 1), self._codes)
 
-    def erased_and_mixed(self, images: Tensor, row: Tensor) -> Tensor:
-        """The normalised images (M, B, C, *shape) of a step after erasing and mixing."""
-        box, mixture = self._row(_ERASING, row), self._row(_MIXING, row)
+    def changed(self, images: Tensor, row: Tensor) -> Tensor:
+        """The normalised images (M, B, C, *shape) of a step after erasing, mixing and noise."""
+        box, mixture, windows = self._row(_ERASING, row), self._row(_MIXING, row), self._row(_NOISE, row)
         if box is not None:
             images = erasing.erased(images, box)
-        return images if mixture is None else mixing.mixed(images, mixture)
+        if mixture is not None:
+            images = mixing.mixed(images, mixture)
+        if windows is None or self._noise is None:
+            return images
+        return noisy(images, windows, self._noise_std, self._noise)
 
     def label_weights(self, row: Tensor) -> Tensor | None:
         """The weight of each member's own labels in a step, (M, 1); None if no member mixes."""
@@ -101,10 +115,9 @@ class Regularisation:
         return [F.pad(codes, (0, most - codes.shape[-1])) for codes in drawn]  # code 0 is the identity
 
     def _boxes(self, steps: range) -> list[Tensor]:
-        rows, columns = self._shape
         uniform = self._uniform(_ERASING, steps, self._batch_size, erasing.NUM_UNIFORM)
         return [
-            erasing.boxes(uniform[seed], (rows, columns), stage.trial.data.erasing_probability)
+            erasing.boxes(uniform[seed], self._shape, stage.trial.data.erasing_probability)
             for stage, seed in zip(self._stages, self._seeds, strict=True)
         ]
 
@@ -115,6 +128,13 @@ class Regularisation:
             mixing.mixtures(uniform[seed], config.mixup_alpha, config.cutmix_alpha, self._shape)
             for config, seed in zip(configs, self._seeds, strict=True)
         ]
+
+    def _windows(self, steps: range) -> list[Tensor]:
+        drawn = {
+            seed: torch.stack([draw_windows(self._batch_size, generator(seed, _NOISE, step)) for step in steps])
+            for seed in dict.fromkeys(self._seeds)
+        }
+        return [drawn[seed] for seed in self._seeds]
 
     def _kept_branches(self, steps: range) -> list[Tensor]:
         probabilities = torch.tensor(self._probabilities())
@@ -151,6 +171,7 @@ def _kinds_of(stages: Sequence[TrainingStage]) -> list[str]:
         _POLICY: lambda stage: stage.trial.data.augmentation_policy != "none",
         _ERASING: lambda stage: stage.trial.data.erasing_probability > 0,
         _MIXING: lambda stage: stage.trial.data.mixup_alpha > 0 or stage.trial.data.cutmix_alpha > 0,
+        _NOISE: lambda stage: stage.trial.data.noise_std > 0,
         _DEPTH: lambda stage: (
             stage.trial.training.stochastic_depth > 0 and depends_on(stage.trial.init.init_scheme, "stochastic_depth")
         ),
@@ -159,7 +180,7 @@ def _kinds_of(stages: Sequence[TrainingStage]) -> list[str]:
 
 
 def _require_defined(stages: Sequence[TrainingStage], images: Tensor) -> None:
-    """Raises ConfigError if a change is not defined for such images; those of a data set in files always are 2-D."""
+    """Raises ConfigError if a change is not defined for such images."""
     for stage in stages:
         data = stage.trial.data
         if data.augmentation_policy != "none" and (images.dtype != torch.uint8 or images.ndim != 4):
@@ -168,5 +189,7 @@ def _require_defined(stages: Sequence[TrainingStage], images: Tensor) -> None:
                 f"{str(images.dtype).removeprefix('torch.')} on {images.ndim - 2}"
             )
         for name in ("cutmix_alpha", "erasing_probability"):
-            if getattr(data, name) > 0 and images.ndim != 4:
-                raise ConfigError(f"{name} must be 0 for images that have not two axes but {images.ndim - 2}")
+            if getattr(data, name) > 0 and images.ndim > 4:
+                raise ConfigError(
+                    f"{name} must be 0 for images of more than two axes, and these have {images.ndim - 2}"
+                )

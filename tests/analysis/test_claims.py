@@ -246,6 +246,17 @@ def test_nine_heads_against_fewer_and_more(tmp_path: Path) -> None:
     assert found["nine_beat_fewer/inner_dim=0,num_heads=4"].verdict == HOLDS
     assert found["nine_beat_fewer/inner_dim=0,num_heads=8"].verdict == FAILS
     assert found["nine_match_more/inner_dim=0,num_heads=16"].verdict == HOLDS
+    on_sequences = trainings(
+        "head_count",
+        KEY,
+        grid | {"num_heads": [1, 3, 4]},
+        lambda cell: {1: 0.5, 3: 0.8, 4: 0.7}[cell["num_heads"]] + 0.001 * cell["seed"] * (cell["num_heads"] == 3),
+        image_size=32,
+        dimensions=1,
+    )
+    three = judged(tmp_path / "three", on_sequences)
+    assert three["nine_beat_fewer/inner_dim=0,num_heads=1"].verdict == HOLDS
+    assert three["nine_match_more/inner_dim=0,num_heads=4"].verdict == HOLDS
     study.cells = [grid | {"seed": [0, 1]}]
     few = judged(tmp_path / "few", study)["nine_match_more/inner_dim=0,num_heads=16"]
     assert (few.verdict, few.n) == (UNDECIDED, 2)

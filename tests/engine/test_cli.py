@@ -131,7 +131,7 @@ def test_help_shows_every_parameter_and_the_defaults_of_the_preset_asked_for(
     monkeypatch.setenv("COLUMNS", "200")
     assert parse(SWEEP, ["--help-all", "--preset", "reference"]) is None
     text = capsys.readouterr().out
-    derived = {"data_fingerprint", "in_channels", "num_classes", "seed"}
+    derived = {"data_fingerprint", "in_channels", "num_classes", "dimensions", "seed"}
     for name in PARAMETERS.keys() - derived:
         assert f"--{name.replace('_', '-')}" in text
     assert "[default: 12]" in text

@@ -69,6 +69,8 @@ class Column:
 class Comparison:
     """Differences on the same seeds.
 
+    `{heads}` in a heading or title stands for the heads that a convolution of width 3 needs on the study's data.
+
     Attributes:
         kind: their `kind` in the CSV.
         heading: the heading of the column with their scheme.
@@ -80,6 +82,14 @@ class Comparison:
     heading: str
     summaries: Callable[[Study], list[Summary]]
     title: str = ""
+
+    def heading_of(self, study: Study) -> str:
+        """The heading in the tables of a study."""
+        return self.heading.format(heads=study.needed_heads)
+
+    def title_of(self, study: Study) -> str:
+        """The title in the tables of a study."""
+        return self.title.format(heads=study.needed_heads)
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ def answer(study: Study, layout: Layout) -> str:
         lines += [f"Missing: {len(study.missing)} of {len(study.results)} trials."]
     for comparison in (layout.gain, *layout.comparisons):
         if comparison.title and (summaries := comparison.summaries(study)):
-            lines += ["", f"{comparison.title}, points [95 % interval] (number of pairs):", ""]
+            lines += ["", f"{comparison.title_of(study)}, points [95 % interval] (number of pairs):", ""]
             lines += markdown_table(*_pivot(study, summaries, gain_text, layout.across))
     for head, rows, section in _sections(study, layout):
         lines += ["", f"{section.title}:", "", *markdown_table(head, rows)]
@@ -231,9 +241,9 @@ def _markdown_section(study: Study, layout: Layout) -> str:
     )
     for comparison in (layout.gain, *layout.comparisons):
         if summaries := comparison.summaries(study):
-            lines += ["", *([f"### {comparison.title}", ""] if comparison.title else [])]
+            lines += ["", *([f"### {comparison.title_of(study)}", ""] if comparison.title else [])]
             lines += markdown_table(
-                [*axes, comparison.heading, "points", "95 % interval", "pairs", *_COUNTS],
+                [*axes, comparison.heading_of(study), "points", "95 % interval", "pairs", *_COUNTS],
                 [_markdown_cells(study, cell, sign="+") for cell in summaries],
             )
     for head, rows, section in _sections(study, layout):
@@ -266,7 +276,7 @@ def _latex_study(study: Study, layout: Layout) -> Iterator[str]:
         if comparison.title and (summaries := comparison.summaries(study)):
             head, rows = _pivot(study, summaries, gain_text, layout.across)
             cells = [[*map(latex, row[:first]), *map(latex_estimate, row[first:])] for row in rows]
-            caption = f"{comparison.title}, {source}: points, 95 % t-interval, number of pairs."
+            caption = f"{comparison.title_of(study)}, {source}: points, 95 % t-interval, number of pairs."
             yield latex_table(caption, f"{name}-{comparison.kind}", head, cells, left_columns=first)
     for head, rows, section in _sections(study, layout):
         yield _latex_texts(f"{section.title}, {source}.", f"{name}-{section.title}", head, rows, [section.notes])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cvit.analysis.display.accuracy_tables import GENERAL_LAYOUT, Layout
 from cvit.analysis.display.sentences import gain_sentence
 from cvit.analysis.display.tables import Tables, general_tables
+from cvit.analysis.display.wording import in_words_of
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study, read_studies, require_axes
 from cvit.analysis.statistics.variants import with_variants
@@ -66,7 +67,7 @@ class Question:
     """The way a sweep is shown and judged.
 
     Attributes:
-        axes: the axes, init scheme included, that its studies vary; empty for any axes.
+        axes: the axes, init scheme included, that its studies vary, in the order of the layout's tables; empty for any.
         further_axes: axes that some of its studies vary beside these.
         variants: further axes that its studies may vary, whose values become part of the scheme's name.
         layout: the content of its tables of accuracies.
@@ -105,9 +106,15 @@ def studies_of(frames: Frames, sweep: str) -> list[Study]:
         TableError: a study varies other axes than the tables of its sweep show.
     """
     question = question_of(sweep)
-    studies = [with_variants(study, question.variants) for study in read_studies(frames, sweep)]
+    studies = [arranged(study, question) for study in read_studies(frames, sweep)]
     require_axes(studies, question.axes, question.further_axes)
     return studies
+
+
+def arranged(study: Study, question: Question) -> Study:
+    """A study with the variants of its question as schemes, and with its axes in the question's order."""
+    study = with_variants(study, question.variants)
+    return study if question.tables else study.with_axes_like(question.axes)
 
 
 def all_questions() -> dict[str, Question]:
@@ -129,7 +136,12 @@ def tables_of(sweep: str, studies: Sequence[Study]) -> Tables:
 def draw_figure(sweep: str, studies: Sequence[Study]) -> "Figure":
     """The figure of a sweep: that of its file in `figures/`, else the general one."""
     module = _module(f"{__name__}.figures", sweep) or importlib.import_module("cvit.analysis.display.general_figure")
-    return module.draw(studies)
+    figure: Figure = module.draw(studies)
+    for text in figure.findobj(lambda artist: hasattr(artist, "get_text")):
+        shown: str = text.get_text()  # pyright: ignore[reportAttributeAccessIssue]
+        if (words := in_words_of(studies, shown)) != shown:
+            text.set_text(words)  # pyright: ignore[reportAttributeAccessIssue]
+    return figure
 
 
 def _module(package: str, name: str) -> ModuleType | None:

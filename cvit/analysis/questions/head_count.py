@@ -13,19 +13,19 @@ from cvit.analysis.statistics.stats import Summary, paired_difference
 from cvit.analysis.statistics.studies import TREATMENT, Study
 from cvit.analysis.statistics.verdicts import MARGIN
 from cvit.analysis.store.axes import INNER_DIM, NUM_HEADS, SCHEME
-from cvit.config import OFFSETS_OF_3X3
 
 
 def nine_minus_fewer(study: Study) -> list[Summary]:
-    """Accuracy with 9 heads minus that with fewer, on the same seeds: a summary per width, number of heads and scheme.
+    """Accuracy with 9 heads, on sequences 3, minus that with fewer, on the same seeds: a summary per width, number of
+    heads and scheme.
 
-    `num_heads` is the smaller number. Empty if the grid lacks 9 heads or a smaller number.
+    `num_heads` is the smaller number. Empty if the grid lacks 9 heads (3) or a smaller number.
     """
     summaries = [
         replace(difference, place={**difference.place, NUM_HEADS: heads})
         for heads in study.values(NUM_HEADS)
-        if heads < OFFSETS_OF_3X3
-        for difference in paired_difference(study.results, NUM_HEADS, OFFSETS_OF_3X3, heads)
+        if heads < study.needed_heads
+        for difference in paired_difference(study.results, NUM_HEADS, study.needed_heads, heads)
     ]
     return sorted(summaries, key=study.order_of)
 
@@ -38,21 +38,21 @@ def _head_dim(study: Study, place: Mapping[str, Any]) -> tuple[float]:
 
 
 def _nine_beat_fewer(study: Study) -> Iterator[Family]:
-    yield from _nine_against(study, lambda heads: heads < OFFSETS_OF_3X3, line=0.0)
+    yield from _nine_against(study, lambda heads: heads < study.needed_heads, line=0.0)
 
 
 def _nine_match_more(study: Study) -> Iterator[Family]:
-    yield from _nine_against(study, lambda heads: heads > OFFSETS_OF_3X3, line=-MARGIN)
+    yield from _nine_against(study, lambda heads: heads > study.needed_heads, line=-MARGIN)
 
 
 def _nine_against(study: Study, is_other: Callable[[int], bool], line: float) -> Iterator[Family]:
-    """Judges accuracy with 9 heads minus that with each other number of heads, at all widths together."""
-    if OFFSETS_OF_3X3 not in study.values(NUM_HEADS) or TREATMENT not in study.schemes:
+    """Judges accuracy with 9 heads, on sequences 3, minus that with each other number, at all widths together."""
+    if study.needed_heads not in study.values(NUM_HEADS) or TREATMENT not in study.schemes:
         return
     others = [heads for heads in study.values(NUM_HEADS) if is_other(heads)]
     places = [{INNER_DIM: width, NUM_HEADS: heads} for width in study.values(INNER_DIM) for heads in others]
     family = [
-        differences(study, place | {NUM_HEADS: OFFSETS_OF_3X3, SCHEME: TREATMENT}, place | {SCHEME: TREATMENT})
+        differences(study, place | {NUM_HEADS: study.needed_heads, SCHEME: TREATMENT}, place | {SCHEME: TREATMENT})
         for place in places
     ]
     names_of_places = [",".join(f"{axis}={value}" for axis, value in place.items()) for place in places]
@@ -73,9 +73,9 @@ QUESTION = Question(
         comparisons=(
             Comparison(
                 kind="nine_minus_fewer",
-                heading="9 heads less these, with",
+                heading="{heads} heads less these, with",
                 summaries=nine_minus_fewer,
-                title="9 heads less fewer, on the same seeds",
+                title="{heads} heads less fewer, on the same seeds",
             ),
         ),
     ),
@@ -85,7 +85,7 @@ QUESTION = Question(
         Claim(
             order=40,
             name="nine_beat_fewer",
-            statement=f"With 9 heads {TREATMENT} is more accurate than with fewer",
+            statement=f"With 9 heads (sequences: 3) {TREATMENT} is more accurate than with fewer",
             unit=POINTS,
             place_text=_place_text,
             judge=_nine_beat_fewer,
@@ -93,7 +93,7 @@ QUESTION = Question(
         Claim(
             order=50,
             name="nine_match_more",
-            statement=f"With 9 heads {TREATMENT} is no less accurate than with more",
+            statement=f"With 9 heads (sequences: 3) {TREATMENT} is no less accurate than with more",
             unit=POINTS,
             place_text=_place_text,
             judge=_nine_match_more,

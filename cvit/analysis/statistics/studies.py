@@ -1,7 +1,7 @@
 """Studies, ready for tables and figures: their axes, the results of their trials, and their statistics."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -59,6 +59,12 @@ class Study:
     preset: str = ""
     search_space: str = ""
 
+    def with_axes_like(self, order: Sequence[str]) -> "Study":
+        """The study with its axes, and so the rows of its tables, in another order; those that are not in it last."""
+        axes = sorted(self.axes, key=lambda axis: order.index(axis) if axis in order else len(order))
+        study = replace(self, axes=axes)
+        return replace(study, results=sorted(self.results, key=lambda result: (*study.order_of(result), result.seed)))
+
     @property
     def missing(self) -> list[Result]:
         return [result for result in self.results if result.missing]
@@ -90,6 +96,11 @@ class Study:
         widths = {trial.get("head_dim") for trial in self.trials if not trial.get(INNER_DIM)}
         widths = widths or {self.params.get("head_dim")}
         return next(iter(widths)) if len(widths) == 1 else None
+
+    @property
+    def needed_heads(self) -> int:
+        """The heads that a convolution of width 3 needs: 9 on images, 3 on sequences."""
+        return 3 ** int(self.params.get("dimensions", 2))
 
     def values(self, axis: str) -> list[Any]:
         """The distinct values of one of the `axes`, ascending."""

@@ -24,12 +24,16 @@ class Place:
         path: a file or folder that exists; None asks the formats that know the data set by its name.
         data_dir: the folder of the data sets, also for downloads.
         download: True if a missing data set may be downloaded.
+        label_pattern, test_pattern: regular expressions for the paths of recordings: one finds the class, the other the
+            test recordings.
     """
 
     name: str
     path: Path | None
     data_dir: Path
     download: bool
+    label_pattern: str | None = None
+    test_pattern: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

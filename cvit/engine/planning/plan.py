@@ -11,7 +11,7 @@ from cvit.data.datasets import DatasetInfo
 from cvit.engine.declaration import Search, Sweep
 from cvit.engine.planning.grids import Cell, product
 from cvit.engine.planning.request import Request
-from cvit.engine.planning.trials import Study, Trial, study_of
+from cvit.engine.planning.trials import Study, Trial, fitted_request, study_of
 from cvit.stages import Stage
 
 MOST_TRIALS = 100_000
@@ -55,6 +55,7 @@ class Plan:
         Raises:
             ConfigError: a combination of values cannot be trained.
         """
+        request = fitted_request(sweep, request, info)
         require_feasible(sweep, request)
         study = study_of(sweep, request, info)
         search = sweep.presets[request.preset].search

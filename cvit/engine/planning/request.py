@@ -1,7 +1,7 @@
 """The request: everything that a user asks of a sweep, whether on the command line or from Python."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,8 +37,10 @@ class Request:
 
     Attributes:
         grid: the values of every axis but the seed.
+        typed_axes: the axes among them whose values the user gave; the others have those of the preset.
         given: the flat parameters given explicitly; they hold for every scheme.
         dataset: name or path; ignored by a task that needs no data.
+        label_pattern, test_pattern: regular expressions for the paths of WAV recordings; see `cvit.data.datasets`.
         address: the address of a Ray cluster; `local` trains on this machine without Ray; None starts Ray there.
         command: the command line as typed, to be run again.
         settings_from: path of a file with settings of init schemes; ignored by a task that has none.
@@ -75,6 +77,9 @@ class Request:
     optuna_storage: str | None = None
     as_json: bool = False
     started: Invocation = SCRIPT
+    typed_axes: Collection[str] = ()
+    label_pattern: str | None = None
+    test_pattern: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

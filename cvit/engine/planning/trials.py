@@ -1,11 +1,11 @@
 """Studies and trials: a request becomes a study, and a place in its grid a trial with its stages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from cvit.config import with_numbers
+from cvit.config import as_text, with_numbers
 from cvit.data.datasets import DatasetInfo
 from cvit.data.subsets import ImageCounts
 from cvit.engine.declaration import Sweep
@@ -51,7 +51,7 @@ class Study:
         settings_of: the settings of single init schemes.
         info: the data set; None for a task that needs none.
         finalists: number of finalists per init scheme of a search that has a final; see `planning.search`.
-        notes: lines about where settings of init schemes come from.
+        notes: lines about settings that fit the data, and about where settings of init schemes come from.
     """
 
     key: str
@@ -92,12 +92,34 @@ class Study:
         return Trial(key, cell, config.flat(), stages, images)
 
 
+def fitted_request(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Request:
+    """The request with those axes of its preset that its user left as they are as the data set needs them."""
+    if info is None:
+        return request
+    own = {axis: values for axis, values in request.grid.items() if axis not in request.typed_axes}
+    return replace(request, grid={**request.grid, **task_named(sweep.task).fitted(own, info)})
+
+
+def _fitted_settings(sweep: Sweep, request: Request, info: DatasetInfo | None) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a preset as the data set needs them, but for those that axes or the user replace, and a note
+    about those that have changed."""
+    settings = sweep.presets[request.preset].settings
+    if info is None:
+        return dict(settings), []
+    own = {name: value for name, value in settings.items() if name not in request.given and name not in request.grid}
+    fitted = task_named(sweep.task).fitted(own, info)
+    changed = [f"{name} {as_text(fitted[name])}, not {as_text(own[name])}" for name in own if fitted[name] != own[name]]
+    notes = [f"sequences: {', '.join(changed)} as in the preset"] if changed else []
+    return {**settings, **fitted}, notes
+
+
 def study_of(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Study:
     """The study that a request asks for."""
     preset, task = sweep.presets[request.preset], task_named(sweep.task)
     defaults = {name: parameter.default for name, parameter in task.parameters.items()}
     of_data = task.defaults_of_data(info) if info is not None else {}
-    settings = {**defaults, **of_data, **preset.settings, **request.given}
+    of_preset, fit_notes = _fitted_settings(sweep, request, info)
+    settings = {**defaults, **of_data, **of_preset, **request.given}
     settings_of, notes = settings_of_schemes(preset, request, settings, info)
     finalists = preset.search.finalists if preset.search and preset.search.num_finals else None
     axes = (*request.grid, *(preset.search.space if preset.search else ()), "seed")
@@ -126,5 +148,5 @@ def study_of(sweep: Sweep, request: Request, info: DatasetInfo | None) -> Study:
         settings_of=settings_of,
         info=info,
         finalists=finalists,
-        notes=notes,
+        notes=(*fit_notes, *notes),
     )

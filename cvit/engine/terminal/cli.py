@@ -126,7 +126,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"--{dashed(name)} is empty: give a value, or leave the option out")
     given = {name: _value(parameters[name], value) if name in parameters else value for name, value in given.items()}
-    grid = {}
+    grid, typed_axes = {}, preset.grid.keys() & given.keys()
     for axis in (*preset.grid, *(axis for axis in sweep.further_axes if axis in given)):
         values = list(dict.fromkeys(given.pop(axis, preset.grid.get(axis, ()))))
         if not values and parameters[axis].type is bool:
@@ -162,6 +162,8 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         data_dir=given.get("data_dir", "data"),
         download=not given.get("no_download", False),
         image_size=given.get("image_size"),
+        label_pattern=given.get("label_pattern"),
+        test_pattern=given.get("test_pattern"),
         storage=given.get("storage", "storage"),
         tracking_uri=chosen_uri(given.get("tracking_uri")),
         address=address,
@@ -176,6 +178,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         as_json=given.get("json", False),
         command=command,
         started=started,
+        typed_axes=frozenset(typed_axes),
         notes=notes,
     )
 

@@ -23,7 +23,7 @@ from cvit.engine.terminal.spinner import is_live
 from cvit.engine.wording import duration
 from cvit.errors import one_line
 from cvit.results import Report
-from cvit.vocabulary import IMAGES_PER_SECOND
+from cvit.vocabulary import IMAGES_PER_SECOND, noun_of
 
 PLAIN_INTERVAL_S = 5.0
 """The least time between two plain lines."""
@@ -155,7 +155,7 @@ class Display:
             *([] if self._live is not None else [self._steps_text()]),
             f"{num_done} of {num_trials} trials done",
             f"{len(self._running)} running" if self._has_begun else "starting workers",
-            *([f"{speed:,.0f} images/s"] if speed else []),
+            *([f"{speed:,.0f} {noun_of(self._progress.plan.study.params.get('dimensions'))}s/s"] if speed else []),
             *([self._waiting] if self._waiting else []),
         ]
         return ", ".join(parts)

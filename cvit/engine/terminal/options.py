@@ -21,8 +21,8 @@ DATA_DIR_VARIABLE = sources.variable_of("data_dir")
 ALL_PARTS = "all"
 
 # These are set by the data set or by another option.
-NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "seed"}
-_CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8, at least 2"}
+NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "dimensions", "seed"}
+_CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8, at least 2; length / 64"}
 _GROUPS = {
     "run": Group("Run", sort_key=0),
     "grid": Group("Grid (several values each)", sort_key=1),
@@ -175,14 +175,29 @@ def _data_options(sweep: Sweep) -> dict[str, Any]:
     return {
         "dataset": _option(
             str,
-            "digits, cifar10, cifar100, fashion_mnist, svhn, a name in the data folder, or the path of a Parquet file, "
-            "a folder of them or an image folder.",
+            "digits, digit_rows, cifar10, cifar100, fashion_mnist, svhn, a name in the data folder, or the path of a "
+            "Parquet file, a folder of them or an image folder, of an .npz or .ts file of sequences, or of a folder of "
+            "WAV recordings.",
             sweep.dataset,
             data,
         ),
         "data_dir": _option(str, f"Folder of the data sets (or set {DATA_DIR_VARIABLE}).", "data", data),
         "no_download": _option(bool, "Never download a data set.", None, data),
-        "image_size": _option(int, "Resize images to this side, pixels; needed where sizes differ.", None, data),
+        "image_size": _option(
+            int,
+            "Resize images to this side, pixels; needed where sizes differ. Cut or pad sequences to this length.",
+            None,
+            data,
+        ),
+        "label_pattern": _option(
+            str,
+            "Regular expression that finds the class in the path of a WAV recording, as its first group or as a whole.",
+            None,
+            data,
+        ),
+        "test_pattern": _option(
+            str, "Regular expression that finds the test recordings among WAV recordings.", None, data
+        ),
     }
 
 

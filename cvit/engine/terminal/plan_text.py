@@ -14,7 +14,8 @@ from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.request import Request
 from cvit.engine.terminal.phases import phase_lines
 from cvit.engine.wording import duration
-from cvit.vocabulary import FINALIST_SEED, SEARCH_SEED
+from cvit.errors import counted
+from cvit.vocabulary import FINALIST_SEED, SEARCH_SEED, noun_of
 
 WORTH_SAYING = 1.5
 """From this factor on, the plan says that a busy machine takes longer."""
@@ -131,17 +132,20 @@ def _image_lines(plan: Plan) -> list[str]:
         return " ".join(f"{count:,}" for count in dict.fromkeys(getattr(each, part) for each in images))
 
     train, pool, validation, test = map(numbers, ("train", "pool", "validation", "test"))
-    lines = [f"  images    {train} of {pool} for training, {validation} for validation, {test} for testing"]
+    noun = noun_of(plan.study.params.get("dimensions"))
+    title = f"{noun}s"
+    lines = [f"  {title:<9} {train} of {pool} for training, {validation} for validation, {test} for testing"]
     for same in plan.merged:
         others = " ".join(map(as_text, same.left_out))
-        reason = f"the same {same.num_images} images as {same.kept:g}, since every class gives at least one"
+        reason = f"the same {same.num_images} {noun}s as {same.kept:g}, since every class gives at least one"
         lines.append(f"  left out  {FRACTION} {others}: {reason}")
     return lines
 
 
 def _data_line(params: Mapping[str, Any]) -> str:
-    size = params["image_size"]
-    return f"  data      {params['dataset']}, {size}x{size}, {params['num_classes']} classes"
+    size, channels = params["image_size"], params["in_channels"]
+    shape = f"{size:,} samples of {counted(channels, 'channel')}" if params["dimensions"] == 1 else f"{size}x{size}"
+    return f"  data      {params['dataset']}, {shape}, {params['num_classes']} classes"
 
 
 def _values(axis: str, values: Sequence[Any]) -> str:

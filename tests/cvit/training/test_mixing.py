@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from cvit.randomness import generator
-from cvit.training.mixing import NUM_UNIFORM, UNMIXED, mixed, mixtures, partners
+from cvit.training.mixing import NUM_UNIFORM, mixed, mixtures, partners, unmixed
 
 
 def uniform(count: int) -> Tensor:
@@ -69,13 +69,13 @@ def test_both_take_turns_at_random_and_neither_mixes_nothing() -> None:
     is_mixup = (both == mixup).all(dim=1)
     assert (is_mixup | (both == cutmix).all(dim=1)).all(), "each step is mixed as by one of the two alone"
     assert is_mixup.float().mean() == pytest.approx(0.5, abs=0.03)
-    assert mixtures(draws[:3], 0.0, 0.0, (32, 32)).tolist() == [list(UNMIXED)] * 3
+    assert mixtures(draws[:3], 0.0, 0.0, (32, 32)).tolist() == [list(unmixed(2))] * 3
 
 
 def test_every_member_of_a_pack_has_its_own_mixture() -> None:
     images = torch.randn(4, 6, 3, 8, 8, generator=generator(0, "test"))
     mixture = torch.cat([mixtures(uniform(2), 0.0, 1.0, (8, 8)), mixtures(uniform(1), 1.0, 0.0, (8, 8))])
-    mixture = torch.cat([mixture, torch.tensor([UNMIXED])])
+    mixture = torch.cat([mixture, torch.tensor([unmixed(2)])])
     together = mixed(images, mixture)
     for number in range(4):
         assert torch.equal(together[number], mixed(images[number, None], mixture[number, None])[0])

@@ -87,7 +87,7 @@ def test_a_pack_without_regularisation_has_no_tables_and_changes_nothing(changes
     row, images = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, 1, 8, 8)
     assert found.draw(range(5)) == {}
     assert found.augmented(images, row) is images
-    assert found.erased_and_mixed(images, row) is images
+    assert found.changed(images, row) is images
     assert found.label_weights(row) is None and found.branch_scales(row) is None
 
 
@@ -174,7 +174,7 @@ def test_images_for_evaluation_are_never_changed(digits: Dataset) -> None:
     [
         (torch.zeros(3, 1, 8, 8), "augmentation_policy"),
         (torch.zeros(3, 1, 8, dtype=torch.uint8), "augmentation_policy"),
-        (torch.zeros(3, 1, 8), "cutmix_alpha"),
+        (torch.zeros(3, 1, 4, 4, 4), "cutmix_alpha"),
         (torch.zeros(3, 1, 4, 4, 4), "erasing_probability"),
     ],
 )

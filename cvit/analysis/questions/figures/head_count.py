@@ -20,7 +20,6 @@ from cvit.analysis.display.figure_style import (
 from cvit.analysis.display.wording import value_text
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.axes import INNER_DIM, NUM_HEADS
-from cvit.config import OFFSETS_OF_3X3
 
 
 def draw(studies: Sequence[Study]) -> Figure:
@@ -41,8 +40,8 @@ def draw(studies: Sequence[Study]) -> Figure:
                 axes.set_xlabel("number of heads")
                 fixed_ticks(axes.xaxis, heads, str)
                 axes.set_xlim(heads[0] - 0.5, heads[-1] + 0.5)
-                if heads[0] <= OFFSETS_OF_3X3 <= heads[-1]:
-                    mark_heads(axes, OFFSETS_OF_3X3, at_top=False)
+                if heads[0] <= study.needed_heads <= heads[-1]:
+                    mark_heads(axes, study.needed_heads, at_top=False)
             for axes in panels[: len(widths)]:  # after all are drawn, because they share the y axis
                 tidy(axes)
                 draw_chance(axes, study)
