@@ -138,3 +138,9 @@ def test_presets_surround_the_frontier_and_leave_out_what_is_too_large(preset: s
     for (maps, layers), planned in heads.items():
         least = next(count for count in range(1, maps) if (count + 1) ** layers >= maps)
         assert {least, max(least - 1, 1)} <= planned, (maps, layers)
+
+
+def test_dimensions_are_an_option_where_no_data_set_has_them(tmp_path: Path) -> None:
+    options = ("--dimensions", "2", "--kernel-size", "3", "--padding", "same", "--fit-image-size", "6", "--depth", "2")
+    plan = make_plan(tmp_path, *options, "--num-heads", "2", sweep=DEPTH)
+    assert {(trial.params["dimensions"], trial.params["padding"]) for trial in plan.trials} == {(2, "same")}

@@ -13,7 +13,7 @@ from cvit.engine.declaration import Preset, Search, Sweep
 from cvit.engine.invocation import Invocation, of_script
 from cvit.engine.planning.request import LOCAL, Request, Resources
 from cvit.engine.terminal import sources
-from cvit.engine.terminal.options import ALL_PARTS, HELP, HELP_ALL, NOT_OPTIONS, about_text, app_of, dashed, options_of
+from cvit.engine.terminal.options import ALL_PARTS, HELP, HELP_ALL, about_text, app_of, dashed, not_options, options_of
 from cvit.engine.terminal.precision import with_precision
 from cvit.engine.terminal.usage import explained
 from cvit.tasks import TASK_NAMES, task_named
@@ -91,8 +91,8 @@ def unknown_variables() -> list[str]:
     """
     preset = Preset(description="", grid={}, seeds=1, settings={}, search=Search(space={}, trials=1, round_size=1))
     sweep = Sweep(name="", question="", presets={"": preset})
-    parameters = {name for task in TASK_NAMES for name in task_named(task).parameters}
-    return sources.unknown_variables({*options_of([(sweep, "")], [""], [""]), *(parameters - NOT_OPTIONS)})
+    parameters = {name for task in TASK_NAMES for name in task_named(task).parameters.keys() - not_options(task)}
+    return sources.unknown_variables({*options_of([(sweep, "")], [""], [""]), *parameters})
 
 
 def _place(error: CycloptsError, sweep: Sweep, script: Sequence[Sweep], parts: Sequence[str]) -> str:
@@ -157,7 +157,7 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         seeds=seeds,
         search_trials=search_trials,
         asha=given.get("asha", False),
-        given={name: value for name, value in given.items() if name in parameters.keys() - NOT_OPTIONS},
+        given={name: value for name, value in given.items() if name in parameters.keys() - not_options(sweep.task)},
         dataset=given.get("dataset", sweep.dataset),
         data_dir=given.get("data_dir", "data"),
         download=not given.get("no_download", False),

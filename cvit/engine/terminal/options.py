@@ -20,8 +20,7 @@ DATA_DIR_VARIABLE = sources.variable_of("data_dir")
 
 ALL_PARTS = "all"
 
-# These are set by the data set or by another option.
-NOT_OPTIONS = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "dimensions", "seed"}
+_SET_BY_THE_DATA = {"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "dimensions"}
 _CHOSEN_BY_THE_DATA = {"augmentation": "the data set's own", "patch_size": "image size / 8, at least 2; length / 64"}
 _GROUPS = {
     "run": Group("Run", sort_key=0),
@@ -217,7 +216,7 @@ def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     options = {}
     for name, parameter in task_named(sweep.task).parameters.items():
         is_axis = name in preset.grid or name in sweep.further_axes
-        if name in NOT_OPTIONS or is_axis or (preset.search and name in preset.search.space):
+        if name in not_options(sweep.task) or is_axis or (preset.search and name in preset.search.space):
             continue
         default = preset.settings.get(name, parameter.default)
         of_schemes = [f"{s}: {settings[name]}" for s, settings in preset.scheme_settings.items() if name in settings]
@@ -227,6 +226,11 @@ def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
         group = _GROUPS.get(parameter.part) or Group(parameter.part.replace("_", " ").capitalize())
         options[name] = _option(_type(parameter), parameter.help, default_text, group)
     return options
+
+
+def not_options(task: str) -> set[str]:
+    """The parameters of a task that are no options: the data set sets them, if there is one, or another option."""
+    return {"seed"} | (_SET_BY_THE_DATA if task_named(task).needs_data else set())
 
 
 def _type(parameter: ConfigParameter) -> Any:
