@@ -396,5 +396,6 @@ def test_every_column_is_documented() -> None:
     assert set(columns["trials"]) - set(known) == {
         "early/grad_norm",
         "transfer/val_accuracy",
+        "transfer/lost_energy",
         *(f"{v.SECONDS_OF_PHASE}{phase}" for phase in (v.CONVOLUTION, v.ATTENTION, v.REFERENCE, v.FIT)),
     }

@@ -89,11 +89,11 @@ def test_the_expressivity_table_meets_its_bound(folder: Path) -> None:
 def test_several_layers_are_fitted_and_answered_beside_their_frontier(tmp_path: Path) -> None:
     """Four causal taps take 3 heads in one layer and 1 + 1 in two, with skip connections; fewer cannot do."""
     options = ("--preset", "smoke", "--kernel-size", "4", "--num-heads", "1", "3", "--fit-image-size", "8")
-    output = sweep(tmp_path, *options, "--fit-steps", "100", script="sweeps/depth.py")
+    output = sweep(tmp_path, *options, "--fit-steps", "200", "--seeds", "3", script="sweeps/depth.py")
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("| K")]
     assert [row[1:5] for row in cells] == [["4", "1", "3", "3"], ["4", "2", "1", "1"]], output
     fits = mlflow_runs(tmp_path, v.ROLE_TRIAL, "depth")
-    assert len(fits) == 8 and {run.data.tags[v.TAG_TASK] for run in fits} == {v.DEPTH}
+    assert len(fits) == 12 and {run.data.tags[v.TAG_TASK] for run in fits} == {v.DEPTH}
     assert all(set(run.data.params) == set(DEPTH_PARAMETERS) for run in fits)
     for run in fits:
         assert run.data.metrics[v.EXPRESSIVITY_ERROR] >= run.data.metrics[v.EXPRESSIVITY_BOUND] - 1e-12
