@@ -92,7 +92,9 @@ def unknown_variables() -> list[str]:
     preset = Preset(description="", grid={}, seeds=1, settings={}, search=Search(space={}, trials=1, round_size=1))
     sweep = Sweep(name="", question="", presets={"": preset})
     parameters = {name for task in TASK_NAMES for name in task_named(task).parameters}
-    return sources.unknown_variables({*options_of([(sweep, "")], [""], [""]), *(parameters - NOT_OPTIONS)})
+    return sources.unknown_variables(
+        {*options_of([(sweep, "")], [""], [""]), *(parameters - NOT_OPTIONS), "dimensions"}
+    )
 
 
 def _place(error: CycloptsError, sweep: Sweep, script: Sequence[Sweep], parts: Sequence[str]) -> str:
@@ -157,7 +159,11 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
         seeds=seeds,
         search_trials=search_trials,
         asha=given.get("asha", False),
-        given={name: value for name, value in given.items() if name in parameters.keys() - NOT_OPTIONS},
+        given={
+            name: value
+            for name, value in given.items()
+            if name in parameters.keys() - (NOT_OPTIONS - {*sweep.further_axes})
+        },
         dataset=given.get("dataset", sweep.dataset),
         data_dir=given.get("data_dir", "data"),
         download=not given.get("no_download", False),
