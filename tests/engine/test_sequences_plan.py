@@ -11,7 +11,7 @@ from cvit.data.datasets import DatasetInfo
 from cvit.engine.declaration import Sweep
 from cvit.engine.planning.plan import Plan
 from cvit.engine.terminal.cli import parse
-from sweeps.head_count import HEAD_COUNT
+from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
 from sweeps.init_schemes import SWEEP as INIT_SCHEMES
 from sweeps.low_data import SWEEP as LOW_DATA
 from sweeps.no_warmup import SWEEP as NO_WARMUP
@@ -101,3 +101,11 @@ def test_augmentations_of_pictures_are_refused_for_sequences_before_anything_sta
         plan(LOW_DATA, "--augmentation-policy", "trivial_augment")
     changed = plan(LOW_DATA, "--noise-std", "0.1", "--erasing-probability", "0.5")
     assert only([trial.params for trial in changed.trials], "noise_std") == {"noise_std": 0.1}
+
+
+def test_one_dimension_of_fits_is_not_taken_for_that_of_a_data_set() -> None:
+    request = parse(EXPRESSIVITY, ["--dimensions", "3", "--num-heads", "27"])
+    assert request is not None
+    assert request.given["dimensions"] == 3
+    with pytest.raises(ConfigError, match="--dimensions"):
+        parse(LOW_DATA, ["--dimensions", "1"])
