@@ -194,6 +194,16 @@ class ModelConfig:
     position_encoding: PositionEncoding = option(
         "Relative bias alone, or beside a learned absolute embedding.", "relative"
     )
+    attention_blocks: int | None = option(
+        "Hybrid: only the last so many blocks become attention, those before them stay convolutions; auto: all.", None
+    )
+    window_size: int | None = option(
+        "Attention in windows of so many patches along each axis; divides the patches of a side; auto: no windows.",
+        None,
+    )
+    window_shift: int | None = option(
+        "Patches by which windows are shifted, in every block; auto: 0 and half a window in turn, as in Swin.", None
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -234,9 +244,32 @@ class ModelConfig:
                 f"{others}"
             )
         require_choice(self, "position_encoding", PositionEncoding)
+        require_at_least_1_or_auto("attention_blocks", self.attention_blocks)
+        if self.attention_blocks is not None and self.attention_blocks > self.depth:
+            raise CombinationError(
+                f"attention_blocks {self.attention_blocks} must be at most {self.depth}, the number of blocks (depth)"
+            )
+        self._require_valid_windows()
         require_at_least_1_or_auto("inner_dim", self.inner_dim)
         if self.inner_dim is not None:
             object.__setattr__(self, "head_dim", max(1, round(self.inner_dim / self.num_heads)))
+
+    def _require_valid_windows(self) -> None:
+        size, shift = self.window_size, self.window_shift
+        require_at_least_1_or_auto("window_size", size)
+        require(shift is None or shift >= 0, "window_shift", shift, f"must be at least 0, or {AUTO}")
+        if size is None:
+            if shift:
+                raise CombinationError(f"window_shift {shift} shifts windows, and there are none: give a window_size")
+            return
+        valid = [divisor for divisor in range(1, self.grid_size + 1) if self.grid_size % divisor == 0]
+        if size not in valid:
+            raise CombinationError(
+                f"window_size {size} must divide {self.grid_size}, the number of patches along an axis: one of "
+                f"{', '.join(map(str, valid))}"
+            )
+        if shift is not None and shift >= size:
+            raise CombinationError(f"window_shift {shift} must be less than window_size, {size}")
 
     @property
     def is_of_sequences(self) -> bool:
@@ -247,6 +280,40 @@ class ModelConfig:
     def grid_size(self) -> int:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def num_attention_blocks(self) -> int:
+        """The number of blocks, the last ones, that mix tokens by attention in the attention phase."""
+        return self.depth if self.attention_blocks is None else self.attention_blocks
+
+    @property
+    def is_hybrid(self) -> bool:
+        """True if the attention phase has convolutions too, in its first blocks."""
+        return self.num_attention_blocks < self.depth
+
+    def window_shift_of(self, block: int) -> int:
+        """The patches by which the windows of a block, from 0 on, are shifted along each axis."""
+        if self.window_shift is not None:
+            return self.window_shift
+        return 0 if self.window_size is None or block % 2 == 0 else self.window_size // 2
+
+    @property
+    def windows(self) -> tuple[int | None, int | None]:
+        """`window_size` and `window_shift`, the same for all values of the two that are the same attention: without
+        windows, in a single window, or where `window_shift` says what its default does."""
+        if self.window_size is None:
+            return None, None
+        first = self.depth - self.num_attention_blocks
+        shifts = {self.window_shift_of(block) for block in range(first, self.depth)}
+        if self.window_size == self.grid_size and shifts == {0}:
+            return None, None
+        return self.window_size, shifts.pop() if len(shifts) == 1 else None
+
+    @property
+    def num_visible(self) -> int:
+        """The number of patches that a query sees, itself included: those of a window, or all."""
+        size = self.window_size
+        return math.prod(self.grid) if size is None else size ** len(self.grid)
 
     @property
     def has_position_embedding(self) -> bool:
@@ -419,15 +486,16 @@ class TrialConfig:
             f"is defined for images of 1 or 3 channels, and these have {self.model.in_channels}",
         )
         _require_augmentation_of_axes(self.data, self.model)
-        ignored = SCHEMES[self.init.init_scheme].ignores
+        ignored = SCHEMES[self.init.init_scheme].ignored(self.model.is_hybrid)
         if self.init.convolution_form == "pixel" and "convolution_form" not in ignored:
             _require_whole_pixels(self.model)
 
     @property
     def attention_sharpness(self) -> float:
-        """The sharpness at which heads start: as given, or as `attention_leak` asks for on this trial's grid."""
+        """The sharpness at which heads start: as given, or as `attention_leak` asks for with this trial's patches, in
+        windows those of one."""
         leak = self.init.attention_leak
-        return self.init.attention_sharpness if leak is None else sharpness_of(leak, math.prod(self.model.grid))
+        return self.init.attention_sharpness if leak is None else sharpness_of(leak, self.model.num_visible)
 
     def flat(self) -> dict[str, Any]:
         """Every field on one level, by its own name."""

@@ -64,23 +64,35 @@ def step_flops(architecture: Architecture, batch_size: int) -> int | None:
     if kind == "resnet":
         of_image = _resnet(config)
     elif phase == ATTENTION and kind:  # a scheme of two readings: the mean of its two kinds of steps, which take turns
-        of_image = (_transformer(config, _attention(config)) + _transformer(config, _factorized(config))) // 2
+        both = (_transformer(config, "factorized", blocks) for blocks in (config.num_attention_blocks, 0))
+        of_image = sum(both) // 2
     elif phase == ATTENTION:
-        of_image = _transformer(config, _attention(config))
+        of_image = _transformer(config, form, config.num_attention_blocks)
     elif phase == CONVOLUTION or kind == "convolution":
-        of_image = _pixel_twin(config) if form == "pixel" else _transformer(config, _TOKEN_TWINS[form](config))
+        of_image = _transformer(config, form, 0)
     else:
         return None
     return batch_size * of_image
 
 
-def _transformer(config: ModelConfig, mixing: int) -> int:
-    """The operations of an image, given those of the forward pass of one block's mixing."""
-    tokens, width = math.prod(config.grid), config.embed_dim
-    embedding = _product(tokens, config.in_channels * math.prod(config.patch), width)
-    mlp = 2 * _product(tokens, width, round(width * config.mlp_ratio))
-    head = _product(1, width, config.num_classes)
-    return WITHOUT_GRADIENT_OF_INPUT * embedding + FORWARD_AND_BACKWARD * (config.depth * (mixing + mlp) + head)
+def _transformer(config: ModelConfig, form: str, num_attention: int) -> int:
+    """The operations of an image, whose last blocks are attention and whose first ones are convolutions."""
+    num_convolutions, has_pixels = config.depth - num_attention, form == "pixel"
+    embedding = _pixel_embedding(config) if has_pixels and num_convolutions else _embedding(config)
+    blocks = num_attention * (_attention(config) + _mlp(config))
+    if num_convolutions:
+        convolution = _pixel_block(config) if has_pixels else _TOKEN_TWINS[form](config) + _mlp(config)
+        blocks += num_convolutions * convolution
+    head = _product(1, config.embed_dim, config.num_classes)
+    return WITHOUT_GRADIENT_OF_INPUT * embedding + FORWARD_AND_BACKWARD * (blocks + head)
+
+
+def _embedding(config: ModelConfig) -> int:
+    return _product(math.prod(config.grid), config.in_channels * math.prod(config.patch), config.embed_dim)
+
+
+def _mlp(config: ModelConfig) -> int:
+    return 2 * _product(math.prod(config.grid), config.embed_dim, round(config.embed_dim * config.mlp_ratio))
 
 
 def _attention(config: ModelConfig) -> int:
@@ -107,16 +119,18 @@ _TOKEN_TWINS = {"factorized": _factorized, "full": _full}
 """The operations of the mixing of the twins that convolve tokens, by the form of the convolution."""
 
 
-def _pixel_twin(config: ModelConfig) -> int:
-    """The operations of an image in the twin of `cvit.models.pixel`, whose layers are those of single pixels."""
+def _pixel_embedding(config: ModelConfig) -> int:
+    """The embedding of the twin of `cvit.models.pixel`, whose layers are those of single pixels."""
+    return _product(math.prod(config.shape), config.in_channels, config.embed_dim // math.prod(config.patch))
+
+
+def _pixel_block(config: ModelConfig) -> int:
+    """A block of that twin: its convolution of pixels and its MLP."""
     pixels_of_patch = math.prod(config.patch)
     pixels, channels = math.prod(config.shape), config.embed_dim // pixels_of_patch
     hidden = round(config.embed_dim * config.mlp_ratio) // pixels_of_patch
-    embedding = _product(pixels, config.in_channels, channels)
     mixing = _product(pixels, 3 ** len(config.shape) * channels, channels)
-    mlp = 2 * _product(pixels, channels, hidden)
-    head = _product(1, config.embed_dim, config.num_classes)
-    return WITHOUT_GRADIENT_OF_INPUT * embedding + FORWARD_AND_BACKWARD * (config.depth * (mixing + mlp) + head)
+    return mixing + 2 * _product(pixels, channels, hidden)
 
 
 def _resnet(config: ModelConfig) -> int:

@@ -93,6 +93,14 @@ def relative_position_index(grid: Grid) -> "Tensor":
     return index
 
 
+def crosses_windows(grid: Grid, window_size: Grid, window_shift: Grid) -> "Tensor":
+    """(N, N) bool for N patches: True for two patches of different windows. Along an axis, windows begin at every
+    multiple of their size less the shift; those at a border may be smaller."""
+    places = patch_places(grid)
+    window = (places + places.new_tensor(window_shift)) // places.new_tensor(window_size)
+    return (window[None, :] != window[:, None]).any(dim=-1)
+
+
 def patch_places(grid: Grid) -> "Tensor":
     """(N, axes) int64: the place of each patch on the grid. It is on the CPU even where a model is made on the device
     `meta`, without weights: integers there are computed by code of torch that imports its compiler, for a second."""

@@ -12,12 +12,13 @@ training.
 import bisect
 import hashlib
 import json
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-from cvit.config import PARAMETERS, ConfigError, ModelConfig, Parameter, TrialConfig
+from cvit.config import PARAMETERS, ConfigError, ConvolutionForm, ModelConfig, Parameter, TrialConfig
 from cvit.cost import step_flops
 from cvit.init.schemes import SCHEMES
 from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, REFERENCE, TRAINING
@@ -63,7 +64,8 @@ _NEVER_DECISIVE = {
     "evaluations",
 }
 _IGNORED_BY_CONVOLUTION_PHASE = {
-    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state")
+    *("init_scheme", "attention_sharpness", "transferred_learning_rate_factor", "optimizer_state", "attention_blocks"),
+    *("window_size", "window_shift"),
 }
 
 
@@ -145,10 +147,12 @@ class TrainingStage:
 
     @cached_property
     def _key(self) -> str:
-        scheme = SCHEMES[self.trial.init.init_scheme]
-        ignored = _IGNORED_BY_CONVOLUTION_PHASE if self.phase == CONVOLUTION else scheme.ignores
+        scheme, model = SCHEMES[self.trial.init.init_scheme], self.trial.model
+        ignored = _IGNORED_BY_CONVOLUTION_PHASE if self.phase == CONVOLUTION else scheme.ignored(model.is_hybrid)
         flat = self.trial.flat() | {"attention_sharpness": self.trial.attention_sharpness}
-        if self.phase != ATTENTION and not self.trial.model.has_position_embedding:
+        flat |= {} if model.is_hybrid else {"attention_blocks": None}
+        flat["window_size"], flat["window_shift"] = model.windows
+        if self.phase != ATTENTION and not model.has_position_embedding:
             ignored = ignored | {"position_learning_rate_factor"}
         if not self.decays_towards_start:
             ignored = ignored | {"decay_towards"}
@@ -203,8 +207,16 @@ class TrainingStage:
         """The settings that determine the model without its weights."""
         init = self.trial.init
         kind = init.init_scheme if self.phase == REFERENCE or self.num_readings > 1 else ""
-        form = "" if self.phase == ATTENTION else init.convolution_form
-        return self.phase, kind, replace(self.trial.model, inner_dim=None), form
+        is_hybrid = self.phase == ATTENTION and self.trial.model.is_hybrid
+        form = self.convolution_form if is_hybrid or self.phase != ATTENTION else ""
+        unset = {"inner_dim": None} if is_hybrid else {"inner_dim": None, "attention_blocks": None}
+        size, shift = self.trial.model.windows if self.phase == ATTENTION else (None, None)
+        return self.phase, kind, replace(self.trial.model, **unset, window_size=size, window_shift=shift), form
+
+    @property
+    def convolution_form(self) -> ConvolutionForm:
+        """The form of the convolutions of this stage's model, if it has any: a second reading is always factorized."""
+        return "factorized" if self.num_readings > 1 else self.trial.init.convolution_form
 
     @property
     def step_flops(self) -> int | None:
@@ -249,15 +261,18 @@ def depends_on(init_scheme: str, parameter: str, settings: Mapping[str, Any] | N
     """True if a parameter has any influence on trials of a scheme.
 
     Args:
-        settings: values of other parameters that all the trials share; those missing may have any value.
+        settings: values of other parameters that all the trials share; those missing may have any value, but without
+            `attention_blocks` the trials are no hybrids.
     """
     scheme, fixed = SCHEMES[init_scheme], settings or {}
+    is_hybrid = (fixed.get("attention_blocks") or math.inf) < fixed.get("depth", math.inf)
     without_influence = {
         "attention_sharpness": fixed.get("attention_leak") is not None,
         "position_learning_rate_factor": scheme.is_twin and fixed.get("position_encoding") == "relative",
         "decay_towards": fixed.get("weight_decay") == 0,
+        "window_shift": "window_size" in fixed and fixed["window_size"] is None,
     }
-    return parameter not in scheme.ignores and not without_influence.get(parameter, False)
+    return parameter not in scheme.ignored(is_hybrid) and not without_influence.get(parameter, False)
 
 
 def stages_of(trial: TrialConfig, num_images: int) -> tuple[TrainingStage, ...]:

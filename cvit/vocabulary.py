@@ -21,6 +21,7 @@ GRAD_NORM_MAX = "stability/grad_norm_max"
 GRAD_NORM_MAX_STEP = "stability/grad_norm_max_step"
 LOSS_SPIKES = "stability/loss_spikes"
 TRANSFER_WEIGHT_ERROR = "transfer/weight_error"
+TRANSFER_LOST_ENERGY = "transfer/lost_energy"  # the largest of the blocks; then /block0, /block1, … of each
 TRANSFER_LOGIT_ERROR = "transfer/logit_error"
 TRANSFER_VAL_ACCURACY = "transfer/val_accuracy"
 CONVOLUTION_TEST_ACCURACY = "convolution/test_accuracy"

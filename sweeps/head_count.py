@@ -47,6 +47,7 @@ EXPRESSIVITY = Sweep(
 
 HEAD_COUNT = Sweep(
     name="head_count",
+    drop_invalid=True,  # short sequences have fewer offsets than 16
     question="How does accuracy depend on the number of heads, at a fixed width of a head and of all heads together?",
     presets={
         "laptop": Preset(

@@ -7,9 +7,8 @@ from cvit.analysis.display.fitting import fitted
 from cvit.analysis.display.notes import notes
 from cvit.analysis.display.tables import general_tables
 from cvit.analysis.display.wording import in_words_of
-from cvit.analysis.questions import question_of, tables_of
+from cvit.analysis.questions import arranged, question_of, tables_of
 from cvit.analysis.statistics.studies import Study, read_study
-from cvit.analysis.statistics.variants import with_variants
 from cvit.analysis.store.axes import SCHEME
 from cvit.analysis.store.frames import Frames
 
@@ -25,7 +24,7 @@ def answer_text(frames: Frames, study_key: str, width: int | None = None) -> str
     """
     study = read_study(frames, study_key)
     question = question_of(study.sweep)
-    study = with_variants(study, question.variants)
+    study = arranged(study, question)
     axes = set(question.axes)
     has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
     tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)

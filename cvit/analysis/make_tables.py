@@ -20,6 +20,7 @@ from cyclopts.validators import mutually_exclusive
 from cvit.analysis import verdicts_text
 from cvit.analysis.claims import Verdict, sweep_of, verdicts
 from cvit.analysis.display.titles import study_title
+from cvit.analysis.display.wording import in_words_of
 from cvit.analysis.files import file_stems, files_of
 from cvit.analysis.questions import curves_of, question_of, studies_of
 from cvit.analysis.report import report
@@ -82,7 +83,9 @@ def make_tables(
         _write(out, sections[name].by_name)
         print(f"{stem}: {_state(frames, name, judged)}")
     page = report(frames, sections, judged, command_of(tracking_uri, storage, sweep))
-    texts = {"claims.md": verdicts_text.markdown(frames, judged), "claims.csv": verdicts_text.csv(judged)}
+    studies = [study for name in sections for study in studies_of(frames, name)]
+    claims = in_words_of(studies, verdicts_text.markdown(frames, judged))
+    texts = {"claims.md": claims, "claims.csv": verdicts_text.csv(judged)}
     _write(out, {name: text.encode() for name, text in {**texts, REPORT: page}.items()})
     print("\n".join(["", *verdicts_text.summary(judged)]))
     failing = [verdict.claim for verdict in judged if verdict.verdict == FAILS]

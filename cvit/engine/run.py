@@ -54,7 +54,11 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
         return Ending(FINISHED, exit_codes.FINISHED)
     try:
         if progress.todo:
-            with spinner(console, "decoding images", session.forecast) if session.info else contextlib.nullcontext():
+            with (
+                spinner(console, f"decoding {session.info.stored.noun}s", session.forecast)
+                if session.info
+                else contextlib.nullcontext()
+            ):
                 _ = session.dataset, session.workers  # bad images, no cluster: before anything is recorded
             ready_operators(session.console, session.workers, session.forecast)
             if session.cluster is not None:

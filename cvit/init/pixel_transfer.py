@@ -21,11 +21,16 @@ from cvit.theorem.kernel import offsets, patch_maps
 def release(twin: VisionTransformer, model: VisionTransformer) -> None:
     """Makes everything but the mixing of a transformer compute the same as that of its pixel twin.
 
-    Hidden units of the MLP that the twin lacks keep their weights, but nothing reads them yet.
+    Hidden units of the MLP that the twin lacks keep their weights, but nothing reads them yet. In a hybrid, the blocks
+    that stay convolutions and the embedding before them keep the twin's tied weights.
     """
     for name, source in twin.named_modules():
         if isinstance(source, PixelEmbedding | PixelNorm | PixelLinear):
-            target, (weight, bias) = model.get_submodule(name), source.dense()
+            target = model.get_submodule(name)
+            if isinstance(target, type(source)):
+                target.load_state_dict(source.state_dict())
+                continue
+            weight, bias = source.dense()
             own = target.get_parameter("weight")
             own[: len(weight)] = 0.0
             own[tuple(slice(size) for size in weight.shape)] = weight

@@ -50,6 +50,6 @@ def _truncated_normal(parameter: torch.Tensor, std: float, seed: int, name: str)
 def random(config: TrialConfig, parent: VisionTransformer | None) -> tuple[VisionTransformer, dict[str, float]]:
     """A transformer with random attention."""
     assert parent is None
-    model = VisionTransformer(config.model, ATTENTION)
+    model = VisionTransformer(config.model, ATTENTION, config.init.convolution_form)
     initialise(model, config.seed)
     return model, {}

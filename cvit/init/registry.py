@@ -41,7 +41,7 @@ def blank_model(stage: TrainingStage) -> nn.Module:
     trial = stage.trial
     if stage.phase == REFERENCE:
         return reference_named(trial.init.init_scheme)(trial)
-    return VisionTransformer(trial.model, stage.phase, trial.init.convolution_form)
+    return VisionTransformer(trial.model, stage.phase, stage.convolution_form)
 
 
 def initial_model(stage: TrainingStage, parent: nn.Module | None) -> tuple[nn.Module, dict[str, float]]:

@@ -15,13 +15,17 @@ _OF_TWO_PHASES = frozenset(
 )
 """The parameters that have an influence only where a convolution phase precedes the attention phase."""
 
+_OF_ATTENTION = frozenset({"decay_towards", "attention_blocks", "window_size", "window_shift"})
+"""The parameters that have an influence only on an attention phase."""
+
 
 @dataclass(frozen=True)
 class InitScheme:
     """The properties of an init scheme that planning needs.
 
     Attributes:
-        ignores: the parameters that have no influence on the scheme's trials. Trials that differ only in them share
+        ignores: the parameters that have no influence on the scheme's trials, unless these are hybrids (`ignored`).
+            Trials that differ only in them share
             their stages, and a search does not vary them. Those that need a convolution phase, or an attention phase,
             are added where the scheme has none.
         has_convolution_phase: True if a convolutional twin is trained first and the scheme starts from it.
@@ -40,13 +44,19 @@ class InitScheme:
 
     def __post_init__(self) -> None:
         without = frozenset() if self.has_convolution_phase else _OF_TWO_PHASES
-        without |= {"decay_towards"} if self.is_reference else frozenset()
+        without |= _OF_ATTENTION if self.is_reference else frozenset()
         without |= (
             {"budget_unit"}
             if not (self.is_reference or self.has_convolution_phase or self.has_two_readings)
             else frozenset()
         )
         object.__setattr__(self, "ignores", self.ignores | without)
+
+    def ignored(self, is_hybrid: bool) -> frozenset[str]:
+        """The parameters that have no influence on the scheme's trials if these are hybrids, or if they are not: a
+        hybrid has convolutions whatever its scheme, and those of two readings are always factorized."""
+        has_form = is_hybrid and not (self.is_reference or self.has_two_readings)
+        return self.ignores - {"convolution_form"} if has_form else self.ignores
 
 
 _START = frozenset({"attention_sharpness", "attention_leak"})

@@ -2,17 +2,23 @@
 
 The relative bias of head δ puts its attention on the patch at offset δ (paper, theorem 1). Keys start at zero, so that
 attention does not depend on the content yet, while random queries let the keys learn.
+
+Attention in windows cannot compute what crosses them. A head whose target lies in another window attends to the zero
+slot, as at the border of an image: the convolution less what crosses is the best that one layer can do
+(`cvit.theorem.window_error`), and `lost_energies` says how much that leaves out.
 """
 
 import torch
 from torch import Tensor, nn
 
 from cvit.geometry import Offset, occurs, relative_position
-from cvit.init.pixel_transfer import release, release_convolution
+from cvit.init.pixel_transfer import release, release_convolution, token_maps
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.pixel import PixelConvolution
 from cvit.models.vit import Block, VisionTransformer
+from cvit.theorem.kernel import shift_norms
+from cvit.theorem.windows import window_pairs
 
 
 @torch.no_grad()
@@ -23,7 +29,7 @@ def transfer(twin: VisionTransformer, model: VisionTransformer, sharpness: float
         twin: a model of the convolution phase.
         model: a model of the attention phase with the same configuration; changed in place. Its queries stay.
         sharpness: logit gap between a head's target patch and the zero slot; the other patches lie as far below the
-            zero slot. So a head whose target lies outside the image attends to the zero slot.
+            zero slot. So a head whose target lies outside the image, or its window, attends to the zero slot.
 
     Returns:
         The relative error of the mixing weights in Frobenius norm, the largest over the blocks: rounding level for the
@@ -40,8 +46,10 @@ def transfer(twin: VisionTransformer, model: VisionTransformer, sharpness: float
     errors = [0.0]
     for source, target in zip(twin.blocks, model.blocks, strict=True):
         assert isinstance(source, Block) and isinstance(target, Block)
-        assert isinstance(target.mixing, RelativeAttention)
-        errors.append(_transfer_mixing(source.mixing, target.mixing, sharpness))
+        if isinstance(target.mixing, RelativeAttention):
+            errors.append(_transfer_mixing(source.mixing, target.mixing, sharpness))
+        else:  # a block of a hybrid that stays a convolution
+            target.mixing.load_state_dict(source.mixing.state_dict())
     return max(errors)
 
 
@@ -73,6 +81,47 @@ def point_heads_at(attention: RelativeAttention, offsets: tuple[Offset, ...], sh
     for head, offset in enumerate(offsets):
         if occurs(offset, attention.grid):
             attention.relative_bias[head, relative_position(offset, attention.grid)] = sharpness
+
+
+@torch.no_grad()
+def lost_energies(twin: VisionTransformer, model: VisionTransformer) -> dict[int, float]:
+    """The share of each convolution's energy that crosses the windows of the attention in its place, by block:
+
+        Σ_δ (n(δ) − n_in(δ)) ‖M_δ‖² / Σ_δ n(δ) ‖M_δ‖²
+
+    with the twin's maps M_δ between tokens, the number n(δ) of pairs of patches that lie δ apart, and the number
+    n_in(δ) of those that share a window. It is the energy of the operator, the square of its Frobenius norm, that the
+    transfer loses whatever the heads. Blocks that stay convolutions are left out.
+    """
+    return {
+        place: _crossing_share(source.mixing, target.mixing)
+        for place, (source, target) in enumerate(zip(twin.blocks, model.blocks, strict=True))
+        if isinstance(source, Block) and isinstance(target, Block) and isinstance(target.mixing, RelativeAttention)
+    }
+
+
+def _crossing_share(source: nn.Module, target: RelativeAttention) -> float:
+    if target.window_size is None:
+        return 0.0
+    offsets, energies = _energies(source)
+    pairs = shift_norms(offsets, target.grid).square().round()
+    inside = window_pairs(offsets, target.grid, target.window_size, target.window_shift)
+    whole = float(energies @ pairs)
+    return float(energies @ (pairs - inside)) / whole if whole else 0.0
+
+
+def _energies(convolution: nn.Module) -> tuple[tuple[Offset, ...], Tensor]:
+    """The offsets of a convolution between tokens, and ‖M_δ‖² of its maps there, float64."""
+    if isinstance(convolution, PixelConvolution):
+        offsets, maps = token_maps(convolution)
+    elif isinstance(convolution, FullConvolution):
+        offsets, maps = convolution.offsets, convolution.weight.double()
+    else:
+        assert isinstance(convolution, FactorizedConvolution)
+        offsets, width = convolution.offsets, convolution.head_dim
+        value = convolution.value.weight.double().unflatten(0, (-1, width))
+        maps = convolution.output.weight.double().unflatten(1, (-1, width)).transpose(0, 1) @ value
+    return offsets, maps.square().sum(dim=(1, 2))
 
 
 def factorize(

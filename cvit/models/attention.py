@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.geometry import Grid, num_relative_positions, relative_position_index
+from cvit.geometry import Grid, crosses_windows, num_relative_positions, relative_position_index
 from cvit.models.layers import Linear, linear
+
+MASKED = -1
+"""The index of the bias of a query and a key that are kept apart, as the fused operators take it (`cvit/native`)."""
 
 
 class RelativeAttention(nn.Module):
@@ -17,13 +20,30 @@ class RelativeAttention(nn.Module):
     *zero slot*, are zero: a head that attends to it contributes nothing. That gives zero padding for a head whose
     target lies outside the image.
 
+    With windows, a patch attends to the patches of its own window only, and to the zero slot: the bias of all others is
+    −∞. Unlike Swin's, shifted windows do not continue on the other side of the image; those at its border are smaller.
+
     Attributes:
         relative_bias: (num_heads, R + 1): a column for each of the grid's R relative positions, then the zero slot's.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, head_dim: int, grid: Grid) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        head_dim: int,
+        grid: Grid,
+        window_size: int | None = None,
+        window_shift: int = 0,
+    ) -> None:
+        """
+        Args:
+            window_size: patches along each axis of a window; None: attention to all patches.
+            window_shift: patches by which windows are shifted along each axis.
+        """
         super().__init__()
         self.num_heads, self.head_dim, self.grid = num_heads, head_dim, grid
+        self.window_size, self.window_shift = window_size, window_shift
         inner_dim = num_heads * head_dim
         self.query = Linear(embed_dim, inner_dim, bias=False)
         self.key = Linear(embed_dim, inner_dim, bias=False)
@@ -31,14 +51,22 @@ class RelativeAttention(nn.Module):
         self.output = Linear(inner_dim, embed_dim)
         positions = num_relative_positions(grid)
         self.relative_bias = nn.Parameter(torch.zeros(num_heads, positions + 1))
-        index = F.pad(relative_position_index(grid), (0, 1), value=positions)
+        index = relative_position_index(grid)
+        if window_size is not None:
+            outside = crosses_windows(grid, (window_size,) * len(grid), (window_shift,) * len(grid))
+            index = index.masked_fill(outside, MASKED)
+        index = F.pad(index, (0, 1), value=positions)
         self.register_buffer("_bias_index", index.flatten().to(self.relative_bias.device), persistent=False)
 
     def position_bias(self) -> Tensor:
         """The bias of every query and key, (num_heads, N, N + 1); the last key is the zero slot."""
         num_patches = math.prod(self.grid)
         index = self.get_buffer("_bias_index")
-        return self.relative_bias.index_select(-1, index).unflatten(-1, (num_patches, num_patches + 1))
+        if self.window_size is None:
+            bias = self.relative_bias.index_select(-1, index)
+        else:
+            bias = self.relative_bias.index_select(-1, index.clamp(min=0)).masked_fill(index == MASKED, -torch.inf)
+        return bias.unflatten(-1, (num_patches, num_patches + 1))
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)

@@ -52,12 +52,13 @@ def run_block(block: Block, tokens: Tensor, scales: Tensor | None, outputs: list
 
 
 class VisionTransformer(nn.Module):
-    """A ViT on a grid of tokens with mean pooling. It mixes tokens by attention in the attention phase, and by its
-    convolutional twin in the others.
+    """A ViT on a grid of tokens with mean pooling. It mixes tokens by attention in the attention phase, in a hybrid in
+    its last blocks only, and by its convolutional twin in the others.
 
     The weights are uninitialised: `cvit.init` sets them before training.
 
     Attributes:
+        num_convolutions: the number of blocks, the first ones, that mix tokens by convolution.
         training_block: computes a block in training, as `run_block` does; on a GPU, a compiled `run_block` may take its
             place (`cvit.training.compiling`).
     """
@@ -65,9 +66,11 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ModelConfig, phase: str, convolution_form: ConvolutionForm = "factorized") -> None:
         super().__init__()
         self.config, self.phase, self.convolution_form = config, phase, convolution_form
+        self.num_convolutions = config.depth - (config.num_attention_blocks if phase == ATTENTION else 0)
         self.is_pixel_twin = phase != ATTENTION and convolution_form == "pixel"
-        pixels = math.prod(config.patch) if self.is_pixel_twin else None
-        embedding = PixelEmbedding if self.is_pixel_twin else PatchEmbedding
+        # Of the pixel twin, a hybrid has the layers up to the last convolution.
+        pixels = math.prod(config.patch) if convolution_form == "pixel" else None
+        embedding = PatchEmbedding if pixels is None or not self.num_convolutions else PixelEmbedding
         self.patch_embedding = embedding(config.in_channels, config.embed_dim, config.patch)
         self.position_embedding = (
             nn.Parameter(torch.zeros(1, math.prod(config.grid), config.embed_dim))
@@ -75,16 +78,23 @@ class VisionTransformer(nn.Module):
             else None
         )
         self.blocks = nn.ModuleList(
-            Block(config.embed_dim, self._mixing(), config.mlp_ratio, pixels) for _ in range(config.depth)
+            Block(config.embed_dim, self._mixing(place), config.mlp_ratio, pixels if self._convolves(place) else None)
+            for place in range(config.depth)
         )
-        self.norm = LayerNorm(config.embed_dim) if pixels is None else PixelNorm(config.embed_dim, pixels)
+        width, ends_in_attention = config.embed_dim, phase == ATTENTION
+        self.norm = LayerNorm(width) if pixels is None or ends_in_attention else PixelNorm(width, pixels)
         self.head = Linear(config.embed_dim, config.num_classes)
         self.training_block: Callable[[Block, Tensor, Tensor | None], Tensor] = run_block
 
-    def _mixing(self) -> nn.Module:
+    def _convolves(self, place: int) -> bool:
+        return place < self.num_convolutions
+
+    def _mixing(self, place: int) -> nn.Module:
+        """The mixing of the block at a place, from 0 on."""
         c = self.config
-        if self.phase == ATTENTION:
-            return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid)
+        if not self._convolves(place):
+            windows = (c.window_size, c.window_shift_of(place))
+            return RelativeAttention(c.embed_dim, c.num_heads, c.head_dim, c.grid, *windows)
         if self.convolution_form == "factorized":
             return FactorizedConvolution(c.embed_dim, c.num_heads, c.head_dim, c.grid)
         if self.convolution_form == "pixel":

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.geometry import Grid, Offset, by_axis, num_relative_positions, patch_places, relative_position
+from cvit.geometry import (
+    Grid,
+    Offset,
+    by_axis,
+    crosses_windows,
+    num_relative_positions,
+    patch_places,
+    relative_position,
+)
 from cvit.models.attention import attend
 from cvit.models.embedding import from_patches, to_patches
 from cvit.theorem.convolutions import Convolution, kernel_of
@@ -97,8 +105,7 @@ class PatchAttention(nn.Module):
         bias = self.relative_bias.index_select(1, index.flatten()).unflatten(1, index.shape)
         if self.window_size is None:
             return bias
-        window = (places + places.new_tensor(self.window_shift)) // places.new_tensor(self.window_size)
-        outside = (window[None, :] != window[:, None]).any(dim=-1)
+        outside = crosses_windows(grid, self.window_size, self.window_shift).to(bias.device)
         return bias.masked_fill(F.pad(outside, (0, 1)), -torch.inf)  # the zero slot is in every window
 
     def _heads(self, projected: Tensor) -> Tensor:

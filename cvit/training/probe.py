@@ -107,17 +107,23 @@ def _timeable(stage: TrainingStage) -> TrainingStage | None:
 
 
 def _resized(stage: TrainingStage, **sizes: int) -> TrainingStage:
-    """The stage with another depth or batch size."""
-    return replace(stage, trial=TrialConfig.from_flat(stage.trial.flat() | sizes))
+    """The stage with another depth or batch size. A hybrid keeps about its share of blocks with attention."""
+    model = stage.trial.model
+    kept: dict[str, int] = {}
+    if model.attention_blocks is not None and "depth" in sizes:
+        kept = {"attention_blocks": max(1, round(model.attention_blocks * sizes["depth"] / model.depth))}
+    return replace(stage, trial=TrialConfig.from_flat(stage.trial.flat() | sizes | kept))
 
 
 def _operations(stage: TrainingStage) -> float:
-    """The order of magnitude of the operations of a step, exact in its proportion to images and blocks."""
+    """The order of magnitude of the operations of a step, exact in its proportion to images and blocks. Only of a
+    hybrid are the blocks without attention told apart."""
     model = stage.trial.model
     tokens, inner = math.prod(model.grid), model.num_heads * model.head_dim
-    of_token = 2 * model.mlp_ratio * model.embed_dim**2 + 4 * model.embed_dim * inner + 2 * tokens * inner
-    of_token += _OPERATIONS_OF_A_WEIGHT * model.num_heads * tokens
-    return 6.0 * stage.trial.training.batch_size * tokens * model.depth * of_token
+    attention = 2 * model.embed_dim * inner + 2 * tokens * inner + _OPERATIONS_OF_A_WEIGHT * model.num_heads * tokens
+    other = 2 * model.mlp_ratio * model.embed_dim**2 + 2 * model.embed_dim * inner
+    of_blocks = model.depth * other + model.num_attention_blocks * attention
+    return 6.0 * stage.trial.training.batch_size * tokens * of_blocks
 
 
 def _num_parameters(stage: TrainingStage) -> int:

@@ -148,6 +148,38 @@ def by_budget(draws: Draws, seeds: int, truth: float) -> Study:
     )
 
 
+def hybrids(draws: Draws, seeds: int, truth: float, better: Callable[[Cell], bool]) -> Study:
+    """Of four blocks, some are attention; the better cells are ahead of the others by `truth`."""
+    grid = {
+        "data_fraction": [0.02, 0.2],
+        "attention_blocks": [1, 2, 3, 4],
+        "init_scheme": [*SCHEMES, "convolution", "resnet"],
+        "seed": list(range(seeds)),
+    }
+    spread = {0.02: 0.03, 0.2: 0.01}
+
+    def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
+        is_reference = cell["init_scheme"] in ("convolution", "resnet")
+        which = (
+            cell["data_fraction"],
+            cell["init_scheme"],
+            cell["seed"],
+            0 if is_reference else cell["attention_blocks"],
+        )
+        own = spread[cell["data_fraction"]] * draws.shared(*which)  # a reference is one training at all numbers
+        level = 0.7 + truth * better(cell) + 0.02 * draws.shared(cell["seed"])
+        return draws.accuracy(level + own, 0), {}, {"depth": 4}
+
+    return study_in_memory("hybrids", grid, outcome)
+
+
+def fewer_blocks(scheme: str) -> Callable[[Draws, int, float], Study]:
+    return functools.partial(hybrids, better=lambda c: c["init_scheme"] == scheme and c["attention_blocks"] < 4)
+
+
+two_phase_hybrids = functools.partial(hybrids, better=lambda cell: cell["init_scheme"] == "two_phase")
+
+
 def equally_fast(draws: Draws, seeds: int, truth: float) -> Study:
     """Two phases save `truth` of the steps; the end of the curves, the speed of a seed and of a trial vary."""
 
@@ -266,6 +298,11 @@ TRUTHS: dict[str, tuple[Truth, Truth]] = {
     "warmup_does_not_widen_the_range": _at((-RANGE_MARGIN, 0.0), range_of_rates),
     "two_phases_pay": _at(GAIN, by_budget),
     "attention_adds_to_the_twin": _at(GAIN, by_budget),
+    "hybrid_beats_attention": _at(GAIN, fewer_blocks("two_phase")),
+    "random_hybrid_beats_attention": _at(GAIN, fewer_blocks("random")),
+    "two_phases_pay_in_hybrids": _at(GAIN, two_phase_hybrids),
+    "hybrid_beats_the_twin": _at(GAIN, two_phase_hybrids),
+    "hybrid_beats_resnet": _at(GAIN, two_phase_hybrids),
     "heads_enough": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) + 1), _as_counted),
     "heads_necessary": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) - 1), _as_counted),
     "patches_save_heads": (lambda draws, n: fits(draws, n, lambda *case: 9), _as_counted),

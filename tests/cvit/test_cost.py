@@ -39,6 +39,7 @@ def stages(model: ModelConfig, batch_size: int, **init: Any) -> tuple[TrainingSt
     patch=st.integers(1, 4),
     heads=st.integers(1, 30),
     depth=st.integers(1, 3),
+    attention_blocks=st.integers(1, 3),
     batch_size=st.integers(2, 70),
     channels=st.integers(2, 6),
     sizes=st.fixed_dictionaries(
@@ -52,9 +53,20 @@ def stages(model: ModelConfig, batch_size: int, **init: Any) -> tuple[TrainingSt
     ),
 )
 def test_operations_are_those_that_torch_counts(
-    scheme: str, form: str, grid: int, patch: int, heads: int, depth: int, batch_size: int, channels: int, sizes: Any
+    scheme: str,
+    form: str,
+    grid: int,
+    patch: int,
+    heads: int,
+    depth: int,
+    attention_blocks: int,
+    batch_size: int,
+    channels: int,
+    sizes: Any,
 ) -> None:
+    """So they are for hybrids, whose first blocks are convolutions."""
     sizes |= {"num_heads": min(heads, num_relative_positions((grid, grid))), "embed_dim": channels * patch**2}
+    sizes |= {"attention_blocks": min(attention_blocks, depth)}
     model = ModelConfig(image_size=grid * patch, patch_size=patch, depth=depth, **sizes)
     for stage in stages(model, batch_size, init_scheme=scheme, convolution_form=form):
         assert stage.step_flops == probe.step_flops(stage)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cvit.geometry import crosses_windows
 from cvit.models.attention import RelativeAttention, attend
 from cvit.models.cuda_attention import _by_torch, _slot_attention
 
@@ -89,10 +90,13 @@ def test_the_operator_is_registered_as_torch_wants_it() -> None:
 
 @pytest.mark.parametrize("members", [None, 3])
 @pytest.mark.parametrize(("grid", "width"), [((3, 3), 4), ((12,), 5), ((2, 2, 3), 8)])
-def test_the_layer_on_a_gpu_is_the_layer(members: int | None, grid: tuple[int, ...], width: int) -> None:
+@pytest.mark.parametrize("windows", [(None, 0), (2, 1), (1, 0)])
+def test_the_layer_on_a_gpu_is_the_layer(
+    members: int | None, grid: tuple[int, ...], width: int, windows: tuple[int | None, int]
+) -> None:
     """One product for queries, keys and values, in float64: output and gradients of every parameter."""
     torch.manual_seed(0)
-    layer, pack = RelativeAttention(10, 4, width, grid).double(), () if members is None else (members,)
+    layer, pack = RelativeAttention(10, 4, width, grid, *windows).double(), () if members is None else (members,)
     for name, parameter in list(layer.named_parameters()):
         module, _, kind = name.rpartition(".")
         drawn = torch.randn(*pack, *parameter.shape, dtype=torch.float64)
@@ -110,12 +114,18 @@ def test_the_layer_on_a_gpu_is_the_layer(members: int | None, grid: tuple[int, .
 @pytest.mark.parametrize("tokens", [49, 64, 100, 256])
 @pytest.mark.parametrize("width", [4, 8, 12, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_on_a_gpu_is_that_of_the_cpu(tokens: int, width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("is_in_windows", [False, True])
+def test_attention_on_a_gpu_is_that_of_the_cpu(
+    tokens: int, width: int, dtype: torch.dtype, is_in_windows: bool
+) -> None:
     """By our kernels and by torch's, against float64; 65 keys had been silently wrong in bfloat16."""
     from cvit.models.cuda_attention import attention_on_cuda
 
     torch.manual_seed(0)
     given = [torch.randn(4, 16, tokens, 3, 9, width).to(dtype), 4 * torch.randn(4, 9, tokens, tokens + 1)]
+    if is_in_windows:
+        outside = crosses_windows((tokens,), (8,), (3,))
+        given[1][..., :-1].masked_fill_(outside, -math.inf)
     upstream = torch.randn(4, 16, tokens, 9, width).to(dtype)
     exact = [tensor.double().requires_grad_() for tensor in given]
     expected = with_one_more_key(exact[0], exact[1])

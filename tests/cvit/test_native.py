@@ -36,11 +36,13 @@ CPU = torch.device("cpu")
 class Branch(nn.Module):
     """A residual branch with random weights, by the operators where they apply."""
 
-    def __init__(self, kind: str, grid: Grid, embed_dim: int, num_heads: int, head_dim: int) -> None:
+    def __init__(
+        self, kind: str, grid: Grid, embed_dim: int, num_heads: int, head_dim: int, windows: tuple[int | None, int]
+    ) -> None:
         super().__init__()
         self.norm = LayerNorm(embed_dim)
         if kind == "attention":
-            self.layer = RelativeAttention(embed_dim, num_heads, head_dim, grid)
+            self.layer = RelativeAttention(embed_dim, num_heads, head_dim, grid, *windows)
         elif kind == "shift":
             self.layer = FactorizedConvolution(embed_dim, num_heads, head_dim, grid)
         else:
@@ -63,6 +65,7 @@ class Case:
     batch_size: int
     members: int | None
     is_scaled: bool
+    windows: tuple[int | None, int] = (None, 0)
 
     def make(self, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor | None]:
         """The branch, tokens and factors of images, all random."""
@@ -71,7 +74,7 @@ class Case:
         def random(*shape: int) -> Tensor:
             return torch.randn(shape, generator=draws, dtype=torch.float64).to(dtype)
 
-        model: nn.Module = Branch(self.kind, self.grid, self.embed_dim, self.num_heads, self.head_dim)
+        model: nn.Module = Branch(self.kind, self.grid, self.embed_dim, self.num_heads, self.head_dim, self.windows)
         if self.members is not None:
             model = FusedModels(model, self.members, CPU).model
         model = model.to(dtype)
@@ -100,6 +103,7 @@ def cases(draw: st.DrawFn) -> Case:
         batch_size=draw(st.integers(1, 9)),
         members=draw(st.none() | st.integers(1, 3)),
         is_scaled=draw(st.booleans()),
+        windows=draw(st.just((None, 0)) | st.tuples(st.integers(1, 4), st.integers(0, 2))),
     )
 
 
@@ -173,7 +177,7 @@ def test_a_member_computes_as_alone_bit_for_bit(case: Case) -> None:
     pack, tokens, scale = case.make(torch.float32)
     assert case.members is not None
     together = results(pack, tokens, scale)
-    alone = Branch(case.kind, case.grid, case.embed_dim, case.num_heads, case.head_dim)
+    alone = Branch(case.kind, case.grid, case.embed_dim, case.num_heads, case.head_dim, case.windows)
     weights = torch.randn(tokens.shape, generator=generator(1, "native"), dtype=torch.float64).float()
     for member in range(case.members):
         alone.load_state_dict({name: parameter[member] for name, parameter in pack.named_parameters()})

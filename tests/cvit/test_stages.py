@@ -13,6 +13,7 @@ from cvit.config import (
 )
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from cvit.fits import ExpressivityConfig, FitStage
+from cvit.init.schemes import SCHEMES
 from cvit.stages import SCIENCE_VERSION, TrainingStage, depends_on, short_hash, stage_key, stages_of
 
 # Every parameter by value, so that a changed default changes no key here.
@@ -41,6 +42,9 @@ FLAT: dict[str, Any] = {
     "inner_dim": None,
     "mlp_ratio": 4.0,
     "position_encoding": "relative",
+    "attention_blocks": None,
+    "window_size": None,
+    "window_shift": None,
     "init_scheme": "two_phase",
     "attention_sharpness": 4.0,
     "attention_leak": None,
@@ -93,6 +97,9 @@ OTHER: dict[str, Any] = {
     "inner_dim": 36,
     "mlp_ratio": 2.0,
     "position_encoding": "relative+absolute",
+    "attention_blocks": 1,
+    "window_size": 2,
+    "window_shift": 0,
     "init_scheme": "conv_structured",
     "attention_sharpness": 8.0,
     "attention_leak": 0.01,
@@ -167,9 +174,10 @@ def test_a_parameter_changes_the_keys_where_it_changes_the_outcome(name: str) ->
     """
     convolution, attention = keys()
     other_convolution, other_attention = keys(**{name: OTHER[name]})
-    without_influence = {"dataset"}
+    without_influence = {"dataset", "window_shift"}  # there are no windows here
     first_phase_only = {"attention_sharpness", "attention_leak", "position_learning_rate_factor"}
-    first_phase_only |= {"transferred_learning_rate_factor", "optimizer_state", "decay_towards"}
+    first_phase_only |= {"transferred_learning_rate_factor", "optimizer_state", "decay_towards", "attention_blocks"}
+    first_phase_only |= {"window_size"}
     assert (other_attention != attention) == (name not in without_influence)
     assert (other_convolution != convolution) == (name not in without_influence | first_phase_only)
 
@@ -177,6 +185,22 @@ def test_a_parameter_changes_the_keys_where_it_changes_the_outcome(name: str) ->
 def test_the_convolution_phase_is_shared_over_sharpness() -> None:
     assert {keys(attention_sharpness=s)[0] for s in (2.0, 4.0, 8.0)} == {keys()[0]}
     assert len({keys(attention_sharpness=s)[1] for s in (2.0, 4.0, 8.0)}) == 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"convolution_form": "full"}, {"convolution_form": "pixel"}])
+def test_the_convolution_phase_is_shared_by_hybrids_of_any_number_of_blocks(changes: dict[str, Any]) -> None:
+    """And attention in all blocks is one training, whichever way it is asked for."""
+    trials = {blocks: keys(attention_blocks=blocks, depth=3, **changes) for blocks in (1, 2, 3, None)}
+    assert len({convolution for convolution, _ in trials.values()}) == 1
+    assert len({attention for _, attention in trials.values()}) == 3 and trials[3] == trials[None]
+
+
+@pytest.mark.parametrize("scheme", choices(InitSchemeName))
+def test_a_hybrid_is_a_training_of_its_own_but_for_references(scheme: str) -> None:
+    trials = [stages(init_scheme=scheme, attention_blocks=blocks, depth=3)[-1] for blocks in (1, 2, 3, None)]
+    expected = 1 if SCHEMES[scheme].is_reference else 3
+    assert len({trial.key for trial in trials}) == len({trial.architecture for trial in trials}) == expected
+    assert len({trial.shape for trial in trials}) == len({trial.cost_kind for trial in trials}) == expected
 
 
 def test_the_convolution_phase_does_not_depend_on_the_scheme_that_follows() -> None:
@@ -204,7 +228,7 @@ def test_conv_structured_depends_on_what_it_uses(name: str) -> None:
 
 
 STAGE_ONLY = {"dataset", "convolution_fraction", "convolution_learning_rate", "convolution_warmup_fraction"}
-STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule"}
+STAGE_ONLY |= {"transferred_learning_rate_factor", "optimizer_state", "schedule", "window_shift"}
 """Without influence on the stages of any scheme of one phase."""
 START = {"attention_sharpness", "attention_leak"}
 NOT_USED: dict[str, set[str]] = {
@@ -212,10 +236,11 @@ NOT_USED: dict[str, set[str]] = {
     "mimetic": START | {"convolution_form", "budget_unit"},
     "impulse": {"convolution_form", "budget_unit"},
     "local": START | {"convolution_form", "budget_unit"},
-    "convolution": START | {"decay_towards", "position_learning_rate_factor"},  # it has no position term here
+    # It has no position term here, and no attention.
+    "convolution": START | {"decay_towards", "position_learning_rate_factor", "attention_blocks", "window_size"},
     "resnet": START
     | {"convolution_form", "patch_size", "num_heads", "head_dim", "inner_dim", "position_encoding"}
-    | {"decay_towards", "position_learning_rate_factor", "stochastic_depth"},
+    | {"decay_towards", "position_learning_rate_factor", "stochastic_depth", "attention_blocks", "window_size"},
 }
 
 
@@ -324,7 +349,7 @@ def test_what_was_always_hashed_is_hashed_at_its_neutral_value_too() -> None:
     ignored |= {"augmentation_policy", "mixup_alpha", "cutmix_alpha", "erasing_probability", "stochastic_depth"}
     ignored |= {"noise_std", "dimensions"}
     ignored |= {"attention_leak", "position_learning_rate_factor", "transferred_learning_rate_factor"}  # added since
-    ignored |= {"optimizer_state", "schedule", "decay_towards"}
+    ignored |= {"optimizer_state", "schedule", "decay_towards", "attention_blocks", "window_size", "window_shift"}
     decisive = {name: value for name, value in stage.trial.flat().items() if name not in ignored}
     place = {"phase": "attention", "steps": 100, "first_step": 0, "evaluation_interval": 10, "parent": None}
     assert stage.key == short_hash({"science_version": 1} | decisive | place, 24)
@@ -414,6 +439,17 @@ def test_a_leak_is_the_sharpness_that_it_asks_for() -> None:
         ("convolution", "decay_towards", {}, False),
         ("random", "optimizer_state", {}, False),
         ("two_phase", "optimizer_state", {}, True),
+        ("random", "convolution_form", {"attention_blocks": None}, False),
+        ("random", "convolution_form", {"attention_blocks": 1, "depth": 2}, True),
+        ("random", "convolution_form", {"attention_blocks": 2, "depth": 2}, False),
+        ("joint", "convolution_form", {"attention_blocks": 1, "depth": 2}, False),
+        ("convolution", "attention_blocks", {"depth": 2}, False),
+        ("random", "attention_blocks", {"depth": 2}, True),
+        ("random", "window_size", {}, True),
+        ("resnet", "window_size", {}, False),
+        ("random", "window_shift", {"window_size": 2}, True),
+        ("random", "window_shift", {"window_size": None}, False),
+        ("convolution", "window_shift", {"window_size": 2}, False),
     ],
 )
 def test_a_search_varies_what_has_an_influence(

@@ -1,5 +1,6 @@
 """The fused attention of GPUs against its definition in float64. Without a GPU, Triton interprets the kernels."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cvit.geometry import crosses_windows
 from cvit.models.attention import attend
 
 pytest.importorskip("triton", reason="torch without CUDA comes without Triton")
@@ -19,7 +21,9 @@ SHARED_MEMORY_OF_AN_H100 = 227 * 2**10
 LARGE_SIZES = [(16, 64, 9, 64, 12), (4, 128, 9, 64, 32)]
 
 
-def errors(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[float]:
+def errors(
+    size: tuple[int, ...], dtype: torch.dtype, device: torch.device, window_size: int | None = None
+) -> list[float]:
     """Relative errors of the output and of the gradients of projections and bias."""
     from cvit.models.tile_attention import tile_attention
 
@@ -27,6 +31,9 @@ def errors(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> l
     torch.manual_seed(0)
     projected = torch.randn(members, images, tokens, 3, heads, width, device=device).to(dtype)
     bias = 4 * torch.randn(members, heads, tokens, tokens + 1, device=device)
+    if window_size is not None:
+        outside = crosses_windows((tokens,), (window_size,), (1,)).to(device)
+        bias[..., :-1].masked_fill_(outside, -math.inf)
     upstream = torch.randn(members, images, tokens, heads, width, device=device).to(dtype)
     exact = [tensor.double().requires_grad_() for tensor in (projected, bias)]
     query, key, value = exact[0].transpose(2, 4).unbind(3)
@@ -45,7 +52,8 @@ def check_interpreted() -> None:
 
     tile_attention._PROGRAMS = 4  # several images for a program, and a last group that is not full
     for size in SIZES:
-        assert max(errors(size, torch.float32, torch.device("cpu"))) < 2e-6, size
+        for window_size in (None, 2):
+            assert max(errors(size, torch.float32, torch.device("cpu"), window_size)) < 2e-6, size
     check_operators()
     print("all sizes agree")
 
@@ -70,8 +78,11 @@ def test_the_kernels_compute_attention_and_its_gradients() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [*SIZES, *LARGE_SIZES])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
-def test_the_compiled_kernels_do_too(size: tuple[int, ...], dtype: torch.dtype, bound: float) -> None:
-    assert max(errors(size, dtype, torch.device("cuda"))) < bound
+@pytest.mark.parametrize("window_size", [None, 3])
+def test_the_compiled_kernels_do_too(
+    size: tuple[int, ...], dtype: torch.dtype, bound: float, window_size: int | None
+) -> None:
+    assert max(errors(size, dtype, torch.device("cuda"), window_size)) < bound
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")

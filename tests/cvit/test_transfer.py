@@ -47,7 +47,7 @@ def pair(
         **(small | {"head_dim": 5, "mlp_ratio": 2.0, "position_encoding": "relative+absolute"} | sizes)
     )
     generator = torch.Generator().manual_seed(seed)
-    models = VisionTransformer(config, "convolution", form), VisionTransformer(config, "attention")
+    models = (VisionTransformer(config, "convolution", form), VisionTransformer(config, "attention", form))
     for model in models:
         model.to(dtype)
         with torch.no_grad():
@@ -290,3 +290,21 @@ def test_attention_can_learn_content_after_the_transfer() -> None:
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
     assert all(layer.query.weight.grad.any() for layer in layers)
+
+
+@pytest.mark.parametrize("form", ["factorized", "full", "pixel"])
+@pytest.mark.parametrize("attention_blocks", [1, 2, 3])
+def test_a_hybrid_takes_over_any_number_of_last_blocks(form: ConvolutionForm, attention_blocks: int) -> None:
+    """The transfer is exact block by block: the first blocks keep the twin's layers, bit for bit."""
+    sizes: dict[str, Any] = {"depth": 3, "embed_dim": 24, "num_heads": 20, "head_dim": 24}
+    twin, model = pair(form, attention_blocks=attention_blocks, **sizes)
+    images, kept, expected = images_for(twin), {}, {}
+    assert transfer(twin, model, sharpness=80.0) < 1e-7
+    assert (model(images, kept) - twin(images, expected)).abs().max() <= 1e-10
+    assert [isinstance(mixing(model, i), RelativeAttention) for i in range(3)] == [
+        i >= 3 - attention_blocks for i in range(3)
+    ]
+    for i in range(3 - attention_blocks):
+        assert torch.equal(kept[f"block{i}"], expected[f"block{i}"])
+        own = {name: tuple(p.shape) for name, p in model.blocks[i].named_parameters()}
+        assert own == {name: tuple(p.shape) for name, p in twin.blocks[i].named_parameters()}

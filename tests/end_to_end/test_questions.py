@@ -13,7 +13,8 @@ from cvit.config import PARAMETERS
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from tests.support.scripts import ROOT, journal, mlflow_runs, sweep, sweep_with_ray
 
-TINY = ("--preset", "smoke", "--embed-dim", "16", "--depth", "1", "--batch-size", "16", "--epochs", "0")
+SMALL = ("--preset", "smoke", "--embed-dim", "16", "--batch-size", "16", "--epochs", "0")
+TINY = (*SMALL, "--depth", "1")
 HEAD_COUNT = (
     *(*TINY, "--min-steps", "8", "--num-heads", "4", "9", "--head-dim", "8", "--inner-dim", "0", "72"),
     *("--kernel-size", "3", "--patch-size", "2", "--seeds", "2", "--fit-steps", "300"),
@@ -37,6 +38,7 @@ OTHERS = {
     ),
     "init_schemes": ("--min-steps", "8", "--data-fraction", "0.05"),
     "budget": ("--min-steps", "8", "16"),
+    "hybrids": ("--min-steps", "8", "--depth", "3", "--attention-blocks", "1", "2", "auto", "--data-fraction", "0.05"),
     "full_grid": ("--min-steps", "8", "--data-fraction", "0.05", "--head-dim", "4"),
 }
 
@@ -51,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> Path:
     head_count = sweep_with_ray(folder, *HEAD_COUNT, "--address", ray_address, script="sweeps/head_count.py")
     (folder / "head_count.txt").write_text(head_count)
     for name, options in OTHERS.items():
-        output = sweep(folder, *TINY, *options, "--seeds", "1", script=f"sweeps/{name}.py")
+        sizes = SMALL if "--depth" in options else TINY
+        output = sweep(folder, *sizes, *options, "--seeds", "1", script=f"sweeps/{name}.py")
         (folder / f"{name}.txt").write_text(output)
     tables = subprocess.run(
         [sys.executable, str(ROOT / "analysis/make_tables.py")], cwd=folder, capture_output=True, text=True, check=False
@@ -119,6 +122,28 @@ def test_training_runs_have_the_parameters_of_training(folder: Path) -> None:
         for run in mlflow_runs(folder, v.ROLE_TRIAL, name):
             assert set(run.data.params) == set(PARAMETERS)
             assert run.data.tags[v.TAG_TASK] == v.TRAINING
+
+
+def test_hybrids_of_all_numbers_of_blocks_share_the_convolution_phase(folder: Path) -> None:
+    """Three numbers of blocks are three trainings of random, three attention phases and one convolution phase; the two
+    references do not depend on the number."""
+    assert "stages    9, 9 to train (sharing saves 6" in (folder / "hybrids.txt").read_text()
+    accuracy = {
+        (row["attention_blocks"], row["init_scheme"]): row["mean"]
+        for row in rows(folder, "hybrids")
+        if row["kind"] == "accuracy"
+    }
+    assert {blocks for blocks, _ in accuracy} == {"auto", "1", "2"} and len(accuracy) == 12
+    for reference in ("convolution", "resnet"):
+        assert len({accuracy[blocks, reference] for blocks in ("auto", "1", "2")}) == 1
+    differences = [row for row in rows(folder, "hybrids") if row["kind"] == "hybrid_minus_all_attention"]
+    assert {(row["attention_blocks"], row["init_scheme"]) for row in differences} == {
+        (blocks, scheme) for blocks in ("1", "2") for scheme in ("random", "two_phase")
+    }
+    for row in differences:
+        expected = float(accuracy[row["attention_blocks"], row["init_scheme"]])
+        expected -= float(accuracy["auto", row["init_scheme"]])
+        assert float(row["mean"]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_patch_size_table_has_speed_and_heads(folder: Path) -> None:

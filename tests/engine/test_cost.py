@@ -61,6 +61,15 @@ def test_then_with_fewer_blocks_and_then_not_at_all(tmp_path: Path, monkeypatch:
     assert pack_size.fitting_packs([(wide, 4)], this_process("cpu")) == [1]
 
 
+@pytest.mark.parametrize(("depth", "blocks", "timed"), [(60, 20, (24, 8)), (60, 1, (24, 1)), (60, 60, (24, 24))])
+def test_a_deep_hybrid_is_timed_with_its_share_of_attention(
+    depth: int, blocks: int, timed: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MOST_OPERATIONS", 1e15)
+    found = probe._timeable(small_stage(tmp_path, depth=depth, attention_blocks=blocks))
+    assert found is not None and (found.trial.model.depth, found.trial.model.attention_blocks) == timed
+
+
 def test_operations_of_blocks_that_are_not_built_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = small_stage(tmp_path, depth=29)
     extrapolated = probe.step_flops(stage)

@@ -67,7 +67,7 @@ class Question:
     """The way a sweep is shown and judged.
 
     Attributes:
-        axes: the axes, init scheme included, that its studies vary; empty for any axes.
+        axes: the axes, init scheme included, that its studies vary, in the order of the layout's tables; empty for any.
         variants: further axes that its studies may vary, whose values become part of the scheme's name.
         layout: the content of its tables of accuracies.
         tables: tables of its own, in place of those by the layout.
@@ -104,9 +104,15 @@ def studies_of(frames: Frames, sweep: str) -> list[Study]:
         TableError: a study varies other axes than the tables of its sweep show.
     """
     question = question_of(sweep)
-    studies = [with_variants(study, question.variants) for study in read_studies(frames, sweep)]
+    studies = [arranged(study, question) for study in read_studies(frames, sweep)]
     require_axes(studies, question.axes)
     return studies
+
+
+def arranged(study: Study, question: Question) -> Study:
+    """A study with the variants of its question as schemes, and with its axes in the question's order."""
+    study = with_variants(study, question.variants)
+    return study if question.tables else study.with_axes_like(question.axes)
 
 
 def all_questions() -> dict[str, Question]:

@@ -217,7 +217,7 @@ def _place_text(place: str) -> str:
 
 QUESTION = Question(
     order=20,
-    axes=(WARMUP, LEARNING_RATE, SCHEME),
+    axes=(LEARNING_RATE, WARMUP, SCHEME),
     variants=(TRANSFERRED_FACTOR, SCHEDULE),
     layout=Layout(
         columns=(

@@ -1,7 +1,7 @@
 """Studies, ready for tables and figures: their axes, the results of their trials, and their statistics."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -58,6 +58,12 @@ class Study:
     curves: Mapping[tuple[str, str], Mapping[int, float]]
     preset: str = ""
     search_space: str = ""
+
+    def with_axes_like(self, order: Sequence[str]) -> "Study":
+        """The study with its axes, and so the rows of its tables, in another order; those that are not in it last."""
+        axes = sorted(self.axes, key=lambda axis: order.index(axis) if axis in order else len(order))
+        study = replace(self, axes=axes)
+        return replace(study, results=sorted(self.results, key=lambda result: (*study.order_of(result), result.seed)))
 
     @property
     def missing(self) -> list[Result]:

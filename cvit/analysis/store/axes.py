@@ -16,6 +16,7 @@ MIN_STEPS = "min_steps"
 BUDGET_UNIT = "budget_unit"
 TRANSFERRED_FACTOR = "transferred_learning_rate_factor"
 SCHEDULE = "schedule"
+ATTENTION_BLOCKS = "attention_blocks"
 
 SHOWN_AS = "shown_as"
 """The column of a trial with the name of its scheme in tables, where variants are part of it."""

@@ -72,9 +72,11 @@ def start_of(one: TrainingStage) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("encoding", ["relative", "relative+absolute"])
 @pytest.mark.parametrize("heads", [9, 5])
-def test_both_readings_agree_at_the_start(encoding: str, heads: int) -> None:
-    """With heads that attend to nothing but their target, in float64."""
-    one = stage(attention_sharpness=60.0, position_encoding=encoding, num_heads=heads, convolution_form="full")
+@pytest.mark.parametrize("blocks", [None, 1])
+def test_both_readings_agree_at_the_start(encoding: str, heads: int, blocks: int | None) -> None:
+    """With heads that attend to nothing but their target, in float64; in a hybrid too."""
+    sizes: dict[str, Any] = {"num_heads": heads, "attention_blocks": blocks}
+    one = stage(attention_sharpness=60.0, position_encoding=encoding, convolution_form="full", **sizes)
     model = initial_model(one, None)[0].double()
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(twin_reading(model)(images), model(images), rtol=1e-12, atol=1e-12)

@@ -106,7 +106,19 @@ def assert_same(stage: TrainingStage, one: Storage, other: Storage, tolerance: f
 @pytest.mark.parametrize("encoding", ["relative", "relative+absolute"])
 def test_a_pack_computes_what_its_members_compute(scheme: InitSchemeName, form: str, encoding: str) -> None:
     """Logits and gradients, in float64, of every phase and model."""
-    one = stage(scheme, 0, convolution_form=form, position_encoding=encoding)
+    assert_fused(stage(scheme, 0, convolution_form=form, position_encoding=encoding))
+
+
+@pytest.mark.parametrize("form", ["factorized", "full", "pixel"])
+def test_so_does_a_pack_of_hybrids(form: str) -> None:
+    assert_fused(stage("random", convolution_form=form, attention_blocks=1))
+
+
+def test_so_does_a_pack_in_windows() -> None:
+    assert_fused(stage("random", window_size=2))
+
+
+def assert_fused(one: TrainingStage) -> None:
     torch.manual_seed(0)
     members = [blank_model(one) for _ in range(3)]
     for model in members:
@@ -220,10 +232,14 @@ def test_members_of_a_pack_end_as_alone(scheme: InitSchemeName, size: int, digit
     assert len({outcome(member, together)[0].initial_loss for member in members}) == size
 
 
+@pytest.mark.parametrize("blocks", [None, 1])
 @pytest.mark.parametrize("form", ["full", "pixel"])
-def test_both_phases_of_packed_trials_end_as_alone(form: str, digits: Dataset, tmp_path: Path) -> None:
+def test_both_phases_of_packed_trials_end_as_alone(
+    form: str, blocks: int | None, digits: Dataset, tmp_path: Path
+) -> None:
+    """So do those of hybrids, whose first block stays a convolution and carries its moments over."""
     together, alone = Storage.open(str(tmp_path / "together")), Storage.open(str(tmp_path / "alone"))
-    seconds = varied(5, "two_phase", convolution_form=form)
+    seconds = varied(5, "two_phase", convolution_form=form, attention_blocks=blocks)
     firsts = [s.parent for s in seconds if s.parent is not None]
     for stages in (firsts, seconds):
         train(stages, digits, together)
