@@ -10,6 +10,9 @@ so `two_phase` may release any number of them, and one convolution phase serves 
 from random weights in one phase. The twin alone and a small ResNet are references; they do not depend on the number.
 
 Settings of the schemes are the winners of sweeps/tuned.py (`sweeps/settings/`), found with attention in all blocks.
+Expected on digits (5 seeds): the number of blocks makes no difference that is resolved: two_phase with one block less
+two_phase with four is +1.0, -1.0 and -0.2 points at 2, 5 and 20 % of the images. The twin's means are 0.1 to 2.6 points
+above those of two_phase, a ResNet's 3 to 7.
 """
 
 from cvit.engine.declaration import Preset, Sweep, tuned

@@ -1,6 +1,7 @@
 """Data sets of sequences in every format: what is read, how lengths are made equal, and the one line of each error."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ def read(place: Path, **options: object) -> tuple[DatasetInfo, Dataset]:
 
 
 def save(path: Path, **arrays: np.ndarray) -> Path:
-    arrays = {"x_train": X_TRAIN, "y_train": Y_TRAIN, "x_test": X_TEST, "y_test": Y_TEST} | arrays
-    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    made: dict[str, Any] = {"x_train": X_TRAIN, "y_train": Y_TRAIN, "x_test": X_TEST, "y_test": Y_TEST, **arrays}
+    np.savez(path, **made)
     return path
 
 

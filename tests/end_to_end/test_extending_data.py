@@ -82,7 +82,10 @@ for name in ("broken", "absent"):
     assert done.returncode == 0, done.stderr
     broken, absent = done.stdout.splitlines()
     assert broken == f"{data_dir}/broken.npz has no arrays `images` and `labels`"
-    assert absent.endswith("an .npz file, a Parquet file, a folder of Parquet files or an image folder")
+    assert absent.endswith(
+        "an .npz file, a .ts file, a Parquet file, a folder of Parquet files, an image folder or a folder of WAV "
+        "recordings"
+    )
 
 
 def test_a_sweep_is_planned_on_data_of_the_new_format(tree: Path, data_dir: Path) -> None:

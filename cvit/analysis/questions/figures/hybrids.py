@@ -55,7 +55,8 @@ def draw(studies: Sequence[Study]) -> Figure:
 def _draw(axes: Axes, study: Study, fraction: float) -> None:
     """Draws the schemes at a data fraction."""
     numbers = sorted({num_blocks(study, value) for value in study.values(ATTENTION_BLOCKS)})
-    for scheme, shift in shifts(study.schemes).items():
+    aside = shifts([scheme for scheme in study.schemes if scheme not in REFERENCES])
+    for scheme in study.schemes:
         cells = [
             cell
             for cell in study.means
@@ -69,7 +70,7 @@ def _draw(axes: Axes, study: Study, fraction: float) -> None:
         elif cells:
             at = [num_blocks(study, cell.place[ATTENTION_BLOCKS]) for cell in cells]
             style = line_style(scheme, label=scheme_text(scheme))
-            draw_estimates(axes, at, [cell.estimate for cell in cells], shift, **style)
+            draw_estimates(axes, at, [cell.estimate for cell in cells], aside[scheme], **style)
     fixed_ticks(axes.xaxis, numbers, lambda number: f"{number:g}")
     axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
     axes.set_xlabel("blocks of attention")
