@@ -86,6 +86,7 @@ STATUS_PRUNED = "pruned"
 # Tasks of a trial.
 TRAINING = "training"
 EXPRESSIVITY = "expressivity"
+DEPTH = "depth"
 
 # The seed of all trials of a search; the winners are trained again on the seeds after it, the finalists on those from
 # FINALIST_SEED on, which are more than a sweep can have fresh ones. The parameter of a search's study that says how

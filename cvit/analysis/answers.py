@@ -26,7 +26,7 @@ def answer_text(frames: Frames, study_key: str, width: int | None = None) -> str
     question = question_of(study.sweep)
     study = arranged(study, question)
     axes = set(question.axes)
-    has_axes_of_sweep = not axes or {*study.axes, SCHEME} == {*axes, SCHEME}
+    has_axes_of_sweep = not axes or {*study.axes, SCHEME} - {*question.further_axes} == {*axes, SCHEME}
     tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
     waiting = _waiting(study) if has_axes_of_sweep else []
     text = "\n".join([tables.answer(study), *(["", *waiting] if waiting else []), *notes(study)])

@@ -106,6 +106,7 @@ class Sweep:
     Attributes:
         task: the task of its trials, the name of a module in `cvit.tasks`.
         dataset: the default data set, for a task that needs one.
+        further_axes: parameters that become axes where several values of them are given; one value is a setting.
         drop_invalid: leave out impossible combinations, such as more heads than there are offsets, and list them;
             without it they are refused.
     """
@@ -115,6 +116,7 @@ class Sweep:
     presets: Mapping[str, Preset]
     task: str = TRAINING
     dataset: str = "digits"
+    further_axes: tuple[str, ...] = ()
     drop_invalid: bool = False
 
     @property

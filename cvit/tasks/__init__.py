@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cvit.results import Reports
     from cvit.storage import Storage
 
-TASK_NAMES = ("training", "expressivity")
+TASK_NAMES = ("training", "expressivity", "depth")
 """The modules of this package that hold a `TASK`."""
 
 StageType = TypeVar("StageType", bound=Stage)

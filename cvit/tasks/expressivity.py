@@ -52,8 +52,8 @@ def _step_flops(stage: FitStage) -> float:
 def _expected_seconds(stage: FitStage, images: "ImageCounts | None", device: str) -> float:
     """The time of the products of the squared distance, in float64, whose forward pass has one in every three."""
     config = stage.trial
-    pairs = (config.fit_image_size // config.patch_size) ** 4
-    num_offsets = heads_needed(config.kernel_size, config.patch_size)
+    pairs = config.grid_size ** (2 * config.dimensions)
+    num_offsets = heads_needed(config.kernel_shape, config.patch_size, **config.options)
     of_pair = 3 * config.num_heads * (config.num_heads + num_offsets) + num_offsets**2
     return stage.steps * (STEP_S + 2 * pairs * of_pair / FLOPS_PER_SECOND)
 

@@ -10,6 +10,9 @@ from typing import Literal, TypedDict, Unpack
 Size = int | tuple[int, ...]
 """A size along each axis; an int stands for the same size along all axes."""
 
+Padding = Literal["same", "causal"]
+"""A padding by its name, as in `Options`."""
+
 
 class Options(TypedDict, total=False):
     """The options of a convolution, as in torch: an int for all axes, or one for each.
@@ -21,7 +24,7 @@ class Options(TypedDict, total=False):
 
     stride: Size
     dilation: Size
-    padding: Size | Literal["same", "causal"]
+    padding: Size | Padding
 
 
 @dataclass(frozen=True)

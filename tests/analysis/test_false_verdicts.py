@@ -8,6 +8,8 @@ these data sets is the family-wise error, which may be ERROR_RATE, family by fam
 import functools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +18,14 @@ from scipy.stats import binom
 from cvit import vocabulary as names
 from cvit.analysis.claims import all_claims
 from cvit.analysis.questions import DECADES, PAIRED_UNITS, Claim
-from cvit.analysis.questions.expressivity import ZERO_ERROR
 from cvit.analysis.questions.low_data import OF_EQUAL_FLOPS
 from cvit.analysis.statistics.cost import Costing, in_flops, in_seconds
+from cvit.analysis.statistics.fits import ROUNDING, ZERO_ERROR, Case
 from cvit.analysis.statistics.learning_rates import RANGE_MARGIN
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import ERROR_RATE, FAILS, HOLDS, MARGIN, judge
 from cvit.config import TrialConfig
-from cvit.theorem.counts import heads_needed
+from cvit.theorem.counts import heads_by_layer
 from tests.support.random_studies import Cell, measured_curve, study_in_memory
 
 SCHEMES = ["random", "two_phase"]
@@ -246,30 +248,70 @@ def _cheap_trial(scheme: str) -> Cell:
     return {name: value for name, value in columns.items() if name not in ("data_fraction", "seed")}
 
 
-def fits(draws: Draws, restarts: int, needed: Callable[[int, int], int]) -> Study:
+Truth = Callable[[Draws, int], Study]
+
+
+def fits(draws: Draws, restarts: int, needed: Callable[[Case], int], **grid: list[Any]) -> Study:
     """Fits that come more or less close to their bound, which is zero with as many heads as are needed, or more."""
 
     def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
-        place = (cell["kernel_size"], cell["patch_size"], cell["num_heads"])
-        bound = ZERO_ERROR * (1 + abs(draws.shared(*place))) if cell["num_heads"] < needed(*place[:2]) else 0.0
+        case, heads = Case(**{name: value for name, value in cell.items() if name in Case._fields}), cell["num_heads"]
+        floor = 0.0 if case.window_size is None else 0.5
+        bound = floor + (
+            ZERO_ERROR * (1 + abs(draws.shared(*case.place.encode(), heads))) if heads < needed(case) else 0
+        )
         reached = bound + 10 ** draws.rng.uniform(-8, -1)
         return reached, {}, {names.EXPRESSIVITY_BOUND: bound, "fit_channels": 8, "fit_image_size": 8}
 
-    grid = {
-        "kernel_size": [3, 5],
-        "patch_size": [1, 2],
-        "num_heads": [8, 9, 24, 25],
-        "seed": list(range(restarts)),
-    }
-    return study_in_memory("expressivity", grid, outcome)
+    grid = {"kernel_size": [3, 5], "patch_size": [1, 2], "num_heads": [8, 9, 24, 25]} | grid
+    return study_in_memory("expressivity", grid | {"seed": list(range(restarts))}, outcome)
+
+
+def _on_patches(needed: Callable[[Case], int], **axis: list[Any]) -> Truth:
+    """Fits of kernels of 3 pixels on patches of 2 that differ in one parameter."""
+    grid = {"kernel_size": [3], "patch_size": [2], "num_heads": [*range(1, 11)]} | axis
+    return lambda draws, n: fits(draws, n, needed, **grid)
+
+
+def _below_the_bound(draws: Draws, restarts: int) -> Study:
+    """Fits in windows, of which those with one head more than offsets lie below the bound, but only just."""
+    study = _on_patches(lambda case: case.heads, window_size=[2])(draws, restarts)
+    below = [
+        replace(result, value=result.trial[names.EXPRESSIVITY_BOUND] - 2 * ROUNDING)
+        if result.trial is not None and result.place["num_heads"] == 10
+        else result
+        for result in study.results
+    ]
+    return replace(study, results=below)
 
 
 def _as_counted(draws: Draws, restarts: int) -> Study:
-    return fits(draws, restarts, heads_needed)
+    return fits(draws, restarts, lambda case: case.heads)
+
+
+def deep_fits(draws: Draws, restarts: int, fewer: int, shared_by: int = 1) -> Study:
+    """Fits of layers to causal kernels that come more or less close to their bound, which is zero from so many heads a
+    layer fewer than the frontier on; in one layer, from a part of the frontier's heads on."""
+
+    def outcome(cell: Cell) -> tuple[float, dict[int, float], Cell]:
+        taps, layers, heads = cell["kernel_size"], cell["depth"], cell["num_heads"]
+        frontier = max(heads_by_layer(taps, layers))
+        needed = frontier - fewer if layers > 1 else frontier // shared_by - fewer
+        bound = 0.0 if heads >= needed else ZERO_ERROR * (1 + abs(draws.shared(taps, layers, heads)))
+        reached = bound + 10 ** draws.rng.uniform(-8, -1)
+        settings = {"patch_size": 1, "dimensions": 1, "padding": "causal", "fit_channels": 8, "fit_image_size": 32}
+        return reached, {}, {names.EXPRESSIVITY_BOUND: bound, **settings}
+
+    grid = {
+        "kernel_size": [9, 16],
+        "depth": [1, 2, 4],
+        "num_heads": [*range(1, 5), 7, 8, 9, 14, 15, 16],
+        "seed": list(range(restarts)),
+    }
+    return study_in_memory("depth", grid, outcome)
 
 
 GAIN, NO_LOSS = (0.0, MARGIN), (-MARGIN, 0.0)
-Truth = Callable[[Draws, int], Study]
 
 
 def _at(lines: tuple[float, float], study: Callable[[Draws, int, float], Study]) -> tuple[Truth, Truth]:
@@ -303,9 +345,29 @@ TRUTHS: dict[str, tuple[Truth, Truth]] = {
     "two_phases_pay_in_hybrids": _at(GAIN, two_phase_hybrids),
     "hybrid_beats_the_twin": _at(GAIN, two_phase_hybrids),
     "hybrid_beats_resnet": _at(GAIN, two_phase_hybrids),
-    "heads_enough": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) + 1), _as_counted),
-    "heads_necessary": (lambda draws, n: fits(draws, n, lambda *case: heads_needed(*case) - 1), _as_counted),
-    "patches_save_heads": (lambda draws, n: fits(draws, n, lambda *case: 9), _as_counted),
+    "heads_enough": (lambda draws, n: fits(draws, n, lambda case: case.heads + 1), _as_counted),
+    "heads_necessary": (lambda draws, n: fits(draws, n, lambda case: case.heads - 1), _as_counted),
+    "patches_save_heads": (lambda draws, n: fits(draws, n, lambda case: 9), _as_counted),
+    "dimensions_multiply_heads": (
+        _on_patches(lambda case: case.heads - (case.dimensions > 1), dimensions=[1, 2]),
+        _on_patches(lambda case: case.heads, dimensions=[1, 2]),
+    ),
+    "causal_kernels_save_heads": (
+        _on_patches(lambda case: 9, causal=[False, True]),
+        _on_patches(lambda case: 8 if case.causal else 9, causal=[False, True]),
+    ),
+    "strides_save_heads": (
+        _on_patches(lambda case: 9, stride=[1, 2]),
+        _on_patches(lambda case: 10 - case.stride, stride=[1, 2]),
+    ),
+    "dilation_adds_no_heads": (
+        _on_patches(lambda case: 10, dilation=[1, 2, 4]),
+        _on_patches(lambda case: 9, dilation=[1, 2, 4]),
+    ),
+    "windows_lose_what_crosses": (_below_the_bound, _on_patches(lambda case: case.heads, window_size=[2])),
+    "frontier_enough": ((lambda draws, n: deep_fits(draws, n, -1)), (lambda draws, n: deep_fits(draws, n, 0))),
+    "frontier_necessary": ((lambda draws, n: deep_fits(draws, n, 1)), (lambda draws, n: deep_fits(draws, n, 0))),
+    "layers_save_heads": ((lambda draws, n: deep_fits(draws, n, 0, 4)), (lambda draws, n: deep_fits(draws, n, 0))),
 }
 """Claim → studies in which it is not true, but only just, and studies in which it is, but only just. After a comma
 stands what a second kind of studies is about."""

@@ -16,6 +16,7 @@ from cvit.analysis.answers import answer_text
 from cvit.analysis.claims import verdicts
 from cvit.analysis.files import files_of
 from cvit.analysis.questions import expressivity, head_count, patch_size, question_of
+from cvit.analysis.statistics.fits import Case, Fit
 from cvit.analysis.statistics.studies import Study, TableError, read_studies
 from cvit.analysis.store.frames import Frames, rows_of
 from cvit.analysis.store.journal import load_journal
@@ -215,8 +216,8 @@ def test_an_error_below_the_bound_stands_out(written: Path, frames: Frames) -> N
     assert [cell.strip() for cell in answer[2].strip("|").split("|")] == [
         "3", "1", "9", "2.50e-01", "2.50e-01", "1.00e-17", "2.50e-08"
     ]  # fmt: skip
-    edge = expressivity.Fit(3, 1, 8, bound=0.25, reached=0.25 - 0.9e-9, restarts=1)
-    assert not edge.contradicts and not expressivity.Fit(3, 1, 8, math.nan, math.nan, 0).contradicts
+    edge = Fit(Case(3, 1), 8, bound=0.25, reached=0.25 - 0.9e-9, restarts=1)
+    assert not edge.contradicts and not Fit(Case(3, 1), 8, math.nan, math.nan, 0).contradicts
 
 
 def test_answers_for_the_terminal(frames: Frames) -> None:

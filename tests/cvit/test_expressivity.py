@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvit.analysis.statistics.fits import Case
 from cvit.config import ConfigError
 from cvit.fits import ExpressivityConfig, FitStage
 from cvit.geometry import num_relative_positions
 from cvit.results import Point, load_result
 from cvit.storage import Storage
 from cvit.theorem.counts import heads_needed
-from cvit.training.fit import attention, descend, fit, kernel, relative_error, target
+from cvit.training.fit import attention, descend, fit, kernel, least_error, relative_error, target, target_of
 from cvit.vocabulary import EXPRESSIVITY_BOUND, EXPRESSIVITY_ERROR
 
 CLOSE = 1e-4
@@ -27,9 +29,30 @@ def last(points: Sequence[Point], metric: str) -> float:
     return [value for name, _, value, _ in points if name == metric][-1]
 
 
-def reached_and_bound(**config: int) -> tuple[float, float]:
+def reached_and_bound(**config: Any) -> tuple[float, float]:
     points, _ = descend(ExpressivityConfig(**config))
     return last(points, EXPRESSIVITY_ERROR), last(points, EXPRESSIVITY_BOUND)
+
+
+def convolution_of(config: ExpressivityConfig) -> Tensor:
+    """(N, N, C·P^d, C·(P/s)^d): the dense matrix of a configuration's convolution, from unit series, images or volumes,
+    by query patch, key patch, input, output."""
+    size = (config.fit_channels, *[config.fit_image_size] * config.dimensions)
+    units = torch.eye(math.prod(size), dtype=torch.float64).unflatten(1, size)
+    reach = config.dilation * (config.kernel_size - 1)
+    before = reach if config.causal else reach // 2
+    padded = F.pad(units, [before, reach - before] * config.dimensions)
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[config.dimensions - 1]
+    outputs = convolve(padded, kernel(config), stride=config.stride, dilation=config.dilation)
+
+    def in_patches(images: Tensor, side: int) -> Tensor:
+        for axis in range(config.dimensions):
+            images = images.unfold(2 + axis, side, side)
+        patches = images.flatten(2 + config.dimensions).movedim(1, -2)
+        return patches.flatten(1, config.dimensions).flatten(2)  # (B, N, C·side^d)
+
+    inputs = in_patches(units, config.patch_size)  # a permutation: unit image → its patch and place
+    return torch.einsum("bki,bqo->qkio", inputs, in_patches(outputs, config.patch_size // config.stride))
 
 
 def convolution_on_patches(weight: Tensor, patch_size: int, image_size: int) -> Tensor:
@@ -62,6 +85,58 @@ def test_the_error_is_that_of_the_best_layer_as_dense_operators(kernel_size: int
     best = columns @ (torch.linalg.pinv(columns) @ operator)
     expected = float((best - operator).norm() / operator.norm())
     assert relative_error(biases, goal) == pytest.approx(expected, rel=1e-9)
+
+
+KINDS: list[dict[str, int | bool]] = [
+    {"dimensions": 1, "patch_size": 2},
+    {"dimensions": 1, "patch_size": 2, "causal": True},
+    {"dimensions": 1, "patch_size": 2, "dilation": 4, "fit_image_size": 12},
+    {"dimensions": 1, "patch_size": 2, "dilation": 3, "fit_image_size": 12},
+    {"dimensions": 1, "patch_size": 4, "kernel_size": 4, "stride": 2, "fit_image_size": 16},
+    {"stride": 2, "patch_size": 2},
+    {"causal": True, "patch_size": 2},
+    {"dilation": 2, "patch_size": 1},
+    {"dimensions": 3, "patch_size": 2, "causal": True, "fit_image_size": 4},
+    {"window_size": 2},
+    {"window_size": 3, "patch_size": 2, "causal": True},
+]
+"""Convolutions that are not the paper's, or attention in windows."""
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_error_and_the_bound_are_those_of_dense_operators(kind: dict[str, int | bool]) -> None:
+    """The error by least squares over W_h on torch's own convolution; the bound by the singular values of its
+    rearrangement, where attention cannot reach what crosses windows."""
+    config = ExpressivityConfig.from_flat({"fit_image_size": 8, "fit_channels": 1, "num_heads": 2, **kind})
+    operator = convolution_of(config).flatten(2).flatten(0, 1)
+    goal = target_of(config)
+    biases = torch.randn(2, num_relative_positions(goal.grid) + 1, dtype=torch.float64, generator=torch.manual_seed(0))
+    columns = attention(biases, goal.grid, config.window_size)
+    best = columns @ (torch.linalg.pinv(columns) @ operator)
+    assert relative_error(biases, goal) == pytest.approx(float((best - operator).norm() / operator.norm()), rel=1e-9)
+    inside = (attention(torch.zeros_like(biases), goal.grid, config.window_size)[:, :1] > 0).double()
+    crossing, values = operator * (1 - inside), torch.linalg.svdvals(operator * inside)
+    least = math.hypot(float(crossing.norm()), float(values[2:].norm())) / float(operator.norm())
+    assert least_error(config) == pytest.approx(least, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_descent_needs_the_heads_that_the_theorem_counts_for_every_kind(kind: dict[str, int | bool]) -> None:
+    """With as many the error is the bound's, which is zero but for windows; with one fewer it is above."""
+    flat = {"fit_steps": 150, **kind}
+    case = Case(**{"kernel_size": 3, "patch_size": 1, **{name: kind[name] for name in kind if name in Case._fields}})
+    reached, bound = reached_and_bound(num_heads=case.heads, **flat)
+    assert bound - 1e-12 <= reached <= bound + CLOSE
+    assert (bound > 0.1) if case.window_size else bound == 0.0
+    fewer, least = reached_and_bound(num_heads=case.heads - 1, **flat)
+    assert bound + 100 * CLOSE < least <= fewer + 1e-12
+
+
+def test_attention_in_windows_stays_inside_them() -> None:
+    """Windows of 2 on a series of 5: {0, 1}, {2, 3}, {4}."""
+    found = attention(torch.zeros(1, 10, dtype=torch.float64), (5,), window_size=2).unflatten(0, (5, 5))[..., 0]
+    pair = torch.full((2, 2), 1 / 3, dtype=torch.float64)  # itself, the other, and the zero slot
+    assert torch.allclose(found, torch.block_diag(pair, pair, torch.full((1, 1), 0.5, dtype=torch.float64)))
 
 
 def test_attention_matrices_are_the_softmax_of_relative_biases_with_a_zero_slot() -> None:
@@ -148,6 +223,13 @@ def test_a_fit_is_stored_once_and_its_biases_have_the_error_that_it_reports(tmp_
         ({"fit_channels": 0}, "fit_channels 0 must be at least 1"),
         ({"fit_image_size": 0}, "fit_image_size 0 must be at least 1"),
         ({"fit_learning_rate": math.nan}, "fit_learning_rate nan must be positive"),
+        ({"dimensions": 4}, "dimensions 4 must be between 1 and 3"),
+        ({"stride": 0}, "stride 0 must be at least 1"),
+        ({"stride": 2}, "stride 2 must divide the patch size 1"),
+        ({"dilation": 0}, "dilation 0 must be at least 1"),
+        ({"dilation": 8}, "dilation 8 joins patches 8 apart, which an image of 8 pixels does not have: it takes a "),
+        ({"window_size": 0}, "window_size 0 must be at least 1, or auto"),
+        ({"dimensions": 3, "fit_image_size": 16}, "fit_image_size 16 gives 4096 patches of 1 pixels in 3 dimensions"),
         ({"seed": -1}, "seed -1 must be at least 0"),
         ({"embed_dim": 8}, "unknown parameter 'embed_dim'; valid are kernel_size,"),
     ],

@@ -368,13 +368,14 @@ def test_fits_have_keys_of_their_own() -> None:
         "fit_learning_rate": 0.2,
         "seed": 0,
     }
-    other = dict(zip(flat, (5, 4, 8, 16, 4, 200, 0.1, 1), strict=True))
-    assert set(flat) == set(EXPRESSIVITY_PARAMETERS)
+    other: dict[str, Any] = dict(zip(flat, (5, 4, 8, 16, 4, 200, 0.1, 1), strict=True))
+    other |= {"dimensions": 1, "stride": 2, "dilation": 2, "causal": True, "window_size": 2}  # added since
+    assert set(other) == set(EXPRESSIVITY_PARAMETERS)
 
     def key(**changes: Any) -> str:
         return FitStage(ExpressivityConfig.from_flat(flat | changes)).key
 
-    assert len({key(), *(key(**{name: other[name]}) for name in flat)}) == 1 + len(flat)
+    assert len({key(), *(key(**{name: other[name]}) for name in other)}) == 1 + len(other)
     assert key() == "2f81b330b2a75064f67fb01b"
 
 

@@ -213,7 +213,7 @@ def test_an_init_scheme_is_a_file_and_a_line_and_so_is_a_reference(tree: Path, t
 def test_a_task_is_a_file_and_its_name(tree: Path, tmp_path: Path) -> None:
     (tree / "cvit/tasks/toy.py").write_text(TOY_TASK)
     names = tree / "cvit/tasks/__init__.py"
-    names.write_text(names.read_text().replace('"expressivity")', '"expressivity", "toy")'))
+    names.write_text(names.read_text().replace('"depth")', '"depth", "toy")'))
     (tree / "sweeps/toy.py").write_text(TOY_SWEEP)
 
     script = str(tree / "sweeps/toy.py")

@@ -386,7 +386,9 @@ def test_every_column_is_documented() -> None:
     page = (ROOT / "docs" / "PYTHON.md").read_text()
     sections = dict(zip(*[iter(re.split(r"^### `(\w+)`.*$", page, flags=re.MULTILINE)[1:])] * 2, strict=True))
     columns = {name: re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) for name, text in sections.items()}
-    parameters = dict.fromkeys(name for task in (v.TRAINING, v.EXPRESSIVITY) for name in parameters_of_task(task))
+    parameters = dict.fromkeys(
+        name for task in (v.TRAINING, v.EXPRESSIVITY, v.DEPTH) for name in parameters_of_task(task)
+    )
     assert columns["studies"] == list(STUDY_COLUMNS)
     assert columns["curves"] == list(CURVE_COLUMNS)
     known = [*TRIAL_COLUMNS, *parameters, *METRICS]

@@ -10,6 +10,7 @@ import pytest
 
 from cvit import vocabulary as v
 from cvit.config import PARAMETERS
+from cvit.deep_fits import PARAMETERS as DEPTH_PARAMETERS
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from tests.support.scripts import ROOT, journal, mlflow_runs, sweep, sweep_with_ray
 
@@ -83,6 +84,19 @@ def test_the_expressivity_table_meets_its_bound(folder: Path) -> None:
     assert four["restarts"] == nine["restarts"] == 2
     assert 0.1 < four["bound"] <= four["reached"] + 1e-12 < 1
     assert nine["bound"] == 0 and nine["reached"] <= 1e-4
+
+
+def test_several_layers_are_fitted_and_answered_beside_their_frontier(tmp_path: Path) -> None:
+    """Four causal taps take 3 heads in one layer and 1 + 1 in two, with skip connections; fewer cannot do."""
+    options = ("--preset", "smoke", "--kernel-size", "4", "--num-heads", "1", "3", "--fit-image-size", "8")
+    output = sweep(tmp_path, *options, "--fit-steps", "100", script="sweeps/depth.py")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("| K")]
+    assert [row[1:5] for row in cells] == [["4", "1", "3", "3"], ["4", "2", "1", "1"]], output
+    fits = mlflow_runs(tmp_path, v.ROLE_TRIAL, "depth")
+    assert len(fits) == 8 and {run.data.tags[v.TAG_TASK] for run in fits} == {v.DEPTH}
+    assert all(set(run.data.params) == set(DEPTH_PARAMETERS) for run in fits)
+    for run in fits:
+        assert run.data.metrics[v.EXPRESSIVITY_ERROR] >= run.data.metrics[v.EXPRESSIVITY_BOUND] - 1e-12
 
 
 def test_a_fit_is_a_run_like_any_other(folder: Path) -> None:

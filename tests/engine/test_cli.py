@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from cvit.engine.planning.rounds import first_round
 from cvit.engine.terminal.cli import parse
 from cvit.storage import Storage
 from cvit.vocabulary import TRAINING
+from sweeps.head_count import EXPRESSIVITY
 from sweeps.head_count import HEAD_COUNT as HEAD_COUNT_SWEEP
 from sweeps.low_data import SWEEP
 from sweeps.tuned import SWEEP as TUNED
@@ -259,6 +261,30 @@ def test_an_option_goes_to_every_part_that_has_it() -> None:
     assert expressivity.seeds == training.seeds == 4
     assert (expressivity.given, training.given) == ({}, {"depth": 2})
     assert training.dataset == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("options", "grid", "given"),
+    [
+        ("--dimensions 1 2 3", {"dimensions": (1, 2, 3)}, {}),
+        ("--stride 1,2 --dilation 4", {"stride": (1, 2)}, {"dilation": 4}),
+        ("--causal", {}, {"causal": True}),
+        ("--causal false true --seeds 2", {"causal": (False, True)}, {}),
+        ("--causal=False", {}, {"causal": False}),
+        ("--window-size auto 4", {"window_size": (None, 4)}, {}),
+        ("--window-size auto", {}, {"window_size": None}),
+    ],
+)
+def test_a_further_axis_is_one_only_with_several_values(options: str, grid: dict[str, Any], given: Any) -> None:
+    (request,) = requests_of(HEAD_COUNT, ["--part", "expressivity", *options.split()]).values()
+    assert request is not None and request.given == given
+    assert request.grid == EXPRESSIVITY.presets["laptop"].grid | grid
+
+
+def test_a_further_axis_needs_valid_values() -> None:
+    for options, message in (("--dimensions", "--dimensions needs at least one value"), ("--causal maybe", '"maybe"')):
+        with pytest.raises(ConfigError, match=message):
+            requests_of(HEAD_COUNT, ["--part", "expressivity", *options.split()])
 
 
 def test_a_part_alone_has_its_own_options_only() -> None:

@@ -112,9 +112,9 @@ def test_the_version_is_that_of_the_code(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["low-dta"], "cvit: error: 'low-dta' is not valid: did you mean low-data?"),
-        (["xyzzy"], "cvit: error: 'xyzzy' is not valid: one of budget, full-grid, head-count"),
+        (["xyzzy"], "cvit: error: 'xyzzy' is not valid: one of budget, depth, full-grid"),
         (["--foo"], "cvit: error: '--foo' is not valid: one of budget"),
-        (["run"], "cvit run: error: give the names of questions before any option: budget, full-grid"),
+        (["run"], "cvit run: error: give the names of questions before any option: budget, depth, full-grid"),
         (["run", "--seeds", "3", "low-data"], "cvit run: error: give the names of questions before any option"),
         (["run", "low-data", "no-warmpu"], "cvit: error: 'no-warmpu' is not valid: did you mean no-warmup?"),
         (["low-data", "--seeds", "x"], "cvit low-data: error: Invalid value for --seeds"),

@@ -23,6 +23,11 @@ STUDIES = {
         "smoke": "fb548b5218722d50",
         "reference": "0ec4fd5676296bd8",
     },
+    "depth": {
+        "laptop": "5b888563a02d112e",
+        "smoke": "5b888563a02d112e",
+        "reference": "5b888563a02d112e",
+    },
     "expressivity": {
         "laptop": "c4edec16eb174b1d",
         "smoke": "c4edec16eb174b1d",

@@ -122,6 +122,7 @@ def test_an_unreachable_server_delays_the_copy_and_loses_nothing(tmp_path: Path,
     [
         (v.TRAINING, ["data_fraction", "init_scheme", "num_heads", "patch_size"], "init_scheme", v.TEST_ACCURACY),
         (v.EXPRESSIVITY, ["kernel_size", "num_heads", "patch_size"], "num_heads", v.EXPRESSIVITY_ERROR),
+        (v.DEPTH, ["depth", "kernel_size", "num_heads"], "num_heads", v.EXPRESSIVITY_ERROR),
     ],
 )
 def test_views_show_single_trials_and_span_all_axes(task: str, axes: list[str], group: str, answer: str) -> None:

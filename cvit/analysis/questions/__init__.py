@@ -68,6 +68,7 @@ class Question:
 
     Attributes:
         axes: the axes, init scheme included, that its studies vary, in the order of the layout's tables; empty for any.
+        further_axes: axes that some of its studies vary beside these.
         variants: further axes that its studies may vary, whose values become part of the scheme's name.
         layout: the content of its tables of accuracies.
         tables: tables of its own, in place of those by the layout.
@@ -80,6 +81,7 @@ class Question:
     """
 
     axes: tuple[str, ...] = ()
+    further_axes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     layout: Layout = GENERAL_LAYOUT
     tables: Tables | None = None
@@ -105,7 +107,7 @@ def studies_of(frames: Frames, sweep: str) -> list[Study]:
     """
     question = question_of(sweep)
     studies = [arranged(study, question) for study in read_studies(frames, sweep)]
-    require_axes(studies, question.axes)
+    require_axes(studies, question.axes, question.further_axes)
     return studies
 
 

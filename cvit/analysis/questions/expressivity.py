@@ -4,88 +4,57 @@ Errors are distances of the two operators relative to the convolution's Frobeniu
 over the finished restarts; none can lie below `bound`.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from typing import Any
 
-from cvit import vocabulary as names
 from cvit.analysis.display.csv_text import csv_text
 from cvit.analysis.display.notes import notes
 from cvit.analysis.display.settings import heading_lines, listed, settings_lines
 from cvit.analysis.display.tables import Tables
 from cvit.analysis.display.text import error_text, latex, latex_table, markdown_name, markdown_table
 from cvit.analysis.display.titles import named_title
-from cvit.analysis.display.wording import heads_text
+from cvit.analysis.display.wording import csv_value, heading, heads_text, plain_text
 from cvit.analysis.questions import HEADS, RELATIVE_ERROR, Claim, Question
+from cvit.analysis.statistics.fits import (
+    ZERO_ERROR,
+    Case,
+    Cases,
+    Fit,
+    by_case,
+    fits,
+    further_parameters,
+    heads_between,
+    least_restarts,
+    restarts_text,
+)
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.verdicts import FAILS, HOLDS, UNDECIDED, Judged
 from cvit.analysis.store.axes import KERNEL_SIZE, NUM_HEADS, PATCH_SIZE
-from cvit.theorem.counts import general_kernel_heads, heads_needed
 
 AXES = (KERNEL_SIZE, PATCH_SIZE, NUM_HEADS)
-CSV_COLUMNS = (*AXES, "bound", "reached", "restarts")
-ROUNDING = 1e-9
-"""An error below the bound by more than this contradicts the theorem; an error up to this is zero up to rounding."""
-ZERO_ERROR = 1e-3
-"""The largest distance from a convolution, relative to its norm, that counts as zero."""
+FURTHER_AXES = tuple(Case._field_defaults)
+"""The axes that a study may have beside them."""
 
 _RULES = (
     "Distance of an attention layer with H heads from the convolution of a random K×K kernel on P×P patches, relative "
     "to the convolution's norm. Bound: theorem 2, no layer comes closer. Reached: the least error over the restarts of "
     "gradient descent that have finished. A dash: nothing to take it from."
 )
-_OVERVIEW_HEAD = ("K", "P", "theorem's heads", "bound, one fewer", "reached, one fewer", "bound", "reached")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The fits of one kernel size, patch size and number of heads; numbers are NaN if no restart has finished."""
-
-    kernel_size: int
-    patch_size: int
-    num_heads: int
-    bound: float
-    reached: float
-    restarts: int
-
-    @property
-    def contradicts(self) -> bool:
-        """True if the reached error lies below the bound."""
-        return self.reached < self.bound - ROUNDING
-
-
-Cases = Mapping[tuple[int, int], Mapping[int, Fit]]
-"""Fits by (kernel size, patch size) and number of heads, ascending."""
-
-
-def fits(study: Study) -> list[Fit]:
-    """The fits of a study, one per kernel size, patch size and number of heads, ascending."""
-    restarts: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
-    for result in study.results:
-        kernel_size, patch_size, num_heads = (result.place[axis] for axis in AXES)
-        errors = restarts.setdefault((kernel_size, patch_size, num_heads), [])
-        if result.trial and math.isfinite(result.value):
-            errors.append((result.value, result.trial[names.EXPRESSIVITY_BOUND]))
-    all_fits = []
-    for place, errors in sorted(restarts.items()):
-        reached, bound = min(errors, default=(math.nan, math.nan))
-        all_fits.append(Fit(*place, bound, reached, len(errors)))
-    return all_fits
-
-
-def by_case(all_fits: Iterable[Fit]) -> Cases:
-    """The fits by kernel and patch size."""
-    cases: dict[tuple[int, int], dict[int, Fit]] = {}
-    for fit in all_fits:
-        cases.setdefault((fit.kernel_size, fit.patch_size), {})[fit.num_heads] = fit
-    return cases
+_ERRORS_HEAD = ("theorem's heads", "bound, one fewer", "reached, one fewer", "bound", "reached")
 
 
 def csv(studies: Sequence[Study]) -> str:
-    """The fits of the most recent study as CSV with the columns CSV_COLUMNS, in full precision."""
-    rows = [dict(zip(CSV_COLUMNS, astuple(fit), strict=True)) for fit in fits(studies[0])]
-    return csv_text(rows, CSV_COLUMNS)
+    """The fits of the most recent study as CSV, in full precision: kernel and patch size, further parameters of the
+    convolution where it has any, number of heads, bound, reached error and finished restarts."""
+    all_fits = fits(studies[0])
+    places = (KERNEL_SIZE, PATCH_SIZE, *further_parameters(fit.case for fit in all_fits))
+    rows = [
+        {name: csv_value(getattr(fit.case, name)) for name in places}
+        | {NUM_HEADS: fit.num_heads, "bound": fit.bound, "reached": fit.reached, "restarts": fit.restarts}
+        for fit in all_fits
+    ]
+    return csv_text(rows, (*places, NUM_HEADS, "bound", "reached", "restarts"))
 
 
 def markdown(studies: Sequence[Study]) -> str:
@@ -95,25 +64,29 @@ def markdown(studies: Sequence[Study]) -> str:
 
 def latex_tables(studies: Sequence[Study]) -> str:
     """All studies as LaTeX, a `table` each (package booktabs)."""
-    return "\n".join(
-        latex_table(
-            f"Distance from the convolution of a K×K kernel on P×P patches, {named_title(study)}: theorem 2's bound "
-            "and the least error reached by gradient descent, with one head fewer than theorem 1 counts and with as "
-            "many, relative to the convolution's norm.",
-            study.label,
-            _OVERVIEW_HEAD,
-            [[*row[:3], *map(_latex_number, row[3:])] for row in _overview(by_case(fits(study)))],
-            left_columns=0,
-            notes=notes(study),
+    tables = []
+    for study in studies:
+        head, rows = _overview(by_case(fits(study)))
+        num_places = len(head) - len(_ERRORS_HEAD) + 1
+        tables.append(
+            latex_table(
+                f"Distance from the convolution of a K×K kernel on P×P patches, {named_title(study)}: theorem 2's "
+                "bound and the least error reached by gradient descent, with one head fewer than theorem 1 counts and "
+                "with as many, relative to the convolution's norm.",
+                study.label,
+                head,
+                [[*map(latex, row[:num_places]), *map(_latex_number, row[num_places:])] for row in rows],
+                left_columns=0,
+                notes=notes(study),
+            )
         )
-        for study in studies
-    )
+    return "\n".join(tables)
 
 
 def answer(study: Study) -> str:
-    """The study in a few lines for the terminal: per kernel and patch size, the fits near the theorem's count."""
+    """The study in a few lines for the terminal: per case, the fits near the theorem's count."""
     all_fits = fits(study)
-    lines = markdown_table(_OVERVIEW_HEAD, _overview(by_case(all_fits)))
+    lines = markdown_table(*_overview(by_case(all_fits)))
     lines += ["", "Error relative to the convolution: theorem 2's bound, and the least over restarts."]
     lines += contradictions(all_fits)
     if study.missing:
@@ -122,31 +95,56 @@ def answer(study: Study) -> str:
 
 
 def sentence(study: Study) -> str:
-    """The errors with the theorem's number of heads and with one fewer, in a sentence; empty without fits at both."""
-    pairs = [
-        (fewer.reached, enough.reached)
+    """The errors with the theorem's number of heads and with one fewer, in a sentence; empty without fits at both.
+    Windows are left out, since a layer in them does not reach the convolution with any number of heads."""
+    pairs = {
+        case: (fewer.reached, enough.reached)
         for case, by_heads in by_case(fits(study)).items()
-        if (fewer := by_heads.get(heads_needed(*case) - 1)) and (enough := by_heads.get(heads_needed(*case)))
+        if case.window_size is None
+        if (fewer := by_heads.get(case.heads - 1)) and (enough := by_heads.get(case.heads))
         if fewer.restarts and enough.restarts
-    ]
+    }
     if not pairs:
         return ""
-    least, most = min(fewer for fewer, _ in pairs), max(enough for _, enough in pairs)
-    cases = f"{len(pairs)} pairs of kernel and patch size" if len(pairs) > 1 else "one kernel and patch size"
+    least, most = min(fewer for fewer, _ in pairs.values()), max(enough for _, enough in pairs.values())
+    one, several = "one kernel and patch size", f"{len(pairs)} pairs of kernel and patch size"
+    if further_parameters(pairs):
+        one, several = "one convolution", f"{len(pairs)} convolutions"
     return (
-        f"Over {cases}, the theorem's number of heads reaches the convolution up to a relative error of "
-        f"{error_text(most)}; with one head fewer, the error is at least {error_text(least)}."
+        f"Over {several if len(pairs) > 1 else one}, the theorem's number of heads reaches the convolution up to a "
+        f"relative error of {error_text(most)}; with one head fewer, the error is at least {error_text(least)}."
     )
 
 
 def contradictions(all_fits: Iterable[Fit]) -> list[str]:
     """A line per fit that lies below the bound."""
     return [
-        f"VIOLATION: K = {fit.kernel_size}, P = {fit.patch_size}, {heads_text(fit.num_heads)}: reached "
-        f"{error_text(fit.reached)} lies below the bound {error_text(fit.bound)}."
+        f"VIOLATION: {case_text(fit.case)}, {heads_text(fit.num_heads)}: reached {error_text(fit.reached)} lies below "
+        f"the bound {error_text(fit.bound)}."
         for fit in all_fits
         if fit.contradicts
     ]
+
+
+def case_text(case: Case, among: Iterable[Case] = ()) -> str:
+    """A case in words, such as `K = 3, P = 1`, or `K = 3, P = 2, 1-D, stride 2`; 2-D is named among others."""
+    kernel, patch, *others = map(_part_text, case.place.split("-"))
+    is_named = case.dimensions == Case(1, 1).dimensions and any(c.dimensions != case.dimensions for c in among)
+    return ", ".join([kernel, patch, *([f"{case.dimensions}-D"] if is_named else []), *others])
+
+
+def place_text(place: str) -> str:
+    """The place of a claim in words, as `case_text`."""
+    return ", ".join(map(_part_text, place.split("-")))
+
+
+def _part_text(part: str) -> str:
+    words = {"S": "stride", "D": "dilation", "W": "windows of"}
+    if part[0].isdigit():
+        return f"{part[0]}-D"
+    if part[1:].isdigit():
+        return f"{words[part[0]]} {part[1:]}" if part[0] in words else f"{part[0]} = {part[1:]}"
+    return part
 
 
 def _markdown_section(study: Study) -> str:
@@ -154,18 +152,19 @@ def _markdown_section(study: Study) -> str:
     lines = heading_lines(study)
     for line in contradictions(all_fits):
         lines += [f"**{line}**", ""]
-    for (kernel_size, patch_size), by_heads in by_case(all_fits).items():
-        count = heads_needed(kernel_size, patch_size)
+    cases = by_case(all_fits)
+    for case, by_heads in cases.items():
+        count = case.heads
         rows = []
         for heads, fit in by_heads.items():
             mark = " (theorem)" if heads == count else ""
             flag = " **below the bound**" if fit.contradicts else ""
             rows.append([f"{heads}{mark}", error_text(fit.bound), error_text(fit.reached) + flag])
-        lines += [f"### K = {kernel_size}, P = {patch_size}", "", *markdown_table(["H", "bound", "reached"], rows)]
+        lines += [f"### {case_text(case, cases)}", "", *markdown_table(["H", "bound", "reached"], rows)]
         lines += ["", _sentence(count, by_heads), ""]
-    lines += [f"Restarts that have finished: {_restarts_text(all_fits)}."]
+    lines += [f"Restarts that have finished: {restarts_text(all_fits)}."]
     lines += listed(study, "Missing", study.missing)
-    return "\n".join([*lines, *settings_lines(study), ""])
+    return "\n".join([*lines, *settings_lines(study, in_tables=FURTHER_AXES), ""])
 
 
 def _sentence(count: int, by_heads: Mapping[int, Fit]) -> str:
@@ -177,22 +176,18 @@ def _sentence(count: int, by_heads: Mapping[int, Fit]) -> str:
     return f"The theorem counts {heads_text(count)}: {', '.join(parts) or 'beyond this grid'}."
 
 
-def _restarts_text(all_fits: Sequence[Fit]) -> str:
-    least, most = min(fit.restarts for fit in all_fits), max(fit.restarts for fit in all_fits)
-    return f"{most} in every case" if least == most else f"{least} to {most}, depending on the case"
-
-
-def _overview(cases: Cases) -> list[list[str]]:
-    """The rows below _OVERVIEW_HEAD."""
+def _overview(cases: Cases) -> tuple[list[str], list[list[str]]]:
+    """The heads and the rows of the table of all cases."""
+    further = further_parameters(cases)
     rows = []
-    for (kernel_size, patch_size), by_heads in cases.items():
-        count = heads_needed(kernel_size, patch_size)
-        row = [str(kernel_size), str(patch_size), str(count)]
-        for heads in (count - 1, count):
+    for case, by_heads in cases.items():
+        row = [plain_text(getattr(case, name)) for name in (KERNEL_SIZE, PATCH_SIZE, *further)]
+        row += [str(case.heads)]
+        for heads in (case.heads - 1, case.heads):
             fit = by_heads.get(heads)
             row += ["-", "-"] if fit is None else [error_text(fit.bound), error_text(fit.reached)]
         rows.append(row)
-    return rows
+    return ["K", "P", *map(heading, further), *_ERRORS_HEAD], rows
 
 
 def _latex_number(text: str) -> str:
@@ -204,35 +199,88 @@ def _latex_number(text: str) -> str:
 
 
 def _heads_enough(study: Study) -> Iterator[Family]:
-    for case, by_heads in by_case(fits(study)).items():
-        if (fit := by_heads.get(heads_needed(*case))) is not None:
+    for case, by_heads in _without_windows(study).items():
+        if (fit := by_heads.get(case.heads)) is not None:
             zero = HOLDS if fit.reached <= ZERO_ERROR else FAILS if fit.bound > ZERO_ERROR else UNDECIDED
-            yield [(_case(*case), _judged(fit, zero))]
+            yield [(case.place, _judged(fit, zero))]
 
 
 def _heads_necessary(study: Study) -> Iterator[Family]:
     """Judges the cases in which a general kernel needs the theorem's number. An even-sized kernel, or one on few
     channels or on a small image, needs fewer, which agrees with theorem 2."""
-    for case, by_heads in by_case(fits(study)).items():
-        is_general = _general_heads(study, *case) == heads_needed(*case)
-        if is_general and (fit := by_heads.get(heads_needed(*case) - 1)) is not None:
+    for case, by_heads in _without_windows(study).items():
+        if _is_general(study, case) and (fit := by_heads.get(case.heads - 1)) is not None:
             above = FAILS if fit.reached <= ZERO_ERROR else HOLDS if fit.bound > ZERO_ERROR else UNDECIDED
-            yield [(_case(*case), _judged(fit, above))]
+            yield [(case.place, _judged(fit, above))]
 
 
 def _patches_save_heads(study: Study) -> Iterator[Family]:
     """Judges the number of heads on pixels minus that on patches, for the cases in which the theorem saves heads."""
-    cases = by_case(fits(study))
-    for (kernel_size, patch_size), on_patches in cases.items():
-        on_pixels = cases.get((kernel_size, 1))
-        if on_pixels is None or heads_needed(kernel_size, patch_size) == heads_needed(kernel_size, 1):
+    yield from _saved(study, patch_size=1)
+
+
+def _strides_save_heads(study: Study) -> Iterator[Family]:
+    """Judges the number of heads without stride minus that with one, where the theorem saves heads."""
+    yield from _saved(study, stride=1)
+
+
+def _causal_kernels_save_heads(study: Study) -> Iterator[Family]:
+    """Judges the number of heads of a kernel that reaches both ways minus that of a causal one, where the theorem saves
+    heads."""
+    yield from _saved(study, causal=False)
+
+
+def _saved(study: Study, **reference: Any) -> Iterator[Family]:
+    cases = _without_windows(study)
+    for case, by_heads in cases.items():
+        other = case._replace(**reference)
+        if other not in cases or other.heads == case.heads:
             continue
-        (least, reached), (least_on_patches, reached_on_patches) = _needed(on_pixels), _needed(on_patches)
-        low, high = least - reached_on_patches, reached - least_on_patches
+        (least, reached), (least_here, reached_here) = heads_between(cases[other]), heads_between(by_heads)
+        low, high = least - reached_here, reached - least_here
         verdict = HOLDS if low > 0 else FAILS if high <= 0 else UNDECIDED
-        restarts = min(fit.restarts for fit in (*on_pixels.values(), *on_patches.values()))
-        saved = reached - reached_on_patches
-        yield [(_case(kernel_size, patch_size), Judged(verdict, saved, low, high, restarts))]
+        restarts = least_restarts(by_heads, cases[other])
+        yield [(case.place, Judged(verdict, reached - reached_here, low, high, restarts))]
+
+
+def _dilation_adds_no_heads(study: Study) -> Iterator[Family]:
+    """Judges the number of taps minus that of heads, for dilations by whole patches."""
+    for case, by_heads in _without_windows(study).items():
+        taps = case.kernel_size**case.dimensions
+        if case.dilation == 1 or case.heads != taps or case.dilation % case.patch_size:
+            continue
+        least, reached = heads_between(by_heads)
+        verdict = HOLDS if reached <= taps else FAILS if least > taps else UNDECIDED
+        spared = Judged(verdict, taps - reached, taps - reached, taps - least, least_restarts(by_heads))
+        yield [(case.place, spared)]
+
+
+def _dimensions_multiply_heads(study: Study) -> Iterator[Family]:
+    """Judges the number of heads in d dimensions minus the d-th power of that in one, where a general kernel needs what
+    the theorem counts."""
+    cases = _without_windows(study)
+    for case, by_heads in cases.items():
+        along_axis = case._replace(dimensions=1)
+        if case.dimensions == 1 or along_axis not in cases:
+            continue
+        if not (_is_general(study, case) and _is_general(study, along_axis)):
+            continue
+        (least, reached), (least_along, reached_along) = heads_between(by_heads), heads_between(cases[along_axis])
+        low, high = least - reached_along**case.dimensions, reached - least_along**case.dimensions
+        verdict = HOLDS if low == high == 0 else FAILS if low > 0 or high < 0 else UNDECIDED
+        restarts = least_restarts(by_heads, cases[along_axis])
+        yield [(case.place, Judged(verdict, reached - reached_along**case.dimensions, low, high, restarts))]
+
+
+def _windows_lose_what_crosses(study: Study) -> Iterator[Family]:
+    """Judges the fits with a head for each offset: their error is the energy that crosses windows, below which no fit
+    with more heads comes either."""
+    for case, by_heads in by_case(fits(study)).items():
+        if case.window_size is None or (fit := by_heads.get(case.heads)) is None:
+            continue
+        more = [other for heads, other in by_heads.items() if heads >= case.heads]
+        met = HOLDS if fit.reached - fit.bound <= ZERO_ERROR else UNDECIDED
+        yield [(case.place, _judged(fit, FAILS if any(other.contradicts for other in more) else met))]
 
 
 def _judged(fit: Fit, verdict: str) -> Judged:
@@ -240,31 +288,21 @@ def _judged(fit: Fit, verdict: str) -> Judged:
     return Judged(verdict, fit.reached, fit.bound, fit.reached, fit.restarts)
 
 
-def _general_heads(study: Study, kernel_size: int, patch_size: int) -> int:
+def _without_windows(study: Study) -> Cases:
+    """The cases in which a layer may attend to all patches: in windows none reaches the convolution."""
+    return {case: by_heads for case, by_heads in by_case(fits(study)).items() if case.window_size is None}
+
+
+def _is_general(study: Study, case: Case) -> bool:
+    """True if a general kernel of the study needs the number of heads that the theorem counts."""
     fit = next(iter(study.trials), study.params)
-    channels, grid_size = fit["fit_channels"], fit["fit_image_size"] // patch_size
-    return general_kernel_heads(kernel_size, patch_size, channels, channels, grid_size)
-
-
-def _case(kernel_size: int, patch_size: int) -> str:
-    return f"K{kernel_size}-P{patch_size}"
-
-
-def _place_text(place: str) -> str:
-    """The place of a claim in words, such as `K = 3, P = 1`."""
-    return ", ".join(f"{part[0]} = {part[1:]}" for part in place.split("-"))
-
-
-def _needed(by_heads: Mapping[int, Fit]) -> tuple[float, float]:
-    """The least number of heads that the bound allows, and the least number that reached the convolution."""
-    impossible = [heads for heads, fit in by_heads.items() if fit.bound > ZERO_ERROR]
-    reached = [heads for heads, fit in by_heads.items() if fit.reached <= ZERO_ERROR]
-    return max(impossible, default=0) + 1, min(reached, default=math.inf)
+    return case.is_general(fit["fit_channels"], fit["fit_image_size"])
 
 
 QUESTION = Question(
     order=30,
     axes=AXES,
+    further_axes=FURTHER_AXES,
     sentence=sentence,
     tables=Tables(markdown=markdown, csv=csv, latex=latex_tables, answer=answer),
     caption="Distance from a convolution against the number of heads: theorem 2's bound and the least error "
@@ -275,7 +313,7 @@ QUESTION = Question(
             name="heads_enough",
             statement="The theorem's number of heads expresses the convolution: the error reached is zero",
             unit=RELATIVE_ERROR,
-            place_text=_place_text,
+            place_text=place_text,
             least_n=1,
             judge=_heads_enough,
             rule="Heads that a convolution needs: no seeds are compared. The interval runs from theorem 2's bound, "
@@ -288,7 +326,7 @@ QUESTION = Question(
             statement="One head fewer does not express it, where a general kernel needs as many: the error stays "
             "clearly above zero",
             unit=RELATIVE_ERROR,
-            place_text=_place_text,
+            place_text=place_text,
             least_n=1,
             judge=_heads_necessary,
         ),
@@ -297,9 +335,54 @@ QUESTION = Question(
             name="patches_save_heads",
             statement="On patches a convolution needs fewer heads than on pixels",
             unit=HEADS,
-            place_text=_place_text,
+            place_text=place_text,
             least_n=1,
             judge=_patches_save_heads,
+        ),
+        Claim(
+            order=31,
+            name="dimensions_multiply_heads",
+            statement="In d dimensions a convolution needs the d-th power of its heads in one dimension",
+            unit=HEADS,
+            place_text=place_text,
+            least_n=1,
+            judge=_dimensions_multiply_heads,
+        ),
+        Claim(
+            order=32,
+            name="causal_kernels_save_heads",
+            statement="A causal kernel needs fewer heads than one that reaches both ways",
+            unit=HEADS,
+            place_text=place_text,
+            least_n=1,
+            judge=_causal_kernels_save_heads,
+        ),
+        Claim(
+            order=33,
+            name="strides_save_heads",
+            statement="With a stride a convolution needs fewer heads than without",
+            unit=HEADS,
+            place_text=place_text,
+            least_n=1,
+            judge=_strides_save_heads,
+        ),
+        Claim(
+            order=34,
+            name="dilation_adds_no_heads",
+            statement="A dilation by whole patches needs no more heads than the kernel has taps, whatever it is",
+            unit=HEADS,
+            place_text=place_text,
+            least_n=1,
+            judge=_dilation_adds_no_heads,
+        ),
+        Claim(
+            order=35,
+            name="windows_lose_what_crosses",
+            statement="A layer in windows loses the energy that crosses them with any number of heads, and no more",
+            unit=RELATIVE_ERROR,
+            place_text=place_text,
+            least_n=1,
+            judge=_windows_lose_what_crosses,
         ),
     ),
 )

@@ -156,11 +156,12 @@ def read_studies(frames: Frames, sweep: str, axes: Collection[str] = ()) -> list
     return studies
 
 
-def require_axes(studies: Iterable[Study], axes: Collection[str]) -> None:
-    """Raises TableError if a study has other axes, init scheme included, than those; none stand for any axes."""
+def require_axes(studies: Iterable[Study], axes: Collection[str], further_axes: Collection[str] = ()) -> None:
+    """Raises TableError if a study has other axes, init scheme included, than those and any of the further ones; none
+    stand for any axes."""
     for study in studies:
         varied = [axis for axis in axes_of(study.cells) if axis in (*study.axes, SCHEME)]
-        if axes and set(varied) != set(axes):
+        if axes and set(varied) - set(further_axes) != set(axes):
             raise TableError(f"study {study.label} varies {', '.join(varied)}; this table shows {', '.join(axes)}")
 
 

@@ -69,7 +69,9 @@ def parse(
         given = app([HELP] if shows_all else list(argv), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         axes = dict.fromkeys(
-            f"--{dashed(axis)}" for part, name in with_presets.values() for axis in part.presets[name].grid
+            f"--{dashed(axis)}"
+            for part, name in with_presets.values()
+            for axis in (*part.presets[name].grid, *part.further_axes)
         )
         raise ConfigError(explained(error, argv, list(axes)) + _place(error, sweep, script, parts)) from error
     if given is None:
@@ -125,11 +127,16 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
             raise ConfigError(f"--{dashed(name)} is empty: give a value, or leave the option out")
     given = {name: _value(parameters[name], value) if name in parameters else value for name, value in given.items()}
     grid, typed_axes = {}, preset.grid.keys() & given.keys()
-    for axis, default in preset.grid.items():
-        values = tuple(dict.fromkeys(given.pop(axis, default)))
+    for axis in (*preset.grid, *(axis for axis in sweep.further_axes if axis in given)):
+        values = list(dict.fromkeys(given.pop(axis, preset.grid.get(axis, ()))))
+        if not values and parameters[axis].type is bool:
+            values = [True]
         if not values:
             raise ConfigError(f"--{dashed(axis)} needs at least one value")
-        grid[axis] = values
+        if axis in preset.grid or len(values) > 1:
+            grid[axis] = tuple(values)
+        else:
+            given[axis] = values[0]
     seeds = given.pop("seeds", preset.seeds)
     if seeds < 1:
         raise ConfigError(f"seeds {seeds} must be at least 1: it is the number of seeds, which are counted from 0")

@@ -1,6 +1,7 @@
 """The options of sweeps, generated from their declarations and from the configuration classes."""
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -202,16 +203,21 @@ def _data_options(sweep: Sweep) -> dict[str, Any]:
 
 def _grid_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     parameters = task_named(sweep.task).parameters
-    return {
-        axis: _option(tuple[_type(parameters[axis]), ...], parameters[axis].help, values, _GROUPS["grid"], _split)
-        for axis, values in preset.grid.items()
-    }
+    one_value = {axis: (preset.settings.get(axis, parameters[axis].default),) for axis in sweep.further_axes}
+    return {axis: _axis_option(parameters[axis], values) for axis, values in {**preset.grid, **one_value}.items()}
+
+
+def _axis_option(parameter: ConfigParameter, values: tuple[Any, ...]) -> Any:
+    """An option of several values, also of a bool, whose option takes none elsewhere."""
+    kind, converter = (Literal["False", "True"], _split_bools) if parameter.type is bool else (_type(parameter), _split)
+    return _option(tuple[kind, ...], parameter.help, values, _GROUPS["grid"], converter)
 
 
 def _parameter_options(sweep: Sweep, preset: Preset) -> dict[str, Any]:
     options = {}
     for name, parameter in task_named(sweep.task).parameters.items():
-        if name in NOT_OPTIONS or name in preset.grid or (preset.search and name in preset.search.space):
+        is_axis = name in preset.grid or name in sweep.further_axes
+        if name in NOT_OPTIONS or is_axis or (preset.search and name in preset.search.space):
             continue
         default = preset.settings.get(name, parameter.default)
         of_schemes = [f"{s}: {settings[name]}" for s, settings in preset.scheme_settings.items() if name in settings]
@@ -247,6 +253,15 @@ def _split(kind: Any, tokens: Sequence[Token]) -> Any:
     """The values of an axis, which commas may separate as well as spaces."""
     values = [token.evolve(value=text) for token in tokens for text in token.value.split(",") if text.strip()]
     return convert(kind, values) if values else ()
+
+
+def _split_bools(kind: Any, tokens: Sequence[Token]) -> Any:
+    """The values of an axis that is on or off; `true` is as good as `True`."""
+    return _split(kind, [token.evolve(value=re.sub("true|false", _titled, token.value)) for token in tokens])
+
+
+def _titled(match: re.Match[str]) -> str:
+    return match[0].title()
 
 
 def dashed(name: str) -> str:

@@ -20,9 +20,9 @@ from cvit.analysis.display.figure_style import (
     new_figure,
 )
 from cvit.analysis.display.wording import heads_text
-from cvit.analysis.questions.expressivity import ROUNDING, Fit, by_case, fits
+from cvit.analysis.questions.expressivity import case_text
+from cvit.analysis.statistics.fits import ROUNDING, Cases, Fit, by_case, fits
 from cvit.analysis.statistics.studies import TREATMENT, Study
-from cvit.theorem.counts import heads_needed
 
 _PANELS_PER_ROW = 4
 _PANEL_HEIGHT = 1.9
@@ -32,12 +32,13 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def draw(studies: Sequence[Study]) -> Figure:
-    """Draws, per study, most recent first, a panel per kernel and patch size, all with the same logarithmic y axis.
+    """Draws, per study, most recent first, a panel per convolution, all with the same logarithmic y axis; a row has the
+    dimensions of one convolution if there are several.
 
     Errors below ROUNDING are drawn at ROUNDING. A vertical line marks the theorem's number of heads.
     """
     recent = [(study, by_case(fits(study))) for study in studies[:STUDIES_SHOWN]]
-    columns = min(_PANELS_PER_ROW, max(len(cases) for _, cases in recent))
+    columns = max(_num_columns(cases) for _, cases in recent)
     rows = [math.ceil(len(cases) / columns) for _, cases in recent]
     with new_figure(_PANEL_HEIGHT * sum(rows) + 0.3) as figure:
         panels = figure.subplots(sum(rows), columns, squeeze=False, sharey=True)
@@ -45,17 +46,22 @@ def draw(studies: Sequence[Study]) -> Figure:
             row[0].set_ylabel("relative error (log)")
         for i, (study, cases) in enumerate(recent):
             panels_of_study = panels[sum(rows[:i]) : sum(rows[: i + 1])].ravel()
-            for axes, ((kernel_size, patch_size), by_heads) in zip(panels_of_study, cases.items(), strict=False):
-                title = f"K = {kernel_size}, P = {patch_size}"
+            for axes, (case, by_heads) in zip(panels_of_study, cases.items(), strict=False):
+                title = case_text(case, cases)
                 if axes is panels_of_study[0]:
                     draw_heading(axes, study, title)
                 else:
                     draw_subtitle(axes, title)
-                _draw_case(axes, by_heads, heads_needed(kernel_size, patch_size))
+                _draw_case(axes, by_heads, case.heads)
             for axes in panels_of_study[len(cases) :]:
                 axes.set_axis_off()
         legend_below(figure, panels.flat)
     return figure
+
+
+def _num_columns(cases: Cases) -> int:
+    dimensions = {case.dimensions for case in cases}
+    return len(dimensions) if len(dimensions) > 1 else min(_PANELS_PER_ROW, len(cases))
 
 
 def _draw_case(axes: Axes, by_heads: Mapping[int, Fit], count: int) -> None:
