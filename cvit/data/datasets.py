@@ -236,8 +236,8 @@ def _find(asked: Place) -> tuple[str, Stored]:
                     return stored.name, stored
                 return _name(place.path), replace(stored, notes=(*stored.notes, *_beside(place.path)))
     if dataset and Path(dataset).expanduser().exists():
-        contents = " nor ".join(format.contents for format in all_formats() if format.contents)
-        raise DataError(f"dataset {dataset!r} holds neither {contents}")
+        *contents, last = (format.contents for format in all_formats() if format.contents)
+        raise DataError(f"dataset {dataset!r} holds neither {', '.join(contents)} nor {last}")
     close = difflib.get_close_matches(dataset, NAMES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     *paths, last = (path for format in all_formats() for path in format.paths)
@@ -301,7 +301,7 @@ def _check_patterns(dataset: str, stored: Stored, *patterns: str | None) -> None
 
 def _check_labels(dataset: str, part: Part, num_classes: int) -> None:
     if len(part.survey.forms) != len(part.labels):
-        raise DataError(f"dataset {dataset!r} has {len(part.survey.forms)} examples and {len(part.labels)} labels")
+        raise DataError(f"dataset {dataset!r} has {len(part.survey.forms)} images and {len(part.labels)} labels")
     if part.labels.min() < 0 or part.labels.max() >= num_classes:
         raise DataError(f"dataset {dataset!r} has labels outside 0..{num_classes - 1}")
 

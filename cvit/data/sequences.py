@@ -69,8 +69,9 @@ def as_float32(values: np.ndarray, name: str) -> Values:
     """
     if values.dtype.kind not in "fiu":
         raise DataError(f"{name} holds values of type {values.dtype}, not numbers")
-    values = values.astype(np.float32) / INT16_UNIT if values.dtype == np.int16 else values.astype(np.float32)
-    return values
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite, which the survey refuses
+        floats = values.astype(np.float32)
+    return floats / np.float32(INT16_UNIT) if values.dtype == np.int16 else floats
 
 
 def without_padding(values: Values) -> Values:

@@ -265,11 +265,13 @@ def test_the_digits_are_those_of_scikit_learn_whatever_lies_in_the_data_folder(t
 def test_a_path_without_a_data_set_says_what_it_may_hold(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert error_of(tmp_path / "empty") == (
-        f"dataset '{tmp_path}/empty' holds neither Parquet files nor class folders with images"
+        f"dataset '{tmp_path}/empty' holds neither arrays x_train and y_train, series of the UCR/UEA archive, "
+        "Parquet files, class folders with images nor WAV recordings"
     )
     assert error_of("empty", tmp_path) == (
-        f"dataset 'empty' is neither a path nor a name in {tmp_path}: give digits, cifar10, cifar100, fashion_mnist, "
-        "svhn, or a path to a Parquet file, a folder of Parquet files or an image folder"
+        f"dataset 'empty' is neither a path nor a name in {tmp_path}: give digit_rows, digits, cifar10, "
+        "cifar100, fashion_mnist, svhn, or a path to an .npz file, a .ts file, a Parquet file, a folder of Parquet "
+        "files, an image folder or a folder of WAV recordings"
     )
 
 

@@ -83,6 +83,12 @@ def test_int16_is_divided_by_full_scale_and_other_integers_are_not(tmp_path: Pat
     np.testing.assert_array_equal(as_int32.train.images, whole.astype(np.float32))
 
 
+def test_labels_may_be_a_column_of_a_table(tmp_path: Path) -> None:
+    path = save(tmp_path / "made.npz", y_train=np.arange(12.0)[:, None] % 3, y_test=np.arange(6) % 3)
+    info, _ = read(path.rename(tmp_path / "MADE.NPZ"))
+    assert info.class_names == ("0", "1", "2")
+
+
 @pytest.mark.parametrize("kind", ["npz", "ts"])
 def test_missing_values_at_the_end_are_no_values_and_the_last_one_fills_up(tmp_path: Path, kind: str) -> None:
     shorter = X_TRAIN.copy()
@@ -160,7 +166,7 @@ BROKEN = {
     "x_train": ({"x_train": X_TRAIN[0, 0]}, "has the shape (20,); sequences are (n, channels, length)"),
     "y_train": ({"y_train": Y_TRAIN[1:]}, "has the shape (11,), and x_train 12 sequences"),
     "text": ({"x_train": X_TRAIN.astype(str)}, "not numbers"),
-    "floating labels": ({"y_train": np.arange(12.0)}, "labels are text or whole numbers"),
+    "floating labels": ({"y_train": np.arange(12) / 2}, "labels are text or whole numbers"),
     "unknown class": ({"y_test": np.array(["2"] * 5 + ["c"])}, "test recordings of class 'c'"),
     "one class": ({"y_train": np.array(["2"] * 12), "y_test": np.array(["2"] * 6)}, "has 1 class"),
     "missing value": ({"x_train": np.where(np.arange(20) == 3, np.nan, X_TRAIN)}, "missing or infinite values"),
@@ -168,6 +174,7 @@ BROKEN = {
     "channels": ({"x_test": X_TEST[:, :1]}, "need the same number"),
     "constant": ({"x_train": np.ones_like(X_TRAIN)}, "constant training recordings"),
     "no test recordings": ({"x_test": X_TEST[:0], "y_test": Y_TEST[:0]}, "no recordings for testing"),
+    "too large": ({"x_train": X_TRAIN.astype(np.float64) * 1e300}, "recording 0 of x_train"),
     "objects": ({"y_train": Y_TRAIN.astype(object)}, "cannot be read"),
 }
 
@@ -181,6 +188,9 @@ def test_a_broken_npz_file_is_one_line_that_names_the_fault(tmp_path: Path, faul
 def test_other_npz_files_are_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", arr_0=X_TRAIN)
     assert "lacks x_train and y_train: it holds arr_0" in error_of(tmp_path / "other.npz")
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, X_TRAIN)
+    assert "holds one array, without a name" in error_of(tmp_path / "array.npz")
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 no archive")
     assert "cannot be read" in error_of(tmp_path / "damaged.npz")
 

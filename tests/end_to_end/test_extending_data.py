@@ -83,7 +83,8 @@ for name in ("broken", "absent"):
     broken, absent = done.stdout.splitlines()
     assert broken == f"{data_dir}/broken.npz has no arrays `images` and `labels`"
     assert absent.endswith(
-        "an .npz file, a .ts file, a Parquet file, a folder of Parquet files, an image folder or a folder of WAV recordings"
+        "an .npz file, a .ts file, a Parquet file, a folder of Parquet files, an image folder or a folder of WAV "
+        "recordings"
     )
 
 

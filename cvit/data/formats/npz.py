@@ -22,10 +22,13 @@ def open_npz(place: Place) -> Stored | None:
         DataError: the file is damaged, or its arrays are not as they should be.
     """
     path = place.path
-    if path is None or not path.is_file() or path.suffix != ".npz":
+    if path is None or not path.is_file() or path.suffix.lower() != ".npz":
         return None
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array, without a name")
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
@@ -42,6 +45,10 @@ def open_npz(place: Place) -> Stored | None:
 def _part(path: Path, split: str, x: np.ndarray, y: np.ndarray) -> tuple[list[Values], list[str], list[str]]:
     if x.ndim not in (2, 3):
         raise DataError(f"x_{split} of {path} has the shape {x.shape}; sequences are (n, channels, length)")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.dtype.kind == "f" and np.isfinite(y).all() and not (y % 1).any():
+        y = y.astype(np.int64)  # a table of numbers with the class in a column, as `np.loadtxt` reads the archive
     if y.shape != (len(x),):
         raise DataError(f"y_{split} of {path} has the shape {y.shape}, and x_{split} {len(x)} sequences")
     if y.dtype.kind not in "USiub":
