@@ -6,6 +6,7 @@ from cvit.analysis.display.accuracy_tables import GENERAL_LAYOUT
 from cvit.analysis.display.fitting import fitted
 from cvit.analysis.display.notes import notes
 from cvit.analysis.display.tables import general_tables
+from cvit.analysis.display.wording import in_words_of
 from cvit.analysis.questions import arranged, question_of, tables_of
 from cvit.analysis.statistics.studies import Study, read_study
 from cvit.analysis.store.axes import SCHEME
@@ -29,6 +30,7 @@ def answer_text(frames: Frames, study_key: str, width: int | None = None) -> str
     tables = tables_of(study.sweep, [study]) if has_axes_of_sweep else general_tables([study], GENERAL_LAYOUT)
     waiting = _waiting(study) if has_axes_of_sweep else []
     text = "\n".join([tables.answer(study), *(["", *waiting] if waiting else []), *notes(study)])
+    text = in_words_of([study], text)
     return text if width is None else fitted(text, width)
 
 

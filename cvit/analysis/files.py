@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cvit.analysis.display.arrangement import caption
+from cvit.analysis.display.wording import in_words_of
 from cvit.analysis.questions import draw_figure, question_of, studies_of, tables_of
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.frames import Frames
@@ -46,19 +47,20 @@ def files_of(frames: Frames, sweep: str, stem: str | None = None) -> SweepFiles:
     question = question_of(sweep)
     studies = studies_of(frames, sweep)
     tables = tables_of(sweep, studies)
-    markdown = tables.markdown(studies)
+    markdown = in_words_of(studies, tables.markdown(studies))
     figure = draw_figure(sweep, studies)
     # Imported here because matplotlib is slow to load, and a store that cannot be shown is refused before.
     from cvit.analysis.display.figure_style import image_bytes
     from cvit.analysis.display.narrow_figure import narrow_svg
 
     stem = stem or file_stem(sweep)
-    texts = {"md": markdown, "csv": tables.csv(studies), "tex": tables.latex(studies)}
+    texts = {"md": markdown, "csv": tables.csv(studies), "tex": in_words_of(studies, tables.latex(studies))}
     images = {kind: image_bytes(figure, kind) for kind in ("png", "svg", "pdf")}
     files = {f"{stem}.{kind}": text.encode() for kind, text in texts.items()}
     files |= {f"{stem}.{kind}": image for kind, image in images.items()}
     files |= winners_file(studies, sweep, stem)
-    return SweepFiles(files, markdown, images["svg"], narrow_svg(figure), question.caption or caption(studies[0]))
+    text = in_words_of(studies, question.caption or caption(studies[0]))
+    return SweepFiles(files, markdown, images["svg"], narrow_svg(figure), text)
 
 
 def winners_file(studies: Sequence[Study], sweep: str, stem: str) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from cvit.analysis.display.html import from_markdown, picture_url, rendered
 from cvit.analysis.display.notes import IN_BRACKETS, notes
 from cvit.analysis.display.text import p_text
 from cvit.analysis.display.titles import named_title, study_hash, study_title
+from cvit.analysis.display.wording import in_words_of
 from cvit.analysis.files import SweepFiles
 from cvit.analysis.questions import Claim, question_of, studies_of, tables_of
 from cvit.analysis.statistics.studies import Study
@@ -110,7 +111,7 @@ def report(frames: Frames, sections: Mapping[str, SweepFiles], verdicts: Sequenc
         summary=verdicts_text.summary(verdicts),
         questions=[_question(studies[sweep], files, verdicts) for sweep, files in sections.items()],
         claims=_claims(verdicts, everything),
-        rules=verdicts_text.rules(),
+        rules=[in_words_of(everything, rule) for rule in verdicts_text.rules()],
         error_rate=f"{ERROR_RATE:g}",
         command=command,
         commands="\n".join(dict.fromkeys(study.command or f"unknown: {named_title(study)}" for study in everything)),
@@ -119,7 +120,7 @@ def report(frames: Frames, sections: Mapping[str, SweepFiles], verdicts: Sequenc
         provenance_head=[*_PROVENANCE, "CPU"],
         provenance_rows=[_provenance(study) for study in everything],
         provenance_notes=[
-            f"{study.sweep}, {named_title(study)}: {note}"
+            f"{study.sweep}, {named_title(study)}: {in_words_of([study], note)}"
             for study in everything
             for note in notes(study)
             if note != IN_BRACKETS
@@ -148,14 +149,14 @@ def _question(studies: Sequence[Study], files: SweepFiles, verdicts: Sequence[Ve
 
 def _study(study: Study, is_recent: bool) -> _StudyPart:
     tables = tables_of(study.sweep, [study])
-    details = from_markdown(tables.markdown([study]))
+    details = from_markdown(in_words_of([study], tables.markdown([study])))
     _, has_heading, below_heading = details.partition("</h3>")
     return _StudyPart(
         title=study_title(study),
         hash=study_hash(study),
         is_recent=is_recent,
-        answer=from_markdown(tables.answer(study)),
-        notes=notes(study),
+        answer=from_markdown(in_words_of([study], tables.answer(study))),
+        notes=[in_words_of([study], note) for note in notes(study)],
         details=Markup(below_heading if has_heading else details),
     )
 
@@ -186,7 +187,14 @@ def _claim(claim: Claim, verdicts: Sequence[Verdict], by_source: Mapping[str, St
                     hash=study_hash(study),
                 )
             )
-    return _ClaimPart(claim.name, claim.statement, claim.unit, verdicts[0].has_study, _counts(verdicts), rows)
+    return _ClaimPart(
+        claim.name,
+        in_words_of([*by_source.values()], claim.statement),
+        claim.unit,
+        verdicts[0].has_study,
+        _counts(verdicts),
+        rows,
+    )
 
 
 def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:

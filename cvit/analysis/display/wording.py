@@ -1,5 +1,6 @@
 """Axes and metrics in words: headings of columns, values in rows, and names in captions."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,19 @@ from cvit.analysis.statistics.variants import base_scheme
 from cvit.analysis.store.axes import FRACTION, INNER_DIM, NUM_HEADS, SCHEME
 from cvit.config import AUTO, as_text
 from cvit.init.schemes import REFERENCES
+from cvit.vocabulary import noun_of
 
 _HEADINGS = {SCHEME: "scheme", FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}
 _IN_CAPTIONS = {FRACTION: "share of the training images", NUM_HEADS: "number of heads", INNER_DIM: "width of the heads"}
+
+
+def in_words_of(studies: Sequence[Study], text: str) -> str:
+    """The text about studies, which speaks of recordings instead of images if the data of all of them are sequences."""
+    nouns = {noun_of(study.params.get("dimensions")) for study in studies}
+    if nouns != {noun_of(1)}:
+        return text
+    text = re.sub(r"\b([Aa])n image\b", r"\1 image", text)
+    return re.sub(r"\bimage(s?)\b", r"recording\1", text)
 
 
 def heading(axis: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cvit.analysis.display.accuracy_tables import GENERAL_LAYOUT, Layout
 from cvit.analysis.display.sentences import gain_sentence
 from cvit.analysis.display.tables import Tables, general_tables
+from cvit.analysis.display.wording import in_words_of
 from cvit.analysis.statistics.pairs import Family
 from cvit.analysis.statistics.studies import Study, read_studies, require_axes
 from cvit.analysis.statistics.variants import with_variants
@@ -133,7 +134,12 @@ def tables_of(sweep: str, studies: Sequence[Study]) -> Tables:
 def draw_figure(sweep: str, studies: Sequence[Study]) -> "Figure":
     """The figure of a sweep: that of its file in `figures/`, else the general one."""
     module = _module(f"{__name__}.figures", sweep) or importlib.import_module("cvit.analysis.display.general_figure")
-    return module.draw(studies)
+    figure: Figure = module.draw(studies)
+    for text in figure.findobj(lambda artist: hasattr(artist, "get_text")):
+        shown: str = text.get_text()  # pyright: ignore[reportAttributeAccessIssue]
+        if (words := in_words_of(studies, shown)) != shown:
+            text.set_text(words)  # pyright: ignore[reportAttributeAccessIssue]
+    return figure
 
 
 def _module(package: str, name: str) -> ModuleType | None:

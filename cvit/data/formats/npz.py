@@ -25,7 +25,7 @@ def open_npz(place: Place) -> Stored | None:
     if path is None or not path.is_file() or path.suffix != ".npz":
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
