@@ -1,5 +1,6 @@
 """Attention in windows in the models that are trained: its masks, every init scheme, transfer, keys and packs."""
 
+import itertools
 import math
 from typing import Any
 
@@ -7,18 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from cvit.config import CombinationError, ConvolutionForm, InitSchemeName, ModelConfig, TrialConfig, choices
 from cvit.geometry import Grid, nearest_offsets, num_relative_positions, patch_places
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.schemes import SCHEMES
-from cvit.init.transfer import lost_energies, transfer
+from cvit.init.transfer import lost_energies, point_heads_at, transfer
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution
+from cvit.models.pack import FusedModels
 from cvit.models.vit import Block, VisionTransformer
 from cvit.stages import TrainingStage, stages_of
-from cvit.theorem.windows import crossing_energy
+from cvit.theorem.windows import crossing_energy, window_attention
 from tests.cvit.test_transfer import images_for, pair
 
 NUM_IMAGES = 100
@@ -236,3 +238,62 @@ def test_heads_beyond_a_window_attend_to_the_zero_slot() -> None:
         for head, offset in enumerate(nearest_offsets(9, (4, 4))):
             on_slot = 0.0 if offset == (0, 0) else 1.0
             torch.testing.assert_close(weights[head, :, -1], torch.full_like(weights[head, :, -1], on_slot))
+
+
+# What attention in windows equals
+
+
+@pytest.mark.parametrize(("dimensions", "heads"), [(2, 9), (1, 3)])
+def test_a_window_of_the_whole_grid_is_attention_without_windows(dimensions: int, heads: int) -> None:
+    """Number for number, if it is not shifted; shifted by half, it cuts the grid in two."""
+    sizes: dict[str, Any] = SMALL | {"dimensions": dimensions, "num_heads": heads}
+    models = []
+    for size, shift in ((None, None), (4, 0), (4, 2)):
+        config = ModelConfig(**sizes, window_size=size, window_shift=shift)
+        torch.manual_seed(0)
+        model = VisionTransformer(config, "attention").eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        models.append(model)
+    images = torch.randn(3, 1, *models[0].config.shape)
+    without, whole, cut = (model(images) for model in models)
+    assert torch.equal(without, whole) and not torch.allclose(without, cut)
+    assert models[1].config.windows == (None, None)
+
+
+@pytest.mark.parametrize(("size", "shift"), [(1, 0), (2, 0), (2, 1), (4, 0), (4, 2), (4, 3), (8, 4)])
+def test_pointed_heads_are_the_layer_in_windows_of_the_theorem(size: int, shift: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=1, dtype=torch.float64)
+    theirs = window_attention(conv, 1, size, shift)
+    layer = RelativeAttention(6, 9, 6, (8, 8), size, shift).double()
+    with torch.no_grad():
+        for parameter in (layer.query.weight, layer.key.weight):
+            parameter.zero_()
+        layer.value.weight.copy_(theirs.value.weight)
+        layer.output.weight.copy_(theirs.output.weight)
+        layer.output.bias.copy_(theirs.get_parameter("bias"))
+    point_heads_at(layer, tuple(itertools.product((-1, 0, 1), repeat=2)), 1000.0)
+    images = torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    tokens = images.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(layer(tokens), theirs(images).flatten(2).transpose(1, 2), rtol=0, atol=1e-12)
+
+
+def test_members_of_a_pack_compute_in_windows_what_they_compute_alone() -> None:
+    """Bit for bit, with shifts in turn."""
+    config = ModelConfig(**SMALL, window_size=2)
+    models = [VisionTransformer(config, "attention") for _ in range(3)]
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(3, 2, 1, 8, 8)
+    alone = [packed(model)(images[place : place + 1]) for place, model in enumerate(models)]
+    assert torch.equal(packed(*models)(images), torch.cat(alone))
+
+
+def packed(*models: VisionTransformer) -> nn.Module:
+    pack = FusedModels(models[0], len(models), torch.device("cpu"))
+    for member, model in enumerate(models):
+        pack.put(member, pack.matrix, dict(model.named_parameters()))
+    return pack.model.eval()
