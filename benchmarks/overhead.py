@@ -39,7 +39,14 @@ from cvit.storage import Storage
 from cvit.training.fit import fit
 from cvit.vocabulary import STAGES_FOLDER
 
-SMALLEST = {"kernel_size": 1, "patch_size": 1, "num_heads": 1, "fit_steps": 1, "fit_image_size": 2, "fit_channels": 1}
+SMALLEST: dict[str, Any] = {
+    "kernel_size": 1,
+    "patch_size": 1,
+    "num_heads": 1,
+    "fit_steps": 1,
+    "fit_image_size": 2,
+    "fit_channels": 1,
+}
 OURS, TUNE, TUNE_MLFLOW, WORK = "engine", "tune", "tune_mlflow", "work"
 
 app = common.new_app()
