@@ -292,8 +292,10 @@ class ModelConfig:
         return self.num_attention_blocks < self.depth
 
     def window_shift_of(self, block: int) -> int:
-        """The patches by which the windows of a block, from 0 on, are shifted along each axis. A single window that holds
-        the whole grid is not shifted by itself, as in Swin: it is attention without windows."""
+        """The patches by which the windows of a block, from 0 on, are shifted along each axis.
+
+        By default a window that holds the whole grid is not shifted, as in Swin: it is attention without windows.
+        """
         if self.window_shift is not None:
             return self.window_shift
         if self.window_size is None or self.window_size == self.grid_size or block % 2 == 0:
