@@ -112,9 +112,11 @@ def studies_of(frames: Frames, sweep: str) -> list[Study]:
 
 
 def arranged(study: Study, question: Question) -> Study:
-    """A study with the variants of its question as schemes, and with its axes in the question's order."""
+    """A study with the variants of its question as schemes, and with its axes in the question's order if it has no
+    others."""
     study = with_variants(study, question.variants)
-    return study if question.tables else study.with_axes_like(question.axes)
+    has_others = not {*study.axes} <= {*question.axes}
+    return study if question.tables or has_others else study.with_axes_like(question.axes)
 
 
 def all_questions() -> dict[str, Question]:
