@@ -26,8 +26,9 @@ from cyclopts import Parameter
 from benchmarks import common
 from cvit import native
 from cvit.analysis.statistics.stats import t_interval
-from cvit.config import ConfigError, InitSchemeName
+from cvit.config import InitSchemeName
 from cvit.data.datasets import describe, load
+from cvit.parameters import ConfigError
 from cvit.recipes import PHOTO_TRAINING, PHOTO_VIT, SMALL_TRAINING, SMALL_VIT
 from cvit.stages import TrainingStage
 from cvit.storage import Storage

@@ -15,9 +15,9 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from cvit.config import ConfigError
 from cvit.data.images import DataError
 from cvit.errors import one_line
+from cvit.parameters import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_BAD_INPUT = 2

@@ -33,8 +33,8 @@ from cyclopts import Parameter
 from benchmarks import common
 from benchmarks.common import ROOT
 from benchmarks.processes import QUIET, observe
-from cvit.config import ConfigError
 from cvit.fits import ExpressivityConfig, FitStage
+from cvit.parameters import ConfigError
 from cvit.storage import Storage
 from cvit.training.fit import fit
 from cvit.vocabulary import STAGES_FOLDER

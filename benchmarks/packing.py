@@ -24,9 +24,10 @@ from cyclopts import Parameter
 from torch import Tensor
 
 from benchmarks import common
-from cvit.config import ConfigError, TrialConfig
+from cvit.config import TrialConfig
 from cvit.data.augment import channel_statistics
 from cvit.init.registry import initial_model
+from cvit.parameters import ConfigError
 from cvit.stages import TrainingStage, stages_of
 from cvit.training.batches import LabelledImages, PackData
 from cvit.training.pack import TrainingPack

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cyclopts import Parameter
 
 from benchmarks import common
-from cvit.config import ConfigError
 from cvit.engine import environment
+from cvit.parameters import ConfigError
 
 if TYPE_CHECKING:
     from benchmarks.arms.scale_without_ray import Driven

@@ -40,8 +40,8 @@ if __name__ == "__main__":
 from benchmarks import common
 from benchmarks.arms.grid import SCRIPT
 from benchmarks.processes import QUIET
-from cvit.config import ConfigError
 from cvit.engine.tracking.prepared_store import prepared_store
+from cvit.parameters import ConfigError
 from cvit.storage import decode_records
 from cvit.vocabulary import JOURNAL_FOLDER
 

@@ -44,10 +44,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
 from cvit import native
-from cvit.config import ConfigError, DataConfig, ModelConfig, Precision, TrainingConfig, TrialConfig
+from cvit.config import DataConfig, ModelConfig, Precision, TrainingConfig, TrialConfig
 from cvit.data.augment import channel_statistics
 from cvit.init.random import initialise
 from cvit.models.vit import VisionTransformer
+from cvit.parameters import ConfigError
 from cvit.stages import TrainingStage
 from cvit.training.batches import LabelledImages, PackData
 from cvit.training.pack import TrainingPack

@@ -43,10 +43,10 @@ from benchmarks.arms.grid import SCRIPT, planned
 from benchmarks.common import ROOT
 from benchmarks.processes import OUTPUT_FILE, QUIET, Observed, observe
 from cvit import native
-from cvit.config import ConfigError
 from cvit.engine.execution.cost import flops_of
 from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.request import Request
+from cvit.parameters import ConfigError
 from cvit.vocabulary import STATUS_OK, TEST_ACCURACY
 
 DEFAULTS = {"--preset": ["laptop"], "--budget-unit": ["steps"]}

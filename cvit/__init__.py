@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cvit.analysis.store.frames import Frames
     from cvit.api import load, run
-    from cvit.config import ConfigError
     from cvit.data.images import DataError
     from cvit.engine.declaration import Choice, Preset, Range, Search, Sweep
     from cvit.engine.execution.faults import TrainingError
     from cvit.engine.recording.lease import LeaseLost
+    from cvit.parameters import ConfigError
     from cvit.storage import StorageError
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 
 _MODULES = {
     "Choice": "engine.declaration",
-    "ConfigError": "config",
+    "ConfigError": "parameters",
     "DataError": "data.images",
     "Frames": "analysis.store.frames",
     "LeaseLost": "engine.recording.lease",

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvit.config import ConfigError, as_text
 from cvit.data.images import DataError
 from cvit.engine import environment, exit_codes
 from cvit.engine.declaration import Sweep
@@ -19,6 +18,7 @@ from cvit.engine.loading import load_sweeps
 from cvit.engine.scripts import sweep_scripts
 from cvit.engine.signals import stopping_on_sigterm
 from cvit.errors import one_line
+from cvit.parameters import ConfigError, as_text
 from cvit.redaction import redacted
 from cvit.storage import Storage, StorageError
 from cvit.vocabulary import JOURNAL_FOLDER, TRACKING_SCHEMES

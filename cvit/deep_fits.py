@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cvit.config import (
-    LARGEST_LEARNING_RATE,
+from cvit.config import LARGEST_LEARNING_RATE
+from cvit.fits import SingleStage
+from cvit.parameters import (
     CombinationError,
     Parameter,
     option,
@@ -19,7 +20,6 @@ from cvit.config import (
     require_divisor,
     require_known,
 )
-from cvit.fits import SingleStage
 from cvit.theorem.counts import Options, Padding, heads_needed, maps_of
 from cvit.vocabulary import DEPTH
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from cvit.config import (
-    LARGEST_LEARNING_RATE,
+from cvit.config import LARGEST_LEARNING_RATE
+from cvit.parameters import (
     CombinationError,
     Parameter,
     option,

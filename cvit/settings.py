@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
-from cvit.config import PARAMETERS, CombinationError, ConfigError, Parameter, TrialConfig, choices
+from cvit.config import PARAMETERS, TrialConfig
 from cvit.errors import one_line
 from cvit.init.schemes import SCHEMES
+from cvit.parameters import CombinationError, ConfigError, Parameter, choices
 
 FORMAT = 1
 OF_THE_DATA = frozenset({"dataset", "data_fingerprint", "image_size", "in_channels", "num_classes", "dimensions"})

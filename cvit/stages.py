@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-from cvit.config import PARAMETERS, ConfigError, ConvolutionForm, ModelConfig, Parameter, TrialConfig
+from cvit.config import PARAMETERS, ConvolutionForm, ModelConfig, TrialConfig
 from cvit.cost import step_flops
 from cvit.init.schemes import SCHEMES
+from cvit.parameters import ConfigError, Parameter
 from cvit.vocabulary import ATTENTION, CONVOLUTION, EXPRESSIVITY, REFERENCE, TRAINING
 
 SCIENCE_VERSION = 1

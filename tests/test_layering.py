@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LIGHT_MODULES = (
     "cvit.vocabulary",
     "cvit.config",
+    "cvit.parameters",
     "cvit.cost",
     "cvit.errors",
     "cvit.init.schemes",

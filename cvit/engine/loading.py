@@ -4,8 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from cvit.config import ConfigError
 from cvit.engine.declaration import Sweep
+from cvit.parameters import ConfigError
 
 
 def load_sweeps(path: Path) -> list[Sweep]:

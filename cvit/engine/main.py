@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from cvit.config import ConfigError
 from cvit.data.images import DataError
 from cvit.engine import environment, exit_codes
 from cvit.engine.declaration import Sweep
@@ -15,6 +14,7 @@ from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.signals import stop_on_sigterm
 from cvit.engine.terminal.cli import parse, parts_asked_for, unknown_variables
 from cvit.leaving import leave_quickly
+from cvit.parameters import ConfigError
 from cvit.redaction import Redacting
 from cvit.storage import StorageError, without_waiting
 from cvit.streams import make_streams_last

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cvit.config import ConfigError
 from cvit.cores import usable_cores
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.engine import exit_codes
@@ -29,6 +28,7 @@ from cvit.engine.terminal.plan_text import print_plan, print_stopped
 from cvit.engine.terminal.preflight import check_request
 from cvit.engine.terminal.spinner import spinner
 from cvit.engine.tracking.backend import check_store
+from cvit.parameters import ConfigError
 from cvit.storage import Storage
 from cvit.tasks import task_named
 

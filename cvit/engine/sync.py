@@ -10,7 +10,6 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from cvit import vocabulary as v
-from cvit.config import ConfigError
 from cvit.engine import exit_codes
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.lease import LeaseLost, lease
@@ -21,6 +20,7 @@ from cvit.engine.terminal.surroundings import surroundings
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED, backend_for, check_store
 from cvit.engine.tracking.tracker import Tracker
 from cvit.errors import one_line
+from cvit.parameters import ConfigError
 from cvit.records import EndRecord, StudyRecord, TrialRecord
 from cvit.redaction import Redacting
 from cvit.storage import Storage, StorageError, without_waiting

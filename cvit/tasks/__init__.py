@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from cvit.config import ConfigError, Parameter
 from cvit.cost import UNKNOWN_STEP_S
+from cvit.parameters import ConfigError, Parameter
 from cvit.results import WEIGHTS
 from cvit.stages import Stage
 

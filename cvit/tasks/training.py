@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cvit.config import OFFSETS_OF_3X3, PARAMETERS, ConfigError, DataConfig, TrialConfig
+from cvit.config import OFFSETS_OF_3X3, PARAMETERS, DataConfig, TrialConfig
 from cvit.cost import FORWARD_AND_BACKWARD, compile_seconds, expected_step_seconds
 from cvit.data.subsets import ImageCounts, image_counts, is_about, num_at_most, possible_fraction
+from cvit.parameters import ConfigError
 from cvit.results import MOMENTS, WEIGHTS
 from cvit.stages import TrainingStage, stages_of
 from cvit.tasks import Task

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvit.config import AugmentationPolicy, ConfigError
+from cvit.config import AugmentationPolicy
 from cvit.data import erasing
 from cvit.data.noise import draw_windows, noisy, normal_row
 from cvit.data.policies import OPERATIONS_PER_IMAGE, apply_policy, code_table, draw_policy
 from cvit.models.stochastic_depth import branch_scales, drop_probabilities
+from cvit.parameters import ConfigError
 from cvit.randomness import generator
 from cvit.stages import TrainingStage, depends_on
 from cvit.training import mixing

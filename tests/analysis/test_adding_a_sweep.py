@@ -70,7 +70,7 @@ TASK = '''
 
 import dataclasses
 
-from cvit.config import option, parameters_of
+from cvit.parameters import option, parameters_of
 from cvit.tasks.expressivity import TASK as FIT
 
 

@@ -10,21 +10,17 @@ from cvit.config import (
     PARAMETERS,
     Augmentation,
     AugmentationPolicy,
-    ConfigError,
     ConvolutionForm,
     DataConfig,
     InitSchemeName,
     ModelConfig,
     OptimizerState,
-    Parameter,
     PositionEncoding,
     Precision,
     TrainingConfig,
     TrialConfig,
-    as_text,
-    choices,
-    with_numbers,
 )
+from cvit.parameters import ConfigError, Parameter, as_text, choices, with_numbers
 
 NAN, INF = math.nan, math.inf
 INVALID: dict[str, list[Any]] = {

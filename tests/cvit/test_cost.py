@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvit.config import (
-    ConfigError,
-    ConvolutionForm,
-    InitConfig,
-    InitSchemeName,
-    ModelConfig,
-    TrainingConfig,
-    TrialConfig,
-    choices,
-)
+from cvit.config import ConvolutionForm, InitConfig, InitSchemeName, ModelConfig, TrainingConfig, TrialConfig
 from cvit.geometry import num_relative_positions
+from cvit.parameters import ConfigError, choices
 from cvit.stages import TrainingStage, stages_of
 from cvit.training import probe
 from cvit.training.schedule import learning_rate_sum

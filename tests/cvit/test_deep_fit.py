@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvit.analysis.statistics.fits import ZERO_ERROR
-from cvit.config import ConfigError
 from cvit.deep_fits import MOST_TERMS, DeepFitStage, DepthConfig
 from cvit.geometry import num_relative_positions, relative_position
+from cvit.parameters import ConfigError
 from cvit.results import Point, load_result
 from cvit.storage import Storage
 from cvit.tasks import task_named

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvit.analysis.statistics.fits import Case
-from cvit.config import ConfigError
 from cvit.fits import ExpressivityConfig, FitStage
 from cvit.geometry import num_relative_positions
+from cvit.parameters import ConfigError
 from cvit.results import Point, load_result
 from cvit.storage import Storage
 from cvit.theorem.counts import heads_needed

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from cvit.config import ConvolutionForm, InitSchemeName, TrialConfig, choices
+from cvit.config import ConvolutionForm, InitSchemeName, TrialConfig
 from cvit.init.conv_structured import conv_structured
 from cvit.init.random import initialise, random
 from cvit.init.registry import blank_model, initial_model, reference_named, start_of
 from cvit.init.schemes import REFERENCES
 from cvit.init.two_phase import two_phase
 from cvit.models.vit import VisionTransformer
+from cvit.parameters import choices
 from cvit.stages import stages_of
 
 SCHEMES: tuple[Any, ...] = choices(InitSchemeName)

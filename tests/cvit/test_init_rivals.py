@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvit.config import ConvolutionForm, ModelConfig, PositionEncoding, TrialConfig, choices
+from cvit.config import ConvolutionForm, ModelConfig, PositionEncoding, TrialConfig
 from cvit.data.datasets import describe, load
 from cvit.engine.execution.cost import flops_of
 from cvit.init.local import centres
@@ -17,6 +17,7 @@ from cvit.init.registry import blank_model, initial_model
 from cvit.models.attention import RelativeAttention
 from cvit.models.reference import ResidualNetwork, network_size
 from cvit.models.vit import VisionTransformer
+from cvit.parameters import choices
 from cvit.stages import TrainingStage, stages_of
 from cvit.training.batches import pack_data
 

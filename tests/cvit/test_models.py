@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cvit import native
-from cvit.config import ConvolutionForm, ModelConfig, PositionEncoding, choices
+from cvit.config import ConvolutionForm, ModelConfig, PositionEncoding
 from cvit.geometry import (
     nearest_offsets,
     num_relative_positions,
@@ -19,6 +19,7 @@ from cvit.geometry import (
 from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution, FullConvolution
 from cvit.models.vit import VisionTransformer
+from cvit.parameters import choices
 
 PHASES = ("attention", "convolution")
 

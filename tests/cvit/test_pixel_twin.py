@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvit.config import CombinationError, InitSchemeName, TrialConfig
+from cvit.config import InitSchemeName, TrialConfig
 from cvit.geometry import Grid, occurs
 from cvit.init.conv_structured import conv_structured
 from cvit.init.pixel_transfer import allocated, release_convolution, token_maps
@@ -23,6 +23,7 @@ from cvit.models.attention import RelativeAttention
 from cvit.models.pack import FusedModels
 from cvit.models.pixel import PixelConvolution, PixelNorm, pixels_of, tokens_of
 from cvit.models.vit import Block, VisionTransformer
+from cvit.parameters import CombinationError
 from cvit.stages import stages_of
 from cvit.theorem.layer import convolution_as_attention
 from cvit.training.groups import carried_names

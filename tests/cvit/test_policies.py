@@ -11,9 +11,10 @@ from sklearn.datasets import load_digits, load_sample_image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from cvit.config import AugmentationPolicy, ConfigError, TrialConfig
+from cvit.config import AugmentationPolicy, TrialConfig
 from cvit.data.operations import OPERATIONS, settings
 from cvit.data.policies import BINS, apply_policy, code_table, draw_policy, magnitudes, meaning
+from cvit.parameters import ConfigError
 from cvit.randomness import generator
 
 POLICIES: dict[AugmentationPolicy, Any] = {"trivial_augment": v2.TrivialAugmentWide(), "rand_augment": v2.RandAugment()}

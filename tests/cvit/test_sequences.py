@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cvit.config import ConfigError, ConvolutionForm, InitSchemeName, ModelConfig, TrialConfig, choices
+from cvit.config import ConvolutionForm, InitSchemeName, ModelConfig, TrialConfig
 from cvit.data import erasing
 from cvit.data.datasets import Dataset
 from cvit.data.noise import NUM_NORMAL, draw_windows, noisy, normal_row
@@ -20,6 +20,7 @@ from cvit.models.convolution import FullConvolution
 from cvit.models.reference import ResidualNetwork
 from cvit.models.sizes import network_size, stem_kernel, stem_stride
 from cvit.models.vit import VisionTransformer
+from cvit.parameters import ConfigError, choices
 from cvit.randomness import generator
 from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cvit.config import ConfigError
 from cvit.engine import declaration
 from cvit.engine.declaration import SETTINGS_FOLDER, tuned
+from cvit.parameters import ConfigError
 from cvit.settings import SearchResult, Winner, read_settings, settings_text
 
 RESULT = SearchResult(

@@ -4,16 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvit.config import (
-    PARAMETERS,
-    InitSchemeName,
-    Parameter,
-    TrialConfig,
-    choices,
-)
+from cvit.config import PARAMETERS, InitSchemeName, TrialConfig
 from cvit.fits import PARAMETERS as EXPRESSIVITY_PARAMETERS
 from cvit.fits import ExpressivityConfig, FitStage
 from cvit.init.schemes import SCHEMES
+from cvit.parameters import Parameter, choices
 from cvit.stages import SCIENCE_VERSION, TrainingStage, depends_on, short_hash, stage_key, stages_of
 
 # Every parameter by value, so that a changed default changes no key here.

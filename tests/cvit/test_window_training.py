@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cvit.config import CombinationError, ConvolutionForm, InitSchemeName, ModelConfig, TrialConfig, choices
+from cvit.config import ConvolutionForm, InitSchemeName, ModelConfig, TrialConfig
 from cvit.geometry import Grid, nearest_offsets, num_relative_positions, patch_places
 from cvit.init.registry import blank_model, initial_model
 from cvit.init.schemes import SCHEMES
@@ -19,6 +19,7 @@ from cvit.models.attention import RelativeAttention
 from cvit.models.convolution import FactorizedConvolution
 from cvit.models.pack import FusedModels
 from cvit.models.vit import Block, VisionTransformer
+from cvit.parameters import CombinationError, choices
 from cvit.stages import TrainingStage, stages_of
 from cvit.theorem.windows import crossing_energy, window_attention
 from tests.cvit.test_transfer import images_for, pair

@@ -55,7 +55,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cvit.config import option, parameters_of, require, require_known
+from cvit.parameters import option, parameters_of, require, require_known
 from cvit.stages import stage_key
 from cvit.tasks import Task
 

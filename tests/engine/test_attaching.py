@@ -17,7 +17,7 @@ TOKEN = "0123456789abcdef" * 4
 WHERE = "put the cluster's in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 CHECK = """
 import json, os, sys
-from cvit.config import ConfigError
+from cvit.parameters import ConfigError
 from cvit.engine.execution.attaching import check_cluster
 
 for address, environment in json.loads(sys.argv[1]):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from cvit.config import ConfigError
 from cvit.engine.tracking.backend import backend_for
+from cvit.parameters import ConfigError
 from cvit.results import Point
 from cvit.storage import Storage
 from tests.support.backend_contract import BackendContract

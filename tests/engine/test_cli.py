@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from cvit.config import PARAMETERS, ConfigError
+from cvit.config import PARAMETERS
 from cvit.engine.declaration import Sweep
 from cvit.engine.demo import COMMANDS
 from cvit.engine.planning.plan import Plan
 from cvit.engine.planning.rounds import first_round
 from cvit.engine.terminal.cli import parse
+from cvit.parameters import ConfigError
 from cvit.storage import Storage
 from cvit.vocabulary import TRAINING
 from sweeps.head_count import EXPRESSIVITY

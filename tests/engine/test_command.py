@@ -14,10 +14,10 @@ import pytest
 
 from cvit import command, vocabulary
 from cvit.completion import with_commands
-from cvit.config import ConfigError
 from cvit.engine.invocation import of_program
 from cvit.engine.scripts import sweep_scripts
 from cvit.engine.terminal.cli import parse, unknown_variables
+from cvit.parameters import ConfigError
 from sweeps.low_data import SWEEP
 from tests.support.plans import make_plan
 from tests.support.scripts import ROOT, TINY, Ended, as_if_new, call, journal

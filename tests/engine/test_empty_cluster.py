@@ -15,7 +15,7 @@ import ray
 from collections import Counter
 from ray import cluster_utils
 from cvit.engine.planning.request import Resources
-from cvit.config import ConfigError
+from cvit.parameters import ConfigError
 from cvit.engine.execution.cluster import Cluster
 
 nodes = cluster_utils.Cluster(

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cvit.config import ConfigError
 from cvit.engine.environment import NO_HOME, prepare
 from cvit.engine.execution import ray_here
 from cvit.engine.execution.ray_here import provide_token, session_folder
+from cvit.parameters import ConfigError
 from tests.support.scripts import ROOT
 
 LONG = "x" * 60

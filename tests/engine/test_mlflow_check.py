@@ -15,11 +15,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from cvit.config import ConfigError
 from cvit.engine.sync import sync
 from cvit.engine.tracking import mlflow_check
 from cvit.engine.tracking.backend import backend_for, check_store
 from cvit.errors import short_line
+from cvit.parameters import ConfigError
 from cvit.tracking_schema import _following, state_of
 from tests.support.mlflow_stores import OLDER_REVISION, empty_store, older_store, revision
 from tests.support.scripts import TINY, call, mlflow_runs, sweep

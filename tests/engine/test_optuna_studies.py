@@ -13,12 +13,12 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from cvit import vocabulary as v
-from cvit.config import ConfigError
 from cvit.engine.declaration import Choice
 from cvit.engine.planning.progress import Outcome
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.optuna_studies import check_optuna_storage, export_search
 from cvit.engine.recording.record import record_failures, record_pruned
+from cvit.parameters import ConfigError
 from cvit.results import StageResult
 from cvit.stages import depends_on
 from cvit.storage import Storage

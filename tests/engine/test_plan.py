@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cvit.config import ConfigError
 from cvit.engine.execution.queue import StageQueue
 from cvit.engine.planning.plan import SameImages
 from cvit.engine.planning.progress import Progress
+from cvit.parameters import ConfigError
 from cvit.results import load_result
 from cvit.storage import Storage
 from cvit.vocabulary import IMAGES_PER_SECOND

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cvit.config import ConfigError
 from cvit.engine.terminal.preflight import check_address, check_tracking_uri
+from cvit.parameters import ConfigError
 
 
 @pytest.fixture

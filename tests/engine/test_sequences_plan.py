@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from cvit.config import ConfigError
 from cvit.data.datasets import DatasetInfo
 from cvit.engine.declaration import Sweep
 from cvit.engine.planning.plan import Plan
 from cvit.engine.terminal.cli import parse
+from cvit.parameters import ConfigError
 from sweeps.head_count import EXPRESSIVITY, HEAD_COUNT
 from sweeps.init_schemes import SWEEP as INIT_SCHEMES
 from sweeps.low_data import SWEEP as LOW_DATA

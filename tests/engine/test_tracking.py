@@ -14,11 +14,11 @@ import pytest
 from mlflow import MlflowClient
 
 from cvit import vocabulary as v
-from cvit.config import ConfigError
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.terminal.preflight import check_tracking_uri
 from cvit.engine.tracking.mlflow_views import AXES, CURVES, TABLE, TAG_PREFIX, views
 from cvit.engine.tracking.tracker import Tracker
+from cvit.parameters import ConfigError
 from cvit.records import PointsRecord, StudyRecord, TrialRecord
 from tests.support.fake_runs import START_MS, copy, expected, history, journal_of, keys, points, runs, trial_runs
 from tests.support.mlflow_stores import empty_store

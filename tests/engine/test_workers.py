@@ -15,7 +15,6 @@ import ray
 import torch
 from ray._private import state
 
-from cvit.config import ConfigError
 from cvit.data.datasets import load
 from cvit.engine.environment import prepare
 from cvit.engine.execution import execute
@@ -28,6 +27,7 @@ from cvit.engine.execution.workers import THIS_MACHINE, Machine, Workers, this_p
 from cvit.engine.planning.progress import Outcome
 from cvit.engine.planning.request import Resources
 from cvit.engine.recording.journal import Journal
+from cvit.parameters import ConfigError
 from cvit.storage import Storage
 from tests.support.plans import SMALL, Order, digits, make_progress
 from tests.support.scripts import call

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cvit import vocabulary as names
-from cvit.config import PARAMETERS, TrialConfig, as_text
+from cvit.config import PARAMETERS, TrialConfig
+from cvit.parameters import as_text
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord, to_json
 from cvit.results import Point
 from cvit.storage import Storage, encode_record

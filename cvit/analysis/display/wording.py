@@ -7,8 +7,8 @@ from typing import Any
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.statistics.variants import base_scheme
 from cvit.analysis.store.axes import FRACTION, INNER_DIM, NUM_HEADS, SCHEME
-from cvit.config import AUTO, as_text
 from cvit.init.schemes import REFERENCES
+from cvit.parameters import AUTO, as_text
 from cvit.vocabulary import noun_of
 
 _HEADINGS = {SCHEME: "scheme", FRACTION: "training data", NUM_HEADS: "heads", INNER_DIM: "width"}

@@ -38,7 +38,7 @@ from cvit.analysis.statistics.searches import Tuned, gain, in_order, searches
 from cvit.analysis.statistics.stats import Result, Summary, study_results
 from cvit.analysis.statistics.studies import GAIN, Study
 from cvit.analysis.store.axes import FRACTION, SCHEME, axes_of
-from cvit.config import as_text
+from cvit.parameters import as_text
 from cvit.settings import OF_THE_DATA, SearchResult, Winner, settings_text
 from cvit.tasks import parameters_of_task
 

@@ -14,7 +14,8 @@ from cvit import vocabulary as names
 from cvit.analysis.statistics.stats import mean_of
 from cvit.analysis.statistics.studies import Study
 from cvit.analysis.store.axes import SCHEME
-from cvit.config import PARAMETERS, ConfigError, TrialConfig
+from cvit.config import PARAMETERS, TrialConfig
+from cvit.parameters import ConfigError
 from cvit.stages import stages_of
 from cvit.training.schedule import learning_rate_sum
 

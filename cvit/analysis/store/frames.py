@@ -26,8 +26,8 @@ import pandas as pd
 
 from cvit import vocabulary as names
 from cvit.analysis.store.axes import SEED, axes_of, sort_key
-from cvit.config import Parameter, as_text, with_numbers
 from cvit.errors import counted
+from cvit.parameters import Parameter, as_text, with_numbers
 from cvit.records import EndRecord, PointsRecord, Record, StudyRecord, TrialRecord
 from cvit.redaction import redacted, without_secrets
 from cvit.storage import StorageError

@@ -4,9 +4,9 @@ then only say that it failed."""
 import os
 import socket
 
-from cvit.config import ConfigError
 from cvit.engine.planning.request import ANY_CLUSTER, named_address
 from cvit.errors import one_line
+from cvit.parameters import ConfigError
 
 TIMEOUT_S = 5.0
 _CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from cvit.config import ConfigError
 from cvit.cores import usable_cores
 from cvit.engine.ahead import imported_meanwhile
 from cvit.engine.execution.attaching import check_cluster
@@ -27,6 +26,7 @@ from cvit.engine.planning.request import NO_WISHES, Resources, named_address
 from cvit.engine.signals import stop_on_sigterm, stopping_on_sigterm
 from cvit.errors import one_line
 from cvit.machine import num_gpus
+from cvit.parameters import ConfigError
 
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head among its nodes."""

@@ -9,8 +9,8 @@ import socket
 import uuid
 from pathlib import Path
 
-from cvit.config import ConfigError
 from cvit.errors import one_line
+from cvit.parameters import ConfigError
 
 LONGEST_SOCKET_PATH = 107
 """The most bytes that the path of a Unix socket may have."""

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cvit.config import ConfigError
 from cvit.cores import usable_cores
 from cvit.engine.planning.request import LOCAL, NO_WISHES, Request, Resources
 from cvit.machine import num_gpus
+from cvit.parameters import ConfigError
 
 WORKERS_PER_GPU = 2
 """Two, because a pack fills a GPU only while it trains: a second one fills the gaps, when the first writes a checkpoint

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
-from cvit.config import CombinationError, ConfigError
 from cvit.data.datasets import DatasetInfo
 from cvit.engine.declaration import Search, Sweep
 from cvit.engine.planning.grids import Cell, product
 from cvit.engine.planning.request import Request
 from cvit.engine.planning.trials import Study, Trial, fitted_request, study_of
+from cvit.parameters import CombinationError, ConfigError
 from cvit.stages import Stage
 
 MOST_TRIALS = 100_000

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cvit.config import as_text
 from cvit.data.datasets import DatasetInfo
 from cvit.engine.declaration import Preset
 from cvit.engine.planning.request import Request
+from cvit.parameters import as_text
 from cvit.settings import SearchResult, SettingsOfSchemes, read_settings
 
 SCHEME = "init_scheme"

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from cvit.config import as_text, with_numbers
 from cvit.data.datasets import DatasetInfo
 from cvit.data.subsets import ImageCounts
 from cvit.engine.declaration import Sweep
 from cvit.engine.planning.grids import Cell, Grid
 from cvit.engine.planning.request import Request
 from cvit.engine.planning.scheme_settings import settings_of_schemes
+from cvit.parameters import as_text, with_numbers
 from cvit.stages import Stage, short_hash
 from cvit.tasks import task_named
 from cvit.vocabulary import FINALISTS

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from cvit.config import Parameter, with_numbers
 from cvit.engine.planning.grids import as_grids
 from cvit.engine.planning.trials import Study, Trial
 from cvit.engine.recording.backoff import is_refused, pause_s
 from cvit.errors import NoAnswer, Refused, one_line
+from cvit.parameters import Parameter, with_numbers
 from cvit.records import (
     EndRecord,
     Grid,

@@ -20,12 +20,12 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from cvit.config import ConfigError
 from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.scheme_settings import SCHEME
 from cvit.engine.planning.search import contains, distribution, space_of, validation_accuracy
 from cvit.engine.planning.trials import Trial
 from cvit.errors import one_line
+from cvit.parameters import ConfigError
 from cvit.records import EndRecord, PointsRecord, Record
 from cvit.redaction import redacted
 from cvit.results import Point

@@ -7,8 +7,6 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, UnknownOptionError
 
-from cvit.config import ConfigError, as_text
-from cvit.config import Parameter as ConfigParameter
 from cvit.engine.declaration import Preset, Search, Sweep
 from cvit.engine.invocation import Invocation, of_script
 from cvit.engine.planning.request import LOCAL, Request, Resources
@@ -16,6 +14,8 @@ from cvit.engine.terminal import sources
 from cvit.engine.terminal.options import ALL_PARTS, HELP, HELP_ALL, about_text, app_of, dashed, not_options, options_of
 from cvit.engine.terminal.precision import with_precision
 from cvit.engine.terminal.usage import explained
+from cvit.parameters import ConfigError, as_text
+from cvit.parameters import Parameter as ConfigParameter
 from cvit.tasks import TASK_NAMES, task_named
 from cvit.tracking import chosen_uri
 

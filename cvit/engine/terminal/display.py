@@ -13,7 +13,6 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from cvit.config import as_text
 from cvit.engine.execution.forecast import Forecast
 from cvit.engine.execution.queue import StagePack
 from cvit.engine.planning.progress import Progress
@@ -22,6 +21,7 @@ from cvit.engine.terminal.notebook import NotebookPanel
 from cvit.engine.terminal.spinner import is_live
 from cvit.engine.wording import duration
 from cvit.errors import one_line
+from cvit.parameters import as_text
 from cvit.results import Report
 from cvit.vocabulary import IMAGES_PER_SECOND, noun_of
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cvit.config import as_text
 from cvit.engine.planning.progress import Progress
 from cvit.engine.planning.trials import Trial
+from cvit.parameters import as_text
 from cvit.results import Point, last_value
 from cvit.tasks import task_named
 from cvit.vocabulary import is_accuracy

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Group, Parameter, Token, convert
 
-from cvit.config import AUTO, as_text
-from cvit.config import Parameter as ConfigParameter
 from cvit.engine.declaration import Preset, Search, Sweep
 from cvit.engine.planning.scheme_settings import SCHEME
 from cvit.engine.terminal import sources
+from cvit.parameters import AUTO, as_text
+from cvit.parameters import Parameter as ConfigParameter
 from cvit.provenance import code_version
 from cvit.tasks import task_named
 from cvit.vocabulary import DEFAULT_TRACKING_URI, TRACKING_URI_VARIABLE

@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.console import Console
 
-from cvit.config import as_text
 from cvit.engine.declaration import Search
 from cvit.engine.execution.forecast import Forecast
 from cvit.engine.planning.grids import Cell, as_grids
@@ -15,6 +14,7 @@ from cvit.engine.planning.request import Request
 from cvit.engine.terminal.phases import phase_lines
 from cvit.engine.wording import duration
 from cvit.errors import counted
+from cvit.parameters import as_text
 from cvit.vocabulary import FINALIST_SEED, SEARCH_SEED, noun_of
 
 WORTH_SAYING = 1.5

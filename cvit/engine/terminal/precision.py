@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cvit.config import AUTO, Precision
+from cvit.config import Precision
 from cvit.engine.execution.forecast import likely_workers_here
 from cvit.engine.planning.grids import Grid
 from cvit.engine.planning.request import Resources
 from cvit.native.library import multiplies_halves
+from cvit.parameters import AUTO
 
 PRECISION = "precision"
 

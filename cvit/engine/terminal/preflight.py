@@ -3,10 +3,10 @@
 import socket
 from urllib.parse import urlparse
 
-from cvit.config import ConfigError
 from cvit.engine.execution.workers import planned_workers
 from cvit.engine.planning.request import ANY_CLUSTER, LOCAL, NO_WISHES, Request, named_address
 from cvit.engine.tracking.backend import backend_for
+from cvit.parameters import ConfigError
 from cvit.tracking import CONNECT_TIMEOUT_S, why_unreachable
 
 ANSWER_TIMEOUT_S = 1.0

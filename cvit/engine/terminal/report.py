@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cvit.config import as_text
 from cvit.engine.execution.cost import flops_of, step_seconds
 from cvit.engine.execution.pack_size import Limits, pack_limits
 from cvit.engine.execution.workers import Workers
@@ -18,6 +17,7 @@ from cvit.engine.planning.request import Request
 from cvit.engine.terminal.phases import phase_lines
 from cvit.engine.terminal.plan_text import print_lines, stopped_text
 from cvit.engine.wording import duration
+from cvit.parameters import as_text
 from cvit.storage import Storage
 
 _MOST_PLACES_SHOWN = 3

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError
 from cyclopts.config import Env, Toml, Yaml
 
-from cvit.config import ConfigError
 from cvit.errors import one_line
 from cvit.native.library import SWITCH
+from cvit.parameters import ConfigError
 
 if TYPE_CHECKING:
     from cyclopts.argument import ArgumentCollection

@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from cvit.config import ConfigError
 from cvit.engine.tracking.run_facts import DataUse
+from cvit.parameters import ConfigError
 from cvit.records import StudyRecord
 from cvit.results import Point
 

@@ -3,7 +3,6 @@
 import json
 
 from cvit import vocabulary as v
-from cvit.config import as_text
 from cvit.engine.recording.process_identity import this_process
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED, RUNNING, NewRun
 from cvit.engine.tracking.run_facts import (
@@ -16,6 +15,7 @@ from cvit.engine.tracking.run_facts import (
     study_note,
 )
 from cvit.engine.tracking.tracked_run import TrackedRun
+from cvit.parameters import as_text
 from cvit.records import EndRecord, PointsRecord, StudyRecord, SystemRecord, TrialRecord
 
 

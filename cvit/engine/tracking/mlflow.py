@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from cvit import vocabulary as v
-from cvit.config import ConfigError, as_text
 from cvit.engine.environment import prepare
 from cvit.engine.tracking import mlflow_sql
 from cvit.engine.tracking.backend import FINISHED, RUNNING, Backend, Change, ExistingRun, NewRun, Refused
@@ -25,6 +24,7 @@ from cvit.engine.tracking.mlflow_views import MODE, TABLE, TAG_PREFIX, means_of,
 from cvit.engine.tracking.prepared_store import provide_store
 from cvit.engine.tracking.run_facts import DataUse
 from cvit.errors import one_line
+from cvit.parameters import ConfigError, as_text
 from cvit.records import StudyRecord
 from cvit.results import Point
 from cvit.tracking import MAX_TAG_LENGTH, PARENT, all_pages, is_trial, split_tag, study_keys, trial_key

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cvit.config import ConfigError
 from cvit.engine.environment import prepare
 from cvit.errors import one_line, short_line
+from cvit.parameters import ConfigError
 from cvit.tracking import why_unreachable
 from cvit.tracking_schema import State, sqlite_path, state_and_revision
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence, Set
 
-from cvit.config import ConfigError
 from cvit.engine.tracking.backend import Backend, ExistingRun, NewRun
+from cvit.parameters import ConfigError
 from cvit.records import StudyRecord
 from cvit.results import Point
 from cvit.vocabulary import NO_TRACKING

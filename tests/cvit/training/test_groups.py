@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvit.config import ConvolutionForm, choices
+from cvit.config import ConvolutionForm
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.models.pack import FusedModels
+from cvit.parameters import choices
 from cvit.results import MOMENTS, load_result
 from cvit.stages import TrainingStage
 from cvit.storage import Storage

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import cvit.training.pack as training_pack
-from cvit.config import InitSchemeName, TrainingConfig, TrialConfig, choices
+from cvit.config import InitSchemeName, TrainingConfig, TrialConfig
 from cvit.data.datasets import Dataset
 from cvit.init.registry import blank_model, initial_model
 from cvit.models.pack import FusedModels
+from cvit.parameters import choices
 from cvit.results import Report, StageResult, load_result
 from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 import cvit.training.pack as training_pack
-from cvit.config import ConfigError
 from cvit.data.augment import apply_augmentation
 from cvit.data.datasets import Dataset
 from cvit.data.erasing import erased
 from cvit.data.policies import apply_policy, code_table
 from cvit.init.registry import blank_model, initial_model
 from cvit.models.stochastic_depth import branch_scales, drop_probabilities
+from cvit.parameters import ConfigError
 from cvit.stages import TrainingStage
 from cvit.storage import Storage
 from cvit.training.batches import LabelledImages, PackData, draw_batches, pack_data

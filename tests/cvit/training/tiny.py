@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvit.config import InitSchemeName, TrialConfig, choices
+from cvit.config import InitSchemeName, TrialConfig
 from cvit.data.datasets import Dataset
+from cvit.parameters import choices
 from cvit.results import Report, StageResult, load_result
 from cvit.stages import TrainingStage, stages_of
 from cvit.storage import Storage
