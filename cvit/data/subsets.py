@@ -116,10 +116,18 @@ def image_counts(
     return int(_quota(counts - held_out, data_fraction).sum()), held_out
 
 
-def is_about(number: int, fraction: float, total: int) -> bool:
-    """True if a number of images is the given fraction of the total, and the others are the rest, up to rounding."""
+def is_about(number: int, fraction: float, counts: NDArray[np.integer]) -> bool:
+    """True if a number of images is the given fraction of all, and the others are the rest, up to rounding.
+
+    Classes that round, rather than give their one image or keep it, are off by half an image each at most, together.
+
+    Args:
+        counts: the number of images of each class.
+    """
+    expected, total = fraction * counts, int(counts.sum())
+    rounding = np.count_nonzero((expected >= 1) & (counts - expected >= 1)) / 2
     error = abs(number - fraction * total)
-    return error < 2 or error <= SHARE_TOLERANCE * min(fraction, 1 - fraction) * total
+    return error < 2 or error <= max(rounding, SHARE_TOLERANCE * min(fraction, 1 - fraction) * total)
 
 
 def possible_fraction(counts: NDArray[np.integer], fraction: float) -> float | None:
@@ -130,7 +138,7 @@ def possible_fraction(counts: NDArray[np.integer], fraction: float) -> float | N
         fraction = round(int(_held_out(counts, fraction).sum()) / total, 3)
         if not 0 < fraction < 1:
             return None
-        if is_about(int(_held_out(counts, fraction).sum()), fraction, total):
+        if is_about(int(_held_out(counts, fraction).sum()), fraction, counts):
             return fraction
     return None
 

@@ -1,4 +1,4 @@
-"""SIGTERM, as from a batch system, as a stop that is as clean as Ctrl-C."""
+"""SIGTERM, as from a batch system, as a stop that is as clean as Ctrl-C; and moments in which neither may stop."""
 
 import contextlib
 import signal
@@ -26,3 +26,25 @@ def stopping_on_sigterm() -> Iterator[None]:
             for number, handler in before.items():
                 if handler is not None:  # one that Python did not install cannot be put back
                     signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stops_wait() -> Iterator[None]:
+    """Within the context, SIGINT and SIGTERM wait; at its end they do what they did before. It is for a few lines that
+    must not be left halfway, such as the start of a process that nobody would end if its handle were lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not None  # one that Python did not install cannot be put back
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

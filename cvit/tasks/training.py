@@ -110,7 +110,7 @@ def _image_counts(data: DataConfig, info: "DatasetInfo") -> ImageCounts:
             f"dataset {info.name!r} has one training image in each class, and so none that could be held out for "
             "validation: some class needs at least 2"
         )
-    if not is_about(number, data.validation_fraction, total):
+    if not is_about(number, data.validation_fraction, counts):
         valid = possible_fraction(counts, data.validation_fraction)
         raise ConfigError(
             f"validation_fraction {data.validation_fraction!r} would hold out {number} of {total} training images "

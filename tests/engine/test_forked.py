@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from cvit.engine.execution.workers import Workers
 from cvit.engine.planning.progress import Outcome, Progress
 from cvit.engine.recording import backoff
 from cvit.engine.recording.journal import Journal
+from cvit.engine.signals import stopping_on_sigterm
 from cvit.storage import Storage
 from tests.support import in_fork
 from tests.support.plans import SMALL, Lines, digits, make_progress
@@ -142,6 +144,25 @@ def test_a_warm_process_that_cannot_start_is_an_error_of_one_line(monkeypatch: p
 
 
 # --- shared memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_the_warm_process_is_made_leaves_none(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The signal comes when the process is there already, and its handle is not known yet."""
+    made: list[int] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self.pid)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(warm.subprocess, "Popen", Interrupted)
+    with stopping_on_sigterm(), WarmProcess() as process, pytest.raises(KeyboardInterrupt):
+        process.start()
+    assert len(made) == 1 and not psutil.pid_exists(made[0])
 
 
 def test_arrays_are_shared_and_a_process_that_changes_one_changes_a_copy(process: WarmProcess) -> None:

@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from cvit.engine.execution.faults import TrainingError
 from cvit.engine.own_process import ROOM, end_with_parent, set_title
+from cvit.engine.signals import stops_wait
 from cvit.errors import one_line, printable
 
 PRELOADED = ("cvit.training.loop", "cvit.training.fit", "cvit.engine.execution.forked_worker")
@@ -82,7 +83,7 @@ class WarmProcess:
             return
         self.close()
         self._control, theirs = socket.socketpair()
-        with theirs:
+        with theirs, stops_wait():
             # In a session of its own, no signal of a terminal reaches it: Ctrl-C is the driver's affair.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid()), ROOM],
