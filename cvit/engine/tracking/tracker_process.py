@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from cvit.engine.recording.journal import read_records
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.recording.process_identity import this_process
+from cvit.engine.signals import stops_wait
 from cvit.engine.tracking.attachments import Attachment
 from cvit.engine.tracking.backend import backend_for
 from cvit.engine.tracking.run_facts import Surroundings
@@ -146,7 +147,7 @@ class TrackerProcess:
         """Starts a process, which reads the journal so far."""
         self._num_starts += 1
         ours, theirs = Pipe()
-        with theirs:
+        with theirs, stops_wait():
             # In a session of its own, no signal of a terminal reaches it: Ctrl-C is the driver's affair.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
