@@ -2,6 +2,8 @@
 
 import contextlib
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -48,3 +50,35 @@ def stops_wait() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
+def no_stop_lost() -> Iterator[None]:
+    """At the end of the context, a SIGINT or SIGTERM that came in it and stopped nothing raises KeyboardInterrupt.
+
+    A handler's exception is printed and forgotten where the interpreter calls back, for example into logging after a
+    fork. Where other code starts processes, as Ray does, a stop is lost so now and then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    printed = sys.unraisablehook
+
+    def but_for_stops(event: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(event.exc_value, KeyboardInterrupt | SystemExit):
+            printed(event)
+
+    here, there = socket.socketpair()
+    with here, there:
+        here.setblocking(False)
+        there.setblocking(False)
+        before = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+        sys.unraisablehook = but_for_stops
+        try:
+            yield
+            with contextlib.suppress(BlockingIOError):  # no signal came
+                if {signal.SIGINT, signal.SIGTERM} & {*here.recv(4096)}:
+                    raise KeyboardInterrupt
+        finally:
+            sys.unraisablehook = printed
+            signal.set_wakeup_fd(before)

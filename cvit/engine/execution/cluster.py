@@ -23,7 +23,7 @@ from cvit.engine.execution.workers import (
     workers_on,
 )
 from cvit.engine.planning.request import NO_WISHES, Resources, named_address
-from cvit.engine.signals import stop_on_sigterm, stopping_on_sigterm
+from cvit.engine.signals import no_stop_lost, stop_on_sigterm, stopping_on_sigterm
 from cvit.errors import one_line
 from cvit.machine import num_gpus
 from cvit.parameters import ConfigError
@@ -100,9 +100,10 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
     if ray.is_initialized():  # by the program that calls cvit.run
         raise ConfigError("this process uses Ray already: call ray.shutdown() first, or train without Ray, at 'local'")
     try:
-        with imported_meanwhile("torch"), lean_ray() if address is None else contextlib.nullcontext():
+        with imported_meanwhile("torch"), lean_ray() if address is None else contextlib.nullcontext(), no_stop_lost():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
-    except SystemExit as error:  # SIGTERM, through a handler that Ray installs while it starts
+    except (SystemExit, KeyboardInterrupt) as error:  # SIGTERM, through a handler that Ray installs while it starts
+        ray.shutdown()
         raise KeyboardInterrupt from error
     # Ray raises any kind of exception, bare ones too, when its processes do not start.
     except Exception as error:
