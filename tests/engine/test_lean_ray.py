@@ -1,6 +1,7 @@
 """A Ray on this machine starts the processes that a sweep uses, and no others; its workers are ready when Tune asks."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -65,9 +66,9 @@ def found() -> Iterator[dict[str, Any]]:
 def test_the_processes_of_a_sweep(found: dict[str, Any]) -> None:
     kinds = []
     for line in found["before"].values():
-        names = ("gcs_server", "raylet/raylet", "agent_stand_in.py", "RuntimeEnvAgent", "ray::IDLE")
+        names = ("gcs_server", "raylet/raylet", "agent_stand_in.py", "ray::IDLE")
         kinds.append(next((name for name in names if name in line), line))
-    expected = ["RuntimeEnvAgent", "agent_stand_in.py", "gcs_server", *["ray::IDLE"] * found["count"], "raylet/raylet"]
+    expected = [*["agent_stand_in.py"] * 2, "gcs_server", *["ray::IDLE"] * found["count"], "raylet/raylet"]
     # The command of the raylet names those of its agents.
     assert sorted(kinds) == sorted(expected), found["before"]
 
@@ -78,20 +79,24 @@ def test_workers_are_processes_that_have_imported_torch_already(found: dict[str,
         assert has_torch and has_tune
 
 
-def test_the_stand_in_ends_with_its_raylet(tmp_path: Path) -> None:
-    """It answers Ray once the other agent has, so that a busy machine has the time of both to start that one."""
-    command = [sys.executable, "-I", "-S", agent_stand_in.__file__, str(tmp_path), "node"]
+@pytest.mark.parametrize("names", [agent_stand_in.OF_DASHBOARD, agent_stand_in.OF_ENVIRONMENTS])
+def test_a_stand_in_answers_at_once_and_ends_with_its_raylet(names: tuple[str, ...], tmp_path: Path) -> None:
+    """The ports that it names are none, or one at which whoever asks is refused, instead of waiting."""
+    command = [sys.executable, "-I", "-S", agent_stand_in.__file__, str(tmp_path), "node", *names]
     start = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", start, *command], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         stand_in = psutil.Process(int(parent.stdout.readline()))
-        time.sleep(0.3)
-        assert list(tmp_path.iterdir()) == []
-        other = tmp_path / "runtime_env_agent_port_node"
-        other.write_text("1234")
-        while len(list(tmp_path.glob("*_node"))) < len(agent_stand_in.PORTS) + 1:
+        while len(list(tmp_path.glob("*_node"))) < len(names):
             time.sleep(0.01)
-        assert {path.read_text() for path in tmp_path.iterdir() if path != other} == {"-1"}
+        assert {path.name for path in tmp_path.iterdir()} == {f"{name}_node" for name in names}
+        for path in tmp_path.iterdir():
+            port = int(path.read_text())
+            if names == agent_stand_in.OF_DASHBOARD:
+                assert port == -1
+            else:
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port), timeout=30)
         parent.kill()
     stand_in.wait(60)
 

@@ -1,9 +1,10 @@
 """Ray on this machine with the processes that a sweep uses, and no others.
 
-By itself, a Ray on one machine also starts an autoscaler, a dashboard without pages, a reader of logs and an agent with
-open ports: four Python processes, which take 3 s of the processor before the first worker starts. A sweep asks none of
-them anything. Ray has no options for this, so `lean_ray` reaches into modules that are not public, in the versions for
-which it is tested; any other Ray starts as usual. `tests/engine/test_lean_ray.py` lists the processes of a real one.
+By itself, a Ray on one machine also starts an autoscaler, a dashboard without pages, a reader of logs and two agents
+with open ports: five Python processes, which take 3.5 s of the processor before the first worker starts. A sweep asks
+none of them anything. Ray has no options for this, so `lean_ray` reaches into modules that are not public, in the
+versions for which it is tested; any other Ray starts as usual. `tests/engine/test_lean_ray.py` lists the processes of a
+real one.
 """
 
 import contextlib
@@ -23,13 +24,17 @@ KEPT_S = 3600
 """The seconds for which an unused worker process is kept. By itself, Ray ends it after one second once placement groups
 have taken all CPUs, which is just before Tune's workers ask for it."""
 _SPARED: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
+_AGENTS = {
+    "--dashboard_agent_command": agent_stand_in.OF_DASHBOARD,
+    "--runtime_env_agent_command": agent_stand_in.OF_ENVIRONMENTS,
+}
 IMPORTED_BEFOREHAND = ("torch", "ray.tune")
 """The libraries that take a worker seconds to import. Its process imports them while this one measures packs."""
 
 
 @contextlib.contextmanager
 def lean_ray() -> Iterator[None]:
-    """Within the context, `ray.init` starts no autoscaler, no dashboard, no reader of logs and no agent."""
+    """Within the context, `ray.init` starts no autoscaler, no dashboard, no reader of logs and no agents."""
     import ray
     from ray._private import node, parameter, services, utils
 
@@ -40,7 +45,7 @@ def lean_ray() -> Iterator[None]:
     with (
         replaced(parameter, "RayParams", lean),
         replaced(node.Node, "start_api_server", _start_none),
-        replaced(services, "start_ray_process", _without_agent(services.start_ray_process)),
+        replaced(services, "start_ray_process", _without_agents(services.start_ray_process)),
         replaced(utils, "get_dashboard_dependency_error", _is_not_installed),
     ):
         yield
@@ -76,17 +81,18 @@ def _start_none(node: Any, **_: Any) -> None:
     node._webui_url = ""
 
 
-def _without_agent(start: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that starts a process of Ray's; the raylet gets the stand-in in place of the dashboard agent."""
+def _without_agents(start: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that starts a process of Ray's; the raylet gets stand-ins in place of its agents."""
 
     @functools.wraps(start)
     def started(command: list[str], kind: str, *args: Any, **options: Any) -> Any:
         flags = {name: text for name, equals, text in (part.partition("=") for part in command) if equals}
-        if (agent := "--dashboard_agent_command") in flags:
-            script = str(Path(agent_stand_in.__file__))
-            stand_in = [sys.executable, "-I", "-S", script, flags["--session_dir"], flags["--node_id"]]
-            command = [part for part in command if not part.startswith(f"{agent}=")]
-            command.append(f"{agent}={subprocess.list2cmdline(stand_in)}")
+        for agent, names in _AGENTS.items():
+            if agent in flags:
+                script = str(Path(agent_stand_in.__file__))
+                stand_in = [sys.executable, "-I", "-S", script, flags["--session_dir"], flags["--node_id"], *names]
+                command = [part for part in command if not part.startswith(f"{agent}=")]
+                command.append(f"{agent}={subprocess.list2cmdline(stand_in)}")
         return start(command, kind, *args, **options)
 
     return started
