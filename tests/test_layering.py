@@ -53,7 +53,7 @@ ENGINE = {
     "execution": BASE | {"planning", "recording"},
     "tracking": BASE | {"planning", "recording"},
     "terminal": BASE | {"planning", "recording", "execution", "tracking"},
-    "session": BASE | {"planning", "recording", "execution"},
+    "session": BASE | {"planning", "recording", "execution", "tracking"},
     "book": BASE | {"planning", "recording", "execution", "tracking", "terminal", "session"},
     "run": BASE | {"planning", "recording", "execution", "tracking", "terminal", "session", "book"},
     "sync": BASE | {"planning", "recording", "execution", "tracking", "terminal"},
@@ -226,6 +226,13 @@ def test_light_modules_import_without_heavy_libraries(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_driver_of_a_sweep_with_ray_needs_no_torch() -> None:
+    """It takes a second of the processor to import, while the workers import it too."""
+    code = "import sys, cvit.engine.run, cvit.engine.execution.execute; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_functions_of_the_engine_take_at_most_six_parameters() -> None:

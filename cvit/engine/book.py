@@ -1,6 +1,8 @@
 """The book of a session: the journal and its copy in the tracking store, opened and closed together."""
 
 import shlex
+import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +12,7 @@ from cvit.engine.planning.progress import Progress
 from cvit.engine.recording.journal import Journal
 from cvit.engine.recording.record import record_known_results
 from cvit.engine.session import Ending, Session
-from cvit.engine.terminal.surroundings import NEEDED_AT_THE_END, NEEDED_FOR_FILES, surroundings
+from cvit.engine.terminal.surroundings import needed_at_the_end, needed_for_files, surroundings
 from cvit.engine.tracking.attachments import best_model
 from cvit.engine.tracking.backend import FAILED
 from cvit.engine.tracking.tracker_process import Copy, tracker_for
@@ -41,6 +43,7 @@ class Book:
 
     Attributes:
         ending: FAILED, unless the session sets another one before the book is closed.
+        while_copying: called when the session is over, while the tracker copies the rest.
         optuna_lines: where a search can be looked at in Optuna, or why its copy there is incomplete.
         tracking_error: why the tracking store is incomplete; set when the book is closed.
         storage_error: why the journal is incomplete; set when the book is closed.
@@ -57,6 +60,7 @@ class Book:
             self._tags[TAG_DATA_FINGERPRINT] = session.info.fingerprint
         self._session, self._is_ready = session, not progress.todo
         self.ending = Ending(FAILED, exit_codes.FAILED_TRIALS)
+        self.while_copying: Callable[[], object] = lambda: None
         self.optuna_lines: list[str] = []
         self.tracking_error: str | None = None
         self.storage_error: str | None = None
@@ -65,23 +69,32 @@ class Book:
         if progress.todo:
             journal.record_session(SessionRecord(study_key=study.key, packages=packages(), hardware=hardware()))
         journal.flush()  # the tracker reads it
-        uri, needed = session.request.tracking_uri, NEEDED_FOR_FILES if progress.todo else NEEDED_AT_THE_END
-        copy = Copy(uri, study.sweep, self._keys(), session.storage, surroundings(session.storage), needed)
-        self.tracker = tracker_for(copy, self._check_before_copying)
+        uri, needs = session.request.tracking_uri, needed_for_files if progress.todo else needed_at_the_end
+        around = surroundings(session.storage)
+        copy = Copy(uri, study.sweep, self._keys(), session.storage, around, needs(study.sweep))
+        self.tracker = tracker_for(copy, self._check_before_copying, session.spare)
         journal.listen(self.tracker.feed)
+        if progress.todo:
+            threading.Thread(target=self._import_meanwhile, name="imports", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
 
+    def _import_meanwhile(self) -> None:
+        """Imports what the end of the sweep needs here, while workers train."""
+        self._session.timing.begun.wait(LONGEST_START_S)
+        self._import_answer()
+
+    def _import_answer(self) -> None:
+        import_all(needed_at_the_end(self._progress.plan.study.sweep))
+
     def _check_before_copying(self) -> None:
         """Raises LeaseLost if this driver may not write any more; a thread calls it before the tracker writes.
 
-        The first answer waits for the first training step, which the tracker's process would delay by its imports.
-        Then the thread imports what the end of the sweep needs here, and the workers go on training meanwhile.
+        The first answer waits for the first training step, which copying would delay.
         """
         if not self._is_ready:
             self._session.timing.begun.wait(LONGEST_START_S)
-            import_all(NEEDED_AT_THE_END)
             self._is_ready = True
         self._session.check()
 
@@ -113,14 +126,16 @@ class Book:
         except StorageError as failure:
             self.storage_error = str(failure)
         try:
-            if kind is None and self.storage_error is None and self.ending.exit_code != exit_codes.INTERRUPTED:
-                self._attach_answer()
+            if kind is None:
+                self._import_answer()  # a thread may be about to, and two at once may break pandas
+                if self.storage_error is None and self.ending.exit_code != exit_codes.INTERRUPTED:
+                    self._attach_answer()
+                self.while_copying()
         finally:
             if not self.tracker.close(self.ending.status, CLOSE_TIMEOUT_S):
                 self.tracking_error = self.tracker.error or f"not done within {CLOSE_TIMEOUT_S:.0f} s"
 
     def _attach_answer(self) -> None:
-        import_all(NEEDED_AT_THE_END)  # a thread may be about to, and two at once may break pandas
         from cvit.engine.terminal.answer import answer_of
 
         study = self._progress.plan.study

@@ -23,10 +23,12 @@ from cvit.engine.terminal.display import Display
 from cvit.engine.terminal.operators import ready_operators
 from cvit.engine.terminal.plan_text import print_growth, print_stopped
 from cvit.engine.terminal.report import (
+    Answer,
     Closing,
     print_closing,
     print_cost,
     print_lost_head,
+    read_answer,
 )
 from cvit.engine.terminal.spinner import is_live, spinner
 from cvit.engine.tracking.backend import FAILED, FINISHED, KILLED
@@ -63,7 +65,9 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
             ready_operators(session.console, session.workers, session.forecast)
             if session.cluster is not None:
                 import_all([_TRAINS_WITH_RAY])  # before the book is open, whose thread imports pandas too
+        answers: list[Answer] = []
         with contextlib.ExitStack() as stack, Book(progress, journal, session) as book:
+            book.while_copying = lambda: answers.append(_end(progress, session, book))
             book.ending = _train_rounds(progress, journal, book, session)
             if is_live(console):  # shown while the book is closed
                 stack.enter_context(spinner(console, f"copying to {book.tracker.place}", session.forecast))
@@ -85,10 +89,19 @@ def run_sweep(progress: Progress, session: Session) -> Ending:
         storage_error=book.ending.storage_error or book.storage_error,
         training_error=book.ending.training_error,
     )
-    storage_error = print_closing(console, progress, request, session.storage, closing)
+    storage_error = print_closing(console, progress, request, answers[0], closing)
     if storage_error is not None:
         return Ending(FAILED, exit_codes.FAILED_TRIALS, storage_error=storage_error)
     return book.ending
+
+
+def _end(progress: Progress, session: Session, book: Book) -> Answer:
+    """Ends the workers, and reads the answer, if the storage works."""
+    session.end_workers()
+    if book.ending.storage_error or book.storage_error:
+        return Answer()
+    console = session.console
+    return read_answer(progress, session.storage, console.width if console.is_terminal else None)
 
 
 def _raise_if_lost(session: Session) -> None:
@@ -123,7 +136,7 @@ def _train(progress: Progress, journal: Journal, session: Session) -> dict[str, 
     max_pack = session.request.max_pack
     measuring = spinner(session.console, "measuring pack sizes", session.forecast)
     with measuring if max_pack is None else contextlib.nullcontext():
-        limits = pack_limits(progress.todo, session.workers, max_pack, session.warm)
+        limits = pack_limits(progress.todo, session.workers, max_pack, session.warm, session.forecast.work_s)
     claims = ALONE if session.lease is None else Claims(session.storage, session.lease)
     site = Site(session.dataset, session.storage, session.workers, limits, session.timing, claims)
     with Display(progress, session.console, session.forecast) as display:

@@ -14,8 +14,10 @@ from rich.console import Console
 from cvit.cores import usable_cores
 from cvit.data.datasets import DatasetInfo, describe
 from cvit.engine import exit_codes
+from cvit.engine.ahead import imported_meanwhile
 from cvit.engine.declaration import Sweep
 from cvit.engine.execution.forecast import Forecast, likely_workers
+from cvit.engine.execution.pack_size import is_worth_measuring
 from cvit.engine.execution.speed import Speed
 from cvit.engine.execution.warm import WarmProcess
 from cvit.engine.planning.progress import Progress
@@ -27,7 +29,9 @@ from cvit.engine.recording.record import take_up_pruned
 from cvit.engine.terminal.plan_text import print_plan, print_stopped
 from cvit.engine.terminal.preflight import check_request
 from cvit.engine.terminal.spinner import spinner
+from cvit.engine.terminal.surroundings import needed_for_files
 from cvit.engine.tracking.backend import check_store
+from cvit.engine.tracking.tracker_process import Spare
 from cvit.parameters import ConfigError
 from cvit.storage import Storage
 from cvit.tasks import task_named
@@ -97,8 +101,9 @@ def _run_under_leases(planned: Sequence[Planned], common: "_Common") -> list[End
         warm = stack.enter_context(WarmProcess()) if _forks(planned) else None
         if warm is not None:
             warm.start()  # it imports torch and the training, while this process does other things
+        spare = stack.enter_context(_spare_tracker(first)) if _trains(planned) else None
         cluster = None if address == LOCAL else stack.enter_context(_cluster(first.request))
-        needs_ray = cluster is not None and any(each.progress.todo for each in planned)
+        needs_ray = cluster is not None and _trains(planned)
         if cluster is not None and needs_ray:
             cluster.check()
         attaches = needs_ray and address is not None
@@ -111,8 +116,9 @@ def _run_under_leases(planned: Sequence[Planned], common: "_Common") -> list[End
                     _ = cluster.workers
                     leases = taken()
                 stack.enter_context(cluster)  # once more, so that its workers end before the leases do
-                _ = cluster.workers
-        ended = _run_each(planned, leases, common, cluster, warm)
+                with imported_meanwhile("torch") if _measures(first) else contextlib.nullcontext():
+                    _ = cluster.workers
+        ended = _run_each(planned, leases, common, cluster, warm, spare)
         for own_lease in leases:
             own_lease.raise_if_lost()  # that of a sweep that was still to come
         return ended
@@ -181,10 +187,28 @@ def _cluster(request: Request) -> "Cluster":
     return Cluster(request.address, request.device, request.resources)
 
 
+def _spare_tracker(first: Planned) -> Spare:
+    """The tracker's process. It gets what Ray's start leaves of the processor: that takes both cores of a small
+    machine."""
+    request, needed = first.request, needed_for_files(first.progress.plan.study.sweep)
+    return Spare(request.tracking_uri, needed, is_patient=request.address != LOCAL)
+
+
+def _measures(first: Planned) -> bool:
+    """True if this process is going to measure pack sizes, beside Ray."""
+    forecast = first.forecast
+    return first.request.max_pack is None and is_worth_measuring(forecast.workers, forecast.work_s)
+
+
+def _trains(planned: Sequence[Planned]) -> bool:
+    """True if there is anything to train."""
+    return any(each.progress.todo for each in planned)
+
+
 def _forks(planned: Sequence[Planned]) -> bool:
     """True if workers are to be forked on this machine."""
     request = planned[0].request
-    return request.address == LOCAL and not request.is_in_process and any(each.progress.todo for each in planned)
+    return request.address == LOCAL and not request.is_in_process and _trains(planned)
 
 
 @dataclass(frozen=True)
@@ -202,14 +226,16 @@ def _run_each(
     common: _Common,
     cluster: "Cluster | None" = None,
     warm: WarmProcess | None = None,
+    spare: Spare | None = None,
 ) -> list[Ended]:
     with contextlib.ExitStack() as stack:
+        is_in_process = warm is None and cluster is None  # else this process may do without torch
         with (
-            contextlib.nullcontext()
-            if planned[0].request.dry_run
-            else spinner(common.console, "loading torch", planned[0].forecast)
+            spinner(common.console, "loading torch", planned[0].forecast)
+            if is_in_process and not planned[0].request.dry_run
+            else contextlib.nullcontext()
         ):
-            if warm is None:  # else only the workers and the warm process need torch
+            if is_in_process:
                 stack.enter_context(_threads_of_torch())
             from cvit.engine.execution.timing import Timing
             from cvit.engine.run import run_sweep
@@ -222,9 +248,9 @@ def _run_each(
             if ended:
                 each.forecast.begin_later()
                 print_plan(common.console, each.progress, each.request, each.forecast)
-            session = Session(
-                each.request, each.info, common.storage, common.console, cluster, warm, timing, each.forecast, own_lease
-            )
+            where = (common.storage, common.console, cluster, warm)
+            is_last = each is planned[-1]
+            session = Session(each.request, each.info, *where, timing, each.forecast, own_lease, spare, is_last)
             ended.append(Ended(each.progress, run_sweep(each.progress, session)))
             if ended[-1].ending.exit_code == exit_codes.INTERRUPTED:
                 break

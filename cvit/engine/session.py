@@ -17,6 +17,7 @@ from cvit.storage import Storage
 if TYPE_CHECKING:
     from cvit.engine.execution.cluster import Cluster
     from cvit.engine.execution.warm import WarmProcess
+    from cvit.engine.tracking.tracker_process import Spare
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Session:
         timing: counts the time spent on training and around it.
         forecast: tells how much time is left.
         lease: None for a dry run, which writes nothing.
+        spare: a tracker's process that is started already.
+        is_last: no sweep after this one needs the workers.
     """
 
     request: Request
@@ -41,6 +44,8 @@ class Session:
     timing: Timing
     forecast: Forecast
     lease: Lease | None = None
+    spare: "Spare | None" = None
+    is_last: bool = True
 
     @functools.cached_property
     def dataset(self) -> Dataset | None:
@@ -51,6 +56,11 @@ class Session:
         """Raises LeaseLost if this driver may not write any more."""
         if self.lease is not None:
             self.lease.check()
+
+    def end_workers(self) -> None:
+        """Ends Ray, if it runs and no other sweep needs it."""
+        if self.cluster is not None and self.is_last:
+            self.cluster.close()
 
     @property
     def workers(self) -> Workers:

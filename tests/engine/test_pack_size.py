@@ -11,7 +11,7 @@ import torch
 from cvit import vocabulary as v
 from cvit.engine.execution import pack_size
 from cvit.engine.execution.faults import TrainingError
-from cvit.engine.execution.pack_size import fitting_packs, pack_limits
+from cvit.engine.execution.pack_size import fitting_packs, is_worth_measuring, pack_limits
 from cvit.engine.execution.timing import Timing
 from cvit.engine.execution.workers import Workers
 from cvit.results import load_result
@@ -70,6 +70,19 @@ def test_a_given_size_is_taken_unmeasured(tmp_path: Path, monkeypatch: pytest.Mo
     progress = make_progress(tmp_path, *SMALL)
     assert pretend(monkeypatch, {}) == []
     assert set(pack_limits(progress.todo, HERE, 7).values()) == {7}
+
+
+def test_a_short_sweep_on_cpus_takes_the_largest_packs_unmeasured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = make_progress(tmp_path, *SMALL_WITH_20_SEEDS)
+    tried = pretend(monkeypatch, {1: 10, 2: 21, 4: 44})
+    for count, size in ((2, 4), (14, 3), (40, 0)):
+        limits = pack_limits(progress.todo, dataclasses.replace(HERE, count=count), None, work_s=19.0)
+        assert set(limits.values()) == {size} - {0}, "no more than a worker's share"
+    assert tried == []
+    assert set(pack_limits(progress.todo, HERE, None, work_s=20.0).values()) == {1} and tried != []
+    assert is_worth_measuring(Workers("cuda", 2, is_here=True), work_s=0.1), "a GPU's memory has to be looked at"
 
 
 def test_fits_are_not_packed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -18,7 +19,8 @@ from cvit.engine import book
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.recording.process_identity import this_process
 from cvit.engine.tracking import tracker_process
-from cvit.engine.tracking.tracker_process import Copy, TrackerProcess
+from cvit.engine.tracking.tracker_main import LOWEST_PRIORITY
+from cvit.engine.tracking.tracker_process import Copy, Spare, TrackerProcess
 from cvit.storage import Storage
 from tests.support.fake_runs import expected, history, journal_of, keys, points, runs, trial_runs
 from tests.support.mlflow_stores import empty_store
@@ -116,6 +118,51 @@ def test_a_driver_that_loses_its_sweep_leaves_its_runs_as_they_are(tmp_path: Pat
     assert not tracker.close("KILLED", timeout_s=300)
     assert tracker.error == "LeaseLost: another driver has it"
     assert [run.to_dictionary() for run in runs(uri, SWEEP)] == before
+
+
+def test_a_spare_process_imports_at_the_lowest_priority_and_copies_at_its_own(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal_of(tmp_path, plan, 3, ended=True)
+    copy = Copy(uri, SWEEP, keys(plan), Storage.open(str(tmp_path)))
+    with Spare(uri, ["no.such.module", "wave"], is_patient=True) as spare:
+        assert spare._process is not None
+        process = psutil.Process(spare._process[0].pid)
+        wait_until(lambda: any(priority(thread.id) == LOWEST_PRIORITY for thread in process.threads()))
+        assert priority(process.pid) == priority(os.getpid())
+        tracker = TrackerProcess(copy, may_write, spare)
+        assert tracker._process.pid == process.pid and spare.take() is None
+    assert tracker.close("FINISHED", timeout_s=300), tracker.error
+    assert are_copied(uri, 3)
+
+
+def priority(thread: int) -> int:
+    """The nice value of a thread; that of one that has ended is 0."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, thread)
+    except ProcessLookupError:
+        return 0
+
+
+def test_a_spare_process_that_nobody_takes_ends_with_the_context(uri: str) -> None:
+    with Spare(uri, [], is_patient=False) as spare:
+        assert spare._process is not None
+        pid = spare._process[0].pid
+        assert not is_gone(pid)
+    assert is_gone(pid)
+    with Spare(v.NO_TRACKING, [], is_patient=False) as spare:
+        assert spare.take() is None
+
+
+def test_a_spare_process_that_has_died_is_replaced(tmp_path: Path, uri: str) -> None:
+    plan = make_plan(tmp_path, *SMALL)
+    journal_of(tmp_path, plan, 3, ended=True)
+    with Spare(uri, [], is_patient=False) as spare:
+        assert spare._process is not None
+        spare._process[0].kill()
+        spare._process[0].wait()
+        tracker = TrackerProcess(Copy(uri, SWEEP, keys(plan), Storage.open(str(tmp_path))), may_write, spare)
+        assert tracker.close("FINISHED", timeout_s=300), tracker.error
+    assert are_copied(uri, 3)
 
 
 DRIVER = """

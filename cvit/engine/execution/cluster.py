@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 from cvit.cores import usable_cores
-from cvit.engine.ahead import imported_meanwhile
 from cvit.engine.execution.attaching import check_cluster
 from cvit.engine.execution.forecast import likely_workers_here
 from cvit.engine.execution.lean_ray import lean_ray, system_config
@@ -50,6 +49,10 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends Ray, or leaves the cluster."""
         self._cleanup.close()
 
     def check(self) -> None:
@@ -100,7 +103,7 @@ def _ray(address: str | None, device: str, asked: Resources) -> Iterator[Workers
     if ray.is_initialized():  # by the program that calls cvit.run
         raise ConfigError("this process uses Ray already: call ray.shutdown() first, or train without Ray, at 'local'")
     try:
-        with imported_meanwhile("torch"), lean_ray() if address is None else contextlib.nullcontext(), no_stop_lost():
+        with lean_ray() if address is None else contextlib.nullcontext(), no_stop_lost():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
     except (SystemExit, KeyboardInterrupt) as error:  # SIGTERM, through a handler that Ray installs while it starts
         ray.shutdown()

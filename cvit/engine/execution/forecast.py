@@ -31,7 +31,7 @@ PRIOR_S = 5.0
 """The pace that is expected counts like so many expected seconds of measurements."""
 SHARE_OF_PACK = 0.95
 """The largest share of a running pack that counts as trained before it is reported."""
-CLOSING_S = 3.0
+CLOSING_S = 1.5
 """The time from the last report to the end, on an idle machine: tracking store, answer, the end of Ray."""
 LEAST_SHARE_OF_START = 0.25
 """A start-up that takes longer than expected is expected to take a quarter more than so far."""
@@ -201,6 +201,11 @@ class Forecast:
 
     def _left_of(self, pack: StagePack) -> float:
         return sum(self._left.get(stage.key, 0.0) for stage in pack)
+
+    @property
+    def work_s(self) -> float:
+        """The seconds that the workers are expected to train, before anything was measured."""
+        return (sum(self._left.values()) + self._to_come_s) * self.pace_before / self.workers.count
 
     def left_s(self) -> float:
         """The seconds until the sweep has ended."""

@@ -32,6 +32,9 @@ LEAST_GAIN = 1.03
 last one at the end of a sweep, and more steps are lost with a worker."""
 MEASURING_S = 20.0
 """On a CPU, the time after which no other kind of step is measured: it gets the smallest size of those before."""
+MEASURED_FROM_S = 20.0
+"""On CPUs, a sweep that trains for less takes the largest packs unmeasured: they are the best for small models, or lose
+a few percent, and to measure them this process would have to import torch, which takes longer than that."""
 MEMORY_SHARE = 0.85
 """Share of a GPU's free memory that packs may use; the rest is for fragmentation and for what a probe cannot see."""
 
@@ -40,13 +43,19 @@ Limits = dict[Any, int]
 
 
 def pack_limits(
-    stages: Sequence[Stage], workers: Workers, max_pack: int | None, warm: WarmProcess | None = None
+    stages: Sequence[Stage],
+    workers: Workers,
+    max_pack: int | None,
+    warm: WarmProcess | None = None,
+    work_s: float = math.inf,
 ) -> Limits:
-    """The limits for the given stages, measured on a worker's device, once for each kind of training step.
+    """The limits for the given stages, measured on a worker's device, once for each kind of training step, if that is
+    worth it.
 
     Args:
         max_pack: the limit for all stages, which are then not measured.
         warm: the process from which the workers are forked; then one of them measures, and this process needs no torch.
+        work_s: the seconds that the workers are expected to train.
 
     Raises:
         TrainingError: a worker of the cluster, or the process that asks the GPU, could not measure them.
@@ -62,7 +71,9 @@ def pack_limits(
     asked = [(stage, most) for stage, most in kinds.values() if most > 1]
     if not asked:
         return {}
-    if warm is not None:
+    if not is_worth_measuring(workers, work_s):
+        sizes = [most for _, most in asked]
+    elif warm is not None:
         try:
             sizes = warm.call(fitting_packs, asked, workers)
         except TrainingError as error:
@@ -80,6 +91,11 @@ def pack_limits(
             raise _not_measured(fault_of_trial(error, str(error)).line) from error
     size_of = {stage.cost_kind: size for (stage, _), size in zip(asked, sizes, strict=True)}
     return {shape: size_of.get(stage.cost_kind, 1) for shape, stage in shapes.items()}
+
+
+def is_worth_measuring(workers: Workers, work_s: float) -> bool:
+    """True if measuring pack sizes is worth its time, for workers that train for so many seconds."""
+    return workers.device != "cpu" or work_s >= MEASURED_FROM_S
 
 
 def _in_another_process(asked: Sequence[tuple[Stage, int]], workers: Workers) -> list[int]:

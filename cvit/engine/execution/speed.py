@@ -14,10 +14,10 @@ from cvit.results import read_record
 from cvit.storage import Storage, encode_record, with_format
 from cvit.vocabulary import SPEED_FOLDER
 
-START_UP_S = 10.0
-"""The time from the start to the first step, with Ray: 9 s on 2 idle cores (docs/PERFORMANCE.md), or more where the
-libraries are read for the first time."""
-START_IN_PROCESS_S = 4.0
+START_UP_S = 7.0
+"""The time from the start to the first step, with Ray: 5 to 6.5 s on 2 idle cores (docs/PERFORMANCE.md), or more where
+the libraries are read for the first time."""
+START_IN_PROCESS_S = 3.0
 """The same without Ray."""
 DOUBT_S = 20.0
 """So many seconds at the pace that is expected by default count beside what was measured, since a tiny preset says

@@ -3,7 +3,6 @@
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -30,6 +29,8 @@ class PackTrainer(tune.Trainable):
     the sweep, not in Tune's."""
 
     def setup(self, config: dict[str, Any], dataset: Dataset | None = None) -> None:
+        import torch  # the driver, which imports this module too, needs none
+
         self._node = ray.get_runtime_context().get_node_id()
         announce_code_version(*config["code"])
         torch.set_num_threads(config["threads"])

@@ -4,7 +4,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -83,14 +83,22 @@ def print_cost(console: Console, progress: Progress, workers: Workers, max_pack:
     print_lines(console, lines)
 
 
-def print_closing(
-    console: Console, progress: Progress, request: Request, storage: Storage, closing: Closing
-) -> str | None:
-    """Prints the answer so far, and where to look next or how to continue.
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a sweep so far.
 
-    Returns:
-        Why the storage does not give the answer; None if it does.
+    Attributes:
+        winners: the file with the winners of searches, by name.
+        error: why the storage does not give it.
     """
+
+    text: str = ""
+    winners: Mapping[str, bytes] = field(default_factory=dict)
+    error: str | None = None
+
+
+def read_answer(progress: Progress, storage: Storage, width: int | None) -> Answer:
+    """Reads the answer from the journal, for so many columns, or any number."""
     # With pandas, which nothing needs before.
     from cvit.analysis.answers import answer_text
     from cvit.analysis.files import file_stem, winners_file
@@ -98,23 +106,33 @@ def print_closing(
     from cvit.analysis.store.frames import LoadError
     from cvit.analysis.store.journal import load_journal
 
+    study = progress.plan.study
+    try:
+        frames = load_journal(storage, study.sweep)
+        text = answer_text(frames, study.key, width=width)
+        if progress.plan.search is None:
+            return Answer(text)
+        return Answer(text, winners_file(read_studies(frames, study.sweep), study.sweep, file_stem(study.sweep)))
+    except LoadError as error:
+        return Answer(error=str(error))
+
+
+def print_closing(
+    console: Console, progress: Progress, request: Request, answer: Answer, closing: Closing
+) -> str | None:
+    """Prints the answer so far, and where to look next or how to continue.
+
+    Returns:
+        Why the storage does not give the answer; None if it does.
+    """
     stopped = stopped_text(progress)
-    study, storage_error, answer = progress.plan.study, closing.storage_error, ""
-    winners: Mapping[str, bytes] = {}
-    if storage_error is None:
-        try:
-            frames = load_journal(storage, study.sweep)
-            answer = answer_text(frames, study.key, width=console.width if console.is_terminal else None)
-            if progress.plan.search is not None:
-                winners = winners_file(read_studies(frames, study.sweep), study.sweep, file_stem(study.sweep))
-        except LoadError as error:
-            storage_error = str(error)
+    storage_error = closing.storage_error or answer.error
     if storage_error is not None:
         reasons = [storage_error, f"{stopped} When the storage works again, continue with:"]
         print_lines(console, ["", *reasons, f"  {request.command}"])
         return storage_error
     source = f"--storage {shlex.quote(request.storage)}"
-    lines = ["", answer, ""]
+    lines = ["", answer.text, ""]
     lines += [f"Time:                {closing.time_line}"]
     if closing.tracking_error is not None:
         lines += [
@@ -128,7 +146,7 @@ def print_closing(
         lines += [f"{stopped} Continue with:", f"  {request.command}"]
     else:
         lines += [*_failures(progress), f"Tables and figures:  {request.started.tool('tables')} {source}"]
-        lines += _written(winners)
+        lines += _written(answer.winners)
         lines += closing.how_to_look
     print_lines(console, lines)
     return None

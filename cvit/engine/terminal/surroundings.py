@@ -5,10 +5,16 @@ from cvit.engine.tracking.run_facts import Surroundings
 from cvit.init.schemes import SCHEMES
 from cvit.storage import Storage
 
-NEEDED_AT_THE_END = ("cvit.engine.terminal.answer",)
-"""The modules that the end of a sweep needs, with pandas."""
-NEEDED_FOR_FILES = (*NEEDED_AT_THE_END, "cvit.analysis.display.narrow_figure")
-"""The modules that the tracker needs for the files of an answer, with matplotlib too."""
+
+def needed_at_the_end(sweep: str) -> tuple[str, ...]:
+    """The modules that the end of a sweep needs, with pandas and scipy; there may be none for its question."""
+    return ("cvit.engine.terminal.answer", f"cvit.analysis.questions.{sweep}")
+
+
+def needed_for_files(sweep: str) -> tuple[str, ...]:
+    """The modules that the tracker needs for the files of an answer, with matplotlib too."""
+    drawing = ("cvit.analysis.display.narrow_figure", f"cvit.analysis.questions.figures.{sweep}")
+    return (*needed_at_the_end(sweep), *drawing, "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg")
 
 
 def surroundings(storage: Storage) -> Surroundings:

@@ -3,7 +3,8 @@
 `SCHEMES` are the schemes of the URIs that it takes (`sqlite` of `sqlite:///mlflow.db`), or a word that stands for a
 whole URI (`none`). `open(uri)` gives the backend. The file must not import its library when it is imported itself: bad
 input is answered before anything that takes seconds. It may also hold `check(uri, may_upgrade)`, which looks at the
-store itself before a sweep trains and raises ConfigError if it can never be used.
+store itself before a sweep trains and raises ConfigError if it can never be used, and `imports(uri)`, the modules that
+take it long to import: the tracker's process imports them while the sweep starts.
 
 A backend that also has the methods of `Archive` gets data sets and files, and one with those of `Together` what is new
 of many runs at a time.
@@ -186,6 +187,16 @@ def check_store(uri: str, may_upgrade: bool) -> None:
     check = getattr(_module_for(uri), "check", None)
     if check is not None:
         check(uri, may_upgrade)
+
+
+def imports_for(uri: str) -> Sequence[str]:
+    """The modules that the backend for a tracking URI takes long to import.
+
+    Raises:
+        ConfigError: there is none for it.
+    """
+    imports = getattr(_module_for(uri), "imports", None)
+    return () if imports is None else imports(uri)
 
 
 def _module_for(uri: str) -> ModuleType:

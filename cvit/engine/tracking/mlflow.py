@@ -33,7 +33,7 @@ from cvit.tracking_schema import sqlite_path
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SCHEMES", "MlflowBackend", "check", "open"]
+__all__ = ["SCHEMES", "MlflowBackend", "check", "imports", "open"]
 
 SCHEMES = v.TRACKING_SCHEMES
 
@@ -69,6 +69,12 @@ def open(uri: str) -> Backend:
             f"tracking URI {uri!r} is not valid: give scheme://host:port, and in a password %20 for a blank, %2F for /"
         )
     return MlflowBackend(uri)
+
+
+def imports(uri: str) -> Sequence[str]:
+    """MLflow, and its modules for this kind of store, which it imports only when it opens one."""
+    kind = "rest_store" if uri.startswith(("http://", "https://")) else "sqlalchemy_store"
+    return ("mlflow", f"mlflow.store.tracking.{kind}")
 
 
 def _is_address(uri: str) -> bool:

@@ -5,16 +5,19 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from cvit.engine.ahead import import_all
+from cvit.engine.environment import prepare
 from cvit.engine.own_process import end_with_parent
 from cvit.engine.recording.journal import read_records
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.tracking.tracker import Tracker
 from cvit.engine.tracking.tracker_process import ANSWER, ASK, ATTACH, CLOSE, CLOSED, EXPECT, FEED, Copy
+
+LOWEST_PRIORITY = 19
 
 
 def serve() -> None:
@@ -26,16 +29,34 @@ def serve() -> None:
         return  # the driver had died before
     connection = Connection(int(sys.argv[2]))
     try:
+        _import(*connection.recv())
         _copy(connection, connection.recv())
     except (EOFError, OSError):  # the driver has died: whatever is under way must not be finished
         os._exit(1)
 
 
+def _import(names: Sequence[str], is_patient: bool) -> None:
+    """Imports modules before there is a second thread that would import them too.
+
+    Args:
+        is_patient: a thread of the lowest priority does it, so that whatever else runs goes first. Without privileges
+            a priority cannot be raised again, and what is written later is not to wait.
+    """
+    prepare()
+
+    def work() -> None:
+        if is_patient and sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        import_all(names)
+
+    thread = threading.Thread(target=work, name="imports")
+    thread.start()
+    thread.join()
+
+
 def _copy(connection: Connection, copy: Copy) -> None:
     driver = _Driver(connection)
     early = driver.messages_before_first_answer()
-    # In this thread, before the tracker's imports MLflow: what both import is to be imported by one at a time.
-    import_all(copy.imports)
     records = read_records(copy.storage, copy.sweep)
     tracker = Tracker(copy.uri, copy.sweep, copy.planned, records, driver.check, copy.surroundings)
 

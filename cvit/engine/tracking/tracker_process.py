@@ -1,6 +1,7 @@
 """The tracker in a process of its own: MLflow's import and its work are off the driver's interpreter.
 
-The driver sends records and goes on. The process asks it before everything that it writes whether the sweep is still
+The process is started while the driver starts its workers, and imports what it will need. Later it gets a journal; the
+driver sends records and goes on. The process asks it before everything that it writes whether the sweep is still
 the driver's, and is killed with it. If it dies by itself, the next one reads the journal and continues.
 """
 
@@ -16,14 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from cvit.engine.recording.journal import read_records
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.recording.process_identity import this_process
 from cvit.engine.signals import stops_wait
 from cvit.engine.tracking.attachments import Attachment
-from cvit.engine.tracking.backend import backend_for
+from cvit.engine.tracking.backend import backend_for, imports_for
 from cvit.engine.tracking.run_facts import Surroundings
 from cvit.engine.tracking.tracker import Tracker
 from cvit.errors import one_line
@@ -64,7 +65,7 @@ class Copy:
         planned: keys of this driver's study and trials.
         storage: where the sweep's journal is.
         surroundings: what the journal does not say about its runs.
-        imports: modules that attachments need, which a process imports as soon as it may write.
+        imports: modules that attachments need, which a process imports first.
     """
 
     uri: str
@@ -75,11 +76,66 @@ class Copy:
     imports: Sequence[str] = ()
 
 
-def tracker_for(copy: Copy, check: Callable[[], None]) -> Copier:
+class Spare:
+    """A tracker's process that has nothing to copy yet, and imports what it will need. It ends with the context, unless
+    a tracker has taken it."""
+
+    def __init__(self, uri: str, imports: Sequence[str], is_patient: bool) -> None:
+        """
+        Args:
+            is_patient: its imports leave the processor to whatever else runs.
+        """
+        needs = [*imports, *imports_for(uri)]
+        self._process = None if uri == NO_TRACKING else _start_process((needs, is_patient))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if (started := self.take()) is not None:
+            process, connection = started
+            connection.close()
+            process.kill()
+            process.wait()
+
+    def take(self) -> "_Started | None":
+        """The process and the connection to it, once; None after that, and without tracking."""
+        started, self._process = self._process, None
+        return started
+
+
+_Started = tuple[subprocess.Popen[bytes], Connection]
+
+
+def _start_process(first: Any) -> _Started:
+    """Starts a process, and sends it the first message: the modules to import, and whether that is to be patient."""
+    ours, theirs = Pipe()
+    with theirs, stops_wait():
+        # In a process group of its own, no signal of a terminal reaches it: Ctrl-C is the driver's affair. In a session
+        # of its own, it would have half of the processor, whatever its priority.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+    _send(ours, first)
+    return process, ours
+
+
+def _send(connection: Connection, message: Any) -> None:
+    with contextlib.suppress(OSError):  # it has died already: the end of its connection says so
+        connection.send(message)
+
+
+def tracker_for(copy: Copy, check: Callable[[], None], spare: Spare | None = None) -> Copier:
     """A tracker of a journal whose records so far are in the storage; those to come are fed.
 
     Args:
         check: called before everything that is written; it raises LeaseLost if this driver may not write any more.
+        spare: a process that is started already.
 
     Raises:
         ConfigError: the tracking URI is not valid.
@@ -87,7 +143,7 @@ def tracker_for(copy: Copy, check: Callable[[], None]) -> Copier:
     if copy.uri == NO_TRACKING:  # nothing to do that would be worth a process
         records = read_records(copy.storage, copy.sweep)
         return Tracker(copy.uri, copy.sweep, copy.planned, records, check, copy.surroundings)
-    return TrackerProcess(copy, check)
+    return TrackerProcess(copy, check, spare)
 
 
 class TrackerProcess:
@@ -98,7 +154,7 @@ class TrackerProcess:
         error: why something is not copied.
     """
 
-    def __init__(self, copy: Copy, check: Callable[[], None]) -> None:
+    def __init__(self, copy: Copy, check: Callable[[], None], spare: Spare | None = None) -> None:
         self._backend = backend_for(copy.uri)
         self.place = f"{self._backend.title} at {copy.uri}"
         self.error: str | None = None
@@ -109,7 +165,7 @@ class TrackerProcess:
         self._outbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._repeated: list[tuple[Any, ...]] = []
         """Messages that another process would have to get too; the records are in the journal."""
-        self._start()
+        self._start(spare)
         for name, target in (("tracker's records", self._send), ("tracker's questions", self._answer)):
             threading.Thread(target=target, name=name, daemon=True).start()
 
@@ -143,23 +199,13 @@ class TrackerProcess:
         self._repeated.append(message)
         self._outbox.put(message)
 
-    def _start(self) -> None:
-        """Starts a process, which reads the journal so far."""
+    def _start(self, spare: Spare | None = None) -> None:
+        """Starts a process, or takes the spare one, which then reads the journal so far."""
         self._num_starts += 1
-        ours, theirs = Pipe()
-        with theirs, stops_wait():
-            # In a session of its own, no signal of a terminal reaches it: Ctrl-C is the driver's affair.
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        with contextlib.suppress(OSError):  # it has died already: the end of its connection says so
-            ours.send(self._copy)
-        self._connection = ours
+        started = spare.take() if spare is not None else None
+        needs = [*self._copy.imports, *imports_for(self._copy.uri)]
+        self._process, self._connection = started or _start_process((needs, False))
+        _send(self._connection, self._copy)
 
     def _send(self) -> None:
         """Sends what is taken, in order."""
