@@ -97,7 +97,7 @@ template <class T> static void branch_gradient(int rows, int E, T scale, const T
 }
 // A vector of so many numbers, padded with zeros.
 template <class T> static const T *padded_row(const T *vector, int width) {
-    T *copy = scratch.zeros<T>(padded<T>(width));
+    T *copy = scratch().zeros<T>(padded<T>(width));
     std::memcpy(copy, vector, sizeof(T) * width);
     return copy;
 }

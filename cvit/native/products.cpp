@@ -142,19 +142,29 @@ void pairs_in_columns(int K, int columns, const float *x, long ldx, Pair *y, lon
         }
 }
 
-void numbers_of_pairs(int count, const Pair *pairs, float *x) {
-    for (int i = 0; i < count; i += 16) {  // 16 numbers of half a vector
-        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(pairs + i / 2));
-        _mm512_storeu_si512(x + i, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    }
+void weave_pairs(int K, int columns, const Pair *x, long ldx, Pair *y, long ldy) {
+    alignas(64) static constexpr uint16_t LOW[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i low = _mm512_load_si512(LOW), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (int k = 0; k < K; k += 2)
+        for (int c = 0; c < columns; c += 32) {
+            const Pair *from = x + k * ldx + c / 2;
+            Pair *to = y + (k / 2) * ldy + c;
+            // No more than there is: columns are read up to whole vectors of 16 numbers.
+            const __mmask16 mask = columns - c > 16 ? 0xffff : 0x00ff;
+            const __m512i above = _mm512_maskz_loadu_epi32(mask, from);
+            const __m512i below = k + 1 < K ? _mm512_maskz_loadu_epi32(mask, from + ldx) : _mm512_setzero_si512();
+            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(above, low, below));
+            if (columns - c > 16) _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(above, high, below));
+        }
 }
 
 #else
 
-void numbers_of_pairs(int, const Pair *, float *) { __builtin_trap(); }
 void product(int, int, int, Left<Pair>, Right<Pair>, float *, long, bool) { __builtin_trap(); }
 void pairs_in_rows(int, int, const float *, long, Pair *, long) { __builtin_trap(); }
 void pairs_in_columns(int, int, const float *, long, Pair *, long) { __builtin_trap(); }
+void weave_pairs(int, int, const Pair *, long, Pair *, long) { __builtin_trap(); }
 
 #endif
 

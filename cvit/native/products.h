@@ -29,12 +29,19 @@ void product(int J, int K, int V, Left<double> a, Right<double> b, double *C, lo
 void product(int J, int K, int V, Left<float> a, Right<float> b, float *C, long ldc, bool adds);
 void product(int J, int K, int V, Left<Pair> a, Right<Pair> b, float *C, long ldc, bool adds);
 
-// x, (rows × K), as rows of pairs, `ldy` apart: pairs of neighbours in a row.
+// x, (rows × K), as rows of pairs of neighbours, `ldy` apart, filled up with zeros to whole vectors.
 void pairs_in_rows(int rows, int K, const float *x, long ldx, Pair *y, long ldy);
-// x, (K × columns), as rows of pairs, `ldy` apart: a row with the one below it. Columns are filled up to whole vectors.
+// x, (K × columns), as rows of pairs of a number with the one below it; columns are filled up to whole vectors.
 void pairs_in_columns(int K, int columns, const float *x, long ldx, Pair *y, long ldy);
-// So many numbers, in whole vectors, of pairs of neighbours.
-void numbers_of_pairs(int count, const Pair *pairs, float *x);
+// The same of rows of pairs of neighbours.
+void weave_pairs(int K, int columns, const Pair *x, long ldx, Pair *y, long ldy);
+#if defined(__AVX512BF16__)
+CVIT_INLINE void put_pairs(Pair *at, Vector<float> low, Vector<float> high) {
+    _mm512_storeu_si512(at, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+}
+#else
+CVIT_INLINE void put_pairs(Pair *, Vector<float>, Vector<float>) { __builtin_trap(); }
+#endif
 
 #if defined(__AVX512BF16__)
 constexpr bool HAS_HALF_PRODUCTS = true;
@@ -42,27 +49,45 @@ constexpr bool HAS_HALF_PRODUCTS = true;
 constexpr bool HAS_HALF_PRODUCTS = false;
 #endif
 
-// How factors are made of float or double matrices: `rows` and `columns` are left factors A and Aᵀ, `right` and `turned`
-// right factors B and Bᵀ. Matrices that `right` takes have their rows padded to whole vectors, or are `weights`.
+// Rows of numbers as they are multiplied, and kept for the backward pass, `row` apart; a row is padded to whole vectors.
+template <class F> struct Rows {
+    F *at;
+    long row;
+};
+
+// How factors are made of float or double matrices. `stored` are the rows of a matrix as they are multiplied: of them,
+// `rows` and `columns` are left factors A and Aᵀ, `right` and `turned` right factors B and Bᵀ. `weights` is a right factor
+// of a matrix whose rows need not be padded.
 template <class T> struct Exact {
     using Number = T;
     using Factor = T;
     static constexpr bool ROUNDS = false;
-    static const T *kept(int, int, const T *x) { return x; }
     static int steps(int K) { return K; }
-    static Left<T> rows(int, int, const T *x, long ldx) { return {x, ldx, 1}; }
-    static Left<T> columns(int, int, const T *x, long ldx) { return {x, 1, ldx}; }
-    static Right<T> right(int, int, const T *x, long ldx) { return {x, ldx}; }
+    static Rows<T> room(int rows, int K) { return {scratch().zeros<T>((size_t)rows * padded<T>(K)), padded<T>(K)}; }
+    static Rows<T> stored(int, int, const T *x, long ldx) { return {const_cast<T *>(x), ldx}; }
+    // In place of x, or where they have another form elsewhere.
+    static Rows<T> instead_of(int, int, T *x, long ldx) { return {x, ldx}; }
+    static Rows<T> kept(T *at, long length) { return {at, length}; }
+    static Rows<T> keep(int, int K, const T *, T *at) { return kept(at, K); }  // they are there already
+    static Rows<T> part(Rows<T> x, long row, long column) { return {x.at + row * x.row + column, x.row}; }
+    // Puts two vectors into a row, at a column of a row that ends at `end`: the second one may lie beyond it.
+    CVIT_INLINE void put(T *row, int column, int end, Vector<T> low, Vector<T> high) {
+        store(row + column, low);
+        if (column + WIDTH<T> < end) store(row + column + WIDTH<T>, high);
+    }
+    static Left<T> rows(int, int, Rows<T> x) { return {x.at, x.row, 1}; }
+    static Left<T> columns(int, int, Rows<T> x) { return {x.at, 1, x.row}; }
+    static Right<T> right(int, int, Rows<T> x) { return {x.at, x.row}; }
     static Right<T> weights(int K, int columns, const T *x) {
         if (columns == padded<T>(columns)) return {x, columns};
-        T *y = scratch.zeros<T>((size_t)K * padded<T>(columns));
+        T *y = scratch().zeros<T>((size_t)K * padded<T>(columns));
         copy_rows<T>(K, columns, x, columns, y, padded<T>(columns));
         return {y, padded<T>(columns)};
     }
-    static Right<T> turned(int columns, int K, const T *x, long ldx) {
+    static Right<T> turned(int columns, int K, Rows<T> x) {
         const long ldy = padded<T>(columns);
-        T *y = columns == ldy ? scratch.take<T>(K * ldy) : scratch.zeros<T>(K * ldy);
-        transpose<T>(columns, K, x, ldx, y, ldy);
+        T *y = columns == ldy ? scratch().take<T>(K * ldy) : scratch().zeros<T>(K * ldy);
+        transpose<T>(columns, K, x.at, x.row, y, ldy);
         return {y, ldy};
     }
 };
@@ -71,36 +96,48 @@ struct Halves {
     using Number = float;
     using Factor = Pair;
     static constexpr bool ROUNDS = true;
-    // What will be a factor is kept as it is rounded. Rows are whole vectors.
-    static void keep(int rows, int columns, const float *x, float *to) {
-        pairs_in_rows(1, rows * columns, x, 0, reinterpret_cast<Pair *>(to), 0);
-    }
-    static const float *kept(int rows, int columns, const float *from) {
-        float *x = scratch.take<float>((size_t)rows * columns);
-        numbers_of_pairs(rows * columns, reinterpret_cast<const Pair *>(from), x);
-        return x;
-    }
     static int steps(int K) { return (K + 1) / 2; }
-    static Left<Pair> rows(int J, int K, const float *x, long ldx) {
-        const long ldy = padded<float>(steps(K));
-        Pair *y = scratch.take<Pair>(J * ldy);
-        pairs_in_rows(J, K, x, ldx, y, ldy);
-        return {y, ldy, 1};
+    static Rows<Pair> room(int rows, int K) {
+        const int row = padded<float>(steps(K));
+        return {scratch().zeros<Pair>((size_t)rows * row), row};
     }
-    static Left<Pair> columns(int K, int J, const float *x, long ldx) {
-        const Right<Pair> y = right(K, J, x, ldx);
+    static Rows<Pair> stored(int rows, int K, const float *x, long ldx) {
+        const int row = padded<float>(steps(K));
+        const Rows<Pair> y{scratch().take<Pair>((size_t)rows * row), row};
+        pairs_in_rows(rows, K, x, ldx, y.at, y.row);
+        return y;
+    }
+    static Rows<Pair> instead_of(int rows, int K, float *, long) { return room(rows, K); }
+    static Rows<Pair> kept(float *at, long length) { return {reinterpret_cast<Pair *>(at), length / 2}; }
+    static Rows<Pair> keep(int rows, int K, const float *x, float *at) {
+        const Rows<Pair> y = kept(at, K);
+        pairs_in_rows(rows, K, x, K, y.at, y.row);  // the end of a row may be written over: the next row comes later
+        return y;
+    }
+    static Rows<Pair> part(Rows<Pair> x, long row, long column) { return {x.at + row * x.row + column / 2, x.row}; }
+    CVIT_INLINE void put(Pair *row, int column, int, Vector<float> low, Vector<float> high) {
+        put_pairs(row + column / 2, low, high);
+    }
+    static Left<Pair> rows(int, int, Rows<Pair> x) { return {x.at, x.row, 1}; }
+    static Left<Pair> columns(int K, int J, Rows<Pair> x) {
+        const Right<Pair> y = right(K, J, x);
         return {y.at, 1, y.row};
     }
-    static Right<Pair> right(int K, int columns, const float *x, long ldx) {
+    static Right<Pair> right(int K, int columns, Rows<Pair> x) {
         const long ldy = padded<float>(columns);
-        Pair *y = scratch.take<Pair>(steps(K) * ldy);
-        pairs_in_columns(K, columns, x, ldx, y, ldy);
+        Pair *y = scratch().take<Pair>(steps(K) * ldy);
+        weave_pairs(K, columns, x.at, x.row, y, ldy);
         return {y, ldy};
     }
-    static Right<Pair> weights(int K, int columns, const float *x) { return right(K, columns, x, columns); }
-    static Right<Pair> turned(int columns, int K, const float *x, long ldx) {
-        const Left<Pair> pairs = rows(columns, K, x, ldx);
-        return Exact<Pair>::turned(columns, pairs.row, pairs.at, pairs.row);  // whole squares, zeros included
+    static Right<Pair> weights(int K, int columns, const float *x) {
+        const long ldy = padded<float>(columns);
+        Pair *y = scratch().take<Pair>(steps(K) * ldy);
+        pairs_in_columns(K, columns, x, columns, y, ldy);
+        return {y, ldy};
+    }
+    static Right<Pair> turned(int columns, int K, Rows<Pair> x) {
+        // Whole squares, zeros included.
+        return Exact<Pair>::turned(columns, std::min<long>(x.row, padded<float>(steps(K))), x);
     }
 };
 

@@ -74,15 +74,21 @@ template <class T> static void moments(int rows, int E, const T *x, T eps, Momen
     for (; r + 4 <= rows; r += 4) moments_of<T, 4>(E, x + (long)r * E, eps, to + r);
     for (; r < rows; r++) moments_of<T, 1>(E, x + (long)r * E, eps, to + r);
 }
-// y = x̂ · weight + bias with x̂ = (x − mean) · rstd.
-template <class T>
-static void norm_forward(int rows, int E, const T *x, const Moments<T> *m, const T *weight, const T *bias, T *y) {
-    const int EP = padded<T>(E);
-    for (int r = 0; r < rows; r++)
-        for_vectors<T>(E, [&](int e, auto in) {
-            const Vector<T> normal = (in.load(x + (long)r * E + e) - m[r].mean) * m[r].rstd;
-            store(y + (long)r * EP + e, normal * load(weight + e) + load(bias + e));
-        });
+// y = x̂ · weight + bias with x̂ = (x − mean) · rstd, in rows as `P` multiplies them (products.h), `ldy` apart.
+template <class P, class T>
+static void norm_forward(int rows, int E, const T *x, const Moments<T> *m, const T *weight, const T *bias,
+                         typename P::Factor *y, long ldy) {
+    constexpr int W = WIDTH<T>;
+    for (int r = 0; r < rows; r++) {
+        const T *from = x + (long)r * E, mean = m[r].mean, rstd = m[r].rstd;
+        const auto normal = [&](int e) {
+            if (e >= E) return Vector<T>{};
+            const Vector<T> here = e + W <= E ? load(from + e) : Rest<T>{E - e}.load(from + e);
+            const Vector<T> hat = (here - mean) * rstd;
+            return hat * load(weight + e) + load(bias + e);
+        };
+        for (int e = 0; e < E; e += 2 * W) P::put(y + r * ldy, e, E, normal(e), normal(e + W));
+    }
 }
 // dx = past + the gradient of the norm from dy; adds to the gradients of its weight and bias.
 template <class T>
@@ -120,8 +126,8 @@ CVIT_INLINE Vector<double> gelu(Vector<double> x, Vector<double> &slope) {
 }
 // erf by formula 7.1.26 of Abramowitz and Stegun, error below 1.5e-7.
 CVIT_INLINE Vector<float> gelu(Vector<float> x, Vector<float> &slope) {
-    const Vector<float> u = (x < 0.f ? -x : x) * 0.70710678f;
-    const Vector<float> t = reciprocal(u * 0.3275911f + 1.f), e = exponential(-u * u);
+    const Vector<float> size = (Vector<float>)((Places<float>)x & 0x7fffffff);
+    const Vector<float> t = reciprocal(size * 0.23164189f + 1.f), e = power_of_2(x * x * float(-LOG2_E / 2));
     Vector<float> p = t * 0.5307027145f - 0.7265760135f;
     p = p * t + 0.7107068705f;
     p = p * t - 0.142248368f;
@@ -131,15 +137,41 @@ CVIT_INLINE Vector<float> gelu(Vector<float> x, Vector<float> &slope) {
     slope = x * 0.39894228f * e + cdf;
     return x * cdf;
 }
-// y = GELU(x + bias), row by row; where `dy` is given, it becomes the gradient of x.
-template <class T> static void gelu_rows(int rows, int width, const T *x, const T *bias, T *y, T *dy) {
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < width; c += WIDTH<T>) {
-            const long at = (long)r * width + c;
+// y = GELU(x + bias), row by row, in rows as `P` multiplies them.
+template <class P, class T>
+static void gelu_rows(int rows, int width, const T *x, const T *bias, typename P::Factor *y, long ldy) {
+    constexpr int W = WIDTH<T>;
+    for (int r = 0; r < rows; r++) {
+        const T *from = x + (long)r * width;
+        const auto value = [&](int c) {
             Vector<T> slope;
-            store(y + at, gelu(load(x + at) + load(bias + c), slope));
-            if (dy) store(dy + at, load(dy + at) * slope);
+            return c < width ? gelu(load(from + c) + load(bias + c), slope) : Vector<T>{};
+        };
+        for (int c = 0; c < width; c += 2 * W) P::put(y + r * ldy, c, width, value(c), value(c + W));
+    }
+}
+// The same, and dx = dy GELU'(x + bias); adds to the gradient of the bias. dx may be dy.
+template <class P, class T>
+static void gelu_backward(int rows, int width, const T *x, const T *bias, typename P::Factor *y, long ldy, const T *dy,
+                          typename P::Factor *dx, long lddx, T *dbias) {
+    constexpr int W = WIDTH<T>;
+    for (int r = 0; r < rows; r++) {
+        const long row = (long)r * width;
+        Vector<T> d[2];
+        const auto value = [&](int c, Vector<T> &gradient) {
+            if (c >= width) return gradient = Vector<T>{};
+            Vector<T> slope;
+            const Vector<T> v = gelu(load(x + row + c) + load(bias + c), slope);
+            gradient = load(dy + row + c) * slope;
+            store(dbias + c, load(dbias + c) + gradient);
+            return v;
+        };
+        for (int c = 0; c < width; c += 2 * W) {
+            const Vector<T> low = value(c, d[0]), high = value(c + W, d[1]);
+            P::put(y + r * ldy, c, width, low, high);
+            P::put(dx + r * lddx, c, width, d[0], d[1]);
         }
+    }
 }
 
 }  // namespace cvit
