@@ -19,8 +19,8 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO
 INTERVAL_S = 0.5
 """Time between two looks at the tree; a look takes a few milliseconds."""
 LOOKS_PER_MEMORY, FIRST_MEMORY = 10, 4
-"""The memory is measured at every so many looks, first after 2 s: with Ray's eight processes that takes 55 ms of the processor, which
-twice a second would be a twentieth of two cores."""
+"""The memory is measured at every so many looks, first after 2 s: with Ray's eight processes that takes 55 ms of the
+processor, which twice a second would be a twentieth of two cores."""
 
 
 @dataclass(frozen=True)
