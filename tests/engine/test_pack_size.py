@@ -78,10 +78,10 @@ def test_a_short_sweep_on_cpus_takes_the_largest_packs_unmeasured(
     progress = make_progress(tmp_path, *SMALL_WITH_20_SEEDS)
     tried = pretend(monkeypatch, {1: 10, 2: 21, 4: 44})
     for count, size in ((2, 4), (14, 3), (40, 0)):
-        limits = pack_limits(progress.todo, dataclasses.replace(HERE, count=count), None, work_s=19.0)
+        limits = pack_limits(progress.todo, dataclasses.replace(HERE, count=count), None, work_s=59.0)
         assert set(limits.values()) == {size} - {0}, "no more than a worker's share"
     assert tried == []
-    assert set(pack_limits(progress.todo, HERE, None, work_s=20.0).values()) == {1} and tried != []
+    assert set(pack_limits(progress.todo, HERE, None, work_s=60.0).values()) == {1} and tried != []
     assert is_worth_measuring(Workers("cuda", 2, is_here=True), work_s=0.1), "a GPU's memory has to be looked at"
 
 

@@ -32,7 +32,7 @@ LEAST_GAIN = 1.03
 last one at the end of a sweep, and more steps are lost with a worker."""
 MEASURING_S = 20.0
 """On a CPU, the time after which no other kind of step is measured: it gets the smallest size of those before."""
-MEASURED_FROM_S = 20.0
+MEASURED_FROM_S = 60.0
 """On CPUs, a sweep that trains for less takes the largest packs unmeasured: they are the best for small models, or lose
 a few percent, and to measure them this process would have to import torch, which takes longer than that."""
 MEMORY_SHARE = 0.85
