@@ -90,16 +90,19 @@ static void norm_forward(int rows, int E, const T *x, const Moments<T> *m, const
         for (int e = 0; e < E; e += 2 * W) P::put(y + r * ldy, e, E, normal(e), normal(e + W));
     }
 }
-// dx = past + the gradient of the norm from dy; adds to the gradients of its weight and bias.
+// dx = past + the gradient of the norm from dy; adds to the gradients of its weight and bias. dy is multiplied by the
+// weight in place: where a row hardly varies, its rounding would be magnified if it was not the same both times.
 template <class T>
-static void norm_backward(int rows, int E, const T *dy, const T *x, const Moments<T> *m, const T *weight, const T *past,
+static void norm_backward(int rows, int E, T *dy, const T *x, const Moments<T> *m, const T *weight, const T *past,
                           T *dx, T *dweight, T *dbias) {
     const int EP = padded<T>(E);
     for (int r = 0; r < rows; r++) {
-        const T *d = dy + (long)r * EP, *from = x + (long)r * E, mean = m[r].mean, rstd = m[r].rstd;
+        T *d = dy + (long)r * EP;
+        const T *from = x + (long)r * E, mean = m[r].mean, rstd = m[r].rstd;
         Vector<T> first{}, second{};
         for_vectors<T>(E, [&](int e, auto in) {
             const Vector<T> y = load(d + e), normal = (in.load(from + e) - mean) * rstd, g = y * load(weight + e);
+            store(d + e, g);
             first += g;
             second += g * normal;
             store(dweight + e, load(dweight + e) + y * normal);
@@ -108,7 +111,7 @@ static void norm_backward(int rows, int E, const T *dy, const T *x, const Moment
         const T a = sum_of<T>(first) / E, b = sum_of<T>(second) / E;
         for_vectors<T>(E, [&](int e, auto in) {
             const Vector<T> normal = (in.load(from + e) - mean) * rstd;
-            const Vector<T> g = (load(d + e) * load(weight + e) - a - normal * b) * rstd;
+            const Vector<T> g = (load(d + e) - a - normal * b) * rstd;
             in.store(dx + (long)r * E + e, in.load(past + (long)r * E + e) + g);
         });
     }

@@ -19,7 +19,7 @@ from cvit.engine import book
 from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.recording.process_identity import this_process
 from cvit.engine.tracking import tracker_process
-from cvit.engine.tracking.tracker_main import LOWEST_PRIORITY
+from cvit.engine.tracking.tracker_main import PATIENT_PRIORITY
 from cvit.engine.tracking.tracker_process import Copy, Spare, TrackerProcess
 from cvit.storage import Storage
 from tests.support.fake_runs import expected, history, journal_of, keys, points, runs, trial_runs
@@ -120,14 +120,14 @@ def test_a_driver_that_loses_its_sweep_leaves_its_runs_as_they_are(tmp_path: Pat
     assert [run.to_dictionary() for run in runs(uri, SWEEP)] == before
 
 
-def test_a_spare_process_imports_at_the_lowest_priority_and_copies_at_its_own(tmp_path: Path, uri: str) -> None:
+def test_a_spare_process_imports_at_a_low_priority_and_copies_at_its_own(tmp_path: Path, uri: str) -> None:
     plan = make_plan(tmp_path, *SMALL)
     journal_of(tmp_path, plan, 3, ended=True)
     copy = Copy(uri, SWEEP, keys(plan), Storage.open(str(tmp_path)))
     with Spare(uri, ["no.such.module", "wave"], is_patient=True) as spare:
         assert spare._process is not None
         process = psutil.Process(spare._process[0].pid)
-        wait_until(lambda: any(priority(thread.id) == LOWEST_PRIORITY for thread in process.threads()))
+        wait_until(lambda: any(priority(thread.id) == PATIENT_PRIORITY for thread in process.threads()))
         assert priority(process.pid) == priority(os.getpid())
         tracker = TrackerProcess(copy, may_write, spare)
         assert tracker._process.pid == process.pid and spare.take() is None

@@ -17,7 +17,8 @@ from cvit.engine.recording.lease import LeaseLost
 from cvit.engine.tracking.tracker import Tracker
 from cvit.engine.tracking.tracker_process import ANSWER, ASK, ATTACH, CLOSE, CLOSED, EXPECT, FEED, Copy
 
-LOWEST_PRIORITY = 19
+PATIENT_PRIORITY = 10
+"""The priority of patient imports, as a nice value: between that of the driver and that of Ray's workers, 15."""
 
 
 def serve() -> None:
@@ -39,14 +40,14 @@ def _import(names: Sequence[str], is_patient: bool) -> None:
     """Imports modules before there is a second thread that would import them too.
 
     Args:
-        is_patient: a thread of the lowest priority does it, so that whatever else runs goes first. Without privileges
-            a priority cannot be raised again, and what is written later is not to wait.
+        is_patient: a thread of a low priority does it, so that the driver goes first. Without privileges a priority
+            cannot be raised again, and what is written later is not to wait.
     """
     prepare()
 
     def work() -> None:
         if is_patient and sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PATIENT_PRIORITY)
         import_all(names)
 
     thread = threading.Thread(target=work, name="imports")

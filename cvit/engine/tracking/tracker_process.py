@@ -83,7 +83,7 @@ class Spare:
     def __init__(self, uri: str, imports: Sequence[str], is_patient: bool) -> None:
         """
         Args:
-            is_patient: its imports leave the processor to whatever else runs.
+            is_patient: its imports leave the processor to this process.
         """
         needs = [*imports, *imports_for(uri)]
         self._process = None if uri == NO_TRACKING else _start_process((needs, is_patient))
