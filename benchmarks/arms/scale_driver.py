@@ -37,7 +37,7 @@ from cvit.engine.recording.lease import lease
 from cvit.engine.session import Ending, Session
 from cvit.engine.terminal.cli import parse
 from cvit.engine.terminal.display import Display
-from cvit.engine.terminal.report import Closing, print_closing
+from cvit.engine.terminal.report import Closing, print_closing, read_answer
 from cvit.engine.tracking.tracker import Tracker
 from cvit.results import Point, Report, StageResult
 from cvit.stages import TrainingStage
@@ -180,9 +180,8 @@ def simulate(trials: int, workers: int, stage_seconds: float, tracking: bool) ->
             book.ending = Ending("FINISHED", 0)
         assert book.tracking_error is None, book.tracking_error
         lap("the tracking store has caught up")
-        print_closing(
-            console, progress, request, storage, Closing(False, "", book.tracker.place, book.tracker.how_to_look())
-        )
+        closing = Closing(False, "", book.tracker.place, book.tracker.how_to_look())
+        print_closing(console, progress, request, read_answer(progress, storage, None), closing)
         lap("answer")
         again = first_round(SWEEP, request, info, storage)
         Journal(storage, plan.study.sweep)
