@@ -58,6 +58,8 @@ def _import(names: Sequence[str], is_patient: bool) -> None:
 def _copy(connection: Connection, copy: Copy) -> None:
     driver = _Driver(connection)
     early = driver.messages_before_first_answer()
+    # In this thread, before the tracker's imports MLflow: what both import is to be imported by one at a time.
+    import_all(copy.imports)
     records = read_records(copy.storage, copy.sweep)
     tracker = Tracker(copy.uri, copy.sweep, copy.planned, records, driver.check, copy.surroundings)
 

@@ -65,7 +65,8 @@ class Copy:
         planned: keys of this driver's study and trials.
         storage: where the sweep's journal is.
         surroundings: what the journal does not say about its runs.
-        imports: modules that attachments need, which a process imports first.
+        imports: modules that attachments need, which a process imports as soon as it may write, unless it was a spare
+            one.
     """
 
     uri: str
@@ -203,8 +204,7 @@ class TrackerProcess:
         """Starts a process, or takes the spare one, which then reads the journal so far."""
         self._num_starts += 1
         started = spare.take() if spare is not None else None
-        needs = [*self._copy.imports, *imports_for(self._copy.uri)]
-        self._process, self._connection = started or _start_process((needs, False))
+        self._process, self._connection = started or _start_process(((), False))
         _send(self._connection, self._copy)
 
     def _send(self) -> None:
