@@ -48,6 +48,9 @@ ONE_PACK = (*TINY, "--data-fraction", "0.05", "--init-scheme", "random", "--seed
 """A sweep whose trials all start at once, so that its driver has made all its runs long before it is done."""
 NUM_RUNS = 3
 """Runs of that sweep: the study and two trials."""
+SLOW_S = 6.0
+"""The wait of each training of a driver that is to be suspended before it is done, once its runs are in MLflow, whose
+import takes a busy machine half a minute."""
 
 
 def test_two_sweeps_at_once_train_each_stage_that_they_share_once(tmp_path: Path) -> None:
@@ -72,7 +75,7 @@ def test_two_sweeps_at_once_train_each_stage_that_they_share_once(tmp_path: Path
 
 
 def test_a_driver_that_wakes_after_a_takeover_touches_nothing(tmp_path: Path) -> None:
-    with driver(tmp_path, ELSEWHERE, wait_s=2.0) as slept:
+    with driver(tmp_path, ELSEWHERE, wait_s=SLOW_S) as slept:
         put_to_sleep(slept, tmp_path)
         with driver(tmp_path) as second:
             _, errors = second.communicate(timeout=200)
@@ -95,7 +98,7 @@ def test_a_driver_that_wakes_after_a_takeover_touches_nothing(tmp_path: Path) ->
 
 @pytest.mark.chaos
 def test_a_driver_that_wakes_while_another_runs_leaves_its_runs_alone(tmp_path: Path) -> None:
-    with driver(tmp_path, ELSEWHERE, wait_s=2.0) as slept:
+    with driver(tmp_path, ELSEWHERE, wait_s=SLOW_S) as slept:
         put_to_sleep(slept, tmp_path)
         before = files(tmp_path / "storage/journal")
         with driver(tmp_path, wait_s=0.5) as second:
