@@ -90,11 +90,12 @@ def test_a_hung_worker_is_named_then_killed_and_its_stage_is_done_by_another(
     order(tmp_path, f"hang-{stage}")
     follower, timing = Lines(), Timing(time.monotonic())
     assert train(progress, tmp_path, follower, timing=timing) == dict.fromkeys(progress.plan.stages, Outcome("done"))
-    said, lost, *_ = follower.lines
+    said, *others = follower.lines  # on a busy machine, also that another one takes long to start
     assert re.fullmatch(
         rf"pid \d+ on node \S+ has not moved for \d+ s in stage {stage}; after \d+ s it is killed", said
     )
-    assert re.search(r": its worker hung for \d+ s, and was killed \(pid \d+ on node \S+\)", lost) and said[:9] in lost
+    killed = r": its worker hung for \d+ s, and was killed \(pid \d+ on node \S+\)"
+    assert [line for line in others if re.search(killed, line) and said[:9] in line]
     assert timing.lost_s > 3
 
 
