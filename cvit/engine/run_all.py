@@ -181,7 +181,7 @@ def _plan(sweep: Sweep, request: Request, storage: Storage) -> Planned:
 
 def _cluster(request: Request) -> "Cluster":
     """The Ray cluster, which is imported after help and bad input are answered. Ray then starts its worker processes
-    while this process imports torch and pandas."""
+    while this process imports Ray Tune and pandas."""
     from cvit.engine.execution.cluster import Cluster
 
     return Cluster(request.address, request.device, request.resources)

@@ -122,11 +122,12 @@ def _start_process(first: Any) -> _Started:
             stderr=subprocess.DEVNULL,
             process_group=0,
         )
-    _send(ours, first)
+    _try_to_send(ours, first)
     return process, ours
 
 
-def _send(connection: Connection, message: Any) -> None:
+def _try_to_send(connection: Connection, message: Any) -> None:
+    """Sends a message to a process, which may not be there any more."""
     with contextlib.suppress(OSError):  # it has died already: the end of its connection says so
         connection.send(message)
 
@@ -205,7 +206,7 @@ class TrackerProcess:
         self._num_starts += 1
         started = spare.take() if spare is not None else None
         self._process, self._connection = started or _start_process(((), False))
-        _send(self._connection, self._copy)
+        _try_to_send(self._connection, self._copy)
 
     def _send(self) -> None:
         """Sends what is taken, in order."""
