@@ -24,7 +24,7 @@ BEAT_S, EXPIRY_S = 0.2, 3.0
 
 # Holds the lease and says so, until its input is closed; a second argument is the identity that it claims.
 HOLDER = f"""
-import signal, sys
+import select, signal, sys
 from cvit.storage import Storage
 from cvit.engine.recording import drivers, lease as module
 
@@ -49,7 +49,9 @@ try:
     with module.lease(Storage.open(sys.argv[1]), "low_data", lambda line: print(line, flush=True)):
         SETUP
         print("held", flush=True)
-        sys.stdin.read()
+        # A signal that comes just before a wait does not end it, so no wait is long.
+        while not select.select([sys.stdin], [], [], {BEAT_S})[0]:
+            pass
 except module.SweepInUse as error:
     print("refused", error, flush=True)
 except module.LeaseLost as error:
