@@ -42,7 +42,7 @@ template <class T> CVIT_INLINE Vector<T> load(const T *at) {
 template <class T> CVIT_INLINE void store(T *at, Vector<T> x) {
     *reinterpret_cast<typename Vectors<T>::in_memory *>(at) = x;
 }
-template <class T> CVIT_INLINE Vector<T> all(T x) { return Vector<T>{} + x; }
+template <class T> CVIT_INLINE Vector<T> all(T x) { return x - Vector<T>{}; }
 template <class T> CVIT_INLINE int padded(int n) { return (n + WIDTH<T> - 1) / WIDTH<T> * WIDTH<T>; }
 
 template <class T> using Places = decltype(Vector<T>{} < Vector<T>{});  // as many whole numbers, for shuffles
