@@ -112,7 +112,7 @@ void attend(const Mixing<T> &b, int images, const T *bias, Rows<typename P::Fact
             const long at = (long)h * D * TP + i * NP;
             const Head<P> head(b, qkv, h, i);
             weigh<P>(b, head, bias + (size_t)h * (N + 1) * NP, e);
-            product(D, P::steps(N), V, P::rows(D, N, head.v), P::weights(N, NP, e), out + at, TP, false);
+            product(D, P::steps(N), V, P::rows(D, N, head.v), P::plain(N, NP, e), out + at, TP, false);
             times<T>(D, NP, out + at, TP, e + (size_t)(N + 1) * NP, out + at, TP);
         }
 }

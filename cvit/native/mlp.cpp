@@ -54,15 +54,15 @@ void mlp_backward(const Mlp<typename P::Number> &b, int64_t member, const typena
                   const typename P::Number *kept, const MlpGradients<typename P::Number> &d) {
     using T = typename P::Number;
     const Scratch::Scope whole(scratch());
-    const int E = b.E, F = b.F, EP = padded<T>(E), FP = padded<T>(F), W = WIDTH<T>;
+    const int E = b.E, F = b.F, EP = padded<T>(E), FP = padded<T>(F), FL = spread<T>(F), W = WIDTH<T>;
     const int64_t rows = b.images * b.N;
     const T *weight = padded_row(b.norm_weight.of(member), E), *bias = padded_row(b.norm_bias.of(member), E);
     const T *b1 = padded_row(b.b1.of(member), F);
     const auto w1 = P::weights(F, E, b.w1.of(member)), w2 = P::weights(E, F, b.w2.of(member));
     T *dw1 = scratch().zeros<T>((size_t)F * EP), *dw2 = scratch().zeros<T>((size_t)E * FP);
     T *db1 = scratch().zeros<T>(FP), *db2 = scratch().zeros<T>(EP);
-    T *dweight = scratch().zeros<T>(EP), *dbias = scratch().zeros<T>(EP), *dlinear = scratch().take<T>((size_t)CHUNK * FP);
-    const auto n = P::room(CHUNK, E), h = P::room(CHUNK, F), dh = P::instead_of(CHUNK, F, dlinear, FP);
+    T *dweight = scratch().zeros<T>(EP), *dbias = scratch().zeros<T>(EP), *dlinear = scratch().take<T>((size_t)CHUNK * FL);
+    const auto n = P::room(CHUNK, E), h = P::room(CHUNK, F), dh = P::instead_of(CHUNK, F, dlinear, FL);
     T *dbranch = scratch().zeros<T>(CHUNK * EP), *dn = scratch().take<T>(CHUNK * EP);
     for (int64_t first = 0; first < rows; first += CHUNK) {
         const Scratch::Scope scope(scratch());
@@ -75,8 +75,8 @@ void mlp_backward(const Mlp<typename P::Number> &b, int64_t member, const typena
         });
         add_columns<T>(R, EP / W, dbranch, EP, db2);
         const auto g = P::stored(R, EP, dbranch, EP);
-        product(R, P::steps(E), FP / W, P::rows(R, E, g), w2, dlinear, FP, false);
-        gelu_backward<P>(R, FP, kept + row * FP, b1, h.at, h.row, dlinear, dh.at, dh.row, db1);
+        product(R, P::steps(E), FP / W, P::rows(R, E, g), w2, dlinear, FL, false);
+        gelu_backward<P>(R, FP, kept + row * FP, b1, h.at, h.row, dlinear, FL, dh.at, dh.row, db1);
         product(E, P::steps(R), FP / W, P::columns(R, E, g), P::right(R, FP, h), dw2, FP, true);
         norm_forward<P>(R, E, x, m, weight, bias, n.at, n.row);
         product(F, P::steps(R), EP / W, P::columns(R, F, dh), P::right(R, EP, n), dw1, EP, true);

@@ -37,7 +37,7 @@ void tile(int K, Left<F> a, Right<F> b, Sum<F> *C, long ldc, bool adds) {
     for (int k = 0; k < K; k++) {
         Vector<F> right[COLUMNS];
 #pragma GCC unroll 4
-        for (int v = 0; v < COLUMNS; v++) right[v] = load(b.at + k * b.row + v * W);
+        for (int v = 0; v < COLUMNS; v++) right[v] = load(b.at + k * b.row + v * b.column);
 #pragma GCC unroll 16
         for (int j = 0; j < ROWS; j++) {
             const Vector<F> left = all<F>(a.at[j * a.row + k * a.step]);
@@ -83,7 +83,7 @@ template <class F> void cut(int J, int K, int V, Left<F> a, Right<F> b, Sum<F> *
     int v = 0;
     auto take = [&]<int COLUMNS>() {
         const long at = (long)v * WIDTH<Sum<F>>;
-        strip<F, COLUMNS>(J, K, a, {b.at + at, b.row}, C + at, ldc, adds);
+        strip<F, COLUMNS>(J, K, a, b.columns_from(v), C + at, ldc, adds);
         v += COLUMNS;
     };
     if constexpr (WIDEST == 4)
@@ -98,7 +98,7 @@ template <class F> void cut(int J, int K, int V, Left<F> a, Right<F> b, Sum<F> *
 void product(int J, int K, int V, Left<double> a, Right<double> b, double *C, long ldc, bool adds) {
     for (int v = 0; v < V; v++) {  // for checks only, so as plain as it can be
         const long at = (long)v * WIDTH<double>;
-        for (int j = 0; j < J; j++) tile<double, 1, 1, false>(K, a.rows_from(j), {b.at + at, b.row}, C + j * ldc + at, ldc, adds);
+        for (int j = 0; j < J; j++) tile<double, 1, 1, false>(K, a.rows_from(j), b.columns_from(v), C + j * ldc + at, ldc, adds);
     }
 }
 void product(int J, int K, int V, Left<float> a, Right<float> b, float *C, long ldc, bool adds) {

@@ -21,8 +21,13 @@ template <class F> struct Left {
 };
 template <class F> struct Right {
     const F *at;
-    long row;
+    long row, column;  // from a row of B to the next, from a vector of a row to the next
+    Right columns_from(int first) const { return {at + first * column, row, column}; }
 };
+// Rows of numbers, `row` apart.
+template <class F> Right<F> in_rows(const F *at, long row) { return {at, row, WIDTH<F>}; }
+// Columns of vectors, each of K vectors one below the other: all that a tile reads of B lies close together.
+template <class F> Right<F> in_columns(const F *at, int K) { return {at, WIDTH<F>, (long)K * WIDTH<F>}; }
 
 // C (J × V vectors), rows `ldc` apart, = or += A (J × K) B (K × V vectors); K counts pairs where factors are pairs.
 void product(int J, int K, int V, Left<double> a, Right<double> b, double *C, long ldc, bool adds);
@@ -56,14 +61,14 @@ template <class F> struct Rows {
 };
 
 // How factors are made of float or double matrices. `stored` are the rows of a matrix as they are multiplied: of them,
-// `rows` and `columns` are left factors A and Aᵀ, `right` and `turned` right factors B and Bᵀ. `weights` is a right factor
-// of a matrix whose rows need not be padded.
+// `rows` and `columns` are left factors A and Aᵀ, `right` and `turned` right factors B and Bᵀ. `plain` is a right factor of
+// numbers that are not stored, in padded rows, and `weights` one that is used so often that it is put in columns.
 template <class T> struct Exact {
     using Number = T;
     using Factor = T;
     static constexpr bool ROUNDS = false;
     static int steps(int K) { return K; }
-    static Rows<T> room(int rows, int K) { return {scratch().zeros<T>((size_t)rows * padded<T>(K)), padded<T>(K)}; }
+    static Rows<T> room(int rows, int K) { return {scratch().zeros<T>((size_t)rows * spread<T>(K)), spread<T>(K)}; }
     static Rows<T> stored(int, int, const T *x, long ldx) { return {const_cast<T *>(x), ldx}; }
     // In place of x, or where they have another form elsewhere.
     static Rows<T> instead_of(int, int, T *x, long ldx) { return {x, ldx}; }
@@ -77,18 +82,21 @@ template <class T> struct Exact {
     }
     static Left<T> rows(int, int, Rows<T> x) { return {x.at, x.row, 1}; }
     static Left<T> columns(int, int, Rows<T> x) { return {x.at, 1, x.row}; }
-    static Right<T> right(int, int, Rows<T> x) { return {x.at, x.row}; }
+    static Right<T> right(int, int, Rows<T> x) { return in_rows(x.at, x.row); }
+    static Right<T> plain(int, int columns, const T *x) { return in_rows(x, columns); }
     static Right<T> weights(int K, int columns, const T *x) {
-        if (columns == padded<T>(columns)) return {x, columns};
-        T *y = scratch().zeros<T>((size_t)K * padded<T>(columns));
-        copy_rows<T>(K, columns, x, columns, y, padded<T>(columns));
-        return {y, padded<T>(columns)};
+        T *y = scratch().take<T>((size_t)K * padded<T>(columns));
+        for_vectors<T>(columns, [&](int c, auto in) {
+            for (int k = 0; k < K; k++) store(y + (long)c * K + k * WIDTH<T>, in.load(x + (long)k * columns + c));
+        });
+        return in_columns(y, K);
     }
     static Right<T> turned(int columns, int K, Rows<T> x) {
-        const long ldy = padded<T>(columns);
-        T *y = columns == ldy ? scratch().take<T>(K * ldy) : scratch().zeros<T>(K * ldy);
-        transpose<T>(columns, K, x.at, x.row, y, ldy);
-        return {y, ldy};
+        const size_t size = (size_t)K * padded<T>(columns);
+        T *y = columns == padded<T>(columns) ? scratch().take<T>(size) : scratch().zeros<T>(size);
+        for (int c = 0; c < columns; c += WIDTH<T>)
+            transpose<T>(std::min(WIDTH<T>, columns - c), K, x.at + c * x.row, x.row, y + (long)c * K, WIDTH<T>);
+        return in_columns(y, K);
     }
 };
 
@@ -127,14 +135,15 @@ struct Halves {
         const long ldy = padded<float>(columns);
         Pair *y = scratch().take<Pair>(steps(K) * ldy);
         weave_pairs(K, columns, x.at, x.row, y, ldy);
-        return {y, ldy};
+        return in_rows(y, ldy);
     }
-    static Right<Pair> weights(int K, int columns, const float *x) {
+    static Right<Pair> plain(int K, int columns, const float *x) {
         const long ldy = padded<float>(columns);
         Pair *y = scratch().take<Pair>(steps(K) * ldy);
         pairs_in_columns(K, columns, x, columns, y, ldy);
-        return {y, ldy};
+        return in_rows(y, ldy);
     }
+    static Right<Pair> weights(int K, int columns, const float *x) { return plain(K, columns, x); }
     static Right<Pair> turned(int columns, int K, Rows<Pair> x) {
         // Whole squares, zeros included.
         return Exact<Pair>::turned(columns, std::min<long>(x.row, padded<float>(steps(K))), x);

@@ -156,16 +156,16 @@ static void gelu_rows(int rows, int width, const T *x, const T *bias, typename P
 // The same, and dx = dy GELU'(x + bias); adds to the gradient of the bias. dx may be dy.
 template <class P, class T>
 static void gelu_backward(int rows, int width, const T *x, const T *bias, typename P::Factor *y, long ldy, const T *dy,
-                          typename P::Factor *dx, long lddx, T *dbias) {
+                          long lddy, typename P::Factor *dx, long lddx, T *dbias) {
     constexpr int W = WIDTH<T>;
     for (int r = 0; r < rows; r++) {
-        const long row = (long)r * width;
+        const T *from = x + (long)r * width, *past = dy + r * lddy;
         Vector<T> d[2];
         const auto value = [&](int c, Vector<T> &gradient) {
             if (c >= width) return gradient = Vector<T>{};
             Vector<T> slope;
-            const Vector<T> v = gelu(load(x + row + c) + load(bias + c), slope);
-            gradient = load(dy + row + c) * slope;
+            const Vector<T> v = gelu(load(from + c) + load(bias + c), slope);
+            gradient = load(past + c) * slope;
             store(dbias + c, load(dbias + c) + gradient);
             return v;
         };

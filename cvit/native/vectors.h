@@ -45,6 +45,13 @@ template <class T> CVIT_INLINE void store(T *at, Vector<T> x) {
 template <class T> CVIT_INLINE Vector<T> all(T x) { return x - Vector<T>{}; }
 template <class T> CVIT_INLINE int padded(int n) { return (n + WIDTH<T> - 1) / WIDTH<T> * WIDTH<T>; }
 
+// The length of rows in memory whose columns are read: an odd number of cache lines, so that the numbers of a column fall
+// into all sets of the cache. Rows of 1,536 bytes would share an eighth of them.
+template <class T> CVIT_INLINE int spread(int n) {
+    constexpr int LINE = 64 / sizeof(T);
+    return ((n + LINE - 1) / LINE | 1) * LINE;
+}
+
 template <class T> using Places = decltype(Vector<T>{} < Vector<T>{});  // as many whole numbers, for shuffles
 
 template <class T> CVIT_INLINE T sum_of(Vector<T> x) {
