@@ -15,8 +15,10 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from cvit.config import Precision
 from cvit.data.images import DataError
 from cvit.errors import one_line
+from cvit.native.library import processor_flags
 from cvit.parameters import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PRECISIONS = ("float32", "bfloat16")
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 Json = Annotated[Path | None, Parameter(name="--json", help="File for the machine-readable figures.")]
@@ -139,8 +140,15 @@ def limits(flops: float, rates: Mapping[str, float]) -> dict[str, dict[str, floa
 
 
 def matrix_rates(device: "torch.device") -> dict[str, float]:
-    """Measures the FLOP/s of this machine in every precision, on a CPU of all cores together."""
-    return {precision: matrix_rate(precision, device, available_cores()) for precision in PRECISIONS}
+    """Measures the FLOP/s of this machine in every precision that it has, on a CPU of all cores together."""
+    return {precision: matrix_rate(precision, device, available_cores()) for precision in precisions(device)}
+
+
+def precisions(device: "torch.device") -> tuple[Precision, ...]:
+    """Returns the precisions for which the device has instructions. A CPU without those for bfloat16 takes a hundred
+    times as long as in float32."""
+    has_both = device.type == "cuda" or "avx512_bf16" in processor_flags()
+    return ("float32", "bfloat16") if has_both else ("float32",)
 
 
 def limit_line(limits: Mapping[str, Mapping[str, float]]) -> str:

@@ -23,7 +23,6 @@ from cyclopts import Parameter
 
 from benchmarks import common
 from benchmarks.arms.grid import planned
-from benchmarks.common import PRECISIONS
 from cvit.engine.execution.cost import flops_of, step_seconds
 from cvit.engine.execution.pack_size import pack_limits
 from cvit.engine.execution.workers import planned_workers
@@ -65,7 +64,7 @@ def limit(
         "steps",
         "operations",
         "steps take, s",
-        *(f"limits, {p}" for p in PRECISIONS),
+        *(f"limits, {precision}" for precision in rates),
     ]
     title = f"Training without start, evaluation and end; median of n = {repeats}"
     notes = [f"{name}: {common.limit_line(one[ALL]['limit'])}" for name, one in figures.items()]
@@ -102,7 +101,7 @@ def _row(preset: str, phase: str, figures: dict[str, Any]) -> list[str]:
         f"{figures['steps']:,}",
         f"{figures['flops']:.3g}",
         common.with_spread(figures["seconds"]),
-        *(f"{figures['times_limit'][precision]:.1f}" for precision in PRECISIONS),
+        *(f"{times:.1f}" for times in figures["times_limit"].values()),
     ]
 
 

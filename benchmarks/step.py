@@ -99,8 +99,9 @@ def step(
     members: Annotated[int, Parameter(help="Members of the trainer's pack.")] = 1,
     steps: Annotated[int, Parameter(help="Steps of a turn.")] = 5,
     precision: Annotated[
-        tuple[Precision, ...], Parameter(consume_multiple=True, help="Of float32 and bfloat16; both of them.")
-    ] = ("float32", "bfloat16"),
+        tuple[Precision, ...],
+        Parameter(consume_multiple=True, help="Of float32 and bfloat16; those for which the device has instructions."),
+    ] = (),
     repeats: common.Repeats = 5,
     device: common.Device = "auto",
     json: common.Json = None,
@@ -111,6 +112,7 @@ def step(
     if unknown := [name for name in model_size if name not in SHAPES]:
         raise ConfigError(f"model_size {unknown[0]!r} is not valid: one of {', '.join(SHAPES)}")
     where = common.chosen_device(device)
+    precision = precision or common.precisions(where)
     before = common.machine()
     torch.set_num_threads(1)
     rates = {name: common.matrix_rate(name, where) for name in precision}
