@@ -51,6 +51,20 @@ def test_a_cpu_takes_bfloat16_where_the_operators_multiply_it(
     assert not multiplies_halves()
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_a_plan_says_where_bfloat16_is_slow(
+    has_bfloat16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an option or from a preset."""
+    monkeypatch.setattr(precision, "processor_flags", lambda: HALVES if has_bfloat16 else {"avx2"})
+    slow = "precision bfloat16: this processor has no instructions for it"
+    of_preset = ("--preset", "reference", *DRY[2:])
+    for options in ((*DRY, "--precision", "bfloat16"), of_preset):
+        assert (slow in sweep(tmp_path, *options)) != has_bfloat16, options
+    for options in (DRY, (*of_preset, "--precision", "float32")):
+        assert slow not in sweep(tmp_path, *options), options
+
+
 def test_a_stage_that_auto_trained_is_found_again(tmp_path: Path) -> None:
     chosen = "bfloat16" if multiplies_halves() else "float32"
     sweep(tmp_path, *SMALL, "--precision", "auto", "--device", "cpu", "--workers", "1")

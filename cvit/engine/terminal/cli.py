@@ -12,7 +12,7 @@ from cvit.engine.invocation import Invocation, of_script
 from cvit.engine.planning.request import LOCAL, Request, Resources
 from cvit.engine.terminal import sources
 from cvit.engine.terminal.options import ALL_PARTS, HELP, HELP_ALL, about_text, app_of, dashed, not_options, options_of
-from cvit.engine.terminal.precision import with_precision
+from cvit.engine.terminal.precision import PRECISION, slow_precision, with_precision
 from cvit.engine.terminal.usage import explained
 from cvit.parameters import ConfigError, as_text
 from cvit.parameters import Parameter as ConfigParameter
@@ -149,6 +149,9 @@ def _request(sweep: Sweep, preset_name: str, given: dict[str, Any], started: Inv
     resources = _resources(given)
     device, address = given.get("device", "auto"), given.get("address") or _address_in_environment()
     given, grid, notes = with_precision(given, grid, device, resources)
+    if address in (None, LOCAL):
+        precisions = grid.get(PRECISION) or (given.get(PRECISION, preset.settings.get(PRECISION)),)
+        notes += slow_precision(precisions, device, resources)
     if given.get("json", False) and not given.get("dry_run", False):
         raise ConfigError("--json prints the plan of --dry-run: give both")
     return Request(

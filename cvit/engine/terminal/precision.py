@@ -1,13 +1,14 @@
-"""Replaces `--precision auto` by the arithmetic that is fastest on this machine and as accurate as float32."""
+"""The arithmetic of a training: `--precision auto` becomes the one that is fastest on this machine and as accurate as
+float32, and a plan says so where bfloat16 would be slow."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cvit.config import Precision
 from cvit.engine.execution.forecast import likely_workers_here
 from cvit.engine.planning.grids import Grid
 from cvit.engine.planning.request import Resources
-from cvit.native.library import multiplies_halves
+from cvit.native.library import multiplies_halves, processor_flags
 from cvit.parameters import AUTO
 
 PRECISION = "precision"
@@ -27,6 +28,16 @@ def with_precision(
     values = tuple(dict.fromkeys(chosen if value == AUTO else value for value in grid.get(PRECISION, ())))
     options = {name: chosen if name == PRECISION and value == AUTO else value for name, value in given.items()}
     return options, {**grid, PRECISION: values} if values else grid, (f"precision auto: {chosen} on this machine",)
+
+
+def slow_precision(precisions: Collection[Any], device: str, resources: Resources) -> tuple[str, ...]:
+    """A line for the plan if bfloat16 is trained on a CPU of this machine that has no instructions for it."""
+    flags = processor_flags()  # none where the system does not tell
+    if "bfloat16" not in precisions or not flags or "avx512_bf16" in flags:
+        return ()
+    if likely_workers_here(device, resources).device != "cpu":
+        return ()
+    return ("precision bfloat16: this processor has no instructions for it; float32 trains about ten times as fast",)
 
 
 def fastest_precision(device: str) -> Precision:
