@@ -258,7 +258,7 @@ class Lease:
                 break
         is_needed = self._loss is not None and not self._is_loss_known and not self._ended.is_set()
         if is_needed and self._asker is threading.main_thread() and self._asker.is_alive():
-            # It also interrupts a main thread that waits.
+            # It also interrupts a main thread that waits, unless it is just about to; so drivers wait in short turns.
             signal.pthread_kill(self._asker.ident or 0, signal.SIGTERM)
 
 
