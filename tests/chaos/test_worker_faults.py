@@ -87,7 +87,8 @@ def test_a_node_whose_workers_all_die_at_their_start_is_said_and_avoided(
         (line,) = [line for line in follower.lines if line.startswith("node ")]
         assert bad[:8] in line and "2 workers in a row died at their start, so it is avoided: ActorDiedError" in line
         lost = [line for line in follower.lines if line.startswith("lost a worker")]
-        assert len(lost) == 2, "it is really avoided"
+        # A worker that had its place there before the second death still comes; without that, all 8 trials could.
+        assert len(lost) in (2, 3), "it is really avoided"
     finally:
         ray.shutdown()
         nodes.end()

@@ -65,7 +65,7 @@ class Lan:
         namespaces = ("nsenter", "-t", str(self.pid), "--net", "--pid", "--mount", "--uts", f"--wd={ROOT}")
         return [*namespaces, "env", "-i", *environment, *command]
 
-    def run(self, *command: str, timeout_s: float = 120.0) -> str:
+    def run(self, *command: str, timeout_s: float = 300.0) -> str:
         """Runs a command on the laptop and returns all its output; it must succeed."""
         done = subprocess.run(
             self.on_laptop(*command),
