@@ -145,8 +145,8 @@ def matrix_rates(device: "torch.device") -> dict[str, float]:
 
 
 def precisions(device: "torch.device") -> tuple[Precision, ...]:
-    """Returns the precisions for which the device has instructions. A CPU without those for bfloat16 takes a hundred
-    times as long as in float32."""
+    """Returns the precisions for which the device has instructions. A CPU without those for bfloat16 takes
+    hundreds of times as long for a large product as in float32."""
     has_both = device.type == "cuda" or "avx512_bf16" in processor_flags()
     return ("float32", "bfloat16") if has_both else ("float32",)
 

@@ -86,9 +86,14 @@ def test_a_node_whose_workers_all_die_at_their_start_is_said_and_avoided(
         assert set(train(progress, tmp_path, follower).values()) == {Outcome("done")}
         (line,) = [line for line in follower.lines if line.startswith("node ")]
         assert bad[:8] in line and "2 workers in a row died at their start, so it is avoided: ActorDiedError" in line
-        lost = [line for line in follower.lines if line.startswith("lost a worker")]
-        # A worker that had its place there before the second death still comes; without that, all 8 trials could.
-        assert len(lost) in (2, 3), "it is really avoided"
+        place = follower.lines.index(line)
+        before, after = (
+            [line for line in lines if line.startswith("lost a worker")]
+            for lines in (follower.lines[:place], follower.lines[place:])
+        )
+        assert len(before) == 2, "it is avoided at the second death"
+        # Of two trials that are handed out at a time, one may have been given its place before that.
+        assert len(after) <= 1, "it is really avoided"
     finally:
         ray.shutdown()
         nodes.end()
